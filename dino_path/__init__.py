@@ -1,0 +1,3 @@
+"""dino_path: self-supervised DINO pretraining for medical histology."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,48 @@
+"""Errors that a user can mend. `cli` prints them without a traceback and exits with code 2."""
+
+
+class DinoPathError(Exception):
+    """Base of all refusals.
+
+    The message has four parts: which thing, what we found, what we needed, what to do.
+    """
+
+    def __init__(self, thing: str, found: str, needed: str, remedy: str) -> None:
+        self.thing, self.found, self.needed, self.remedy = thing, found, needed, remedy
+        super().__init__(f"{thing}: {found}\n  {needed}\n  {remedy}")
+
+    def __reduce__(self) -> tuple[type["DinoPathError"], tuple[str, str, str, str]]:
+        """Survive the trip from a worker process (the default would pass the message alone)."""
+        return type(self), (self.thing, self.found, self.needed, self.remedy)
+
+
+class ConfigError(DinoPathError):
+    """A setting is unknown, missing, mistyped or impossible."""
+
+
+class SlideError(DinoPathError):
+    """A slide cannot be opened, has no usable mpp, or cannot be read."""
+
+
+class TileStoreError(DinoPathError):
+    """A tile store (or image folder) is missing, damaged, empty, or made with another config."""
+
+
+class CheckpointError(DinoPathError):
+    """A checkpoint or model folder is missing, damaged, or does not fit."""
+
+
+class DataError(DinoPathError):
+    """Labelled data are missing, malformed, or would leak between splits."""
+
+
+class LaunchError(DinoPathError):
+    """The process group, device or cluster that was asked for cannot be had."""
+
+
+class NonFiniteLoss(DinoPathError):
+    """Too many steps had a loss that is not finite."""
+
+
+class CollapseDetected(DinoPathError):
+    """The teacher's output collapsed and `monitor.on_collapse` is `stop`."""

@@ -1,0 +1,163 @@
+"""Which file lives where in a run folder, and how files are written: complete, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from dino_path.errors import CheckpointError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that appears under `path` only when it is complete (temp file, fsync, rename).
+
+    On any exception the temporary file is removed and an older file under `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write `record` as indented JSON, atomically."""
+    with atomic_write(path) as stream:
+        json.dump(record, stream, indent=2, sort_keys=False)
+        stream.write("\n")
+
+
+def environment_record() -> dict[str, Any]:
+    """Versions, platform, git commit and command line: what a reader needs to repeat a run."""
+    packages = (
+        "dino-path", "torch", "torchvision", "timm", "albumentations", "openslide-python", "openslide-bin",
+        "faiss-cpu", "wandb", "numpy", "opencv-python-headless",
+    )  # fmt: skip
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "num_cpus": os.cpu_count(),
+        "git_commit": _git_commit(),
+        "versions": versions,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from; None for an installed package."""
+    package = Path(__file__).parent
+    if not (package.parent / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=package, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return answer.stdout.strip() or None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one pretraining run."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def environment_file(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def wandb_id_file(self) -> Path:
+        return self.path / "wandb_run_id.txt"
+
+    def checkpoint_file(self, step: int) -> Path:
+        """The checkpoint that holds the state after `step` optimizer updates."""
+        return self.checkpoints / f"step_{step:08d}.pt"
+
+    def checkpoint_files(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        return sorted(self.checkpoints.glob("step_????????.pt"))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of `metrics.jsonl`, in order; empty when there are none yet."""
+        if not self.metrics_file.exists():
+            return []
+        with self.metrics_file.open(encoding="utf-8") as stream:
+            return [json.loads(line) for line in stream if line.endswith("\n")]
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop records at or after `step`, so that a resumed run repeats none (and no torn last line)."""
+        if not self.metrics_file.exists():
+            return
+        kept = [record for record in self.read_metrics() if record["step"] < step]
+        with atomic_write(self.metrics_file) as stream:
+            stream.writelines(json.dumps(record) + "\n" for record in kept)
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """The checkpoint file that `path` (a run folder or a checkpoint) stands for.
+
+    Raises:
+        CheckpointError: no such path, or a folder without checkpoints.
+    """
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise CheckpointError(
+            str(path), "no such file or folder.", "A run folder or a checkpoint file is needed.", "Check the path."
+        )
+    files = RunFolder(path).checkpoint_files()
+    if not files:
+        raise CheckpointError(
+            str(path),
+            "this folder holds no checkpoints/step_*.pt.",
+            "A run folder that `dino-path pretrain` has written is needed.",
+            "Check the path, or let the run reach its first checkpoint (training.checkpoint_every_steps).",
+        )
+    return files[-1]
