@@ -67,7 +67,10 @@ def world_shape(environment: Mapping[str, str]) -> tuple[int, int, int]:
             values[name] = int(environment[name])
         except ValueError:
             raise LaunchError(
-                "launch environment", f"{name}={environment[name]!r}.", "A whole number is needed.", f"Unset {name}."
+                "launch environment",
+                f"{name}={environment[name]!r}.",
+                "A whole number is needed.",
+                f"Unset {name}.",
             ) from None
     rank, size, local_rank = (values[name] for name in names)
     if not 0 <= rank < size:

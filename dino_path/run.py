@@ -26,11 +26,11 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,9 +70,7 @@ def _git_commit() -> str | None:
     if not (package.parent / ".git").exists():
         return None
     try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=package, capture_output=True, text=True, check=False
-        )
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=package, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git on this machine
         return None
     return answer.stdout.strip() or None
@@ -150,7 +148,10 @@ def newest_checkpoint(path: Path) -> Path:
         return path
     if not path.exists():
         raise CheckpointError(
-            str(path), "no such file or folder.", "A run folder or a checkpoint file is needed.", "Check the path."
+            str(path),
+            "no such file or folder.",
+            "A run folder or a checkpoint file is needed.",
+            "Check the path.",
         )
     files = RunFolder(path).checkpoint_files()
     if not files:
