@@ -334,12 +334,12 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(
                 None, None, "anchors and aliases are not used here", event.start_mark
             )
-        return super().compose_node(parent, index)  # type: ignore[no-any-return, no-untyped-call]
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
@@ -423,7 +423,8 @@ def section_from_file(cls: type[T], tree: Tree, source: str) -> T:
 def as_plain(section: Section) -> Tree:
     """The section as plain data that YAML and JSON can hold and `load_config` reads back."""
     plain: Tree = json.loads(section.model_dump_json())
-    return _shorten_durations(plain)
+    short: Tree = _shorten_durations(plain)
+    return short
 
 
 def as_yaml(section: Section) -> str:

@@ -99,7 +99,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
             "training.device=cuda",
             f"this process is local rank {local_rank} and sees {torch.cuda.device_count()} CUDA devices.",
             "One GPU per process is needed.",
-            "Start fewer processes per node, ask SLURM for GPUs, or set training.device=cpu. `dino-path doctor` says more.",
+            "Start fewer processes per node, ask SLURM for GPUs, or set training.device=cpu. See `dino-path doctor`.",
         )
     return torch.device("cuda", local_rank)
 

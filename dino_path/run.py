@@ -48,7 +48,7 @@ def environment_record() -> dict[str, Any]:
         "dino-path", "torch", "torchvision", "timm", "albumentations", "openslide-python", "openslide-bin",
         "faiss-cpu", "wandb", "numpy", "opencv-python-headless",
     )  # fmt: skip
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in packages:
         try:
             versions[package] = version(package)

@@ -1,0 +1,1 @@
+"""Cluster: sbatch files and their submission."""

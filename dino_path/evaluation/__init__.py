@@ -1,0 +1,1 @@
+"""Evaluation: labelled data, splits, k-NN, probes, the supervised baseline, metrics."""

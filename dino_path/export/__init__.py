@@ -1,0 +1,1 @@
+"""Export: the teacher becomes a model folder that other tools load."""

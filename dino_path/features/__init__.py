@@ -1,0 +1,1 @@
+"""Features: a frozen backbone turns images into feature files."""

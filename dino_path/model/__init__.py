@@ -1,0 +1,1 @@
+"""Model: timm backbone, projection head, loading weights."""

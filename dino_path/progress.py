@@ -1,0 +1,70 @@
+"""Progress of long work: a live bar in a terminal, one line per interval in a file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+console = Console(stderr=True)
+LINE_EVERY_S = 10.0
+
+
+class Meter:
+    """Counts finished items of one piece of work; made by `meter`."""
+
+    def __init__(self, what: str, total: int, unit: str, bar: Progress | None) -> None:
+        self.what, self.total, self.unit, self.done = what, total, unit, 0
+        self._bar = bar
+        self._task = bar.add_task(what, total=total, note="") if bar else None
+        self._start_s = self._last_line_s = time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count `count` more items as done; `note` stands beside the bar."""
+        self.done += count
+        elapsed_s = time.monotonic() - self._start_s
+        rate = self.done / elapsed_s if elapsed_s > 0 else 0.0
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=count, note=f"{rate:,.0f} {self.unit}/s  {note}")
+        elif self.done >= self.total or time.monotonic() - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = time.monotonic()
+            left_s = (self.total - self.done) / rate if rate else 0.0
+            logger.info(
+                "%s %d/%d %s  %.0f %s/s  %.0f s, %.0f s left  %s",
+                self.what, self.done, self.total, self.unit, rate, self.unit, elapsed_s, left_s, note,
+            )  # fmt: skip
+
+
+@contextmanager
+def meter(what: str, total: int, unit: str) -> Iterator[Meter]:
+    """Show how far `what` has come: `total` items called `unit`."""
+    if not sys.stderr.isatty():
+        yield Meter(what, total, unit, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield Meter(what, total, unit, bar)
+
+
+def progress(items: Iterable[T], what: str, *, total: int, unit: str) -> Iterator[T]:
+    """Iterate over `items`, showing how many are done."""
+    with meter(what, total, unit) as counter:
+        for item in items:
+            yield item
+            counter.advance()

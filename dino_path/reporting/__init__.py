@@ -1,0 +1,1 @@
+"""Reporting: run folders become tables, figures and one HTML page."""

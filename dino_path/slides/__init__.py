@@ -1,0 +1,1 @@
+"""Slides: opening, levels and mpp, tissue, quality, synthetic demo slides."""

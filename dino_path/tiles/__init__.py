@@ -1,0 +1,1 @@
+"""Tiles: grid geometry, the tile store, reading tiles."""

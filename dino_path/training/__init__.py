@@ -1,0 +1,1 @@
+"""Training: objective, schedules, step, loop, checkpoints, monitors."""

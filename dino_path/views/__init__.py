@@ -1,0 +1,1 @@
+"""Views: one tile becomes global and local views."""

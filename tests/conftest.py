@@ -1,0 +1,15 @@
+"""Fixtures that every test may use."""
+
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real slides and labelled tiles that lie beside a developer's checkout; a user does not have them."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real slides and tiles (../shared/data) are not on this machine")
+    return SHARED_DATA
