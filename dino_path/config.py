@@ -143,7 +143,7 @@ class ViewsConfig(Section):
     blur_prob: tuple[Fraction, Fraction, Fraction] = Field(
         (0.5, 0.1, 0.5), description="Gaussian blur: first global, second global, local views"
     )
-    blur_sigma: Range = Field((0.1, 2.0), description="standard deviation of the blur at 224 px, in pixels")
+    blur_sigma: Range = Field((0.1, 2.0), description="standard deviation of the blur, in pixels of the view")
     solarize_prob: Fraction = Field(0.0, description="solarisation at 128, second global view only")
 
     @model_validator(mode="before")
@@ -261,13 +261,16 @@ class EvaluationConfig(Section):
     min_region_fraction: float = Field(
         0.75, gt=0.5, le=1, description="share of a tile that one region class must cover to label it"
     )
+    allow_duplicates: bool = Field(
+        False, description="accept a given split that has the very same image in training and test"
+    )
 
 
 class BaselineConfig(Section):
     """The supervised ResNet-50 on the same splits."""
 
     backbone: str = Field("resnet50", description="a timm model name")
-    weights: str | None = Field(None, description="None: from scratch; `timm`, a file or a model folder")
+    weights: str | None = Field(None, description="None: from scratch; `timm`: timm's own; else a model folder")
     num_epochs: int = Field(30, ge=1, description="at most; validation decides which epoch is kept")
     batch_size: int = Field(32, ge=2)
     lr: float = Field(1e-3, gt=0, description="peak of a one-cycle AdamW")

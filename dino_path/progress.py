@@ -22,9 +22,9 @@ LINE_EVERY_S = 10.0
 class Meter:
     """Counts finished items of one piece of work; made by `meter`."""
 
-    def __init__(self, what: str, total: int, unit: str, bar: Progress | None) -> None:
+    def __init__(self, what: str, total: int, unit: str, bar: Progress | None, *, lines: bool) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, 0
-        self._bar = bar
+        self._bar, self._lines = bar, lines
         self._task = bar.add_task(what, total=total, note="") if bar else None
         self._start_s = self._last_line_s = time.monotonic()
 
@@ -35,7 +35,7 @@ class Meter:
         rate = self.done / elapsed_s if elapsed_s > 0 else 0.0
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, note=f"{rate:,.0f} {self.unit}/s  {note}")
-        elif self.done >= self.total or time.monotonic() - self._last_line_s >= LINE_EVERY_S:
+        elif self._lines and (self.done >= self.total or time.monotonic() - self._last_line_s >= LINE_EVERY_S):
             self._last_line_s = time.monotonic()
             left_s = (self.total - self.done) / rate if rate else 0.0
             logger.info(
@@ -45,10 +45,14 @@ class Meter:
 
 
 @contextmanager
-def meter(what: str, total: int, unit: str) -> Iterator[Meter]:
-    """Show how far `what` has come: `total` items called `unit`."""
+def meter(what: str, total: int, unit: str, *, lines: bool = True) -> Iterator[Meter]:
+    """Show how far `what` has come: `total` items called `unit`.
+
+    Args:
+        lines: write lines where there is no terminal; False for work that writes its own.
+    """
     if not sys.stderr.isatty():
-        yield Meter(what, total, unit, None)
+        yield Meter(what, total, unit, None, lines=lines)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -59,7 +63,7 @@ def meter(what: str, total: int, unit: str) -> Iterator[Meter]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bar:
-        yield Meter(what, total, unit, bar)
+        yield Meter(what, total, unit, bar, lines=lines)
 
 
 def progress(items: Iterable[T], what: str, *, total: int, unit: str) -> Iterator[T]:

@@ -1,0 +1,388 @@
+"""A supervised network, trained end to end on the training images: what every frozen extractor is compared with.
+
+Shape suffixes: B images of a batch, C classes (after images: channels), N images.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dino_path.config import BaselineConfig, as_plain
+from dino_path.errors import CheckpointError, DataError
+from dino_path.evaluation.baseline_files import FORMAT, BaselineFolder
+from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.images import AUGMENTATION, SquareImages, augment, image_edge_px
+from dino_path.evaluation.metrics import Metrics, confusion_matrix, measure, summarise
+from dino_path.model.backbone import build_backbone, count_parameters
+from dino_path.model.folder import Triple, load_backbone, read_model_folder
+from dino_path.model.pretrained import load_timm_weights
+from dino_path.progress import Meter, meter
+from dino_path.run import atomic_write, environment_record, write_json
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_EVERY_S = 60.0
+IMAGES_FOR_MEAN = 512
+WARMUP_SHARE = 0.2  # of the steps in which the one-cycle schedule rises
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch; the loss is the training's, with label smoothing."""
+
+    epoch: int
+    loss: float
+    validation_accuracy: float
+    validation_balanced_accuracy: float
+    validation_log_loss: float
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """A trained baseline, measured on the test images.
+
+    Attributes:
+        out: its folder; also a model folder of the trained backbone.
+        scores: (N, C) class probabilities of the test images, in the order of the set.
+        history: one record per epoch; `best_epoch` is the one whose weights were kept.
+    """
+
+    out: Path
+    metrics: Metrics
+    scores: NDArray[np.float64]
+    best_epoch: int
+    history: tuple[EpochRecord, ...]
+
+
+class Classifier(nn.Module):
+    """Backbone, and a linear layer on its pooled features."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = nn.Linear(int(backbone.num_features), num_classes)  # type: ignore[arg-type]
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        logits_BC: Tensor = self.classifier(self.backbone(images_BCHW))
+        return logits_BC
+
+
+def train_baseline(
+    labelled: LabelledSet,
+    config: BaselineConfig,
+    *,
+    num_bootstrap: int,
+    seed: int,
+    out: Path,
+    device: torch.device,
+    num_workers: int,
+) -> BaselineResult:
+    """Train on the training part, choose the epoch on a validation part of it, test once. Killed, it continues.
+
+    Validation images are the data's own "val" split, else whole patients (slides, images) of the training part.
+
+    Args:
+        num_bootstrap: resamples behind the intervals of the test metrics.
+        num_workers: threads that decode images.
+
+    Raises:
+        DataError: a class has too few training units, or `out` holds another experiment.
+        CheckpointError: the weights to start from cannot be had.
+        TileStoreError: an image cannot be read.
+    """
+    folder = BaselineFolder(out)
+    experiment = _experiment(labelled, config, seed)
+    if folder.is_finished():
+        return _read_finished(folder, labelled, experiment, num_bootstrap, seed)
+    fit, validation = labelled.fit_and_validation(config.validation_fraction, seed=seed)
+    images = SquareImages(labelled.source, config.input_px or image_edge_px(labelled.source), num_workers=num_workers)
+    training = Training.start(labelled, config, images, fit, validation, seed=seed, device=device)
+    training.restore(folder.checkpoint_file, experiment)
+    training.run(folder.checkpoint_file, experiment)
+
+    training.model.load_state_dict(training.best_weights)
+    test = labelled.part("test")
+    scores_NC = torch.softmax(training.logits(test), dim=1).double().numpy()
+    metrics = _measure(labelled, scores_NC, num_bootstrap, seed)
+    folder.write_predictions(labelled, test, scores_NC)
+    folder.write_model(
+        training.model.backbone, config.backbone, mean=training.mean, std=training.std, input_px=images.edge_px,
+        mpp=labelled.source.mpp,
+    )  # fmt: skip
+    write_json(folder.result_file, {
+        "format": FORMAT,
+        "experiment": experiment,
+        "metrics": metrics.record(labelled.classes),
+        "data": labelled.record(),
+        "validation": {
+            "rule": "as given with the data" if labelled.part("val").size
+            else f"{config.validation_fraction:g} of the training {labelled.unit_name}, stratified by class",
+            "num_fit_images": len(fit), "num_validation_images": len(validation),
+        },
+        "config": as_plain(config),
+        "seed": seed,
+        "input_px": images.edge_px,
+        "augmentation": AUGMENTATION,
+        "num_parameters": count_parameters(training.model),
+        "best_epoch": training.best_epoch,
+        "history": [asdict(record) for record in training.history],
+        "environment": environment_record(),
+    })  # fmt: skip
+    folder.checkpoint_file.unlink(missing_ok=True)
+    return BaselineResult(out, metrics, scores_NC, training.best_epoch, tuple(training.history))
+
+
+@dataclass
+class Training:
+    """The state of one training; `restore` and `_save` carry all of it."""
+
+    config: BaselineConfig
+    images: SquareImages
+    labels: Tensor
+    num_classes: int
+    fit: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    seed: int
+    device: torch.device
+    mean: Triple
+    std: Triple
+    model: Classifier
+    optimizer: torch.optim.AdamW
+    schedule: torch.optim.lr_scheduler.OneCycleLR
+    history: list[EpochRecord]
+    best_epoch: int
+    best_weights: dict[str, Tensor]
+
+    @classmethod
+    def start(
+        cls, labelled: LabelledSet, config: BaselineConfig, images: SquareImages, fit: NDArray[np.int64],
+        validation: NDArray[np.int64], *, seed: int, device: torch.device,
+    ) -> Training:  # fmt: skip
+        """Epoch 0, with weights drawn from `seed` or given by `config.weights`."""
+        mean, std = _mean_and_std(images, fit)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            match config.weights:
+                case None:
+                    backbone = build_backbone(config.backbone, {})
+                case "timm":
+                    published = load_timm_weights(config.backbone)
+                    backbone, mean, std = published.module, published.mean, published.std
+                case path:
+                    source = read_model_folder(Path(path))
+                    backbone, mean, std = load_backbone(source), source.mean, source.std
+            model = Classifier(backbone, len(labelled.classes))
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=config.lr,
+            total_steps=config.num_epochs * len(_cut(fit, config.batch_size)) + 1,
+            pct_start=WARMUP_SHARE,
+        )
+        return cls(
+            config=config, images=images, labels=torch.from_numpy(labelled.labels), num_classes=len(labelled.classes),
+            fit=fit, validation=validation, seed=seed, device=device, mean=mean, std=std, model=model,
+            optimizer=optimizer, schedule=schedule, history=[], best_epoch=-1, best_weights={},
+        )  # fmt: skip
+
+    def run(self, checkpoint: Path, experiment: str) -> None:
+        """Train until the last epoch, or until validation has not gained for `patience` epochs."""
+        epoch_images = sum(map(len, _cut(self.fit, self.config.batch_size)))
+        saved_s = time.monotonic()
+        with meter("baseline", self.config.num_epochs * epoch_images, "images") as counter:
+            counter.advance(len(self.history) * epoch_images, "continued" if self.history else "")
+            while len(self.history) < self.config.num_epochs and not self.has_stalled():
+                self.run_epoch(counter)
+                if time.monotonic() - saved_s >= CHECKPOINT_EVERY_S:
+                    self._save(checkpoint, experiment)
+                    saved_s = time.monotonic()
+        best = self.history[self.best_epoch]
+        logger.info(
+            "baseline: %d epochs, best is epoch %d (validation accuracy %.3f, balanced %.3f)",
+            len(self.history), best.epoch + 1, best.validation_accuracy, best.validation_balanced_accuracy,
+        )  # fmt: skip
+
+    def has_stalled(self) -> bool:
+        return len(self.history) - 1 - self.best_epoch >= self.config.patience
+
+    def run_epoch(self, counter: Meter) -> None:
+        """One pass over the fit images in a new order, then validation; the best weights so far are kept."""
+        epoch = len(self.history)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.fit)
+        draws = torch.Generator().manual_seed(int(np.random.default_rng([self.seed, epoch, 1]).integers(2**62)))
+        batches = _cut(order, self.config.batch_size)
+        last = f"val accuracy {self.history[-1].validation_accuracy:.3f}" if self.history else ""
+        self.model.train()
+        losses = []
+        for numbers, batch in zip(batches, self.images.batches(batches), strict=True):
+            losses.append(self._step(self._normalise(augment(self._as_float(batch), draws)), self.labels[numbers]))
+            counter.advance(len(numbers), f"epoch {epoch + 1}  {last}")
+        record = self._validate(epoch, float(torch.stack(losses).mean()))
+        self.history.append(record)
+        logger.info(
+            "epoch %d  loss %.3f  val accuracy %.3f  balanced %.3f",
+            epoch + 1, record.loss, record.validation_accuracy, record.validation_balanced_accuracy,
+        )  # fmt: skip
+        if not self.best_weights or _is_better(record, self.history[self.best_epoch]):
+            self.best_epoch = epoch
+            self.best_weights = copy.deepcopy(self.model.state_dict())
+
+    def logits(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Logits (N, C) of images without augmentation, fp32, on the CPU."""
+        self.model.eval()
+        orders = [numbers[start : start + 2 * self.config.batch_size]
+                  for start in range(0, len(numbers), 2 * self.config.batch_size)]  # fmt: skip
+        with torch.inference_mode():
+            parts = [self._forward(self._normalise(self._as_float(batch))) for batch in self.images.batches(orders)]
+        return torch.cat([part.cpu() for part in parts])
+
+    def restore(self, checkpoint: Path, experiment: str) -> None:
+        """Continue from a checkpoint, if there is one.
+
+        Raises:
+            DataError: it belongs to another experiment.
+            CheckpointError: it is damaged.
+        """
+        if not checkpoint.is_file():
+            return
+        try:
+            state = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            is_ours = state["experiment"] == experiment
+        except (RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                str(checkpoint),
+                f"cannot be read ({' '.join(str(error).split())[:200]}).",
+                "A whole checkpoint is needed to continue.",
+                "Delete it to start this baseline anew.",
+            ) from None
+        if not is_ours:
+            raise _other_experiment(checkpoint.parent)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.history = [EpochRecord(**record) for record in state["history"]]
+        self.best_epoch, self.best_weights = state["best_epoch"], state["best_weights"]
+        logger.info("baseline: continuing after epoch %d", len(self.history))
+
+    def _save(self, checkpoint: Path, experiment: str) -> None:
+        # The schedule's function object is no plain value; its name is set anew when the schedule is built.
+        schedule = {key: value for key, value in self.schedule.state_dict().items() if _is_plain(value)}
+        state = {
+            "experiment": experiment,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": schedule,
+            "history": [asdict(record) for record in self.history],
+            "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
+        }
+        with atomic_write(checkpoint, "wb") as stream:
+            torch.save(state, stream)
+
+    def _step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        logits_BC = self._forward(images_BCHW)
+        loss = F.cross_entropy(logits_BC, labels_B.to(self.device), label_smoothing=self.config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach()
+
+    def _forward(self, images_BCHW: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits_BC: Tensor = self.model(images_BCHW)
+        return logits_BC.float()
+
+    def _as_float(self, images_BHWC: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1]; the uint8 rows are already in channels_last order."""
+        return images_BHWC.to(self.device).permute(0, 3, 1, 2).float() / 255
+
+    def _normalise(self, images_BCHW: Tensor) -> Tensor:
+        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return ((images_BCHW - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def _validate(self, epoch: int, loss: float) -> EpochRecord:
+        logits_NC, labels_N = self.logits(self.validation), self.labels[self.validation]
+        confusion = confusion_matrix(labels_N.numpy(), logits_NC.argmax(dim=1).numpy(), self.num_classes)
+        summary = summarise(confusion)
+        return EpochRecord(
+            epoch=epoch,
+            loss=loss,
+            validation_accuracy=float(summary["accuracy"]),
+            validation_balanced_accuracy=float(summary["balanced_accuracy"]),
+            validation_log_loss=float(F.cross_entropy(logits_NC, labels_N)),
+        )
+
+
+def _is_better(record: EpochRecord, best: EpochRecord) -> bool:
+    """Higher balanced accuracy; at equal ones, lower log-loss."""
+    return (record.validation_balanced_accuracy, -record.validation_log_loss) > (
+        best.validation_balanced_accuracy,
+        -best.validation_log_loss,
+    )
+
+
+def _cut(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Batches of an epoch; a last batch of one is left out (batch norm has no variance there)."""
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
+
+
+def _mean_and_std(images: SquareImages, fit: NDArray[np.int64]) -> tuple[Triple, Triple]:
+    """Mean and standard deviation per channel of up to IMAGES_FOR_MEAN fit images, in [0, 1]."""
+    chosen = fit[np.linspace(0, len(fit) - 1, min(len(fit), IMAGES_FOR_MEAN)).astype(int)]
+    pixels = next(images.batches([chosen])).reshape(-1, 3).double() / 255
+    mean, std = pixels.mean(dim=0).tolist(), pixels.std(dim=0).clamp_min(1e-3).tolist()
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (bool, int, float, str, list, Mapping, type(None)))
+
+
+def _experiment(labelled: LabelledSet, config: BaselineConfig, seed: int) -> str:
+    """Changes when anything does that makes another baseline."""
+    what: list[Any] = [labelled.split_digest, labelled.content_digest, as_plain(config), seed]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _measure(labelled: LabelledSet, scores_NC: NDArray[np.float64], num_bootstrap: int, seed: int) -> Metrics:
+    labels_N, predicted_N = labelled.labels[labelled.part("test")], scores_NC.argmax(axis=1).astype(np.int64)
+    return measure(labels_N, predicted_N, scores_NC, labelled.test_units(), num_bootstrap=num_bootstrap, seed=seed)
+
+
+def _read_finished(
+    folder: BaselineFolder, labelled: LabelledSet, experiment: str, num_bootstrap: int, seed: int
+) -> BaselineResult:
+    record = folder.read_result()
+    if record["experiment"] != experiment:
+        raise _other_experiment(folder.path)
+    logger.info("baseline: %s is finished already", folder.path)
+    scores_NC = folder.read_scores(labelled)
+    history = tuple(EpochRecord(**epoch) for epoch in record["history"])
+    metrics = _measure(labelled, scores_NC, num_bootstrap, seed)
+    return BaselineResult(folder.path, metrics, scores_NC, record["best_epoch"], history)
+
+
+def _other_experiment(out: Path) -> DataError:
+    return DataError(
+        str(out),
+        "holds a baseline of other data, another split, other settings or another seed.",
+        "A folder is one experiment.",
+        "Give another --out, or delete this folder.",
+    )

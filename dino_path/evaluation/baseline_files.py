@@ -1,0 +1,148 @@
+"""The folder of a supervised baseline: what it holds, and reading it back.
+
+OUT/result.json         metrics with intervals, settings, split, history
+    predictions.csv     one row per test image: content (hash of the file), image, label, predicted, one score per class
+    config.json, model.safetensors    the trained backbone as a model folder: its frozen features can be evaluated too
+    checkpoint.pt       while it trains
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dino_path.errors import DataError
+from dino_path.evaluation.datasets import LabelledSet
+from dino_path.model.backbone import architecture, backbone_arguments
+from dino_path.model.folder import CONFIG_NAME, WEIGHTS_NAME, Triple
+from dino_path.run import atomic_write, write_json
+
+FORMAT = "dino_path supervised baseline, 1"
+
+
+@dataclass(frozen=True)
+class BaselineFolder:
+    """Where the files lie."""
+
+    path: Path
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def predictions_file(self) -> Path:
+        return self.path / "predictions.csv"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    def is_finished(self) -> bool:
+        return self.result_file.is_file()
+
+    def read_result(self) -> dict[str, Any]:
+        """The content of `result.json`.
+
+        Raises:
+            DataError: not there, or not written by `dino-path baseline`.
+        """
+        try:
+            record = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._no_baseline(f"result.json cannot be read ({error}).") from None
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise self._no_baseline("result.json was not written by this version's `dino-path baseline`.")
+        return record
+
+    def write_predictions(self, labelled: LabelledSet, test: NDArray[np.int64], scores_NC: NDArray[np.float64]) -> None:
+        """Write the class scores of the test images, given as their numbers in the set."""
+        with atomic_write(self.predictions_file) as stream:
+            table = csv.writer(stream, lineterminator="\n")
+            table.writerow(["content", "image", "label", "predicted", *(f"score_{name}" for name in labelled.classes)])
+            for index, scores in zip(test.tolist(), scores_NC, strict=True):
+                table.writerow(
+                    [
+                        labelled.content[index].decode(),
+                        labelled.source.name(index),
+                        labelled.classes[labelled.labels[index]],
+                        labelled.classes[int(scores.argmax())],
+                        *(f"{score:.9g}" for score in scores),
+                    ]
+                )
+
+    def read_scores(self, labelled: LabelledSet) -> NDArray[np.float64]:
+        """Class scores of the test images, in the order of the set, wherever the files lie now.
+
+        Raises:
+            DataError: no baseline, or one of another split.
+        """
+        record = self.read_result()
+        if record["data"]["split_digest"] != labelled.split_digest:
+            raise DataError(
+                str(self.path),
+                f"this baseline was tested on another split of {record['data']['name']} "
+                f"({record['data']['split_rule']}; classes {', '.join(record['data']['classes'])}).",
+                f"Both sides of a comparison need the same images, classes and split ({labelled.split_rule}).",
+                "Run `dino-path baseline` with the same --data and evaluation settings.",
+            )
+        try:
+            with self.predictions_file.open(newline="", encoding="utf-8") as stream:
+                scores_of = {
+                    row["content"]: [float(row[f"score_{name}"]) for name in labelled.classes]
+                    for row in csv.DictReader(stream)
+                }
+            return np.array([scores_of[labelled.content[index].decode()] for index in labelled.part("test")])
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise self._no_baseline(f"predictions.csv does not fit ({type(error).__name__}: {error}).") from None
+
+    def write_model(
+        self, backbone: nn.Module, name: str, *, mean: Triple, std: Triple, input_px: int, mpp: float | None
+    ) -> None:
+        """Write the backbone so that `timm.create_model("local-dir:...")` and our extractor load it.
+
+        Args:
+            name: of the timm model.
+            mean, std: RGB, of images in [0, 1].
+            mpp: microns per pixel of the training images; None: unknown.
+        """
+        weights = {key: tensor.detach().cpu().contiguous() for key, tensor in backbone.state_dict().items()}
+        with atomic_write(self.path / WEIGHTS_NAME, "wb") as stream:
+            stream.write(safetensors.torch.save(weights, metadata={"format": "pt"}))
+        config = {
+            "architecture": architecture(name),
+            "num_classes": 0,
+            "num_features": backbone.num_features,
+            "global_pool": "avg",
+            "model_args": backbone_arguments(name),
+            "pretrained_cfg": {
+                "tag": "supervised",
+                "custom_load": False,
+                "input_size": [3, input_px, input_px],
+                "fixed_input_size": False,
+                "interpolation": "bicubic",
+                "crop_pct": 1.0,
+                "crop_mode": "center",
+                "mean": list(mean),
+                "std": list(std),
+                "num_classes": 0,
+            },
+            "mpp": mpp,
+        }
+        write_json(self.path / CONFIG_NAME, config)
+
+    def _no_baseline(self, found: str) -> DataError:
+        return DataError(
+            str(self.path),
+            found,
+            "The output folder of a finished `dino-path baseline` is needed.",
+            "Check the path, or run `dino-path baseline --data SPEC --out DIR` (again).",
+        )

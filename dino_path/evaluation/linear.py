@@ -1,0 +1,125 @@
+"""Linear probe: logistic regression on standardised frozen features.
+
+Shape suffixes: N training images, Q queries, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, log_loss
+
+logger = logging.getLogger(__name__)
+
+# Inverse L2 strengths, strong to weak; scikit-learn's C, which multiplies the summed cross-entropy.
+C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+MAX_ITERATIONS = 1000
+# Of the training units: what the strength is chosen on where the data bring no validation images.
+VALIDATION_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One L2 strength, tried on the validation part."""
+
+    c: float
+    log_loss: float
+    balanced_accuracy: float
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Predicted classes of the queries.
+
+    Attributes:
+        predicted: (Q,) class numbers.
+        scores: (Q, C) class probabilities.
+        c: the inverse L2 strength that was chosen.
+        trials: what it was chosen from.
+        has_converged: False when the last fit stopped at MAX_ITERATIONS.
+    """
+
+    predicted: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    c: float
+    trials: tuple[Trial, ...]
+    has_converged: bool
+
+
+def linear_probe(
+    fit_ND: NDArray[np.float32],
+    fit_labels_N: NDArray[np.int64],
+    validation_ND: NDArray[np.float32],
+    validation_labels_N: NDArray[np.int64],
+    query_QD: NDArray[np.float32],
+    *,
+    num_classes: int,
+    refit_with_validation: bool,
+) -> ProbeResult:
+    """Fit by L-BFGS with each L2 strength of C_GRID, keep the one of lowest validation log-loss, fit again, predict.
+
+    Every class must occur in the fit part. Features are standardised with the mean and standard deviation of the
+    images that the fit sees. Test images play no part in any choice.
+
+    Args:
+        refit_with_validation: the last fit takes fit and validation part together (a part that we carved from the
+            training images); else the fit part alone (a validation part that came with the data).
+    """
+    trials = _try_strengths(fit_ND, fit_labels_N, validation_ND, validation_labels_N, num_classes)
+    best = min(trials, key=lambda trial: trial.log_loss)
+    if refit_with_validation:
+        fit_ND = np.concatenate([fit_ND, validation_ND])
+        fit_labels_N = np.concatenate([fit_labels_N, validation_labels_N])
+    mean_D, std_D = _mean_and_std(fit_ND)
+    model = LogisticRegression(C=best.c, max_iter=MAX_ITERATIONS)
+    has_converged = _fit(model, (fit_ND - mean_D) / std_D, fit_labels_N)
+    if not has_converged:
+        logger.warning("linear probe: stopped after %d iterations at C=%g", MAX_ITERATIONS, best.c)
+    scores_QC: NDArray[np.float64] = model.predict_proba((query_QD - mean_D) / std_D)
+    return ProbeResult(scores_QC.argmax(axis=1), scores_QC, best.c, trials, has_converged)
+
+
+def _try_strengths(
+    fit_ND: NDArray[np.float32],
+    fit_labels_N: NDArray[np.int64],
+    validation_ND: NDArray[np.float32],
+    validation_labels_N: NDArray[np.int64],
+    num_classes: int,
+) -> tuple[Trial, ...]:
+    mean_D, std_D = _mean_and_std(fit_ND)
+    fit, validation = (fit_ND - mean_D) / std_D, (validation_ND - mean_D) / std_D
+    # Each fit starts from the one before: the path from strong to weak is quicker than six fits from zero.
+    model = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
+    trials = []
+    for c in C_GRID:
+        _fit(model.set_params(C=c), fit, fit_labels_N)
+        scores = model.predict_proba(validation)
+        trials.append(
+            Trial(
+                c=c,
+                log_loss=float(log_loss(validation_labels_N, scores, labels=range(num_classes))),
+                balanced_accuracy=float(balanced_accuracy_score(validation_labels_N, scores.argmax(axis=1))),
+            )
+        )
+    return tuple(trials)
+
+
+def _fit(model: LogisticRegression, features_ND: NDArray[np.float64], labels_N: NDArray[np.int64]) -> bool:
+    """Fit in place; False when the iterations ran out."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(features_ND, labels_N)
+    return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+
+
+def _mean_and_std(features_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation (D,) in fp64; constant features get a standard deviation of 1."""
+    mean_D = features_ND.mean(axis=0, dtype=np.float64)
+    std_D = features_ND.std(axis=0, dtype=np.float64)
+    return mean_D, np.where(std_D > 1e-12, std_D, 1.0)

@@ -1,0 +1,260 @@
+"""How good predictions are, each number with its 95 % confidence interval.
+
+Intervals are percentile bootstraps over units: patients or slides where the data name them, else images. Tiles of one
+slide are alike, so an interval over tiles would be far too narrow (cluster bootstrap: Field and Welsh 2007).
+
+Shape suffixes: N test images, C classes, G units, B bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+LOWER, UPPER = 2.5, 97.5
+MAX_WEIGHTS_PER_CHUNK = 2**23
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number and its 95 % confidence interval; low and high are NaN where fewer than two units were tested."""
+
+    value: float
+    low: float
+    high: float
+
+    def record(self) -> dict[str, float | None]:
+        """For JSON: NaN becomes null."""
+        return {f.name: None if math.isnan(v := getattr(self, f.name)) else v for f in fields(self)}
+
+    def __str__(self) -> str:
+        interval = "no interval" if math.isnan(self.low) else f"{self.low:.3f}-{self.high:.3f}"
+        return f"{self.value:.3f} ({interval})"
+
+
+@dataclass(frozen=True)
+class Units:
+    """What the bootstrap draws: `name` ("patients", "slides", "images"); `index` (N,) is each test image's."""
+
+    name: str
+    index: Ints
+
+    @property
+    def count(self) -> int:
+        return int(self.index.max()) + 1
+
+    @classmethod
+    def of(cls, groups_N: NDArray[np.str_] | None, group_kind: str | None, num_images: int) -> Units:
+        """Units of test images whose groups are `groups_N`; each image is one where no groups are known."""
+        if groups_N is None:
+            return cls("images", np.arange(num_images))
+        return cls(f"{group_kind}s", np.unique(groups_N, return_inverse=True)[1].astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All numbers of one set of predictions.
+
+    Attributes:
+        auroc: mean of the one-versus-rest areas under the ROC curve.
+        recall: of each class, in class order.
+        confusion: (C, C) counts, rows are true classes.
+        unit: what the bootstrap drew, and num_units how many of them were tested.
+    """
+
+    accuracy: Score
+    balanced_accuracy: Score
+    macro_f1: Score
+    kappa: Score
+    auroc: Score
+    recall: tuple[Score, ...]
+    confusion: Ints
+    num_images: int
+    num_units: int
+    unit: str
+
+    def record(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """For JSON."""
+        scores = ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc")
+        return {
+            **{name: getattr(self, name).record() for name in scores},
+            "recall": {name: score.record() for name, score in zip(classes, self.recall, strict=True)},
+            "confusion": self.confusion.tolist(),
+            "num_test_images": self.num_images,
+            "interval": f"95 % bootstrap over {self.num_units} {self.unit}",
+        }
+
+
+def measure(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, units: Units, *, num_bootstrap: int, seed: int
+            ) -> Metrics:  # fmt: skip
+    """Accuracy, balanced accuracy, macro F1, Cohen's kappa, AUROC and recalls, with intervals.
+
+    Args:
+        scores_NC: class scores, larger is likelier.
+    """
+    num_classes = scores_NC.shape[1]
+    confusion_CC = confusion_matrix(labels_N, predicted_N, num_classes)
+    confusion_BCC = _resampled_confusions(labels_N, predicted_N, num_classes, units, num_bootstrap, seed)
+    values, draws = summarise(confusion_CC), summarise(confusion_BCC)
+    auroc_B = np.concatenate(
+        [
+            auroc(labels_N, scores_NC, weights_BG[:, units.index])
+            for weights_BG in _resamples(units, num_bootstrap, seed)
+        ]
+    )
+    auroc_value = float(auroc(labels_N, scores_NC, np.ones((1, len(labels_N))))[0])
+    recall_C, recall_BC = _recalls(confusion_CC), _recalls(confusion_BCC)
+    return Metrics(
+        **{name: _interval(float(values[name]), draws[name], units.count) for name in values},
+        auroc=_interval(auroc_value, auroc_B, units.count),
+        recall=tuple(
+            _interval(float(recall_C[label]), recall_BC[:, label], len(np.unique(units.index[labels_N == label])))
+            for label in range(num_classes)
+        ),
+        confusion=confusion_CC,
+        num_images=len(labels_N),
+        num_units=units.count,
+        unit=units.name,
+    )
+
+
+def paired_difference(
+    labels_N: Ints, predicted_N: Ints, reference_N: Ints, units: Units, *, num_classes: int, num_bootstrap: int,
+    seed: int,
+) -> dict[str, Score]:  # fmt: skip
+    """Predictions minus reference in accuracy, balanced accuracy, macro F1 and kappa, on the same images.
+
+    Both are measured on the same resamples, which leaves out what they have in common (hard slides are hard for
+    both): the interval is narrower, and rightly so, than two intervals side by side suggest.
+    """
+    points, draws = [], []
+    for predictions_N in (predicted_N, reference_N):
+        points.append(summarise(confusion_matrix(labels_N, predictions_N, num_classes)))
+        draws.append(summarise(_resampled_confusions(labels_N, predictions_N, num_classes, units, num_bootstrap, seed)))
+    return {
+        name: _percentiles(float(points[0][name] - points[1][name]), draws[0][name] - draws[1][name], units.count)
+        for name in points[0]
+    }
+
+
+def confusion_matrix(labels_N: Ints, predicted_N: Ints, num_classes: int) -> Ints:
+    """Counts (C, C), rows are true classes."""
+    cells = np.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2)
+    return cells.astype(np.int64).reshape(num_classes, num_classes)
+
+
+def summarise(confusion_CC: NDArray[Any]) -> dict[str, Floats]:
+    """Accuracy, balanced accuracy, macro F1 and Cohen's kappa of confusion matrices (..., C, C).
+
+    Balanced accuracy is the mean over the classes that occur; macro F1 over those that occur or are predicted.
+    """
+    confusion_CC = confusion_CC.astype(np.float64)
+    total = confusion_CC.sum(axis=(-2, -1))
+    hits_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
+    true_C, predicted_C = confusion_CC.sum(axis=-1), confusion_CC.sum(axis=-2)
+    accuracy = hits_C.sum(axis=-1) / total
+    by_chance = (true_C * predicted_C).sum(axis=-1) / total**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1_C = 2 * hits_C / (true_C + predicted_C)
+        kappa = (accuracy - by_chance) / (1 - by_chance)
+    return {
+        "accuracy": accuracy,
+        "balanced_accuracy": _mean_where_known(_recalls(confusion_CC)),
+        "macro_f1": _mean_where_known(f1_C),
+        "kappa": kappa,
+    }
+
+
+def auroc(labels_N: Ints, scores_NC: Floats, weights_BN: NDArray[Any]) -> Floats:
+    """Mean (B,) over the classes of the weighted one-versus-rest area under the ROC curve; ties count half.
+
+    Args:
+        weights_BN: how often each image counts; a row of ones gives the ordinary AUROC. Classes without weight on
+            either side are left out of the mean.
+    """
+    areas = [_area(labels_N == label, scores_NC[:, label], weights_BN) for label in range(scores_NC.shape[1])]
+    return _mean_where_known(np.stack(areas, axis=-1))
+
+
+def _area(is_positive_N: NDArray[np.bool_], score_N: Floats, weights_BN: NDArray[Any]) -> Floats:
+    """Mann-Whitney statistic of weighted images."""
+    order = np.argsort(score_N, kind="stable")
+    first_of_ties = np.flatnonzero(np.diff(score_N[order], prepend=-np.inf))
+    sorted_BN = weights_BN[:, order].astype(np.float64)
+    positive = np.add.reduceat(sorted_BN * is_positive_N[order], first_of_ties, axis=1)
+    negative = np.add.reduceat(sorted_BN * ~is_positive_N[order], first_of_ties, axis=1)
+    below = np.cumsum(negative, axis=1) - negative
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        area_B: Floats = (positive * (below + negative / 2)).sum(axis=1) / pairs
+    return area_B
+
+
+def _recalls(confusion_CC: NDArray[Any]) -> Floats:
+    """Recall (..., C) of each class; NaN for a class that does not occur."""
+    with np.errstate(invalid="ignore"):
+        recall: Floats = np.diagonal(confusion_CC, axis1=-2, axis2=-1) / confusion_CC.sum(axis=-1)
+    return recall
+
+
+def _mean_where_known(values_C: Floats) -> Floats:
+    """Mean over the last axis without the NaNs; NaN where there is nothing else."""
+    known_C = ~np.isnan(values_C)
+    with np.errstate(invalid="ignore"):
+        mean: Floats = np.where(known_C, values_C, 0.0).sum(axis=-1) / known_C.sum(axis=-1)
+    return mean
+
+
+def _resamples(units: Units, num_bootstrap: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often (B, G) each unit was drawn, with replacement, in chunks of bounded size; the same for equal seeds."""
+    rng = np.random.default_rng(seed)
+    num_units = units.count
+    chunk = max(1, MAX_WEIGHTS_PER_CHUNK // len(units.index))
+    for start in range(0, num_bootstrap, chunk):
+        num_rows = min(chunk, num_bootstrap - start)
+        drawn = rng.integers(num_units, size=(num_rows, num_units))
+        drawn += np.arange(num_rows)[:, None] * num_units
+        yield np.bincount(drawn.ravel(), minlength=num_rows * num_units).reshape(num_rows, num_units)
+
+
+def _resampled_confusions(
+    labels_N: Ints, predicted_N: Ints, num_classes: int, units: Units, num_bootstrap: int, seed: int
+) -> Floats:
+    """Confusion matrices (B, C, C) of the resamples."""
+    cells = labels_N * num_classes + predicted_N
+    ones = np.ones(len(cells))
+    counts_of_units = csr_array((ones, (cells, units.index)), shape=(num_classes**2, units.count))
+    chunks = [(counts_of_units @ weights.T.astype(np.float64)).T for weights in _resamples(units, num_bootstrap, seed)]
+    return np.concatenate(chunks).reshape(num_bootstrap, num_classes, num_classes)
+
+
+def _interval(value: float, draws_B: Floats, num_units: int) -> Score:
+    """Percentile interval of a score whose best value is 1.
+
+    Where all units are right (or all wrong), resampling sees no spread and would claim certainty. Then the exact
+    binomial bound of `num_units` successes in as many trials stands in: 5 slides without an error do not prove 1.0.
+    """
+    score = _percentiles(value, draws_B, num_units)
+    bound = 0.025 ** (1 / max(num_units, 1))
+    if value >= 1.0 and not math.isnan(score.low):
+        return Score(value, min(score.low, bound), score.high)
+    if value <= 0.0 and not math.isnan(score.high):
+        return Score(value, score.low, max(score.high, 1 - bound))
+    return score
+
+
+def _percentiles(value: float, draws_B: Floats, num_units: int) -> Score:
+    known_B = draws_B[~np.isnan(draws_B)]
+    if num_units < 2 or len(known_B) == 0:
+        return Score(value, math.nan, math.nan)
+    low, high = np.percentile(known_B, [LOWER, UPPER])
+    return Score(value, float(low), float(high))

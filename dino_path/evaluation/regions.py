@@ -1,0 +1,230 @@
+"""Labels for the tiles of a tile store, from regions that a pathologist drew in QuPath."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_path.config import EvaluationConfig
+from dino_path.errors import DataError
+from dino_path.evaluation.layouts import SPLIT_NAMES, SPLITS, GroupKind, Listing
+from dino_path.progress import progress
+from dino_path.tiles.source import Subset
+from dino_path.tiles.store import SlideRecord, TileStore
+
+logger = logging.getLogger(__name__)
+
+# Edge of the raster on which a tile's coverage is counted. cv2 fills the pixels on the outline too, which makes a
+# region wider by half a pixel on each side: 0.4 % of a tile at most.
+RASTER_PX = 256
+SHIFT = 8  # fixed-point bits of cv2.fillPoly coordinates
+# Coordinates far outside the tile are clipped: cv2 computes in 32-bit integers. The factor keeps slopes at the tile.
+MAX_RASTER_COORDINATE = 2**20
+
+Ring = NDArray[np.float64]  # (V, 2) x, y in level-0 pixels
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """One outline and its holes; bounds are (x_min, y_min, x_max, y_max). All in level-0 pixels."""
+
+    rings: tuple[Ring, ...]
+    bounds: tuple[float, float, float, float]
+
+
+def read_store(path: Path, config: EvaluationConfig) -> Listing:
+    """The tiles of a store that a region of one class covers by at least `min_region_fraction`.
+
+    Regions are `<slide_id>.geojson` in `config.regions`. Other tiles are left out and counted. Groups are patients
+    where every labelled slide names one, else slides; the split is the slides', where every one has it.
+
+    Raises:
+        DataError: no regions, malformed ones, or none that covers a tile.
+        TileStoreError: the store is missing or damaged.
+    """
+    if config.regions is None or not config.regions.is_dir():
+        raise DataError(
+            f"store:{path}",
+            "evaluation.regions is not set."
+            if config.regions is None
+            else f"evaluation.regions={config.regions} is no folder.",
+            "Tiles get their labels from regions: one <slide_id>.geojson per slide, as QuPath exports them.",
+            "Give evaluation.regions=FOLDER; for images with labels give a folder of class folders or a table.",
+        )
+    store = TileStore.open(path)
+    chosen: list[int] = []
+    labels: list[str] = []
+    slides_of_tiles: list[SlideRecord] = []
+    without: list[str] = []
+    for number, slide in enumerate(progress(store.slides, "labelling tiles", total=len(store.slides), unit="slides")):
+        file = config.regions / f"{slide.slide_id}.geojson"
+        if not file.is_file():
+            without.append(slide.slide_id)
+            continue
+        tiles = np.flatnonzero(store.slide_index == number)
+        squares = np.stack([store.x_level0[tiles], store.y_level0[tiles], store.size_level0[tiles]], axis=1)
+        for tile, label in zip(
+            tiles, label_tiles(squares, read_regions(file), config.min_region_fraction), strict=True
+        ):
+            if label is not None:
+                chosen.append(int(tile))
+                labels.append(label)
+                slides_of_tiles.append(slide)
+    if not chosen:
+        raise DataError(
+            f"store:{path}",
+            f"no tile lies in a region ({len(without)} of {len(store.slides)} slides have no regions file).",
+            f"Regions with a class in QuPath that cover {config.min_region_fraction:.0%} of a tile are needed, in "
+            f"files named after the slide ids (such as {store.slides[0].slide_id}.geojson), in level-0 pixels.",
+            "Check evaluation.regions, or lower evaluation.min_region_fraction.",
+        )
+    groups, kind = _groups(slides_of_tiles)
+    notes = [f"{len(store) - len(chosen)} of {len(store)} tiles lie in no region and are left out"]
+    if without:
+        notes.append(f"{len(without)} slides without regions left out: {', '.join(without[:5])}")
+    return Listing(
+        name=path.resolve().name,
+        source=Subset(store, np.array(chosen)),
+        labels=tuple(labels),
+        groups=groups,
+        group_kind=kind,
+        split=_split(f"store:{path}", slides_of_tiles),
+        notes=tuple(notes),
+    )
+
+
+def label_tiles(
+    squares: NDArray[np.integer], regions: dict[str, list[Polygon]], min_fraction: float
+) -> list[str | None]:
+    """The class whose regions cover at least `min_fraction` of each tile; None where there is none, or several.
+
+    Args:
+        squares: (N, 3) x and y of the top-left corner, and edge, in level-0 pixels.
+    """
+    labels: list[str | None] = []
+    for x, y, size in squares.tolist():
+        names = [name for name, polygons in regions.items() if covered_share(x, y, size, polygons) >= min_fraction]
+        labels.append(names[0] if len(names) == 1 else None)
+    return labels
+
+
+def covered_share(x_level0: float, y_level0: float, size_level0: float, polygons: Sequence[Polygon]) -> float:
+    """Share of a square tile that lies in at least one polygon and outside its holes; to about 0.01."""
+    raster = np.zeros((RASTER_PX, RASTER_PX), np.uint8)
+    far_x, far_y = x_level0 + size_level0, y_level0 + size_level0
+    for polygon in polygons:
+        left, top, right, bottom = polygon.bounds
+        if left >= far_x or right <= x_level0 or top >= far_y or bottom <= y_level0:
+            continue
+        outlines = [_raster_points(ring, x_level0, y_level0, size_level0) for ring in polygon.rings]
+        # One call fills by the even-odd rule, which leaves holes open; a further polygon is painted over.
+        filled = np.zeros_like(raster)
+        cv2.fillPoly(filled, outlines, 1, shift=SHIFT)
+        raster |= filled
+    return float(raster.mean())
+
+
+def _raster_points(ring: Ring, x_level0: float, y_level0: float, size_level0: float) -> NDArray[np.int32]:
+    # A pixel's centre is a whole number for cv2: the tile's left edge lies at -0.5.
+    points = (ring - (x_level0, y_level0)) * (RASTER_PX / size_level0) - 0.5
+    limit = MAX_RASTER_COORDINATE
+    fixed: NDArray[np.int32] = np.rint(np.clip(points, -limit, limit) * 2**SHIFT).astype(np.int32)
+    return fixed
+
+
+def read_regions(file: Path) -> dict[str, list[Polygon]]:
+    """Polygons per class of a QuPath GeoJSON file, in level-0 pixels; what has no class or no area is left out.
+
+    Raises:
+        DataError: the file is not GeoJSON.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        regions: dict[str, list[Polygon]] = {}
+        num_ignored = 0
+        for feature in _features(content):
+            name = _class_name(feature)
+            polygons = list(_polygons(feature["geometry"]))
+            if name is None or not polygons:
+                num_ignored += 1
+                continue
+            regions.setdefault(name, []).extend(polygons)
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DataError(
+            str(file),
+            f"is not GeoJSON as QuPath exports it ({type(error).__name__}: {' '.join(str(error).split())[:150]}).",
+            "A FeatureCollection of polygons with properties.classification.name is needed.",
+            "Export the annotations again (File, Export objects as GeoJSON), with classes set.",
+        ) from None
+    if num_ignored:
+        logger.info("%s: %d objects without class or area ignored", file.name, num_ignored)
+    return regions
+
+
+def _features(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, list):
+        return content
+    if content["type"] == "FeatureCollection":
+        features: list[dict[str, Any]] = content["features"]
+        return features
+    if content["type"] == "Feature":
+        return [content]
+    raise ValueError(f"type is {content['type']!r}")
+
+
+def _class_name(feature: dict[str, Any]) -> str | None:
+    """`properties.classification.name`; QuPath 0.5 and later write `names` for derived classes."""
+    classification = (feature.get("properties") or {}).get("classification") or {}
+    name = classification.get("name") or ": ".join(classification.get("names", ()))
+    return name or None
+
+
+def _polygons(geometry: dict[str, Any]) -> Iterator[Polygon]:
+    """The polygons of a geometry; points and lines have none."""
+    match geometry["type"]:
+        case "Polygon":
+            yield _polygon(geometry["coordinates"])
+        case "MultiPolygon":
+            yield from map(_polygon, geometry["coordinates"])
+        case "GeometryCollection":
+            for part in geometry["geometries"]:
+                yield from _polygons(part)
+
+
+def _polygon(coordinates: list[Any]) -> Polygon:
+    rings = tuple(np.array([point[:2] for point in ring], np.float64).reshape(-1, 2) for ring in coordinates)
+    (left, top), (right, bottom) = rings[0].min(axis=0), rings[0].max(axis=0)
+    return Polygon(rings, (float(left), float(top), float(right), float(bottom)))
+
+
+def _groups(slides: Sequence[SlideRecord]) -> tuple[tuple[str, ...], GroupKind]:
+    """Patients where every slide names one, else slides (a mixture would hide that some patients are unknown)."""
+    patients = [slide.patient_id for slide in slides if slide.patient_id]
+    if len(patients) == len(slides):
+        return tuple(patients), "patient"
+    return tuple(slide.slide_id for slide in slides), "slide"
+
+
+def _split(what: str, slides: Sequence[SlideRecord]) -> tuple[str, ...] | None:
+    """The slides' split where all have one that we know; None where none has."""
+    given = {slide.slide_id: slide.split for slide in slides}
+    if not any(given.values()):
+        return None
+    unknown = [slide_id for slide_id, split in given.items() if (split or "").lower() not in SPLIT_NAMES]
+    if unknown:
+        raise DataError(
+            what,
+            f"{len(unknown)} of {len(given)} labelled slides have no split of ours, first {unknown[0]} "
+            f"({given[unknown[0]]!r}).",
+            f"Either every labelled slide has a split ({', '.join(SPLITS)}), or none has.",
+            "Mend the column `split` of the slides CSV and tile again.",
+        )
+    return tuple(SPLIT_NAMES[(slide.split or "").lower()] for slide in slides)

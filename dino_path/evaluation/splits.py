@@ -1,0 +1,111 @@
+"""Training and test parts that share no patient, no slide and no image; seeded, and stratified by class.
+
+Shape suffixes: N images, G units (what is never torn apart), C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from dino_path.errors import DataError
+
+Ints = NDArray[np.int64]
+
+# How often the greedy draw is repeated with another order, until every class stands on both sides.
+NUM_DRAWS = 100
+
+
+def linked_units(groups_N: NDArray[np.str_] | None, content_N: NDArray[np.bytes_]) -> Ints:
+    """For each image the number (0 to G - 1) of its unit: what no split may tear apart.
+
+    Images share a unit when they share a group (patient, slide) or are byte for byte the same, directly or through
+    others: two patients of whom one image is the same count as one unit.
+
+    Args:
+        groups_N: group of each image; None: the data name none.
+        content_N: hash of each image file.
+    """
+    num_images = len(content_N)
+    keys: list[NDArray[Any]] = [content_N] if groups_N is None else [content_N, groups_N]
+    image_index, key_index, first_free = [], [], num_images
+    for key_N in keys:
+        number_N = np.unique(key_N, return_inverse=True)[1]
+        image_index.append(np.arange(num_images))
+        key_index.append(first_free + number_N)
+        first_free += int(number_N.max()) + 1
+    rows, columns = np.concatenate(image_index), np.concatenate(key_index)
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(first_free, first_free))
+    component = connected_components(graph, directed=False)[1][:num_images]
+    units_N: Ints = np.unique(component, return_inverse=True)[1].astype(np.int64)
+    return units_N
+
+
+def draw_part(labels_N: Ints, units_N: Ints, fraction: float, *, seed: int, what: str, classes: tuple[str, ...],
+              unit_name: str) -> NDArray[np.bool_]:  # fmt: skip
+    """A seeded part (N,) that holds about `fraction` of every class and tears no unit apart.
+
+    Units are taken in random order, large ones first, each to the side that lacks its classes most.
+
+    Args:
+        what: the data, for messages.
+        unit_name: what a unit is, for messages: "patients", "slides", "images".
+
+    Raises:
+        DataError: some class cannot stand on both sides.
+    """
+    num_units = int(units_N.max()) + 1
+    counts_GC = np.zeros((num_units, len(classes)), np.int64)
+    np.add.at(counts_GC, (units_N, labels_N), 1)
+    units_per_class = (counts_GC > 0).sum(axis=0)
+    lacking = [f"{classes[c]} ({units_per_class[c]})" for c in np.flatnonzero(units_per_class < 2)]
+    if lacking:
+        raise DataError(
+            what,
+            f"too few {unit_name} to divide: {', '.join(lacking)}.",
+            f"Every class needs at least 2 {unit_name}, one for each side (identical images count once).",
+            "Add data, leave the class out, or give the split yourself (a `split` column with train, val, test).",
+        )
+    for attempt in range(NUM_DRAWS):
+        rng = np.random.default_rng([seed, attempt])
+        if num_units == len(units_N):
+            chosen_G = _draw_single_images(counts_GC, fraction, rng)
+        else:
+            chosen_G = _draw_greedily(counts_GC, fraction, rng)
+        if (counts_GC[chosen_G].sum(axis=0) > 0).all() and (counts_GC[~chosen_G].sum(axis=0) > 0).all():
+            return chosen_G[units_N]
+    raise DataError(
+        what,
+        f"no division of its {num_units} {unit_name} that leaves every class on both sides ({NUM_DRAWS} draws).",
+        f"Every class needs {unit_name} for both sides.",
+        "Add data, leave a class out, or give the split yourself (a `split` column with train, val, test).",
+    )
+
+
+def _draw_single_images(counts_GC: Ints, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Units of one image each: the same share of every class, rounded, at least one on either side."""
+    chosen_G = np.zeros(len(counts_GC), bool)
+    label_G = counts_GC.argmax(axis=1)
+    for label in range(counts_GC.shape[1]):
+        members = rng.permutation(np.flatnonzero(label_G == label))
+        chosen_G[members[: min(max(round(fraction * len(members)), 1), len(members) - 1)]] = True
+    return chosen_G
+
+
+def _draw_greedily(counts_GC: Ints, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    total_C = counts_GC.sum(axis=0)
+    wanted = np.stack([total_C * (1 - fraction), total_C * fraction])
+    lacking = wanted.copy()
+    order = rng.permutation(len(counts_GC))
+    order = order[np.argsort(-counts_GC[order].sum(axis=1), kind="stable")]
+    chosen_G = np.zeros(len(counts_GC), bool)
+    for unit in order:
+        share_C = counts_GC[unit] / total_C
+        rest, part = (lacking / wanted) @ share_C
+        chosen_G[unit] = rng.random() < fraction if np.isclose(rest, part) else part > rest
+        lacking[int(chosen_G[unit])] -= counts_GC[unit]
+    return chosen_G

@@ -1,0 +1,357 @@
+"""Frozen extractors side by side on one labelled set, beside the supervised baseline."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dino_path.config import EvaluationConfig, as_plain
+from dino_path.errors import ConfigError
+from dino_path.evaluation.baseline_files import BaselineFolder
+from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.knn import knn_classify
+from dino_path.evaluation.linear import C_GRID, VALIDATION_FRACTION, linear_probe
+from dino_path.evaluation.metrics import Metrics, Score, measure, paired_difference
+from dino_path.features.extractor import Extractor, extract_features, load_extractor
+from dino_path.run import atomic_write, environment_record, write_json
+
+logger = logging.getLogger(__name__)
+
+Protocol = Literal["knn", "linear"]
+PROTOCOLS: tuple[Protocol, ...] = ("knn", "linear")
+TITLES = {"knn": "k-NN", "linear": "linear", "end-to-end": "end to end"}
+BASELINE_MISSING = "missing, run `dino-path baseline`"
+MPP_TOLERANCE = 0.1  # relative; beyond it the row says that model and data differ in scale
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model under one protocol, measured on the test images.
+
+    Attributes:
+        spec: what the model was loaded from; the baseline's folder for the baseline.
+        settings: what the protocol used or chose, as plain values.
+        predicted: (N,) class numbers of the test images, in the order of the set.
+        differences: name of the other model -> metric -> this model minus the other.
+    """
+
+    model: str
+    spec: str
+    protocol: Literal["knn", "linear", "end-to-end"]
+    metrics: Metrics
+    settings: dict[str, Any]
+    predicted: NDArray[np.int64]
+    differences: dict[str, dict[str, Score]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows, and what is needed to repeat them.
+
+    Attributes:
+        baseline: name of the supervised row; None when no baseline was given (the texts say so).
+        record: the content of `results.json`.
+    """
+
+    labelled_name: str
+    rows: tuple[Row, ...]
+    baseline: str | None
+    notes: tuple[str, ...]
+    record: dict[str, Any]
+
+    def markdown(self) -> str:
+        """The table for people: one line per model, then differences, then what to keep in mind."""
+        protocols = list(dict.fromkeys(row.protocol for row in self.rows))
+        header = ["model"] + [f"{TITLES[p]} {m}" for p in protocols for m in ("accuracy", "balanced accuracy")]
+        lines = [_markdown_line(header), _markdown_line(["---"] * len(header))]
+        for model in dict.fromkeys(row.model for row in self.rows):
+            of_model = {row.protocol: row.metrics for row in self.rows if row.model == model}
+            cells = [
+                str(getattr(of_model[protocol], metric)) if protocol in of_model else ""
+                for protocol in protocols
+                for metric in ("accuracy", "balanced_accuracy")
+            ]
+            lines.append(_markdown_line([model, *cells]))
+        if self.baseline is None:
+            lines.append(_markdown_line(["supervised ResNet-50", BASELINE_MISSING, *[""] * (len(header) - 2)]))
+        differences = [
+            _markdown_line(
+                [f"{row.model} - {other}", TITLES[row.protocol], str(d["accuracy"]), str(d["balanced_accuracy"])]
+            )
+            for row in self.rows
+            for other, d in row.differences.items()
+        ]
+        if differences:
+            header = ["difference", "protocol", "accuracy", "balanced accuracy"]
+            lines += ["", _markdown_line(header), _markdown_line(["---"] * 4), *differences]
+        return "\n".join([f"# {self.labelled_name}", "", *lines, "", *(f"- {note}" for note in self.notes), ""])
+
+
+def evaluate_table(
+    specs: Sequence[str],
+    labelled: LabelledSet,
+    config: EvaluationConfig,
+    *,
+    device: torch.device,
+    out: Path,
+    protocols: Sequence[Protocol],
+    baseline: Path | None,
+    num_workers: int,
+) -> Table:
+    """Run the protocols on every model; write results.json, results.csv and results.md to `out`.
+
+    Features are kept in `out/features`: called again, only what is new is computed.
+
+    Args:
+        specs: models, as `features.extractor.load_extractor` reads them.
+        baseline: folder of `dino-path baseline` on the same split; None: the table says that it is missing.
+        num_workers: threads that decode images.
+
+    Raises:
+        CheckpointError: a model cannot be loaded.
+        ConfigError: a model is given twice.
+        DataError: the baseline is of another split, or a class has too few training units for the linear probe.
+        TileStoreError: an image cannot be read.
+    """
+    baseline_scores = None if baseline is None else BaselineFolder(baseline).read_scores(labelled)
+    extractors = _load_all(specs, device)
+    rows = []
+    for name, (spec, extractor) in extractors.items():
+        features_ND = cached_features(
+            extractor, labelled, config, device=device, folder=out / "features", num_workers=num_workers
+        )
+        for protocol in protocols:
+            scores_NC, settings = run_protocol(protocol, features_ND, labelled, config)
+            rows.append(_row(name, spec, protocol, scores_NC, settings, labelled, config))
+            logger.info("%s, %s: balanced accuracy %s", name, TITLES[protocol], rows[-1].metrics.balanced_accuracy)
+    if baseline is not None and baseline_scores is not None:
+        rows.append(_baseline_row(baseline, baseline_scores, labelled, config))
+    rows = _with_differences(rows, labelled, config)
+    table = Table(
+        labelled_name=labelled.name,
+        rows=tuple(rows),
+        baseline=rows[-1].model if baseline is not None else None,
+        notes=_notes(labelled, rows, [extractor for _, extractor in extractors.values()], baseline),
+        record={},
+    )
+    table.record.update(_record(table, labelled, config, extractors))
+    write_json(out / "results.json", table.record)
+    _write_csv(out / "results.csv", table)
+    with atomic_write(out / "results.md") as stream:
+        stream.write(table.markdown())
+    return table
+
+
+def run_protocol(
+    protocol: Protocol, features_ND: NDArray[np.float32], labelled: LabelledSet, config: EvaluationConfig
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Class scores of the test images, and what the protocol used or chose.
+
+    Raises:
+        DataError: a class has too few training units for the linear probe's validation part.
+    """
+    train, test, labels = labelled.part("train"), labelled.part("test"), labelled.labels
+    num_classes = len(labelled.classes)
+    match protocol:
+        case "knn":
+            knn = knn_classify(
+                features_ND[train], labels[train], features_ND[test], num_classes=num_classes, k=config.knn_k,
+                temperature=config.knn_temperature,
+            )  # fmt: skip
+            return knn.scores, {"k": knn.k, "temperature": config.knn_temperature, "similarity": "cosine"}
+        case "linear":
+            fit, validation = labelled.fit_and_validation(VALIDATION_FRACTION, seed=config.seed)
+            is_carved = labelled.part("val").size == 0
+            probe = linear_probe(
+                features_ND[fit], labels[fit], features_ND[validation], labels[validation], features_ND[test],
+                num_classes=num_classes, refit_with_validation=is_carved,
+            )  # fmt: skip
+            return probe.scores, {
+                "c": probe.c,
+                "c_grid": list(C_GRID),
+                "c_chosen_by": "lowest log-loss on validation images: "
+                + (f"{VALIDATION_FRACTION:g} of the training {labelled.unit_name}" if is_carved else "the given ones"),
+                "last_fit_on": "all training images" if is_carved else "the training images, without validation",
+                "trials": [asdict(trial) for trial in probe.trials],
+                "has_converged": probe.has_converged,
+            }
+    assert_never(protocol)
+
+
+def cached_features(
+    extractor: Extractor,
+    labelled: LabelledSet,
+    config: EvaluationConfig,
+    *,
+    device: torch.device,
+    folder: Path,
+    num_workers: int,
+) -> NDArray[np.float32]:
+    """Features (N, D) of all images, from `folder` where the same model has seen the same images before."""
+    key = json.dumps([extractor.digest, labelled.content_digest, config.input_px])
+    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    if file.is_file():
+        try:
+            kept: NDArray[np.float32] = np.load(file, allow_pickle=False)
+            if kept.shape == (len(labelled.source), extractor.num_features) and kept.dtype == np.float32:
+                logger.info("%s: features from %s", extractor.name, file)
+                return kept
+        except (OSError, ValueError, EOFError):
+            pass
+        logger.warning("%s: damaged, computing the features again", file)
+    features_ND = extract_features(
+        extractor, labelled.source, batch_size=config.batch_size, input_px=config.input_px, device=device,
+        num_workers=num_workers, what=f"features of {extractor.name}",
+    )  # fmt: skip
+    with atomic_write(file, "wb") as stream:
+        np.save(stream, features_ND)
+    return features_ND
+
+
+def _load_all(specs: Sequence[str], device: torch.device) -> dict[str, tuple[str, Extractor]]:
+    """Spec and extractor by the name that the table shows; all are loaded before the first is run."""
+    repeated = sorted({spec for spec in specs if specs.count(spec) > 1})
+    if repeated:
+        raise ConfigError(repeated[0], "is given twice.", "Each model is one row.", "Give it once.")
+    loaded = [(spec, load_extractor(spec, device=device)) for spec in specs]
+    names = [extractor.name for _, extractor in loaded]
+    # Two folders of one name: their full specs tell them apart.
+    return {
+        extractor.name if names.count(extractor.name) == 1 else spec: (spec, extractor) for spec, extractor in loaded
+    }
+
+
+def _row(
+    model: str,
+    spec: str,
+    protocol: Literal["knn", "linear", "end-to-end"],
+    scores_NC: NDArray[np.float64],
+    settings: dict[str, Any],
+    labelled: LabelledSet,
+    config: EvaluationConfig,
+) -> Row:
+    predicted_N = scores_NC.argmax(axis=1).astype(np.int64)
+    labels_N = labelled.labels[labelled.part("test")]
+    metrics = measure(
+        labels_N, predicted_N, scores_NC, labelled.test_units(), num_bootstrap=config.num_bootstrap, seed=config.seed
+    )
+    return Row(model, spec, protocol, metrics, settings, predicted_N)
+
+
+def _baseline_row(folder: Path, scores_NC: NDArray[np.float64], labelled: LabelledSet, config: EvaluationConfig) -> Row:
+    record = BaselineFolder(folder).read_result()
+    settings = {key: record[key] for key in ("config", "seed", "input_px", "augmentation", "best_epoch", "validation")}
+    start = "from scratch" if record["config"]["weights"] is None else f"from {record['config']['weights']}"
+    name = f"supervised {record['config']['backbone']} ({start})"
+    return _row(name, str(folder), "end-to-end", scores_NC, settings, labelled, config)
+
+
+def _with_differences(rows: Sequence[Row], labelled: LabelledSet, config: EvaluationConfig) -> list[Row]:
+    """Every row compared with the baseline, and with the first model under the same protocol."""
+    labels_N, units = labelled.labels[labelled.part("test")], labelled.test_units()
+    compared = []
+    for row in rows:
+        others = [
+            other
+            for other in rows
+            if row.protocol != "end-to-end"
+            and other.model != row.model
+            and (other.protocol == "end-to-end" or (other.model == rows[0].model and other.protocol == row.protocol))
+        ]
+        differences = {
+            other.model: paired_difference(
+                labels_N, row.predicted, other.predicted, units, num_classes=len(labelled.classes),
+                num_bootstrap=config.num_bootstrap, seed=config.seed,
+            )
+            for other in others
+        }  # fmt: skip
+        compared.append(replace(row, differences=differences))
+    return compared
+
+
+def _notes(
+    labelled: LabelledSet, rows: Sequence[Row], extractors: Sequence[Extractor], baseline: Path | None
+) -> tuple[str, ...]:
+    metrics = rows[0].metrics
+    notes = [
+        f"in brackets: 95 % bootstrap interval over {metrics.num_units} test {metrics.unit}; "
+        f"{metrics.num_images} test images; split: {labelled.split_rule}",
+        *labelled.notes,
+    ]
+    if baseline is None:
+        notes.append(f"supervised ResNet-50: {BASELINE_MISSING}; without it no number here says what labels alone give")
+    data_mpp = labelled.source.mpp
+    for extractor in extractors:
+        if extractor.mpp and data_mpp and abs(extractor.mpp / data_mpp - 1) > MPP_TOLERANCE:
+            notes.append(f"{extractor.name} was trained at {extractor.mpp:g} um/px, these images are at {data_mpp:g}")
+    notes += [f"{row.model}, {TITLES[row.protocol]}: the fit stopped before it converged"
+              for row in rows if row.settings.get("has_converged") is False]  # fmt: skip
+    return tuple(notes)
+
+
+def _record(
+    table: Table, labelled: LabelledSet, config: EvaluationConfig, extractors: dict[str, tuple[str, Extractor]]
+) -> dict[str, Any]:
+    """All that one needs to read the numbers and to repeat them, as plain values."""
+    return {
+        "format": "dino_path evaluation, 1",
+        "data": labelled.record(),
+        "config": as_plain(config),
+        "baseline": table.baseline or f"supervised ResNet-50: {BASELINE_MISSING}",
+        "has_baseline": table.baseline is not None,
+        "models": {
+            name: {
+                "spec": spec,
+                "digest": extractor.digest,
+                "num_features": extractor.num_features,
+                "input_px": config.input_px or extractor.input_px,
+                "mpp": extractor.mpp,
+            }
+            for name, (spec, extractor) in extractors.items()
+        },
+        "rows": [
+            {
+                "model": row.model,
+                "spec": row.spec,
+                "protocol": row.protocol,
+                "metrics": row.metrics.record(labelled.classes),
+                "settings": row.settings,
+                "differences": {
+                    other: {name: score.record() for name, score in scores.items()}
+                    for other, scores in row.differences.items()
+                },
+            }
+            for row in table.rows
+        ],
+        "notes": list(table.notes),
+        "environment": environment_record(),
+    }
+
+
+def _write_csv(file: Path, table: Table) -> None:
+    """One line per model, protocol and metric."""
+    with atomic_write(file) as stream:
+        lines = csv.writer(stream, lineterminator="\n")
+        lines.writerow(["model", "protocol", "metric", "value", "low", "high", "interval_over"])
+        for row in table.rows:
+            unit = f"{row.metrics.num_units} {row.metrics.unit}"
+            for metric in ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc"):
+                score: Score = getattr(row.metrics, metric)
+                numbers = [f"{number:.6f}" for number in (score.value, score.low, score.high)]
+                lines.writerow([row.model, row.protocol, metric, *numbers, unit])
+        if table.baseline is None:
+            lines.writerow(["supervised ResNet-50", "end-to-end", BASELINE_MISSING, "", "", "", ""])
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,135 @@
+"""A checkpoint of a run -> what is exported of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dino_path.config import Config, digest, section_from_file
+from dino_path.errors import CheckpointError
+from dino_path.export.model_folder import ExportResult, ExportSource, export_model
+from dino_path.run import RunFolder, newest_checkpoint
+
+logger = logging.getLogger(__name__)
+
+FORMAT, VERSION = "dino_path checkpoint", 1
+VERSIONS_TOLD = ("dino-path", "torch", "timm")
+
+Network = Literal["teacher", "student"]
+
+
+def export_checkpoint(path: Path, out: Path, *, network: Network = "teacher") -> ExportResult:
+    """Write the backbone of a checkpoint as a model folder.
+
+    Args:
+        path: a checkpoint file, or a run folder (its newest checkpoint).
+
+    Raises:
+        CheckpointError: no checkpoint of ours, or the written folder does not give its features.
+        DataError: `out` exists and is not a model folder.
+    """
+    file = newest_checkpoint(path)
+    record = read_checkpoint(file)
+    run = RunFolder(file.resolve().parent.parent)
+    return export_model(export_source(record, run, name=str(file), network=network), out)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """The record in a checkpoint file, on the CPU; only tensors and plain values are unpickled.
+
+    Raises:
+        CheckpointError: not a checkpoint of this version of dino_path.
+    """
+    try:
+        record = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise _not_ours(file, f"cannot be read as a checkpoint ({' '.join(str(error).split())[:160]}).") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise _not_ours(file, "is a torch file, but no checkpoint of dino_path.")
+    if record.get("version") != VERSION:
+        raise _not_ours(file, f"has checkpoint version {record.get('version')!r}.")
+    return record
+
+
+def export_source(record: Mapping[str, Any], run: RunFolder, *, name: str, network: Network) -> ExportSource:
+    """What a checkpoint record says about its backbone; the run folder adds the environment and evaluation results.
+
+    Args:
+        name: of the checkpoint, for messages.
+    """
+    try:
+        weights, step, tile_mpp = record[f"{network}_backbone"], int(record["step"]), record["tile_mpp"]
+        config = section_from_file(Config, record["config"], name)
+    except KeyError as error:
+        raise _not_ours(Path(name), f"lacks {error}.") from None
+    return ExportSource(
+        backbone=config.model.backbone,
+        arguments=config.model.arguments,
+        state_dict=weights,
+        mean=config.model.mean,
+        std=config.model.std,
+        input_px=config.views.global_px,
+        mpp=tile_mpp,
+        provenance=_provenance(record, config, run, step=step, network=network),
+        results=_read_object(run.evaluation / "results.json"),
+    )
+
+
+def _provenance(
+    record: Mapping[str, Any], config: Config, run: RunFolder, *, step: int, network: Network
+) -> dict[str, Any]:
+    """How the weights came about, as plain values; no date, so that the same checkpoint gives the same folder."""
+    batch_size = _global_batch_size(record, config)
+    environment = _read_object(run.environment_file) or {}
+    versions = environment.get("versions") or {}
+    return {
+        "method": "DINO",
+        "network": network,
+        "steps": step,
+        "global_batch_size": batch_size,
+        "tiles_seen": None if batch_size is None else step * batch_size,
+        "tiles_in_store": record.get("num_tiles"),
+        "views": f"2 x {config.views.global_px} px, {config.views.num_local} x {config.views.local_px} px, "
+        f"recipe {config.views.recipe}",
+        "prototypes": config.model.num_prototypes,
+        "optimizer": f"{config.optim.optimizer}, base_lr {config.optim.base_lr:g}, weight decay "
+        f"{config.optim.weight_decay:g} to {config.optim.final_weight_decay:g}",
+        "started_from": config.model.weights or "random weights",
+        "config_digest": digest(config),
+        "git_commit": environment.get("git_commit"),
+        "versions": {key: versions[key] for key in VERSIONS_TOLD if versions.get(key)},
+    }
+
+
+def _global_batch_size(record: Mapping[str, Any], config: Config) -> int | None:
+    world_size = record.get("world_size")
+    if config.training is None or not isinstance(world_size, int):
+        return None
+    return config.training.batch_size_per_gpu * world_size
+
+
+def _read_object(file: Path) -> dict[str, Any] | None:
+    """The JSON object in one of the run's files; None where there is no such file."""
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        logger.warning("%s is left out of the model card: it is not JSON (%s)", file, error)
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _not_ours(file: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        str(file),
+        found,
+        f"A file that `dino-path pretrain` has written (version {VERSION}) is needed; nothing else is opened.",
+        "Check the path; if the file is damaged, use the checkpoint before it.",
+    )

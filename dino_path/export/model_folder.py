@@ -1,0 +1,186 @@
+"""A trained backbone -> the model folder that timm loads, checked by loading it in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dino_path.errors import CheckpointError, DataError
+from dino_path.export.card import ModelFacts, model_card
+from dino_path.export.reload import ReloadCheck, check_reload
+from dino_path.model.backbone import Argument, architecture, backbone_arguments, build_backbone, count_parameters
+from dino_path.model.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, Triple
+from dino_path.run import atomic_write, write_json
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A backbone and all that must travel with it.
+
+    Attributes:
+        backbone: timm model name.
+        arguments: further arguments of timm.create_model.
+        state_dict: weights under timm's own key names.
+        mean, std: RGB, of images in [0, 1].
+        input_px: edge of the image that the model expects, in pixels.
+        mpp: microns per pixel of the tiles it was trained on; None: unknown.
+        provenance: what made it, as plain values (network, steps, tiles seen, config digest, commit, versions).
+        results: the record of `RUN/eval/results.json` for the card, where there is one.
+    """
+
+    backbone: str
+    arguments: Mapping[str, Argument]
+    state_dict: Mapping[str, Tensor]
+    mean: Triple
+    std: Triple
+    input_px: int
+    mpp: float | None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The written folder and what the reload showed."""
+
+    folder: Path
+    num_features: int
+    num_parameters: int
+    reload: ReloadCheck
+
+
+def export_model(state: ExportSource, out: Path) -> ExportResult:
+    """Write `config.json`, `model.safetensors` and `README.md` to `out`, after a reload in a fresh process agreed.
+
+    The same source gives the same bytes. An older model folder is replaced file by file; other files in it stay.
+
+    Raises:
+        CheckpointError: the weights do not fit the backbone, or the reloaded model differs from it.
+        DataError: `out` exists and is not a model folder.
+    """
+    _refuse_to_overwrite(out)
+    backbone = _backbone_with_weights(state)
+    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        building.mkdir(parents=True)
+        write_json(building / CONFIG_NAME, timm_config(state, backbone))
+        _write_weights(building / WEIGHTS_NAME, backbone)
+        check = check_reload(building, backbone, state.mean, state.std, state.input_px)
+        _write_card(building / CARD_NAME, state, backbone)
+        _move(building, out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return ExportResult(out, int(backbone.num_features), count_parameters(backbone), check)  # type: ignore[arg-type]
+
+
+def timm_config(state: ExportSource, backbone: nn.Module) -> dict[str, Any]:
+    """The content of `config.json`: timm's keys, and beside them `mpp` and `dino_path`, which timm ignores."""
+    registered: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    arguments: dict[str, Any] = {**backbone_arguments(state.backbone), **state.arguments}
+    is_fixed = bool(registered.get("fixed_input_size")) and not arguments.get("dynamic_img_size", False)
+    if is_fixed:
+        arguments.setdefault("img_size", registered["input_size"][-1])
+    return {
+        "architecture": architecture(state.backbone),
+        "num_classes": 0,
+        "num_features": backbone.num_features,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "tag": "dino_path",
+            "custom_load": False,
+            "input_size": [3, state.input_px, state.input_px],
+            "fixed_input_size": is_fixed,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(state.mean),
+            "std": list(state.std),
+            "num_classes": 0,
+            "pool_size": registered.get("pool_size"),
+            "first_conv": registered.get("first_conv"),
+            "classifier": registered.get("classifier"),
+        },
+        "mpp": state.mpp,
+        "dino_path": dict(state.provenance),
+    }
+
+
+def _backbone_with_weights(state: ExportSource) -> nn.Module:
+    backbone = build_backbone(state.backbone, state.arguments)
+    try:
+        backbone.load_state_dict(dict(state.state_dict), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            state.backbone,
+            f"the weights do not fit this backbone: {' '.join(str(error).split())[:400]}",
+            "Exactly the weights that timm's model of this name has are needed.",
+            "Check that the checkpoint and its config belong together.",
+        ) from None
+    broken = [key for key, tensor in backbone.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            state.backbone,
+            f"{len(broken)} of its tensors hold numbers that are not finite (first: {broken[0]}).",
+            "Finite weights are needed.",
+            "Export an earlier checkpoint of the run.",
+        )
+    return backbone.float().eval()
+
+
+def _write_weights(file: Path, backbone: nn.Module) -> None:
+    weights = {key: tensor.detach().contiguous().clone() for key, tensor in backbone.state_dict().items()}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def _write_card(file: Path, state: ExportSource, backbone: nn.Module) -> None:
+    facts = ModelFacts(
+        architecture=architecture(state.backbone),
+        model_args={**backbone_arguments(state.backbone), **state.arguments},
+        num_features=int(backbone.num_features),  # type: ignore[arg-type]
+        num_parameters=count_parameters(backbone),
+        mean=state.mean,
+        std=state.std,
+        input_px=state.input_px,
+        mpp=state.mpp,
+    )
+    with atomic_write(file) as stream:
+        stream.write(model_card(facts, state.provenance, state.results))
+
+
+def _refuse_to_overwrite(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    config = out / CONFIG_NAME
+    if config.is_file() and (out / WEIGHTS_NAME).is_file() and "architecture" in _read_json(config):
+        return
+    raise DataError(
+        str(out),
+        "exists and is not a model folder.",
+        "A new or empty folder, or an older model folder to replace, is needed.",
+        "Choose another --out.",
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _move(building: Path, out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):
+            (building / name).replace(out / name)
+    else:
+        building.replace(out)

@@ -1,0 +1,112 @@
+"""Does a written folder give the features of its source? Asked of timm alone, in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from dino_path.errors import CheckpointError
+from dino_path.model.folder import Triple
+
+TOLERANCE = 1e-5
+NUM_IMAGES = 2
+SEED = 0
+
+# What a user of the folder would run: timm and torch, nothing of ours.
+RELOAD_SCRIPT = """
+import json, sys
+import timm, torch
+
+folder, num_images, seed, edge_px, threads = sys.argv[1], *map(int, sys.argv[2:])
+torch.set_num_threads(threads)
+model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+data = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**data, is_training=False)
+normalize = next(step for step in transform.transforms if hasattr(step, "mean"))
+crop = next(step for step in transform.transforms if type(step).__name__ == "CenterCrop")
+torch.manual_seed(seed)
+images = torch.randn(num_images, 3, edge_px, edge_px)
+with torch.inference_mode():
+    features = model(images)
+print(json.dumps({
+    "features": features.tolist(),
+    "input_size": list(data["input_size"]),
+    "crop": list(crop.size) if isinstance(crop.size, (list, tuple)) else [crop.size, crop.size],
+    "mean": torch.as_tensor(normalize.mean).flatten().tolist(),
+    "std": torch.as_tensor(normalize.std).flatten().tolist(),
+}))
+"""
+
+
+@dataclass(frozen=True)
+class ReloadCheck:
+    """How far the reloaded model was from its source: largest difference of a feature, relative to the largest one."""
+
+    relative_difference: float
+    tolerance: float = TOLERANCE
+
+
+def check_reload(folder: Path, backbone: nn.Module, mean: Triple, std: Triple, input_px: int) -> ReloadCheck:
+    """Load `folder` with timm in a fresh process and compare features (seeded noise, fp32) and preprocessing.
+
+    Args:
+        backbone: the source, in eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: timm cannot load the folder, or what it loads differs from the source.
+    """
+    record = _reload(folder, input_px)
+    found = np.asarray(record["features"], np.float32)
+    expected = _features(backbone, input_px)
+    if found.shape != expected.shape:
+        raise _differs(folder, f"features of shape {found.shape} instead of {expected.shape}")
+    difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    if not difference <= TOLERANCE:
+        raise _differs(folder, f"features that differ by {difference:.1e} (relative; tolerated: {TOLERANCE:.0e})")
+    if not np.allclose(record["mean"], mean, atol=1e-6) or not np.allclose(record["std"], std, atol=1e-6):
+        raise _differs(folder, f"mean {record['mean']} and std {record['std']} instead of {mean} and {std}")
+    if record["input_size"] != [3, input_px, input_px] or record["crop"] != [input_px, input_px]:
+        raise _differs(folder, f"images of {record['crop']} px instead of {input_px} px")
+    return ReloadCheck(difference)
+
+
+def _reload(folder: Path, input_px: int) -> dict[str, list[float]]:
+    numbers = (NUM_IMAGES, SEED, input_px, torch.get_num_threads())
+    answer = subprocess.run(
+        [sys.executable, "-c", RELOAD_SCRIPT, str(folder.resolve()), *map(str, numbers)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    if answer.returncode != 0:
+        last = answer.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise _differs(folder, f"an error ({last[0]})")
+    record: dict[str, list[float]] = json.loads(answer.stdout.strip().splitlines()[-1])
+    return record
+
+
+@torch.inference_mode()
+def _features(backbone: nn.Module, input_px: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        images = torch.randn(NUM_IMAGES, 3, input_px, input_px)
+    features: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = backbone(images).numpy()
+    return features
+
+
+def _differs(folder: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        str(folder),
+        f"timm, loading this folder in a fresh process, gives {what}.",
+        "It must give what the trained backbone gives; nothing was exported.",
+        "Check the timm version (`dino-path doctor`), and report this with the config of the run.",
+    )

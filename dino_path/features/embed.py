@@ -1,0 +1,289 @@
+"""A frozen model and tiles -> feature files, slide by slide; called again, it makes what is missing.
+
+Shape suffixes: N tiles of a slide, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dino_path.errors import DataError, TileStoreError
+from dino_path.features.extractor import Extractor, extract_features, iterate_features
+from dino_path.features.files import (
+    Coordinates,
+    Features,
+    Origin,
+    job_folder_name,
+    read_origin,
+    tile_attributes,
+    write_coordinates,
+    write_image_features,
+    write_slide_features,
+    write_tensor,
+)
+from dino_path.progress import Meter, meter
+from dino_path.run import write_json
+from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
+from dino_path.tiles.source import Subset, TileSource
+from dino_path.tiles.store import TileStore
+
+logger = logging.getLogger(__name__)
+
+Layout = Literal["trident", "clam"]
+LARGEST_MPP_DIFFERENCE = 0.05  # relative
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """What became of the slides of a store.
+
+    Attributes:
+        written, kept: slides whose files are new; were complete already.
+        without_tiles: (slide id, reason) of slides that tiling left without tiles, so that no file was due.
+        failed: (slide id, reason) of slides whose tiles could not be read; a new call tries them again.
+        folders: where the features lie, one per layout.
+    """
+
+    written: tuple[str, ...]
+    kept: tuple[str, ...]
+    without_tiles: tuple[tuple[str, str], ...]
+    failed: tuple[tuple[str, str], ...]
+    num_tiles: int
+    folders: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class _Slide:
+    """One slide to embed, and the files that will hold it."""
+
+    record: SlideRecord
+    tiles: NDArray[np.int64]  # indices into the store
+    files: tuple[Path, ...]  # h5 files whose origin says whether the slide is finished
+    origin: Origin
+
+
+def embed_store(
+    extractor: Extractor,
+    store: TileStore,
+    out: Path,
+    *,
+    layouts: Sequence[Layout] = ("trident",),
+    batch_size: int,
+    device: torch.device,
+    num_workers: int = 0,
+    allow_other_mpp: bool = False,
+) -> EmbedSummary:
+    """Features of all tiles of a store, one file per slide and layout, below `out`.
+
+    trident: `out/<mag>x_<px>px_<overlap>px_overlap/features_<encoder>/<slide>.h5`, and `patches/` beside it;
+    clam: `out/clam_<encoder>/h5_files/<slide>.h5` and `pt_files/<slide>.pt`.
+    `out/embed_<encoder>.json` lists every slide with what became of it.
+
+    Args:
+        allow_other_mpp: embed tiles whose mpp differs by more than 5 % from the one the model was trained at.
+
+    Raises:
+        TileStoreError: the tiles' mpp is not the model's.
+        DataError: `out` holds features of these slides that another model, or other tiles, have given.
+    """
+    if not allow_other_mpp:
+        _refuse_other_mpp(extractor, store)
+    slides = [_plan(extractor, store, out, layouts, number) for number in range(len(store.slides))]
+    done = {slide.record.slide_id for slide in slides if _is_finished(slide)}
+    waiting = [slide for slide in slides if slide.record.slide_id not in done]
+    written, failed = [], []
+    with meter("embedding", sum(len(slide.tiles) for slide in waiting), "tiles") as counter:
+        for slide in waiting:
+            slide_id = slide.record.slide_id
+            try:
+                features_ND = _slide_features(extractor, store, slide, batch_size, device, num_workers, counter)
+            except TileStoreError as error:
+                logger.error("%s: no features. %s", slide_id, error)
+                failed.append((slide_id, f"{error.thing}: {error.found}"))
+                continue
+            _write(store, slide, features_ND, out, layouts)
+            written.append(slide_id)
+    summary = EmbedSummary(
+        written=tuple(written),
+        kept=tuple(slide.record.slide_id for slide in slides if slide.record.slide_id in done),
+        without_tiles=tuple(_without_tiles(store)),
+        failed=tuple(failed),
+        num_tiles=sum(len(slide.tiles) for slide in slides if slide.record.slide_id in done.union(written)),
+        folders=tuple(_layout_folder(extractor, store, out, layout) for layout in layouts),
+    )
+    _write_summary(extractor, store, out, summary)
+    return summary
+
+
+def embed_images(
+    extractor: Extractor,
+    source: TileSource,
+    out: Path,
+    *,
+    root: Path,
+    batch_size: int,
+    device: torch.device,
+    num_workers: int = 0,
+) -> Path:
+    """Features of a folder of images as `out/features.h5`: `features` (N, D) and `names` relative to `root`.
+
+    Raises:
+        DataError: `out` holds features that another model, or other images, have given.
+        TileStoreError: an image cannot be read.
+    """
+    file = out / "features.h5"
+    origin = Origin(extractor.name, extractor.digest, source.digest)
+    if file.exists():
+        found, num_rows = read_origin(file)
+        if found != origin or num_rows != len(source):
+            raise _other_features(file)
+        return file
+    features_ND = extract_features(
+        extractor, source, batch_size=batch_size, device=device, num_workers=num_workers, what="embedding"
+    )
+    names = [_relative(Path(source.name(index)), root) for index in range(len(source))]
+    write_image_features(file, features_ND, names, origin)
+    return file
+
+
+def encoder_folder_name(extractor: Extractor) -> str:
+    """The extractor's name as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in extractor.name)
+
+
+def _refuse_other_mpp(extractor: Extractor, store: TileStore) -> None:
+    if extractor.mpp is None or abs(store.mpp / extractor.mpp - 1) <= LARGEST_MPP_DIFFERENCE + 1e-9:
+        return
+    raise TileStoreError(
+        str(store.path),
+        f"its tiles are at {store.mpp:g} um/px, and {extractor.name} was trained at {extractor.mpp:g} um/px.",
+        "A model sees tissue at the resolution it was trained at (within 5 %).",
+        f"Tile again with tiles.mpp={extractor.mpp:g}, or embed with --allow-other-mpp.",
+    )
+
+
+def _plan(extractor: Extractor, store: TileStore, out: Path, layouts: Sequence[Layout], number: int) -> _Slide:
+    record = store.slides[number]
+    first, last = np.searchsorted(store.slide_index, [number, number + 1])
+    tiles = np.arange(first, last, dtype=np.int64)
+    content = hashlib.sha256()
+    for column in (store.x_level0, store.y_level0, store.size_level0, store.offset, store.length):
+        content.update(column[first:last].tobytes())
+    files = [_h5_file(extractor, store, out, layout, record.slide_id) for layout in layouts]
+    origin = Origin(extractor.name, extractor.digest, content.hexdigest()[:16])
+    return _Slide(record, tiles, tuple(files), origin)
+
+
+def _layout_folder(extractor: Extractor, store: TileStore, out: Path, layout: Layout) -> Path:
+    if layout == "clam":
+        return out / f"clam_{encoder_folder_name(extractor)}"
+    return _job_folder(store, out) / f"features_{encoder_folder_name(extractor)}"
+
+
+def _job_folder(store: TileStore, out: Path) -> Path:
+    return out / job_folder_name(mpp=store.mpp, size_px=store.size_px, overlap_px=_overlap_px(store))
+
+
+def _h5_file(extractor: Extractor, store: TileStore, out: Path, layout: Layout, slide_id: str) -> Path:
+    folder = _layout_folder(extractor, store, out, layout)
+    return (folder / "h5_files" if layout == "clam" else folder) / f"{slide_id}.h5"
+
+
+def _overlap_px(store: TileStore) -> int:
+    """Of neighbouring tiles, in px at the tiles' mpp; 0 for tiles that do not touch."""
+    stride_px = StoreFolder(store.path).read_config().stride_px
+    return 0 if stride_px is None else max(0, store.size_px - stride_px)
+
+
+def _is_finished(slide: _Slide) -> bool:
+    """Do all files of the slide stand? A file is written whole, so one that stands is complete.
+
+    Raises:
+        DataError: one stands, but holds features of another model or of other tiles.
+    """
+    standing = [file for file in slide.files if file.exists()]
+    for file in standing:
+        if read_origin(file) != (slide.origin, len(slide.tiles)):
+            raise _other_features(file)
+    return len(standing) == len(slide.files)
+
+
+def _slide_features(
+    extractor: Extractor,
+    store: TileStore,
+    slide: _Slide,
+    batch_size: int,
+    device: torch.device,
+    num_workers: int,
+    counter: Meter,
+) -> Features:
+    parts: list[Features] = []
+    for features_BD in iterate_features(
+        extractor, Subset(store, slide.tiles), batch_size=batch_size, device=device, num_workers=num_workers
+    ):
+        parts.append(features_BD)
+        counter.advance(len(features_BD), slide.record.slide_id)
+    return np.concatenate(parts)
+
+
+def _write(store: TileStore, slide: _Slide, features_ND: Features, out: Path, layouts: Sequence[Layout]) -> None:
+    record, tiles = slide.record, slide.tiles
+    coords_N2: Coordinates = np.stack([store.x_level0[tiles], store.y_level0[tiles]], axis=1).astype(np.int64)
+    attributes = tile_attributes(
+        record,
+        size_px=store.size_px,
+        size_level0=int(store.size_level0[tiles[0]]),
+        overlap_px=_overlap_px(store),
+    )
+    for layout, file in zip(layouts, slide.files, strict=True):
+        # The h5 file is what a later call looks for, so it comes last.
+        if layout == "clam":
+            write_tensor(file.parent.with_name("pt_files") / f"{record.slide_id}.pt", features_ND)
+        else:
+            patches = _job_folder(store, out) / "patches" / f"{record.slide_id}_patches.h5"
+            write_coordinates(patches, coords_N2, attributes)
+        write_slide_features(file, features_ND, coords_N2, attributes, slide.origin)
+
+
+def _without_tiles(store: TileStore) -> Iterator[tuple[str, str]]:
+    for file in StoreFolder(store.path).record_files():
+        record = read_record(file)
+        if record.status != "done":
+            yield record.slide_id, f"{record.status}: {record.reason}"
+
+
+def _write_summary(extractor: Extractor, store: TileStore, out: Path, summary: EmbedSummary) -> None:
+    described = asdict(summary)
+    del described["folders"]
+    record = {
+        "encoder": extractor.name,
+        "encoder_digest": extractor.digest,
+        "encoder_mpp": extractor.mpp,
+        "tile_mpp": store.mpp,
+        "tile_px": store.size_px,
+        "store_digest": store.digest,
+        **described,
+    }
+    write_json(out / f"embed_{encoder_folder_name(extractor)}.json", record)
+
+
+def _other_features(file: Path) -> DataError:
+    return DataError(
+        str(file),
+        "holds features that another model, or other tiles, have given.",
+        "One folder holds the features of one model and one set of tiles.",
+        "Choose another --out, or delete the old files.",
+    )
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -1,0 +1,98 @@
+"""Any timm backbone as a feature extractor: images in, one vector per image out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.layers import set_fused_attn
+from torch import nn
+
+from dino_path.errors import ConfigError
+
+Argument = bool | int | float | str
+
+# timm families whose position embedding can follow the input size; without it 96 px local views are refused.
+DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva", "beit", "vision_transformer_hybrid")
+
+
+def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_rate: float = 0.0) -> nn.Module:
+    """A randomly initialised timm model without classifier; `forward` maps (B, 3, H, W) to (B, D).
+
+    Args:
+        name: a timm model name. A pretrained tag after the dot is ignored here: no weights are loaded.
+        arguments: further arguments of timm.create_model, such as embed_dim or img_size.
+        drop_path_rate: stochastic depth (Huang et al. 2016), rising linearly over the blocks.
+
+    Raises:
+        ConfigError: timm does not know the name, or the model does not take the arguments.
+    """
+    set_fused_attn(True)
+    keywords: dict[str, Any] = {**backbone_arguments(name), **arguments}
+    if drop_path_rate > 0:
+        keywords["drop_path_rate"] = drop_path_rate
+    try:
+        model: nn.Module = timm.create_model(architecture(name), pretrained=False, num_classes=0, **keywords)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            f"model.backbone={name}",
+            f"timm cannot build it with {keywords} ({' '.join(str(error).split())}).",
+            "Arguments that this timm model takes are needed.",
+            "Correct model.arguments (and model.drop_path_rate: not every model has it).",
+        ) from None
+    return model
+
+
+def architecture(name: str) -> str:
+    """The timm architecture in `name`, which may carry a pretrained tag (`vit_small_patch16_224.dino`).
+
+    Raises:
+        ConfigError: timm has no such architecture; the nearest names are listed.
+    """
+    arch = name.split(".", 1)[0]
+    if not timm.is_model(arch):
+        close = difflib.get_close_matches(arch, timm.list_models(), n=3)
+        raise ConfigError(
+            f"model.backbone={name}",
+            f"timm {timm.__version__} has no such model.",
+            "A timm model name is needed.",
+            f"Did you mean {' or '.join(close)}?" if close else "See timm.list_models().",
+        )
+    return arch
+
+
+def backbone_arguments(name: str) -> dict[str, Argument]:
+    """The timm arguments that we add for multi-crop: position embeddings that follow the input size."""
+    arch = architecture(name)
+    is_dynamic = any(arch in timm.list_models(module=family) for family in DYNAMIC_FAMILIES)
+    return {"dynamic_img_size": True} if is_dynamic else {}
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of scalars in all parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@torch.no_grad()
+def check_input_sizes(backbone: nn.Module, name: str, sizes_px: tuple[int, ...]) -> None:
+    """Run one blank image of each size through the backbone.
+
+    Raises:
+        ConfigError: the backbone cannot take one of the sizes (Swin and some ConvNets).
+    """
+    was_training = backbone.training
+    backbone.eval()
+    for size_px in sizes_px:
+        try:
+            backbone(torch.zeros(1, 3, size_px, size_px))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ConfigError(
+                f"model.backbone={name}",
+                f"it does not take views of {size_px} px ({' '.join(str(error).split())[:200]}).",
+                "Every view size must fit the backbone: for a ViT a multiple of its patch size.",
+                "Change views.global_px or views.local_px, or take another backbone.",
+            ) from None
+    backbone.train(was_training)

@@ -1,0 +1,182 @@
+"""Reading a model folder: the layout that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
+
+`config.json` is timm's, and `mpp` (microns per pixel of the tiles that the model was trained on) stands beside timm's
+keys: inside `pretrained_cfg` timm refuses what it does not know, at the top level it ignores it. Weights are read
+from `model.safetensors` only, which holds numbers and no code.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dino_path.errors import CheckpointError, ConfigError
+from dino_path.model.backbone import build_backbone
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
+
+Triple = tuple[float, float, float]
+
+
+class _Preprocessing(BaseModel):
+    """The keys of `pretrained_cfg` that we rely on; timm writes many more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    input_size: tuple[Literal[3], int, int]
+    mean: Triple
+    std: Triple
+
+
+class _FolderConfig(BaseModel):
+    """The keys of `config.json` that we rely on."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    architecture: str
+    model_args: dict[str, Any] = {}
+    pretrained_cfg: _Preprocessing
+    mpp: float | None = Field(None, gt=0)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a model folder says about its model.
+
+    Attributes:
+        arguments: further arguments of timm.create_model.
+        mean, std: RGB, of images in [0, 1].
+        input_px: edge of the image that the model expects, in pixels.
+        mpp: microns per pixel of the tiles it was trained on; None where the folder does not say.
+    """
+
+    path: Path
+    architecture: str
+    arguments: dict[str, Any]
+    mean: Triple
+    std: Triple
+    input_px: int
+    mpp: float | None
+
+
+def read_model_folder(path: Path) -> ModelFolder:
+    """Read and check `config.json`; the weights are not touched.
+
+    Raises:
+        CheckpointError: not a model folder, or its `config.json` is damaged or incomplete.
+    """
+    file = path / CONFIG_NAME
+    if not file.is_file():
+        raise _not_a_model_folder(path)
+    try:
+        config = _FolderConfig.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _bad_config(file, f"it is not JSON ({error}).") from None
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise _bad_config(file, f"{faults}.") from None
+    return ModelFolder(
+        path=path,
+        architecture=config.architecture,
+        arguments=config.model_args,
+        mean=config.pretrained_cfg.mean,
+        std=config.pretrained_cfg.std,
+        input_px=config.pretrained_cfg.input_size[1],
+        mpp=config.mpp,
+    )
+
+
+def build_untrained(folder: ModelFolder, *, seed: int) -> nn.Module:
+    """The folder's architecture with weights drawn from `seed`; the global random state stays as it was.
+
+    Raises:
+        CheckpointError: this timm cannot build the architecture.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return build_backbone(folder.architecture, folder.arguments)
+        except ConfigError as error:
+            raise _bad_config(folder.path / CONFIG_NAME, error.found) from None
+
+
+def load_backbone(folder: ModelFolder) -> nn.Module:
+    """The folder's model with its weights, every key matched, on the CPU.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged, or belong to another architecture.
+    """
+    file = folder.path / WEIGHTS_NAME
+    weights = _read_weights(file)
+    backbone = build_untrained(folder, seed=0)
+    try:
+        backbone.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            str(file),
+            f"its weights do not fit {folder.architecture}: {_short(error)}",
+            f"Exactly the weights of the architecture in {CONFIG_NAME} are needed.",
+            "Write the folder again with `dino-path export`.",
+        ) from None
+    return backbone
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = load_file(file, device="cpu")
+    except FileNotFoundError:
+        raise CheckpointError(
+            str(file),
+            "no such file.",
+            "A model folder holds its weights as safetensors; pickled weights (.bin, .pth) are not opened.",
+            "Write the folder with `dino-path export`, or convert it with timm's `save_for_hf`.",
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            str(file),
+            f"cannot be read ({_short(error)}).",
+            "A complete safetensors file is needed.",
+            "Copy it again, or write the folder again with `dino-path export`.",
+        ) from None
+    return weights
+
+
+def _not_a_model_folder(path: Path) -> CheckpointError:
+    needed = f"A model folder ({CONFIG_NAME}, {WEIGHTS_NAME}) is needed."
+    if path.is_file():
+        found, remedy = "this is a file.", f"If it is a checkpoint: `dino-path export {path} --out MODEL` first."
+    elif (path / "checkpoints").is_dir():
+        found, remedy = "this is a run folder.", f"`dino-path export {path} --out MODEL` makes a model folder of it."
+    elif path.is_dir():
+        found, remedy = (
+            f"this folder holds no {CONFIG_NAME}.",
+            "Check the path; `dino-path export` writes such folders.",
+        )
+    else:
+        found = "no such folder."
+        remedy = f"Check the path. For weights that timm downloads write `timm:{path.name}`."
+    return CheckpointError(str(path), found, needed, remedy)
+
+
+def _bad_config(file: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        str(file),
+        found,
+        "timm's keys architecture, model_args and pretrained_cfg (input_size, mean, std) are needed.",
+        "Write the folder again with `dino-path export`, or mend the file.",
+    )
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else f"{text[:400]} ..."

@@ -1,0 +1,86 @@
+"""DINO's projection head, and the network of backbone and head that student and teacher share.
+
+Shape suffixes: B images, D backbone features, K prototypes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DinoHead(nn.Module):
+    """MLP, L2 normalisation, and a weight-normalised linear layer to K prototypes.
+
+    Source: Caron et al. 2021, appendix C; facebookresearch/dino `vision_transformer.py`, DINOHead.
+    The MLP starts from a truncated normal (std 0.02); the prototypes keep nn.Linear's uniform start, as published.
+
+    Args:
+        norm_last_layer: prototypes stay unit vectors; else their lengths are trained too.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_prototypes: int,
+        *,
+        hidden: int,
+        bottleneck: int,
+        num_layers: int,
+        batch_norm: bool,
+        norm_last_layer: bool,
+    ) -> None:
+        super().__init__()
+        widths = [num_features, *[hidden] * (num_layers - 1), bottleneck]
+        layers: list[nn.Module] = []
+        for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
+            if index > 0:
+                layers += [nn.BatchNorm1d(width_in), nn.GELU()] if batch_norm else [nn.GELU()]
+            layers.append(nn.Linear(width_in, width_out))
+        self.mlp = nn.Sequential(*layers)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        start = nn.Linear(bottleneck, num_prototypes, bias=False).weight
+        self.last_layer = nn.ParameterDict(
+            {
+                "weight_v": nn.Parameter(start.detach().clone()),
+                "weight_g": nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not norm_last_layer),
+            }
+        )
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits (B, K), before temperature and centering; the normalisations run in at least fp32."""
+        hidden = self.mlp(features_BD)
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = F.normalize(_at_least_fp32(hidden), dim=-1)
+            weight_v, weight_g = self.last_layer["weight_v"], self.last_layer["weight_g"]
+            prototypes = weight_g * weight_v / weight_v.norm(dim=1, keepdim=True)
+        return F.linear(hidden, prototypes)
+
+
+class DinoNetwork(nn.Module):
+    """A backbone and its head: what the student is, and the teacher."""
+
+    def __init__(self, backbone: nn.Module, head: DinoHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, K) of all views in order; one backbone pass per resolution, one head pass.
+
+        Args:
+            views: one (B_i, 3, H_i, W_i) batch per resolution.
+        """
+        features_BD = torch.cat([self.backbone(batch) for batch in views])
+        return features_BD, self.head(features_BD)
+
+
+def _at_least_fp32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

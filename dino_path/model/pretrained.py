@@ -1,0 +1,69 @@
+"""Backbones as timm publishes them: architecture, preprocessing and, where they can be had, weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from dino_path.errors import CheckpointError, ConfigError
+from dino_path.model.backbone import architecture, backbone_arguments
+from dino_path.model.folder import Triple
+
+
+@dataclass(frozen=True)
+class TimmBackbone:
+    """A timm model without classifier.
+
+    Attributes:
+        mean, std: RGB, of images in [0, 1].
+        input_px: edge of the image that the model expects, in pixels.
+    """
+
+    module: nn.Module
+    mean: Triple
+    std: Triple
+    input_px: int
+
+
+def load_timm_weights(name: str) -> TimmBackbone:
+    """The timm model `name` with the weights of its tag (`resnet50.a1_in1k`), downloaded or from the cache.
+
+    Raises:
+        CheckpointError: timm has no such model or weights, or they cannot be had here.
+    """
+    return _timm_backbone(name, pretrained=True)
+
+
+def untrained_timm_backbone(name: str, *, seed: int) -> TimmBackbone:
+    """The timm model `name` with weights drawn from `seed`; the global random state stays as it was.
+
+    Raises:
+        CheckpointError: timm has no such model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _timm_backbone(name, pretrained=False)
+
+
+def _timm_backbone(name: str, *, pretrained: bool) -> TimmBackbone:
+    try:
+        architecture(name)
+        arguments: dict[str, Any] = backbone_arguments(name)
+        module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+    except ConfigError as error:
+        raise CheckpointError(f"timm:{name}", error.found, error.needed, error.remedy) from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"timm:{name}",
+            f"timm cannot provide these weights ({' '.join(str(error).split())[:300]}).",
+            "They must be in the Hugging Face cache (HF_HOME), or the Hub within reach.",
+            f"Where there is internet, run `timm.create_model('{name}', pretrained=True)` once and copy the cache; "
+            "or give a model folder.",
+        ) from None
+    data = resolve_model_data_config(module)
+    return TimmBackbone(module, tuple(data["mean"]), tuple(data["std"]), int(data["input_size"][1]))

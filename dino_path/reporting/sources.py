@@ -1,0 +1,288 @@
+"""What run folders, evaluations, tile stores and model folders say, read from their files for the report.
+
+Everything here tolerates missing files and fields: a report is asked for in the middle of a run, and after accidents.
+What is there but cannot be read becomes a line in the report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dino_path.errors import CheckpointError, DataError, TileStoreError
+from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
+from dino_path.run import RunFolder
+
+Plain = dict[str, Any]
+
+FIGURE_EDGE_PX = 1600
+OVERLAY_EDGE_PX = 640
+MAX_OVERLAYS = 12
+METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "auroc")
+COMPARISON_SPECS = ("untrained:", "timm:", "mean-colour")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value and its 95 % confidence interval, None where there is none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Is zero outside the interval?"""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One model under one protocol.
+
+    Attributes:
+        differences: other model -> this one minus it, in balanced accuracy.
+        kind: `own` for models that dino_path trained, `baseline` for the supervised one, `other` for comparisons.
+    """
+
+    model: str
+    protocol: str
+    kind: str
+    scores: Mapping[str, Score]
+    differences: Mapping[str, Score]
+    recall: Mapping[str, Score]
+    confusion: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One `results.json`."""
+
+    name: str
+    data: Plain
+    rows: Sequence[EvaluationRow]
+    baseline: str | None
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder holds."""
+
+    name: str
+    config: Plain
+    config_text: str
+    metrics: Sequence[Plain]
+    environment: Plain
+    evaluations: Sequence[Evaluation]
+    figures: Sequence[Picture]
+    troubles: Sequence[str] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Store:
+    """What a tile store says about its slides; `slides` are the records, troubled ones first."""
+
+    name: str
+    tiles: Plain
+    slides: Sequence[Plain]
+    overlays: Sequence[Picture]
+
+    def count(self, status: str) -> int:
+        return sum(slide.get("status") == status for slide in self.slides)
+
+    @property
+    def num_tiles(self) -> int:
+        return sum(int(slide.get("num_tiles") or 0) for slide in self.slides)
+
+
+def read_run(path: Path, *, name: str) -> Run:
+    """Read a run folder.
+
+    Raises:
+        CheckpointError: neither a config nor metrics lie there.
+    """
+    folder, troubles = RunFolder(path), list[str]()
+    if not folder.config_file.exists() and not folder.metrics_file.exists():
+        raise CheckpointError(
+            str(path),
+            "holds neither config.yaml nor metrics.jsonl." if path.is_dir() else "no such folder.",
+            "A run folder that `dino-path pretrain` has written is needed.",
+            "Check the path.",
+        )
+    config_text = folder.config_file.read_text(encoding="utf-8") if folder.config_file.exists() else ""
+    return Run(
+        name=name,
+        config=_parse_yaml(config_text, troubles),
+        config_text=config_text,
+        metrics=_read_metrics(folder, troubles),
+        environment=_read_optional(folder.environment_file, troubles),
+        evaluations=tuple(_read_evaluations(folder.evaluation, troubles)),
+        figures=tuple(_read_figures(folder.figures, troubles)),
+        troubles=tuple(troubles),
+    )
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """Read one `results.json`, or the one in the folder `file`.
+
+    Raises:
+        DataError: missing, damaged, or not written by `dino-path evaluate`.
+    """
+    file = file / "results.json" if file.is_dir() else file
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        baseline = record["baseline"] if record["has_baseline"] else None
+        rows = tuple(_evaluation_row(row, baseline) for row in record["rows"])
+        return Evaluation(record["data"]["name"], record["data"], rows, baseline, tuple(record.get("notes", ())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            str(file),
+            f"cannot be read as an evaluation ({type(error).__name__}: {error}).",
+            "A results.json that `dino-path evaluate table` has written is needed.",
+            "Run the evaluation again.",
+        ) from None
+
+
+def read_store(path: Path) -> Store:
+    """Read what a tile store says about its slides, and some of their overlays.
+
+    Raises:
+        TileStoreError: no store there, or a damaged file in it.
+    """
+    try:
+        tiles = json.loads((path / "store.json").read_text(encoding="utf-8")).get("tiles", {})
+        slides = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((path / "slides").glob("[!.]*.json"))]
+    except (OSError, ValueError, AttributeError) as error:
+        raise TileStoreError(
+            str(path),
+            f"cannot be read ({error}).",
+            "A tile store that `dino-path tile` has written is needed.",
+            "Check the path; run `dino-path tile` again to make what is missing.",
+        ) from None
+    slides.sort(key=lambda slide: ({"failed": 0, "empty": 1}.get(slide.get("status"), 2 if slide.get("flags") else 3)))
+    return Store(path.resolve().name, tiles, slides, tuple(_read_overlays(path, slides)))
+
+
+def read_model(path: Path) -> Plain:
+    """The `config.json` of a model folder.
+
+    Raises:
+        CheckpointError: no model folder there.
+    """
+    try:
+        config: Plain = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return {**config, "folder": path.name, "weights_bytes": (path / "model.safetensors").stat().st_size}
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            str(path),
+            f"cannot be read as a model folder ({error}).",
+            "A folder that `dino-path export` has written is needed.",
+            "Check the path, or export again.",
+        ) from None
+
+
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """A short name for each run folder: its own, with its parent's where names repeat."""
+    resolved = [path.resolve() for path in paths]
+    names = [path.name for path in resolved]
+    return [
+        name if names.count(name) == 1 else f"{path.parent.name}/{name}"
+        for name, path in zip(names, resolved, strict=True)
+    ]
+
+
+def _parse_yaml(text: str, troubles: list[str]) -> Plain:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        troubles.append(f"config.yaml cannot be read ({' '.join(str(error).split())})")
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _read_metrics(folder: RunFolder, troubles: list[str]) -> list[Plain]:
+    try:
+        return [record for record in folder.read_metrics() if "step" in record]
+    except ValueError as error:
+        troubles.append(f"metrics.jsonl cannot be read ({error})")
+        return []
+
+
+def _read_optional(file: Path, troubles: list[str]) -> Plain:
+    if not file.exists():
+        return {}
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        troubles.append(f"{file.name} cannot be read ({error})")
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _read_evaluations(folder: Path, troubles: list[str]) -> Iterator[Evaluation]:
+    for file in sorted(folder.rglob("results.json")):
+        try:
+            yield read_evaluation(file)
+        except DataError as error:
+            troubles.append(f"{file.relative_to(folder.parent)}: {error.found}")
+
+
+def _evaluation_row(row: Plain, baseline: str | None) -> EvaluationRow:
+    metrics = row["metrics"]
+    differences = {
+        other: score
+        for other, scores in row.get("differences", {}).items()
+        if (score := _score(scores.get("balanced_accuracy"))) is not None
+    }
+    kind = "other" if str(row["spec"]).startswith(COMPARISON_SPECS) else "own"
+    return EvaluationRow(
+        model=row["model"],
+        protocol=row["protocol"],
+        kind="baseline" if row["model"] == baseline else kind,
+        scores={name: score for name in METRICS if (score := _score(metrics.get(name))) is not None},
+        differences=differences,
+        recall={name: s for name, entry in metrics.get("recall", {}).items() if (s := _score(entry)) is not None},
+        confusion=metrics.get("confusion", []),
+    )
+
+
+def _score(entry: Mapping[str, float | None] | None) -> Score | None:
+    if not entry or (value := entry.get("value")) is None or not math.isfinite(value):
+        return None
+    return Score(value, entry.get("low"), entry.get("high"))
+
+
+def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:
+    """Pictures of `folder` by name; a caption is the text file of the same name, else the file name in words."""
+    for file in sorted(folder.glob("*")) if folder.is_dir() else ():
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
+            continue
+        sidecar = file.with_suffix(".txt")
+        caption = sidecar.read_text(encoding="utf-8") if sidecar.exists() else file.stem.replace("_", " ")
+        picture = inline_picture(file, caption=caption.strip(), max_edge_px=FIGURE_EDGE_PX)
+        if picture is None:
+            troubles.append(f"figures/{file.name} cannot be read")
+        else:
+            yield picture
+
+
+def _read_overlays(path: Path, slides: Sequence[Plain]) -> Iterator[Picture]:
+    """Overlays of flagged slides first, then of others spread evenly over the store."""
+    with_overlay = [slide for slide in slides if (path / "overlays" / f"{slide.get('slide_id')}.jpg").is_file()]
+    flagged = [slide for slide in with_overlay if slide.get("flags")][: MAX_OVERLAYS // 2]
+    plain = [slide for slide in with_overlay if not slide.get("flags")]
+    room = MAX_OVERLAYS - len(flagged)
+    every = max(1, math.ceil(len(plain) / room))
+    for slide in [*flagged, *plain[::every]]:
+        file = path / "overlays" / f"{slide['slide_id']}.jpg"
+        notes = [slide["slide_id"], f"{int(slide.get('num_tiles') or 0):,} tiles", *slide.get("flags", ())]
+        picture = inline_picture(file, caption=" · ".join(notes), max_edge_px=OVERLAY_EDGE_PX)
+        if picture is not None:
+            yield picture

@@ -1,0 +1,184 @@
+"""One whole-slide image: its levels, its mpp, and safe reading. The only module that imports `openslide`.
+
+Frames: `level-0 px` are pixels of the finest level, origin at its top-left corner; `level px` are pixels of one level.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from dino_path.errors import SlideError
+from dino_path.slides.resolution import find_mpp
+
+RgbImage = NDArray[np.uint8]  # (H, W, 3)
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid. `downsample` to level 0 is a float (3.9990 and 4.0029 occur): never `int()` it."""
+
+    width: int
+    height: int
+    downsample: float
+    mpp: float
+
+
+class Slide:
+    """An open slide. Handles are opened on first use in each process, so a Slide may be pickled or forked.
+
+    Attributes:
+        levels: finest first.
+        mpp: microns per pixel of level 0.
+        mpp_source: where `mpp` came from, such as `openslide.mpp-x` or `objective power`.
+        background: RGB put under transparent pixels.
+    """
+
+    def __init__(
+        self, path: Path, levels: tuple[Level, ...], mpp: float, mpp_source: str, background: tuple[int, int, int]
+    ) -> None:
+        self.path, self.levels, self.mpp, self.mpp_source, self.background = path, levels, mpp, mpp_source, background
+        self._handle: Any = None
+        self._pid = -1
+
+    @classmethod
+    def open(cls, path: Path, *, mpp: float | None = None) -> Slide:
+        """Open `path` and settle its mpp.
+
+        Args:
+            mpp: microns per pixel of level 0 that the user gave (slides CSV); it overrules the file.
+
+        Raises:
+            SlideError: missing or refused by OpenSlide; mpp unknown, implausible, or different in x and y.
+        """
+        handle = _open_handle(path)
+        try:
+            properties = dict(handle.properties)
+            sizes, downsamples = handle.level_dimensions, handle.level_downsamples
+        except openslide.OpenSlideError as error:
+            raise _unreadable(path, error) from None
+        finally:
+            handle.close()
+        mpp_level0, source = find_mpp(path.name, properties, given=mpp)
+        levels = tuple(
+            Level(width, height, float(downsample), mpp_level0 * float(downsample))
+            for (width, height), downsample in zip(sizes, downsamples, strict=True)
+        )
+        return cls(path, levels, mpp_level0, source, _background_colour(properties))
+
+    @property
+    def name(self) -> str:
+        """The file name, for messages."""
+        return self.path.name
+
+    @property
+    def width_level0(self) -> int:
+        return self.levels[0].width
+
+    @property
+    def height_level0(self) -> int:
+        return self.levels[0].height
+
+    def read_region(self, corner_level0: tuple[int, int], level: int, size: tuple[int, int]) -> RgbImage:
+        """Pixels of one level; what is transparent or outside the slide comes back as `background`.
+
+        Args:
+            corner_level0: (x, y) of the top-left corner, in level-0 px.
+            size: (width, height), in px of `level`.
+
+        Raises:
+            SlideError: the region cannot be decoded.
+        """
+        return self.read_region_and_cover(corner_level0, level, size)[0]
+
+    def read_region_and_cover(
+        self, corner_level0: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> tuple[RgbImage, NDArray[np.uint8]]:
+        """The pixels, and (H, W) uint8 that is 255 where the scanner recorded something and 0 where nothing."""
+        try:
+            rgba = np.asarray(self._process_handle().read_region(corner_level0, level, size), dtype=np.uint8)
+        except openslide.OpenSlideError as error:
+            # OpenSlide latches: after one failure every later read on this handle fails. The next read opens anew.
+            self.close()
+            raise _unreadable(self.path, error) from None
+        alpha = rgba[..., 3]
+        if int(alpha.min()) == 255:
+            return np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), dtype=np.uint8), alpha
+        weight = alpha[..., None].astype(np.float32) / 255
+        under = np.asarray(self.background, dtype=np.float32)
+        return np.rint(rgba[..., :3] * weight + under * (1 - weight)).astype(np.uint8), alpha
+
+    def close(self) -> None:
+        """Close the handle of this process; a later read opens it again."""
+        if self._handle is not None and self._pid == os.getpid():
+            self._handle.close()
+        self._handle = None
+
+    def _process_handle(self) -> Any:
+        if self._handle is None or self._pid != os.getpid():
+            self._handle, self._pid = _open_handle(self.path), os.getpid()
+        return self._handle
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None, "_pid": -1}
+
+
+def dicom_series(path: Path) -> str | None:
+    """The DICOM series that `path` belongs to (one slide is many files); None when OpenSlide refuses the file."""
+    try:
+        with openslide.OpenSlide(path) as handle:
+            series: str | None = handle.properties.get("dicom.SeriesInstanceUID")
+            return series
+    except (openslide.OpenSlideError, OSError):
+        return None
+
+
+def _open_handle(path: Path) -> Any:
+    if not path.is_file():
+        raise SlideError(
+            str(path), "no such file.", "A slide file is needed.", "Check the path, and that its disk is mounted."
+        )
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError:
+        raise SlideError(
+            str(path),
+            "OpenSlide does not know this file as a slide.",
+            "A whole and undamaged file in one of OpenSlide's formats is needed.",
+            "Check that the download is complete; convert other formats to pyramidal TIFF.",
+        ) from None
+    except openslide.OpenSlideError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> SlideError:
+    return SlideError(
+        str(path),
+        f"cannot be read ({' '.join(str(error).split())}).",
+        "A file that OpenSlide can decode is needed.",
+        "Fetch the file again; if it stays so, list the slide under slides.exclude.",
+    )
+
+
+def _background_colour(properties: Mapping[str, str]) -> tuple[int, int, int]:
+    text = properties.get("openslide.background-color", "")
+    try:
+        red, green, blue = bytes.fromhex(text)
+    except ValueError:
+        return WHITE
+    return red, green, blue

@@ -1,0 +1,131 @@
+"""Where the tiles of a slide lie: level, sizes, grid, tissue share. Pure arithmetic on numbers, no pixels.
+
+Three sizes are kept apart: `size_px` asked for at `mpp`; `read_px` at the level that is read; `size_level0` in level-0
+px. Everything is computed in floats and rounded once; a downsample is never an int.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_path.errors import SlideError
+from dino_path.slides.slide import Level
+
+Corners = NDArray[np.int32]  # (N, 2): x, y of top-left corners, level-0 px
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """How the tiles of one slide are read.
+
+    Attributes:
+        size_px: edge of a tile as it is stored, in px at `tile_mpp`.
+        tile_mpp: the true microns per stored pixel: the one asked for, or that of a level within the tolerance.
+        level: pyramid level to read from.
+        read_px: edge of what is read, in px of that level; equals `size_px` where nothing is resampled.
+        size_level0: edge, in level-0 px.
+        stride_level0: step of the grid, in level-0 px, a float: corner i lies at round(i * stride_level0).
+    """
+
+    size_px: int
+    tile_mpp: float
+    level: int
+    read_px: int
+    size_level0: int
+    stride_level0: float
+
+
+def tile_spec(
+    levels: Sequence[Level], *, name: str, mpp: float, size_px: int, stride_px: int, tolerance: float
+) -> TileSpec:
+    """How tiles of `size_px` at `mpp` are read from a slide with these levels.
+
+    A level within the relative `tolerance` of `mpp` is read as it is. Otherwise the next finer one is read and shrunk.
+
+    Args:
+        name: of the slide, for messages.
+
+    Raises:
+        SlideError: the finest level is coarser than `mpp`: tiles are never upsampled.
+    """
+    level = _level_for(levels, name=name, mpp=mpp, tolerance=tolerance)
+    read = levels[level]
+    if _is_near(read.mpp, mpp, tolerance):
+        tile_mpp, read_px = read.mpp, size_px
+    else:
+        tile_mpp, read_px = mpp, round(size_px * mpp / read.mpp)
+    scale_level0 = tile_mpp / levels[0].mpp
+    return TileSpec(size_px, tile_mpp, level, read_px, round(size_px * scale_level0), stride_px * scale_level0)
+
+
+def tile_grid(spec: TileSpec, *, width_level0: int, height_level0: int) -> Corners:
+    """Corners of all tiles, row by row from the slide's origin. Tiles that would reach over the edge are left out."""
+    xs = _steps(width_level0, spec)
+    ys = _steps(height_level0, spec)
+    grid_y, grid_x = np.meshgrid(ys, xs, indexing="ij")
+    return np.stack([grid_x.ravel(), grid_y.ravel()], axis=1)
+
+
+def covered_fractions(
+    mask: NDArray[np.bool_], px_level0: tuple[float, float], corners: Corners, size_level0: int
+) -> NDArray[np.float32]:
+    """Exact share of each tile that the mask covers, 0 to 1.
+
+    The integral image is bilinear inside a mask pixel, so reading it between its nodes weighs pixels that a tile cuts
+    by the area that it cuts. What lies outside the mask counts as uncovered.
+
+    Args:
+        mask: (H, W), covering the slide from its origin.
+        px_level0: (x, y) size of a mask pixel, in level-0 px.
+    """
+    if len(corners) == 0:
+        return np.zeros(0, dtype=np.float32)
+    integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    np.cumsum(np.cumsum(mask, axis=0, dtype=np.float64), axis=1, out=integral[1:, 1:])
+    left, top = (corners[:, i] / px_level0[i] for i in (0, 1))
+    right, bottom = ((corners[:, i] + size_level0) / px_level0[i] for i in (0, 1))
+    area = _between(integral, bottom, right) - _between(integral, top, right)
+    area += _between(integral, top, left) - _between(integral, bottom, left)
+    fractions = area * (px_level0[0] * px_level0[1] / size_level0**2)
+    return np.clip(fractions, 0, 1).astype(np.float32)
+
+
+def _level_for(levels: Sequence[Level], *, name: str, mpp: float, tolerance: float) -> int:
+    near = [i for i, level in enumerate(levels) if _is_near(level.mpp, mpp, tolerance)]
+    if near:
+        return min(near, key=lambda i: abs(levels[i].mpp - mpp))
+    finer = [i for i, level in enumerate(levels) if level.mpp < mpp]
+    if finer:
+        return max(finer, key=lambda i: levels[i].mpp)
+    raise SlideError(
+        name,
+        f"cannot read tiles at {mpp:g} um/px.",
+        f"Its finest level is {levels[0].mpp:.4g} um/px and tiles are never upsampled.",
+        f"Set tiles.mpp to {levels[0].mpp:.3g} or more, or list the slide under slides.exclude.",
+    )
+
+
+def _is_near(level_mpp: float, mpp: float, tolerance: float) -> bool:
+    return abs(level_mpp / mpp - 1) <= tolerance + 1e-9  # 1e-9: 0.525 / 0.5 - 1 is a little more than 0.05 in floats
+
+
+def _steps(length_level0: int, spec: TileSpec) -> NDArray[np.int32]:
+    count = int((length_level0 - spec.size_level0) / spec.stride_level0) + 2  # one more than can fit; cut below
+    starts: NDArray[np.int64] = np.rint(np.arange(max(count, 0)) * spec.stride_level0).astype(np.int64)
+    fitting = starts[starts + spec.size_level0 <= length_level0]
+    return fitting.astype(np.int32)
+
+
+def _between(integral: NDArray[np.float64], y: NDArray[np.floating], x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The integral image at fractional (y, x), bilinear, clamped to its edges."""
+    y, x = np.clip(y, 0, integral.shape[0] - 1), np.clip(x, 0, integral.shape[1] - 1)
+    row = np.minimum(y.astype(np.int64), integral.shape[0] - 2)
+    column = np.minimum(x.astype(np.int64), integral.shape[1] - 2)
+    down, right = y - row, x - column
+    upper = integral[row, column] * (1 - right) + integral[row, column + 1] * right
+    lower = integral[row + 1, column] * (1 - right) + integral[row + 1, column + 1] * right
+    return np.asarray(upper * (1 - down) + lower * down)

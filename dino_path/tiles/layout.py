@@ -1,0 +1,201 @@
+"""Which file lies where in a tile store, what a slide's record says, and which config a store was made with.
+
+STORE/store.json                    format version, tiling config and its digest
+      slides/<slide_id>.json        the record, written last: a slide that has one is finished
+      tiles/<slide_id>.tar          one JPEG per tile; WebDataset reads it
+      tiles/<slide_id>.parquet      one row per tile
+      overlays/<slide_id>.jpg       picture of the slide, tissue and tiles
+      contours/<slide_id>.geojson   tissue, for QuPath
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from dino_path.config import TilesConfig, as_plain, digest, section_from_file
+from dino_path.errors import TileStoreError
+from dino_path.run import write_json
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SlideRecord:
+    """What became of one slide; the content of `slides/<slide_id>.json`.
+
+    Attributes:
+        status: `done` has tiles; `empty` has none, for `reason`; `failed` could not be read, for `reason`.
+        path, file_bytes: the slide file when it was tiled.
+        mpp, mpp_source: microns per level-0 pixel and who said so.
+        tile_mpp: true microns per pixel of the stored tiles (within `tiles.mpp_tolerance` of `tiles.mpp`).
+        tissue_percent: of the slide's area.
+        num_candidates: tiles with enough tissue; the next four counts say why some were not kept.
+        flags: what a person should look at, such as `tissue near 0 %`.
+    """
+
+    slide_id: str
+    path: str
+    status: Literal["done", "empty", "failed"]
+    reason: str = ""
+    patient_id: str | None = None
+    split: str | None = None
+    file_bytes: int = 0
+    mpp: float | None = None
+    mpp_source: str | None = None
+    tile_mpp: float | None = None
+    width_level0: int = 0
+    height_level0: int = 0
+    num_tiles: int = 0
+    num_candidates: int = 0
+    num_pen: int = 0
+    num_black: int = 0
+    num_blurred: int = 0
+    num_unreadable: int = 0
+    tissue_percent: float | None = None
+    flags: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class StoreFolder:
+    """The files of one tile store."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "store.json"
+
+    def record_file(self, slide_id: str) -> Path:
+        return self.path / "slides" / f"{slide_id}.json"
+
+    def tar_file(self, slide_id: str) -> Path:
+        return self.path / "tiles" / f"{slide_id}.tar"
+
+    def table_file(self, slide_id: str) -> Path:
+        return self.path / "tiles" / f"{slide_id}.parquet"
+
+    def overlay_file(self, slide_id: str) -> Path:
+        return self.path / "overlays" / f"{slide_id}.jpg"
+
+    def contour_file(self, slide_id: str) -> Path:
+        return self.path / "contours" / f"{slide_id}.geojson"
+
+    def record_files(self) -> list[Path]:
+        """The records of all finished slides, in the order of their ids."""
+        return sorted((self.path / "slides").glob("[!.]*.json"))
+
+    def remove_leftovers(self, slide_ids: Collection[str]) -> None:
+        """Delete temporary files that killed processes left of these slides (which nobody else is working on)."""
+        for folder in ("slides", "tiles", "overlays", "contours"):
+            for file in (self.path / folder).glob(".*.tmp"):
+                # .<slide_id>.<extension>.<pid>.tmp; an id has no dots
+                if file.name[1:].partition(".")[0] in slide_ids:
+                    file.unlink(missing_ok=True)
+
+    def read_config(self) -> TilesConfig:
+        """The tiling config that the store was made with.
+
+        Raises:
+            TileStoreError: no store here, or one that this version cannot read.
+        """
+        tree = read_json(self.config_file)
+        if tree.get("format_version") != FORMAT_VERSION:
+            raise TileStoreError(
+                str(self.path),
+                f"has tile store format {tree.get('format_version')!r}.",
+                f"This version of dino_path reads format {FORMAT_VERSION}.",
+                "Use the version that made it, or tile again.",
+            )
+        return section_from_file(TilesConfig, tree.get("tiles", {}), str(self.config_file))
+
+    def prepare(self, config: TilesConfig) -> None:
+        """Make the store, or check that it was made with the same config. Many tasks may do so at once.
+
+        Raises:
+            TileStoreError: other config, or a folder with something else in it.
+        """
+        if self.config_file.exists():
+            self._refuse_other_config(config)
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self._foreign_entries())):
+            raise TileStoreError(
+                str(self.path),
+                "exists and is no tile store.",
+                "A tile store is a folder of its own.",
+                "Name an empty or new folder with --out.",
+            )
+        plain = {"format_version": FORMAT_VERSION, "digest": digest(config), "tiles": as_plain(config)}
+        write_json(self.config_file, plain)
+
+    def _foreign_entries(self) -> list[Path]:
+        return [entry for entry in self.path.iterdir() if not entry.name.startswith(".")]
+
+    def _refuse_other_config(self, config: TilesConfig) -> None:
+        there = self.read_config()
+        if digest(there) == digest(config):
+            return
+        old, new = as_plain(there), as_plain(config)
+        different = "; ".join(
+            f"tiles.{key} {old.get(key)} there, {new[key]} now" for key in new if old.get(key) != new[key]
+        )
+        raise TileStoreError(
+            str(self.path),
+            f"was made with another tiling config ({different}).",
+            "One store holds tiles of one config.",
+            "Use another --out, or the settings in its store.json.",
+        )
+
+
+def read_record(file: Path) -> SlideRecord:
+    """A slide's record.
+
+    Raises:
+        TileStoreError: missing or damaged.
+    """
+    tree = read_json(file)
+    known = {field.name for field in fields(SlideRecord)}
+    try:
+        record = SlideRecord(**{key: value for key, value in tree.items() if key in known})
+    except TypeError as error:
+        raise _damaged(file, str(error)) from None
+    if record.status not in ("done", "empty", "failed"):
+        raise _damaged(file, f"status {record.status!r}")
+    return SlideRecord(**{**asdict(record), "flags": tuple(record.flags)})
+
+
+def write_record(folder: StoreFolder, record: SlideRecord) -> None:
+    """Write a slide's record: from now on the slide is finished."""
+    write_json(folder.record_file(record.slide_id), asdict(record))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of the store.
+
+    Raises:
+        TileStoreError: missing or damaged.
+    """
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TileStoreError(
+            str(file.parent), f"no {file.name} here.", "A tile store is needed.", "Make one with `dino-path tile`."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _damaged(file, str(error)) from None
+    if not isinstance(tree, dict):
+        raise _damaged(file, "no JSON object")
+    return tree
+
+
+def _damaged(file: Path, found: str) -> TileStoreError:
+    return TileStoreError(
+        str(file),
+        f"is damaged ({' '.join(found.split())}).",
+        "A file as `dino-path tile` writes it is needed.",
+        "Delete it and run `dino-path tile` again: it makes what is missing.",
+    )

@@ -1,0 +1,146 @@
+"""Checkpoints: one file with everything that the next step depends on; tensors and plain values only."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dino_path.config import Config, as_plain
+from dino_path.errors import CheckpointError
+from dino_path.run import RunFolder, atomic_write
+from dino_path.training.learner import Learner
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "dino_path checkpoint"
+VERSION = 1
+
+
+def save_checkpoint(
+    run: RunFolder, learner: Learner, config: Config, *, step: int, num_tiles: int, tile_mpp: float | None
+) -> Path:
+    """Write the state after `step` updates, then delete all but the newest `training.keep_checkpoints`.
+
+    Views, tile order and stochastic depth are functions of (seed, step): no random state needs to be kept.
+    """
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": step,
+        "config": as_plain(config),
+        "num_tiles": num_tiles,
+        "world_size": learner.world.size,
+        "tile_mpp": tile_mpp,
+        "student_backbone": learner.student.backbone.state_dict(),
+        "student_head": learner.student.head.state_dict(),
+        "teacher_backbone": learner.teacher.backbone.state_dict(),
+        "teacher_head": learner.teacher.head.state_dict(),
+        "center": learner.center,
+        "optimizer": learner.optimizer.state_dict(),
+    }
+    path = run.checkpoint_file(step)
+    with atomic_write(path, "wb") as stream:
+        torch.save(record, stream)
+    for old in run.checkpoint_files()[: -learner.training.keep_checkpoints]:
+        old.unlink()
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The record in a checkpoint file of ours, on the CPU.
+
+    Raises:
+        CheckpointError: not a file that torch.load(weights_only=True) reads, or not one of ours.
+    """
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            str(path),
+            f"cannot be read as a checkpoint ({' '.join(str(error).split())[:160]}).",
+            "A file that `dino-path pretrain` has written is needed; nothing else is unpickled.",
+            "Check the path; if the file is damaged, use the checkpoint before it.",
+        ) from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise CheckpointError(
+            str(path),
+            "is a torch file, but not a checkpoint of this version of dino_path.",
+            f"A file with format {FORMAT!r}, version {VERSION} is needed.",
+            "Check the path.",
+        )
+    return record
+
+
+def restore(run: RunFolder, learner: Learner, config: Config, *, num_tiles: int) -> int:
+    """Load the newest readable checkpoint into `learner`; returns the step to go on with (0 in a fresh run).
+
+    A damaged newest file is passed over, with a warning, for the one before.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be read, or they belong to other settings or tiles.
+    """
+    files = run.checkpoint_files()
+    if not files:
+        return 0
+    for path in reversed(files):
+        try:
+            record = read_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+            continue
+        _refuse_other_run(path, record, config, num_tiles=num_tiles, learner=learner)
+        learner.student.backbone.load_state_dict(record["student_backbone"])
+        learner.student.head.load_state_dict(record["student_head"])
+        learner.teacher.backbone.load_state_dict(record["teacher_backbone"])
+        learner.teacher.head.load_state_dict(record["teacher_head"])
+        learner.center.copy_(record["center"])
+        learner.optimizer.load_state_dict(record["optimizer"])
+        logger.info("continuing from %s", path)
+        return int(record["step"])
+    raise CheckpointError(
+        str(run.checkpoints),
+        f"none of its {len(files)} checkpoints can be read.",
+        "One good checkpoint is needed to continue this run.",
+        "Move the folder away and start anew, or restore a checkpoint from a backup.",
+    )
+
+
+# Settings that may change between two starts of one run: they do not change what is computed.
+_FREE_SECTIONS = ("monitor", "evaluation", "baseline", "wandb", "cluster", "tiles")
+_FREE_TRAINING = ("num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device")
+
+
+def _refuse_other_run(path: Path, record: dict[str, Any], config: Config, *, num_tiles: int, learner: Learner) -> None:
+    before, now = _decisive(record["config"]), _decisive(as_plain(config))
+    keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    differing = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in keys]
+    if record["num_tiles"] != num_tiles:
+        differing.append(f"number of tiles ({record['num_tiles']} -> {num_tiles})")
+    if record["world_size"] * record["config"]["training"]["batch_size_per_gpu"] != (
+        learner.world.size * learner.training.batch_size_per_gpu
+    ):
+        differing.append("global batch size")
+    if differing:
+        raise CheckpointError(
+            str(path),
+            f"was made with other settings: {'; '.join(differing)}.",
+            "A run folder holds one run, so that its numbers mean one thing.",
+            "Use the same settings, or another `out`.",
+        )
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted settings that decide what is computed."""
+    flat: dict[str, Any] = {}
+    for section, values in config.items():
+        if section in _FREE_SECTIONS or not isinstance(values, dict):
+            continue
+        for key, value in values.items():
+            if section == "training" and (key in _FREE_TRAINING or key == "batch_size_per_gpu"):
+                continue
+            flat[f"{section}.{key}"] = value
+    return flat

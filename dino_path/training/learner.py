@@ -1,0 +1,203 @@
+"""Student, teacher, center and optimizer, and one training step: the DINO algorithm, in its published order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dino_path.config import ModelConfig, OptimConfig, TrainingConfig
+from dino_path.distributed import World
+from dino_path.model.backbone import build_backbone
+from dino_path.model.head import DinoHead, DinoNetwork
+from dino_path.training.objective import batch_center, dino_objective
+from dino_path.training.schedules import StepSettings
+from dino_path.views.batches import ViewBatch
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step tells the log; scalars on the device."""
+
+    loss: Tensor
+    teacher_entropy: Tensor
+    kl: Tensor
+    prototypes_used: Tensor
+    grad_norm: Tensor
+    teacher_features: Tensor
+    """(B, D) of the first global view."""
+    is_skipped: bool
+    """The loss was not finite on some rank: nothing was updated."""
+
+
+class Learner:
+    """Everything that training changes."""
+
+    def __init__(self, model: ModelConfig, optim: OptimConfig, training: TrainingConfig, world: World) -> None:
+        torch.manual_seed(training.seed)
+        self.model, self.optim, self.training, self.world = model, optim, training, world
+        self.student = build_network(model, drop_path_rate=model.drop_path_rate).to(world.device)
+        self.teacher = build_network(model, drop_path_rate=0.0).to(world.device)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.center = torch.zeros(1, model.num_prototypes, device=world.device)
+        self.optimizer = build_optimizer(self.student, optim)
+        self.mean = torch.tensor(model.mean, device=world.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(model.std, device=world.device).view(1, 3, 1, 1)
+        self.precision = resolve_precision(training, world.device)
+        self._forward_student: nn.Module = self.student
+        if world.size > 1:
+            devices = [world.device] if world.device.type == "cuda" else None
+            self._forward_student = DistributedDataParallel(
+                self.student, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def normalised(self, views: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 on any device -> (N, 3, H, W) float on ours, by the model's mean and std."""
+        views = views.to(self.world.device, non_blocking=True)
+        return (views.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+
+    def autocast(self) -> torch.autocast:
+        """The precision of backbone and head; loss, softmax and center are fp32 in any case."""
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def forward(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Student logits of all views, teacher logits and teacher features of the global views."""
+        global_views = self.normalised(batch.global_views)
+        student_views = [global_views]
+        if len(batch.local_views):
+            student_views.append(self.normalised(batch.local_views))
+        with self.autocast():
+            with torch.no_grad():
+                teacher_features, teacher_logits = self.teacher([global_views])
+            _, student_logits = self._forward_student(student_views)
+        return student_logits, teacher_logits, teacher_features
+
+
+def train_step(learner: Learner, batch: ViewBatch, settings: StepSettings, *, step: int) -> StepReport:
+    """One update: loss, gradients, student, then teacher, then center (facebookresearch/dino, train_one_epoch).
+
+    The global random state is set from (seed, step, rank) first, so that stochastic depth depends on nothing else
+    and a resumed run repeats it. A loss that is not finite on any rank moves nothing on all of them.
+    """
+    training, world = learner.training, learner.world
+    torch.manual_seed(_step_seed(training.seed, step, world.rank))
+    set_schedules(learner.optimizer, settings)
+
+    student_logits, teacher_logits, teacher_features = learner.forward(batch)
+    objective = dino_objective(
+        student_logits,
+        teacher_logits,
+        learner.center,
+        student_temp=training.student_temp,
+        teacher_temp=settings.teacher_temp,
+    )
+    num_bad = world.sum_((~objective.loss.detach().isfinite()).float())
+    is_skipped = bool(num_bad.item() > 0)
+    grad_norm = torch.zeros((), device=world.device)
+    if not is_skipped:
+        learner.optimizer.zero_grad(set_to_none=True)
+        objective.loss.backward()  # type: ignore[no-untyped-call]
+        grad_norm = clip_gradients(learner.student, learner.optim)
+        if settings.last_layer_frozen:
+            # No gradient at all, as published: AdamW then skips the prototypes (no moments, no decay).
+            for parameter in learner.student.head.last_layer.values():
+                parameter.grad = None
+        learner.optimizer.step()
+        update_teacher(learner.teacher, learner.student, settings.momentum)
+        update_center(learner.center, teacher_logits, training.center_momentum, world)
+    return StepReport(
+        loss=objective.loss.detach(),
+        teacher_entropy=objective.teacher_entropy,
+        kl=objective.kl,
+        prototypes_used=objective.prototypes_used,
+        grad_norm=grad_norm,
+        teacher_features=teacher_features[: len(batch.tiles)].float(),
+        is_skipped=is_skipped,
+    )
+
+
+def build_network(model: ModelConfig, *, drop_path_rate: float) -> DinoNetwork:
+    """A freshly initialised backbone with its head."""
+    backbone = build_backbone(model.backbone, model.arguments, drop_path_rate=drop_path_rate)
+    head = DinoHead(
+        int(backbone.num_features),  # type: ignore[arg-type]
+        model.num_prototypes,
+        hidden=model.head_hidden,
+        bottleneck=model.head_bottleneck,
+        num_layers=model.head_layers,
+        batch_norm=model.head_batch_norm,
+        norm_last_layer=model.norm_last_layer,
+    )
+    return DinoNetwork(backbone, head)
+
+
+def build_optimizer(student: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over two groups: decayed, and not decayed (biases and everything one-dimensional).
+
+    As published, position embeddings, class token and prototypes are decayed.
+    """
+    decayed, plain = [], []
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
+    groups = [{"params": decayed, "is_decayed": True}, {"params": plain, "is_decayed": False, "weight_decay": 0.0}]
+    match optim.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=0.0, fused=True)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+
+
+def set_schedules(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
+    """Write this step's learning rate to all groups, and its weight decay to the decayed one."""
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr
+        if group["is_decayed"]:
+            group["weight_decay"] = settings.weight_decay
+
+
+def clip_gradients(student: nn.Module, optim: OptimConfig) -> Tensor:
+    """Clip in place; returns the global gradient norm from before.
+
+    `parameter`: each tensor whose own norm exceeds the limit is scaled to it (facebookresearch/dino); `global`: all
+    tensors by one factor (dinov2). The first bites far less often; the numbers are not comparable.
+    """
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    total = norms.norm()
+    if optim.clip_norm is not None:
+        measured = norms if optim.clip_scope == "parameter" else total.expand(len(gradients))
+        factors = (optim.clip_norm / (measured + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(factors.unbind()))
+    return total
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, over parameters (not buffers), after the step."""
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
+
+
+@torch.no_grad()
+def update_center(center: Tensor, teacher_logits: Tensor, center_momentum: float, world: World) -> None:
+    """center <- center_momentum * center + (1 - center_momentum) * mean logit of the global batch, in place."""
+    mean = world.sum_(batch_center(teacher_logits)) / world.size
+    center.lerp_(mean, 1.0 - center_momentum)
+
+
+def resolve_precision(training: TrainingConfig, device: torch.device) -> str:
+    """`bf16` on CUDA by default; `fp32` on CPUs, most of which have no fast bf16."""
+    if training.precision != "auto":
+        return training.precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def _step_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers."""
+    state = 0
+    for number in numbers:
+        state = (state * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return state

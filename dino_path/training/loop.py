@@ -1,0 +1,257 @@
+"""Pretraining, as a table of contents."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dino_path.config import Config, TrainingConfig, as_yaml
+from dino_path.distributed import World
+from dino_path.errors import CollapseDetected, ConfigError, NonFiniteLoss
+from dino_path.model.backbone import check_input_sizes, count_parameters
+from dino_path.progress import meter
+from dino_path.run import RunFolder, atomic_write, environment_record, write_json
+from dino_path.tiles.source import TileSource, open_tiles
+from dino_path.training.checkpoints import restore, save_checkpoint
+from dino_path.training.learner import Learner, StepReport, train_step
+from dino_path.training.monitor import FeatureWindow, feature_spread, find_collapse, rankme
+from dino_path.training.records import Record, Records
+from dino_path.training.schedules import Schedules, StepSettings, resolve_clock, resolve_schedules
+from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
+
+logger = logging.getLogger(__name__)
+step_logger = logging.getLogger("dino_path.steps")  # a terminal shows these facts in its progress bar instead
+
+
+def pretrain(config: Config, world: World) -> Path:
+    """Pretrain one backbone on the tiles of `config.store` into `config.out`; returns the last checkpoint.
+
+    Called again on the same run folder, it continues where the newest checkpoint stands, and a finished run is left
+    as it is.
+
+    Raises:
+        ConfigError, TileStoreError, CheckpointError: refused before the first step.
+        NonFiniteLoss, CollapseDetected: the run was ended.
+    """
+    assert config.store is not None
+    assert config.out is not None
+    assert config.training is not None
+    run, training = RunFolder(config.out), config.training
+    tiles = open_tiles(config.store, split=config.slides.split, exclude=config.slides.exclude)
+    clock = resolve_clock(training, num_tiles=len(tiles), world_size=world.size)
+    schedules = resolve_schedules(config.optim, training, clock)
+    learner = Learner(config.model, config.optim, training, world)
+    check_view_sizes(config, learner)
+    start = restore(run, learner, config, num_tiles=len(tiles))
+
+    if world.is_first:
+        describe_run(run, config, learner, schedules, num_tiles=len(tiles))
+    batches = view_batches(config, training, tiles, world, start=start, num_steps=clock.num_steps)
+    watch = Watch(config, learner, schedules, run, start=start)
+    with watch, meter("pretraining", clock.num_steps, "steps", lines=False) as counter:
+        counter.advance(start)
+        for step in range(start, clock.num_steps):
+            with watch.waiting():
+                batch = next(batches)
+            settings = schedules.at(step)
+            report = train_step(learner, batch, settings, step=step)
+            note = watch.after_step(step, batch, settings, report)
+            counter.advance(1, note)
+            is_due = (step + 1) % training.checkpoint_every_steps == 0 or step + 1 == clock.num_steps
+            if is_due and world.is_first:
+                save_checkpoint(run, learner, config, step=step + 1, num_tiles=len(tiles), tile_mpp=tiles.mpp)
+    world.barrier()
+    return run.checkpoint_file(clock.num_steps)
+
+
+def view_batches(
+    config: Config, training: TrainingConfig, tiles: TileSource, world: World, *, start: int, num_steps: int
+) -> Iterator[ViewBatch]:
+    """This rank's batches from step `start` on."""
+    batches = ViewBatches(
+        tiles,
+        config.views,
+        seed=training.seed,
+        batch_size_per_gpu=training.batch_size_per_gpu,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    pin_memory = world.device.type == "cuda"
+    return iterate_batches(
+        batches, start=start, num_steps=num_steps, num_workers=training.num_workers, pin_memory=pin_memory
+    )
+
+
+def check_view_sizes(config: Config, learner: Learner) -> None:
+    """Refuse views that the backbone cannot take, before anything is read."""
+    sizes = (config.views.global_px, *([config.views.local_px] if config.views.num_local else []))
+    backbone = learner.teacher.backbone
+    device = next(backbone.parameters()).device
+    check_input_sizes(backbone.cpu(), config.model.backbone, sizes)
+    backbone.to(device)
+    if config.views.num_local == 0 and config.training and config.training.batch_size_per_gpu < 2:
+        raise ConfigError(
+            "training.batch_size_per_gpu", "1 tile and no local views.", "More than one view pair is needed.",
+            "Raise training.batch_size_per_gpu or views.num_local.",
+        )  # fmt: skip
+
+
+def describe_run(run: RunFolder, config: Config, learner: Learner, schedules: Schedules, *, num_tiles: int) -> None:
+    """Write the resolved config and environment, and say in the log what will happen."""
+    with atomic_write(run.config_file) as stream:
+        stream.write(as_yaml(config))
+    write_json(run.environment_file, environment_record())
+    backbone, head = learner.student.backbone, learner.student.head
+    logger.info(
+        "%s: %.2f M parameters, head %.2f M, %d prototypes; %s on %s, %d process(es)",
+        config.model.backbone, count_parameters(backbone) / 1e6, count_parameters(head) / 1e6,
+        config.model.num_prototypes, learner.precision, learner.world.device, learner.world.size,
+    )  # fmt: skip
+    logger.info("%d tiles in %s", num_tiles, config.store)
+    for line in schedules.lines():
+        logger.info("%s", line)
+
+
+class Watch:
+    """Times, averages and writes what the steps report; ends a run that has gone wrong."""
+
+    def __init__(self, config: Config, learner: Learner, schedules: Schedules, run: RunFolder, *, start: int) -> None:
+        self.config, self.learner, self.schedules, self.run = config, learner, schedules, run
+        self.records = Records(run, config, start_step=start) if learner.world.is_first else None
+        self.window = FeatureWindow()
+        self.reports: list[StepReport] = []
+        self.num_skipped = 0
+        self.wait_s = 0.0
+        self.interval_start_s = time.perf_counter()
+        self.note = ""
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.records is not None:
+            self.records.__exit__(*error)  # type: ignore[arg-type]
+
+    def waiting(self) -> _Stopwatch:
+        """Times what the loop waits for data."""
+        return _Stopwatch(self)
+
+    def after_step(self, step: int, batch: ViewBatch, settings: StepSettings, report: StepReport) -> str:
+        """Take in one step's report; at the end of an interval write a record. Returns a note for the progress bar."""
+        self.reports.append(report)
+        self.window.add(report.teacher_features)
+        if report.is_skipped:
+            self._count_skipped(step, batch)
+        clock = self.schedules.clock
+        if (step + 1) % self.config.monitor.log_every_steps == 0 or step + 1 == clock.num_steps:
+            self._close_interval(step, settings)
+        return self.note
+
+    def _count_skipped(self, step: int, batch: ViewBatch) -> None:
+        assert self.config.training is not None
+        self.num_skipped += 1
+        tiles = batch.tiles.tolist()
+        logger.error("step %d: the loss is not finite; nothing was updated. Tiles of this rank: %s", step, tiles)
+        if self.num_skipped > self.config.training.max_non_finite_steps:
+            raise NonFiniteLoss(
+                f"step {step}",
+                f"{self.num_skipped} steps had a loss that is not finite.",
+                f"At most {self.config.training.max_non_finite_steps} are allowed (training.max_non_finite_steps).",
+                "Lower optim.base_lr, set training.precision=fp32, or look at the tiles named in log.txt.",
+            )
+
+    def _close_interval(self, step: int, settings: StepSettings) -> None:
+        """Average the interval, write its record, and look for collapse."""
+        elapsed_s = time.perf_counter() - self.interval_start_s
+        num_steps = len(self.reports)
+        clock, world = self.schedules.clock, self.learner.world
+
+        def mean(name: str) -> float:
+            return float(torch.stack([getattr(report, name) for report in self.reports]).float().mean())
+
+        features = self.window.features()
+        record: Record = {
+            "step": step,
+            "loss": mean("loss"),
+            "loss_minus_ln_k": mean("loss") - math.log(self.config.model.num_prototypes),
+            "teacher_entropy": mean("teacher_entropy"),
+            "kl": mean("kl"),
+            "prototypes_used": mean("prototypes_used"),
+            "feature_std": feature_spread(features),
+            "rankme": rankme(features),
+            "grad_norm": mean("grad_norm"),
+            "lr": settings.lr,
+            "weight_decay": settings.weight_decay,
+            "momentum": settings.momentum,
+            "teacher_temp": settings.teacher_temp,
+            "epoch": (step + 1) / clock.steps_per_epoch,
+            "tiles_seen": (step + 1) * clock.global_batch_size,
+            "tiles_per_s": num_steps * clock.global_batch_size / elapsed_s,
+            "data_wait": self.wait_s / elapsed_s,
+            "eta_s": (clock.num_steps - step - 1) * elapsed_s / num_steps,
+            "num_skipped": self.num_skipped,
+            "collapse": None,
+        }
+        if world.device.type == "cuda":
+            record["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        self._look_for_collapse(step, record)
+        if self.records is not None:
+            self.records.write(record)
+            step_logger.info("%s", log_line(record, clock.num_steps))
+        self.note = f"loss {record['loss']:.3f}  entropy {record['teacher_entropy']:.2f}  rank {record['rankme']:.0f}"
+        self.reports.clear()
+        self.wait_s, self.interval_start_s = 0.0, time.perf_counter()
+
+    def _look_for_collapse(self, step: int, record: Record) -> None:
+        """Name a collapse once the run is past a tenth, and warn or stop as configured."""
+        if step < self.schedules.clock.num_steps // 10:
+            return
+        collapse = find_collapse(
+            teacher_entropy=float(record["teacher_entropy"] or 0),
+            kl=float(record["kl"] or 0),
+            prototypes_used=float(record["prototypes_used"] or 0),
+            spread=float(record["feature_std"] or 0),
+            num_prototypes=self.config.model.num_prototypes,
+        )
+        if collapse is None:
+            return
+        record["collapse"] = collapse.mode
+        if self.config.monitor.on_collapse == "stop":
+            raise CollapseDetected(
+                f"step {step}",
+                f"the teacher has collapsed ({collapse.mode}).",
+                "Its output must tell tiles apart for training to go on.",
+                f"Try this: {collapse.remedy}. Or set monitor.on_collapse=warn.",
+            )
+        logger.warning("step %d: the teacher has collapsed (%s). Try this: %s.", step, collapse.mode, collapse.remedy)
+
+
+class _Stopwatch:
+    """Adds the time spent inside to the watch's wait."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._start_s = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._watch.wait_s += time.perf_counter() - self._start_s
+
+
+def log_line(record: Record, num_steps: int) -> str:
+    """One line of the log: the facts of metrics.jsonl that one looks at."""
+    done = int(record["step"] or 0) + 1
+    eta_s = int(record["eta_s"] or 0)
+    hours, minutes, seconds = eta_s // 3600, eta_s % 3600 // 60, eta_s % 60
+    eta = f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+    return (
+        f"step {done}/{num_steps}  {done / num_steps:.1%}  loss {record['loss']:.3f}"
+        f"  entropy {record['teacher_entropy']:.2f}  rank {record['rankme']:.0f}  lr {record['lr']:.1e}"
+        f"  {record['tiles_per_s']:.0f} tiles/s  wait {record['data_wait']:.0%}  eta {eta}"
+    )

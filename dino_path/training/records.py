@@ -1,0 +1,83 @@
+"""Where a run's numbers go: metrics.jsonl always, Weights & Biases beside it. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from types import TracebackType
+from typing import Any, Self
+
+from dino_path.config import Config, as_plain
+from dino_path.run import RunFolder, atomic_write
+
+logger = logging.getLogger(__name__)
+Record = dict[str, float | int | str | None]
+
+
+class Records:
+    """An open log of one run; use as a context manager. A resume appends without repeating a step."""
+
+    def __init__(self, run: RunFolder, config: Config, *, start_step: int) -> None:
+        run.truncate_metrics(start_step)
+        self._stream = run.metrics_file.open("a", encoding="utf-8")
+        self._wandb = _start_wandb(run, config)
+
+    def write(self, record: Record) -> None:
+        """Append one record; it must have `step`."""
+        self._stream.write(json.dumps(record) + "\n")
+        self._stream.flush()
+        if self._wandb is not None:
+            values = {key: value for key, value in record.items() if key != "step" and value is not None}
+            try:
+                self._wandb.log(values, step=record["step"])
+            except _wandb_errors() as error:
+                logger.warning("W&B stopped (%s); training and metrics.jsonl go on.", error)
+                self._wandb = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+        if self._wandb is not None:
+            try:
+                self._wandb.finish(exit_code=0 if kind is None else 1)
+            except _wandb_errors() as failure:
+                logger.warning("W&B did not close its run (%s).", failure)
+
+
+def _start_wandb(run: RunFolder, config: Config) -> Any | None:
+    """A W&B run under the id that this run folder keeps; None when off, or when W&B cannot start."""
+    if config.wandb.mode == "disabled":
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    if not run.wandb_id_file.exists():
+        with atomic_write(run.wandb_id_file) as stream:
+            stream.write(wandb.util.generate_id())
+    try:
+        return wandb.init(
+            id=run.wandb_id_file.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            mode=config.wandb.mode,
+            project=config.wandb.project,
+            entity=config.wandb.entity,
+            name=config.wandb.name,
+            dir=run.path,
+            config=as_plain(config),
+            settings=wandb.Settings(console="off", disable_git=True, disable_code=True, save_code=False),
+        )
+    except _wandb_errors() as error:
+        logger.warning("W&B did not start (%s); the run goes on with metrics.jsonl alone.", error)
+        return None
+
+
+def _wandb_errors() -> tuple[type[BaseException], ...]:
+    """What W&B raises when its service, disk or network fails."""
+    import wandb
+
+    return (wandb.Error, OSError, TimeoutError, RuntimeError)

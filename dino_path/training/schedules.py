@@ -1,0 +1,114 @@
+"""What every step uses: learning rate, weight decay, teacher momentum and temperature as functions of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dino_path.config import Clock, OptimConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear from 0 (or `warmup_from`) to `peak` over `warmup_steps`, both ends included, then a cosine to `final`.
+
+    Source: facebookresearch/dino `utils.py`, cosine_scheduler. The cosine comes close to `final` but does not
+    reach it: its last value is one step before.
+    """
+
+    peak: float
+    final: float
+    num_steps: int
+    warmup_steps: int = 0
+    warmup_from: float = 0.0
+
+    def at(self, step: int) -> float:
+        if step < self.warmup_steps:
+            share = step / (self.warmup_steps - 1) if self.warmup_steps > 1 else 0.0
+            return self.warmup_from + share * (self.peak - self.warmup_from)
+        turn = math.pi * (step - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
+        return self.final + 0.5 * (self.peak - self.final) * (1 + math.cos(turn))
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The scheduled values of one step."""
+
+    lr: float
+    weight_decay: float
+    momentum: float
+    teacher_temp: float
+    last_layer_frozen: bool
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """All schedules of a run, resolved to steps."""
+
+    clock: Clock
+    lr: Schedule
+    weight_decay: Schedule
+    momentum: Schedule
+    teacher_temp: Schedule
+    freeze_steps: int
+
+    def at(self, step: int) -> StepSettings:
+        return StepSettings(
+            lr=self.lr.at(step),
+            weight_decay=self.weight_decay.at(step),
+            momentum=self.momentum.at(step),
+            teacher_temp=self.teacher_temp.at(step),
+            last_layer_frozen=step < self.freeze_steps,
+        )
+
+    def lines(self) -> list[str]:
+        """The resolved numbers, for the log."""
+        clock, lr = self.clock, self.lr
+        tiles = clock.num_steps * clock.global_batch_size
+        return [
+            f"{clock.num_steps} steps of {clock.global_batch_size} tiles = {tiles:,} tiles"
+            f" = {clock.num_steps / clock.steps_per_epoch:.2f} epochs",
+            f"learning rate 0 -> {lr.peak:.3g} in {lr.warmup_steps} steps -> {lr.final:.3g}",
+            f"weight decay {self.weight_decay.peak:g} -> {self.weight_decay.final:g}, teacher momentum"
+            f" {self.momentum.peak:g} -> {self.momentum.final:g}, prototypes frozen for {self.freeze_steps} steps",
+            f"teacher temperature {self.teacher_temp.warmup_from:g} -> {self.teacher_temp.peak:g}"
+            f" in {self.teacher_temp.warmup_steps} steps",
+        ]
+
+
+def resolve_clock(training: TrainingConfig, *, num_tiles: int, world_size: int) -> Clock:
+    """Steps, tiles per step and steps per epoch of this run."""
+    global_batch_size = training.batch_size_per_gpu * world_size
+    steps_per_epoch = num_tiles / global_batch_size
+    if training.num_steps is not None:
+        num_steps = training.num_steps
+    elif training.num_epochs is not None:
+        num_steps = max(1, round(training.num_epochs * steps_per_epoch))
+    else:
+        assert training.num_tiles is not None
+        num_steps = max(1, round(training.num_tiles / global_batch_size))
+    return Clock(num_steps=num_steps, steps_per_epoch=steps_per_epoch, global_batch_size=global_batch_size)
+
+
+def resolve_schedules(optim: OptimConfig, training: TrainingConfig, clock: Clock) -> Schedules:
+    """Turn settings into schedules. The learning rate scales with the global batch: base_lr * batch / 256."""
+    num_steps = clock.num_steps
+    return Schedules(
+        clock=clock,
+        lr=Schedule(
+            peak=optim.base_lr * clock.global_batch_size / 256,
+            final=optim.final_lr,
+            num_steps=num_steps,
+            warmup_steps=min(optim.lr_warmup.steps(clock), num_steps),
+        ),
+        weight_decay=Schedule(optim.weight_decay, optim.final_weight_decay, num_steps),
+        momentum=Schedule(training.momentum, training.final_momentum, num_steps),
+        teacher_temp=Schedule(
+            training.teacher_temp,
+            training.teacher_temp,
+            num_steps,
+            warmup_steps=min(training.teacher_temp_warmup.steps(clock), num_steps),
+            warmup_from=training.warmup_teacher_temp,
+        ),
+        freeze_steps=optim.freeze_last_layer.steps(clock),
+    )

@@ -1,0 +1,31 @@
+"""Stain jitter: haematoxylin, eosin and residual densities scaled and shifted one by one.
+
+Source: Ruifrok & Johnston 2001 (colour deconvolution); Tellez et al. 2018 (jitter of the separated densities).
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Optical density of the three stains in R, G, B (Ruifrok & Johnston 2001, table 1; the third is the residual).
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+STAIN_RGB = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
+STAIN_FROM_RGB = np.linalg.inv(STAIN_RGB)
+
+# Grey level -> optical density, natural logarithm; level 0 is counted as 1 to stay finite.
+_DENSITY_OF_LEVEL = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
+
+
+def jitter_stain(
+    image: NDArray[np.uint8], scale: tuple[float, float, float], bias: tuple[float, float, float]
+) -> NDArray[np.uint8]:
+    """The (H, W, 3) uint8 RGB image with each stain's density d replaced by `scale * d + bias`."""
+    density = cv2.LUT(image, _DENSITY_OF_LEVEL)
+    # density -> stains -> scaled and shifted -> density is one affine map of the three channels.
+    matrix = STAIN_FROM_RGB @ np.diag(scale) @ STAIN_RGB
+    offset = np.asarray(bias) @ STAIN_RGB
+    affine = np.concatenate([matrix.T, offset[:, None]], axis=1)
+    transmitted = cv2.exp(cv2.transform(density, -affine))
+    return cv2.convertScaleAbs(transmitted, alpha=255.0)  # type: ignore[return-value]

@@ -1,0 +1,206 @@
+"""Loading extractors, and what they give."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from feature_samples import CPU, Images, write_model_folder
+from timm.data import create_transform, resolve_model_data_config
+
+from dino_path.errors import CheckpointError, ConfigError
+from dino_path.features.extractor import extract_features, load_extractor, prepare_image
+
+
+def test_features_are_those_of_timm_with_timms_own_transform(model_folder: Path, noise_images: Images) -> None:
+    from PIL import Image
+
+    model = timm.create_model(f"local-dir:{model_folder}", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(model) | {"crop_pct": 1.0}, is_training=False)
+    batch = torch.stack([transform(Image.fromarray(image)) for image in noise_images.images])
+    with torch.inference_mode():
+        expected = model(batch).numpy()
+    features = extract_features(load_extractor(str(model_folder), device=CPU), noise_images, batch_size=3, device=CPU)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (7, 0), (2, 3), (100, 2)])
+def test_features_do_not_depend_on_batches_or_threads(
+    model_folder: Path, noise_images: Images, batch_size: int, num_workers: int
+) -> None:
+    extractor = load_extractor(str(model_folder), device=CPU)
+    one_by_one = extract_features(extractor, noise_images, batch_size=1, device=CPU)
+    features = extract_features(extractor, noise_images, batch_size=batch_size, num_workers=num_workers, device=CPU)
+    np.testing.assert_allclose(features, one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_the_folder_brings_its_preprocessing_and_resolution(model_folder: Path) -> None:
+    extractor = load_extractor(str(model_folder), device=CPU)
+    assert (extractor.name, extractor.input_px, extractor.mpp, extractor.num_features) == ("tiny", 32, 0.5, 24)
+    assert extractor.mean == (0.7, 0.5, 0.6)
+    assert extractor.std == (0.2, 0.25, 0.3)
+    assert not extractor.module.training
+    assert not any(parameter.requires_grad for parameter in extractor.module.parameters())
+
+
+def test_a_folder_called_model_takes_the_name_of_its_parent(tmp_path: Path) -> None:
+    assert load_extractor(str(write_model_folder(tmp_path / "vits16" / "model")), device=CPU).name == "vits16"
+
+
+def test_untrained_draws_the_same_weights_each_time_and_leaves_the_random_state_alone(model_folder: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    first = load_extractor(f"untrained:{model_folder}", device=CPU)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(5)
+    second = load_extractor(f"untrained:{model_folder}", device=CPU)
+    trained = load_extractor(str(model_folder), device=CPU)
+    assert first.digest == second.digest != trained.digest
+    assert (first.name, first.mean, first.mpp) == ("untrained-tiny", trained.mean, trained.mpp)
+
+
+def test_untrained_timm_models_need_no_download() -> None:
+    extractor = load_extractor("untrained:timm:resnet18", device=CPU)
+    assert (extractor.name, extractor.num_features, extractor.input_px) == ("untrained-resnet18", 512, 224)
+
+
+def test_the_digest_follows_weights_and_preprocessing(model_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    same = load_extractor(str(copy), device=CPU).digest
+    assert same == load_extractor(str(model_folder), device=CPU).digest
+    config = json.loads((copy / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = [0.7, 0.5, 0.61]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert load_extractor(str(copy), device=CPU).digest != same
+    other_weights = write_model_folder(tmp_path / "other", seed=8)
+    assert load_extractor(str(other_weights), device=CPU).digest != same
+
+
+def test_mean_colour_takes_images_of_any_size_as_they_come() -> None:
+    red = np.zeros((10, 20, 3), np.uint8)
+    red[:, :10, 0] = 255
+    grey = np.full((7, 7, 3), 51, np.uint8)
+    features = extract_features(
+        load_extractor("mean-colour", device=CPU), Images([red, grey]), batch_size=2, device=CPU
+    )
+    np.testing.assert_allclose(features, [[0.5, 0, 0], [0.2, 0.2, 0.2]], atol=1e-6)
+
+
+def test_images_are_resized_by_their_shorter_side_and_cropped_in_the_middle() -> None:
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, 10:30] = 200
+    prepared = prepare_image(image, 10)
+    assert prepared.shape == (10, 10, 3)
+    assert (prepared == 200).all()
+    assert prepare_image(image, 20).shape == (20, 20, 3)
+    assert prepare_image(image, 60).shape == (60, 60, 3)
+    assert prepare_image(image, None) is image
+
+
+def test_shrinking_averages_and_does_not_skip_pixels() -> None:
+    checkerboard = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    prepared = prepare_image(np.repeat(checkerboard[..., None], 3, axis=2).astype(np.uint8), 16)
+    assert np.abs(prepared.astype(int) - 128).max() <= 1
+
+
+def test_an_edge_that_the_model_does_not_take_is_refused_before_any_image_is_read(
+    model_folder: Path, noise_images: Images
+) -> None:
+    extractor = load_extractor(str(model_folder), device=CPU)
+    with pytest.raises(ConfigError, match=r"evaluation.input_px=30"):
+        extract_features(extractor, noise_images, batch_size=4, input_px=30, device=CPU)
+    assert noise_images.reads == []
+    assert extract_features(extractor, noise_images, batch_size=4, input_px=40, device=CPU).shape == (7, 24)
+
+
+def test_features_that_are_not_finite_are_refused(model_folder: Path, noise_images: Images) -> None:
+    extractor = load_extractor(str(model_folder), device=CPU)
+    with torch.no_grad():
+        next(extractor.module.parameters()).fill_(torch.nan)
+    with pytest.raises(CheckpointError, match="not finite"):
+        extract_features(extractor, noise_images, batch_size=4, device=CPU)
+
+
+def _remove_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _cut_weights(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def _break_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def _drop_mean(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["pretrained_cfg"]["mean"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _other_depth(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["depth"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _unknown_architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"] = "vit_teeny"
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_remove_weights, "pickled weights"),
+        (_cut_weights, "cannot be read"),
+        (_break_json, "not JSON"),
+        (_drop_mean, "pretrained_cfg.mean"),
+        (_other_depth, "do not fit"),
+        (_unknown_architecture, "no such model"),
+    ],
+)
+def test_damaged_model_folders_are_refused_with_their_reason(
+    model_folder: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(model_folder, folder)
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_extractor(str(folder), device=CPU)
+
+
+def test_runs_and_checkpoints_are_sent_to_export(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    checkpoint = run / "checkpoints" / "step_00000010.pt"
+    checkpoint.write_bytes(b"")
+    for spec in (run, checkpoint):
+        with pytest.raises(CheckpointError, match="dino-path export"):
+            load_extractor(str(spec), device=CPU)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        load_extractor(str(tmp_path / "nothing"), device=CPU)
+    with pytest.raises(CheckpointError, match=r"no config.json"):
+        load_extractor(str(tmp_path), device=CPU)
+
+
+def test_timm_weights_that_cannot_be_had_are_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*arguments: object, **keywords: object) -> None:
+        raise OSError("the Hub cannot be reached")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(CheckpointError, match=r"timm:resnet18.a1_in1k: timm cannot provide .*cannot be reached"):
+        load_extractor("timm:resnet18.a1_in1k", device=CPU)
+
+
+def test_unknown_timm_models_are_refused_with_the_nearest_name() -> None:
+    with pytest.raises(CheckpointError, match="resnet50"):
+        load_extractor("timm:resnet5O", device=CPU)

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dino_path.slides.quality import black_fraction, pen_fraction, sharpness
+
+INKS = {
+    "blue": [(30, 60, 170), (50, 80, 190), (70, 130, 210), (20, 30, 120)],
+    "green": [(20, 120, 60), (60, 150, 110), (10, 70, 40), (90, 190, 120)],
+    "red": [(200, 25, 35), (160, 15, 30), (220, 40, 40)],
+    "black": [(35, 32, 38), (50, 50, 55), (10, 10, 10)],
+}
+TISSUE = {
+    "eosin": [(214, 120, 170), (230, 90, 150), (200, 60, 120)],
+    "blood": [(190, 70, 90), (170, 50, 70), (205, 60, 85)],
+    "haematoxylin": [(80, 50, 120), (60, 40, 100), (110, 90, 160), (95, 105, 165)],
+    "blue counterstain": [(140, 160, 200), (110, 125, 175), (70, 85, 130)],
+    "brown DAB": [(130, 80, 40), (90, 50, 25)],
+    "glass": [(243, 243, 243), (255, 255, 255), (225, 228, 226)],
+}
+
+
+def patch_of(colour: tuple[int, int, int]) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.clip(np.array(colour) + rng.integers(-6, 7, (64, 64, 1)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("colour", [colour for colours in INKS.values() for colour in colours])
+def test_ink_of_every_colour_is_seen(colour: tuple[int, int, int]) -> None:
+    assert pen_fraction(patch_of(colour), mpp=0.5) > 0.9
+
+
+@pytest.mark.parametrize("colour", [colour for colours in TISSUE.values() for colour in colours])
+def test_no_stain_is_taken_for_ink(colour: tuple[int, int, int]) -> None:
+    assert pen_fraction(patch_of(colour), mpp=0.5) == 0
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 1.0, 10.0])
+def test_the_pen_fraction_is_the_share_of_the_area_at_any_mpp(mpp: float) -> None:
+    tile = np.full((256, 256, 3), 240, dtype=np.uint8)
+    tile[:, :64] = (30, 60, 170)
+    assert pen_fraction(tile, mpp) == pytest.approx(0.25, abs=0.07)
+
+
+def test_black_grains_are_no_pen() -> None:
+    tile = np.full((256, 256, 3), (214, 120, 170), dtype=np.uint8)
+    tile[::8, ::8] = (20, 20, 22)
+    assert pen_fraction(tile, mpp=0.5) == 0
+
+
+def test_the_black_fraction_counts_pixels_without_light() -> None:
+    tile = np.full((100, 100, 3), 200, dtype=np.uint8)
+    tile[:30] = (30, 12, 0)
+    tile[30:40] = (31, 0, 0)
+    assert black_fraction(tile) == pytest.approx(0.3)
+
+
+def test_sharpness_is_the_variance_of_the_laplacian_and_falls_with_blur() -> None:
+    tile = np.full((64, 64, 3), 100, dtype=np.uint8)
+    assert sharpness(tile) == 0
+    tile[32, 32] = 110  # Laplacian -40 there, +10 at its four neighbours
+    assert sharpness(tile) == pytest.approx((40**2 + 4 * 10**2) / 64**2, rel=1e-6)
+    noisy = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    assert sharpness(cv2.GaussianBlur(noisy, (0, 0), 2)) < 0.05 * sharpness(noisy)
+
+
+@pytest.mark.slow
+def test_no_tile_of_real_tissue_is_lost_to_the_pen_filter(shared_data: Path) -> None:
+    files = [*sorted(shared_data.glob("nct-crc-108/*/*"))]
+    files += sorted(shared_data.glob("lc25000-lung-dev/*/*"))[::20] + sorted(shared_data.glob("pcam-dev/*/*"))[::20]
+    assert len(files) > 500
+    for file in files:
+        tile = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
+        mpp = 1.0 if "pcam" in str(file) else 0.5
+        assert pen_fraction(np.asarray(tile, dtype=np.uint8), mpp) <= 0.05, file

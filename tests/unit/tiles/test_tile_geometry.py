@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from dino_path.errors import SlideError
+from dino_path.slides.slide import Level
+from dino_path.tiles.geometry import TileSpec, covered_fractions, tile_grid, tile_spec
+
+
+def levels_of(mpp: float, *downsamples: float, edge: int = 4099) -> list[Level]:
+    return [Level(round(edge / factor), round(edge / factor), factor, mpp * factor) for factor in downsamples]
+
+
+def spec_of(levels: list[Level], mpp: float, size_px: int = 256, stride_px: int = 256) -> TileSpec:
+    return tile_spec(levels, name="a.svs", mpp=mpp, size_px=size_px, stride_px=stride_px, tolerance=0.05)
+
+
+@pytest.mark.parametrize(("downsample", "size_level0"), [(4.0, 1024), (3.9990, 1024), (4.0029, 1025)])
+def test_a_downsample_a_little_off_four_is_read_as_it_is_with_its_own_footprint(
+    downsample: float, size_level0: int
+) -> None:
+    # int(3.9990) is 3: a reader that truncates takes a third too much; one that asks for d <= 4 takes level 0.
+    spec = spec_of(levels_of(0.25, 1.0, downsample), mpp=1.0)
+    assert (spec.level, spec.read_px, spec.size_px) == (1, 256, 256)
+    assert spec.size_level0 == size_level0 == round(256 * downsample)
+    assert spec.stride_level0 == pytest.approx(256 * downsample)
+    assert spec.tile_mpp == pytest.approx(0.25 * downsample)
+
+
+def test_a_level_outside_the_tolerance_is_read_finer_and_the_footprint_is_that_of_the_asked_mpp() -> None:
+    spec = spec_of(levels_of(0.2525, 1.0, 4.0), mpp=0.5)
+    assert spec.level == 0
+    assert spec.read_px == spec.size_level0 == round(256 * 0.5 / 0.2525) == 507
+    assert spec.tile_mpp == 0.5
+
+
+def test_the_coarsest_level_that_is_fine_enough_is_read() -> None:
+    spec = spec_of(levels_of(0.25, 1.0, 2.0, 4.0, 16.0), mpp=1.5)
+    assert (spec.level, spec.read_px, spec.size_level0) == (2, 384, 1536)
+
+
+@pytest.mark.parametrize(("mpp_level0", "is_native"), [(0.475, True), (0.525, True), (0.474, False)])
+def test_the_tolerance_is_relative_and_inclusive(mpp_level0: float, is_native: bool) -> None:
+    spec = spec_of(levels_of(mpp_level0, 1.0), mpp=0.5)
+    assert (spec.read_px == 256) == is_native
+    assert spec.tile_mpp == (mpp_level0 if is_native else 0.5)
+
+
+def test_tiles_are_never_upsampled() -> None:
+    with pytest.raises(SlideError, match=r"(?s)a\.svs.*0\.25 um/px.*0\.53 um/px.*tiles\.mpp to 0\.53 or more"):
+        spec_of(levels_of(0.53, 1.0), mpp=0.25)
+    with pytest.raises(SlideError):
+        spec_of(levels_of(0.5251, 1.0), mpp=0.5)
+
+
+def test_the_grid_is_row_major_from_the_origin_and_drops_tiles_that_reach_over_the_edge() -> None:
+    spec = TileSpec(size_px=100, tile_mpp=0.5, level=0, read_px=100, size_level0=100, stride_level0=100.0)
+    grid = tile_grid(spec, width_level0=300, height_level0=299)
+    assert grid.tolist() == [[0, 0], [100, 0], [200, 0], [0, 100], [100, 100], [200, 100]]
+    assert grid.dtype == np.int32
+    assert tile_grid(spec, width_level0=99, height_level0=500).shape == (0, 2)
+
+
+def test_a_fractional_stride_is_rounded_once_per_corner_and_never_drifts() -> None:
+    spec = spec_of(levels_of(0.2527, 1.0, edge=200_000), mpp=0.5, stride_px=128)
+    xs = tile_grid(spec, width_level0=200_000, height_level0=600)[:, 0]
+    exact = np.arange(len(xs)) * 128 * 0.5 / 0.2527
+    assert np.abs(xs - exact).max() <= 0.5
+    assert 200_000 - (xs[-1] + spec.size_level0) < spec.stride_level0
+
+
+def test_tiles_without_overlap_leave_no_seam_of_more_than_a_pixel() -> None:
+    spec = spec_of(levels_of(0.25, 1.0, 3.9990), mpp=1.0)
+    xs = np.unique(tile_grid(spec, width_level0=50_000, height_level0=2000)[:, 0])
+    assert np.abs(np.diff(xs) - spec.size_level0).max() <= 1
+
+
+def test_the_covered_fraction_is_exact_where_tiles_cut_mask_pixels() -> None:
+    mask = np.array([[1, 0, 0], [0, 1, 1]], dtype=bool)  # pixels of 10 x 8 level-0 px
+    corners = np.array([[0, 0], [5, 4], [12, 4], [20, 8], [26, 8]], dtype=np.int32)
+    fractions = covered_fractions(mask, (10.0, 8.0), corners, size_level0=8)
+    expected = [8 * 8, 5 * 4 + 3 * 4, 8 * 4, 8 * 8, 4 * 8]
+    np.testing.assert_allclose(fractions, np.array(expected) / 64, rtol=1e-6)
+
+
+def test_the_covered_fraction_equals_counting_pixels() -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random((37, 53)) < 0.4
+    fine = np.repeat(np.repeat(mask, 7, axis=0), 5, axis=1)
+    corners = np.stack([rng.integers(0, 53 * 5 - 60, 50), rng.integers(0, 37 * 7 - 60, 50)], axis=1).astype(np.int32)
+    counted = [fine[y : y + 60, x : x + 60].mean() for x, y in corners]
+    np.testing.assert_allclose(covered_fractions(mask, (5.0, 7.0), corners, 60), counted, atol=1e-6)
+
+
+def test_no_tiles_have_no_fractions() -> None:
+    empty = np.zeros((0, 2), dtype=np.int32)
+    assert covered_fractions(np.ones((3, 3), dtype=bool), (1.0, 1.0), empty, 5).shape == (0,)

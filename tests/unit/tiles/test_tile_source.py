@@ -1,0 +1,89 @@
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dino_path.errors import TileStoreError
+from dino_path.tiles.source import ImageFiles, Subset, TileSource, decode_tile, open_tiles
+from dino_path.tiles.store import TileStore
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for number, name in enumerate(("b/2.png", "a/1.JPG", "a/3.tif", "a/.hidden.png", ".trash/4.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image = np.full((8, 10, 3), (10 * number, 100, 200), dtype=np.uint8)  # BGR
+        (tmp_path / name).write_bytes(cv2.imencode(Path(name).suffix.lower(), image)[1].tobytes())
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_a_folder_of_images_is_a_source_in_sorted_order(pictures: Path) -> None:
+    source: TileSource = open_tiles(pictures)
+    assert [Path(source.name(i)).name for i in range(len(source))] == ["1.JPG", "3.tif", "2.png"]
+    assert decode_tile(source.read_bytes(2), "x")[0, 0].tolist() == [200, 100, 0]
+    assert source.mpp is None
+    assert len(open_tiles(pictures, exclude=["3.tif"])) == 2
+
+
+def test_a_store_opens_as_a_store(store_path: Path) -> None:
+    source = open_tiles(store_path, split="test")
+    assert isinstance(source, TileStore)
+    assert source.mpp == 0.5
+
+
+def test_what_holds_nothing_is_refused(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TileStoreError, match=r"neither store\.json nor images"):
+        open_tiles(tmp_path / "empty")
+    with pytest.raises(TileStoreError, match="no such folder"):
+        open_tiles(tmp_path / "none")
+    with pytest.raises(TileStoreError, match="Only the slides of a tile store have splits"):
+        open_tiles(pictures, split="train")
+    with pytest.raises(TileStoreError, match="none were given"):
+        ImageFiles([])
+    with pytest.raises(TileStoreError, match=r"gone\.png"):
+        ImageFiles([tmp_path / "gone.png"])
+
+
+def test_the_digest_of_a_folder_follows_its_files(pictures: Path) -> None:
+    before = open_tiles(pictures).digest
+    assert open_tiles(pictures).digest == before
+    (pictures / "a/3.tif").unlink()
+    assert open_tiles(pictures).digest != before
+
+
+def test_a_subset_reads_its_indices_in_its_order_and_can_be_pickled(pictures: Path) -> None:
+    source = open_tiles(pictures)
+    subset = pickle.loads(pickle.dumps(Subset(source, np.array([2, 0]))))
+    assert len(subset) == 2
+    assert subset.read_bytes(0) == source.read_bytes(2)
+    assert subset.name(1) == source.name(0)
+    assert subset.digest != Subset(source, np.array([0, 2])).digest
+    assert len(Subset(source, np.zeros(0, dtype=int))) == 0
+    with pytest.raises(IndexError):
+        Subset(source, np.array([3]))
+
+
+def test_transparent_pixels_are_white_and_grey_and_16_bit_images_are_rgb() -> None:
+    bgra = np.zeros((1, 3, 4), dtype=np.uint8)
+    bgra[0] = [(10, 20, 30, 255), (10, 20, 30, 0), (0, 0, 0, 51)]
+    decoded = decode_tile(cv2.imencode(".png", bgra)[1].tobytes(), "x")
+    assert decoded.tolist() == [[[30, 20, 10], [255, 255, 255], [204, 204, 204]]]
+    grey = decode_tile(cv2.imencode(".png", np.full((2, 2), 77, dtype=np.uint8))[1].tobytes(), "x")
+    assert (grey == 77).all()
+    assert grey.shape == (2, 2, 3)
+    deep = decode_tile(cv2.imencode(".png", np.full((2, 2, 3), 65535, dtype=np.uint16))[1].tobytes(), "x")
+    assert (deep == 255).all()
+
+
+@pytest.mark.parametrize("spoil", ["empty", "text", "cut"])
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+def test_an_unreadable_image_is_refused_by_name_and_never_half_grey(spoil: str, extension: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    whole = cv2.imencode(extension, noise)[1].tobytes()
+    encoded = {"empty": b"", "text": b"no image at all", "cut": whole[: len(whole) // 2]}[spoil]
+    with pytest.raises(TileStoreError, match=r"cohort/7\.img: cannot be read"):
+        decode_tile(encoded, "cohort/7.img")

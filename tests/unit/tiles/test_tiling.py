@@ -1,0 +1,262 @@
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from slide_files import PINK, tissue_image, write_slide_file
+
+from dino_path.config import TilesConfig
+from dino_path.errors import TileStoreError
+from dino_path.slides.find import SlideRow, find_slides
+from dino_path.tiles.layout import StoreFolder, read_record, write_record
+from dino_path.tiles.source import decode_tile
+from dino_path.tiles.store import TileStore
+from dino_path.tiles.tiling import tile_slides
+from dino_path.tiles.workers import DIED, work_in_processes
+
+TILES = TilesConfig(mpp=0.5, size_px=64, mask_mpp=4.0, min_area_um2=500)
+
+
+def contents(store: Path) -> dict[str, str]:
+    """Hash of every file of a store; of the records without their seconds."""
+    hashes = {}
+    for file in sorted(path for path in store.rglob("*") if path.is_file()):
+        data = file.read_bytes()
+        if file.parent.name == "slides":
+            data = json.dumps({**json.loads(data), "seconds": 0}).encode()
+        hashes[str(file.relative_to(store))] = hashlib.sha256(data).hexdigest()
+    return hashes
+
+
+def test_the_store_holds_every_tile_of_the_tissue_and_its_pixels(store_path: Path) -> None:
+    store = TileStore.open(store_path, split="train")
+    image = tissue_image()
+    corners = {(int(x), int(y)) for x, y in zip(store.x_level0, store.y_level0, strict=True)}
+    assert corners == {(x, y) for x in range(256, 768, 64) for y in range(128, 640, 64)}
+    for index in (0, 17, len(store) - 1):
+        x, y = int(store.x_level0[index]), int(store.y_level0[index])
+        tile = decode_tile(store.read_bytes(index), store.name(index))
+        assert np.abs(tile.astype(int) - image[y : y + 64, x : x + 64]).mean() < 6  # JPEG
+    assert (store.tissue_fraction > 0.5).all()
+    assert (store.sharpness > 0).all()
+
+
+def test_records_say_what_became_of_each_slide(store_path: Path) -> None:
+    folder = StoreFolder(store_path)
+    done, empty = read_record(folder.record_file("a")), read_record(folder.record_file("glass"))
+    assert (done.status, done.num_tiles, done.num_candidates, done.patient_id, done.split) == (
+        "done",
+        64,
+        64,
+        "P1",
+        "train",
+    )
+    assert (done.mpp, done.mpp_source, done.tile_mpp) == (0.5, "openslide.mpp-x", 0.5)
+    assert done.tissue_percent == pytest.approx(100 / 3, abs=1)
+    assert (empty.status, empty.num_tiles, empty.flags) == ("empty", 0, ("tissue near 0 %",))
+    assert "no tile has enough tissue" in empty.reason
+    assert not folder.tar_file("glass").exists()
+    assert folder.overlay_file("glass").exists()
+
+
+def test_webdataset_finds_one_sample_per_tile_in_the_tar(store_path: Path) -> None:
+    store = TileStore.open(store_path)
+    with tarfile.open(store_path / "tiles/a.tar") as tar:
+        members = tar.getmembers()
+        assert [member.name for member in members] == [
+            f"a_x{x}_y{y}.jpg" for x, y in zip(store.x_level0[:64], store.y_level0[:64], strict=True)
+        ]
+        assert all(member.name.count(".") == 1 and member.mtime == 0 and member.uid == 0 for member in members)
+        assert tar.extractfile(members[5]).read() == store.read_bytes(5)  # type: ignore[union-attr]
+
+
+def test_a_second_call_touches_nothing_and_a_fresh_store_is_equal_byte_for_byte(
+    rows: list[SlideRow], store_path: Path, tmp_path: Path
+) -> None:
+    times = {file: file.stat().st_mtime_ns for file in store_path.rglob("*")}
+    summary = tile_slides(rows, TILES, store_path, num_workers=0)
+    assert (summary.num_skipped, summary.num_done, summary.num_empty, summary.num_failed) == (3, 0, 0, 0)
+    assert summary.num_tiles == sum(record.num_tiles for record in summary.records) > 64
+    assert {file: file.stat().st_mtime_ns for file in store_path.rglob("*")} == times
+    tile_slides(rows, TILES, tmp_path / "fresh", num_workers=0)
+    assert contents(tmp_path / "fresh") == contents(store_path)
+
+
+@pytest.mark.slow
+def test_worker_processes_make_the_same_store(rows: list[SlideRow], store_path: Path, tmp_path: Path) -> None:
+    summary = tile_slides(rows, TILES, tmp_path / "store", num_workers=2)
+    assert (summary.num_done, summary.num_empty) == (2, 1)
+    assert [record.slide_id for record in summary.records] == ["a", "b", "glass"]
+    assert contents(tmp_path / "store") == contents(store_path)
+
+
+def test_shards_share_the_slides_out_and_make_the_same_store(
+    rows: list[SlideRow], store_path: Path, tmp_path: Path
+) -> None:
+    done = [tile_slides(rows, TILES, tmp_path / "s", shard=(i, 2), num_workers=0).records for i in (0, 1)]
+    assert [[record.slide_id for record in records] for records in done] == [["a", "glass"], ["b"]]
+    assert contents(tmp_path / "s") == contents(store_path)
+
+
+def test_a_killed_task_is_continued_and_leaves_nothing_behind(
+    rows: list[SlideRow], store_path: Path, tmp_path: Path
+) -> None:
+    store = shutil.copytree(store_path, tmp_path / "store")
+    (store / "slides/a.json").unlink()  # killed before the record was written
+    (store / "tiles/a.parquet").unlink()
+    (store / "tiles/.a.tar.4711.tmp").write_bytes(b"half")
+    summary = tile_slides(rows, TILES, store, num_workers=0)
+    assert (summary.num_done, summary.num_skipped) == (1, 2)
+    assert contents(store) == contents(store_path)
+
+
+def test_a_slide_that_cannot_be_read_fails_alone_and_is_tried_again(rows: list[SlideRow], tmp_path: Path) -> None:
+    slide = tmp_path / "slides/broken.tif"
+    slide.parent.mkdir()
+    slide.write_bytes(b"half a download")
+    all_rows = [SlideRow(slide, "broken", patient_id="P9"), rows[0]]
+    first = tile_slides(all_rows, TILES, tmp_path / "store", num_workers=0)
+    assert (first.num_done, first.num_failed) == (1, 1)
+    assert "does not know this file" in first.records[0].reason
+    assert first.records[0].patient_id == "P9"
+    shutil.copy(rows[1].path, slide)
+    second = tile_slides([replace(all_rows[0], path=slide), rows[0]], TILES, tmp_path / "store", num_workers=0)
+    assert (second.num_done, second.num_failed, second.num_skipped) == (1, 0, 1)
+
+
+def test_mpp_of_the_csv_overrules_and_a_changed_one_tiles_anew(rows: list[SlideRow], tmp_path: Path) -> None:
+    tile_slides(rows[:1], TILES, tmp_path / "store", num_workers=0)
+    finer = [replace(rows[0], mpp=0.25)]
+    summary = tile_slides(finer, TILES, tmp_path / "store", num_workers=0)
+    assert (summary.num_done, summary.records[0].mpp_source) == (1, "slides CSV")
+    assert TileStore.open(tmp_path / "store").size_level0.tolist() == [128] * 16
+    assert tile_slides(finer, TILES, tmp_path / "store", num_workers=0).num_skipped == 1
+
+
+def test_a_changed_split_is_taken_over_without_tiling(rows: list[SlideRow], store_path: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(store_path, tmp_path / "store")
+    summary = tile_slides([replace(rows[0], split="val")], TILES, store, num_workers=0)
+    assert summary.num_skipped == 1
+    assert [record.slide_id for record in TileStore.open(store, split="val").slides] == ["a"]
+
+
+def test_a_store_of_another_config_is_refused_and_the_difference_named(rows: list[SlideRow], store_path: Path) -> None:
+    with pytest.raises(TileStoreError, match=r"tiles\.jpeg_quality 90 there, 80 now"):
+        tile_slides(rows, TILES.model_copy(update={"jpeg_quality": 80}), store_path, num_workers=0)
+
+
+def test_a_folder_that_holds_something_else_is_refused(rows: list[SlideRow], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(TileStoreError, match="no tile store"):
+        tile_slides(rows, TILES, tmp_path, num_workers=0)
+
+
+def test_a_slide_under_two_ids_and_an_id_for_two_slides_are_refused(
+    rows: list[SlideRow], store_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TileStoreError, match="under the id 'a'; now its id would be 'folder__a'"):
+        tile_slides([replace(rows[0], slide_id="folder__a")], TILES, store_path, num_workers=0)
+    with pytest.raises(TileStoreError, match="slide id 'a' stands for"):
+        tile_slides([replace(rows[1], slide_id="a")], TILES, store_path, num_workers=0)
+    moved = shutil.copy(rows[0].path, tmp_path / "a.tif")
+    copy = shutil.copytree(store_path, tmp_path / "store")
+    assert tile_slides([replace(rows[0], path=Path(moved))], TILES, copy, num_workers=0).num_skipped == 1
+
+
+def test_tiles_with_pen_or_black_or_blur_are_not_kept_and_counted(tmp_path: Path) -> None:
+    image = tissue_image()
+    image[128:192, 256:320] = (30, 60, 170)
+    image[192:256, 256:296] = (10, 6, 8)
+    image[256:320, 256:320] = PINK  # nothing to see
+    path = write_slide_file(tmp_path / "a.tif", [image])
+    config = TILES.model_copy(update={"min_tissue_fraction": 0.3, "min_sharpness": 1.0, "max_hole_um2": 5_000})
+    (record,) = tile_slides([SlideRow(path, "a")], config, tmp_path / "store", num_workers=0).records
+    assert (record.num_pen, record.num_black, record.num_blurred) == (1, 1, 1)
+    assert record.num_tiles == record.num_candidates - 3 == 61
+
+
+def test_a_slide_with_a_few_unreadable_tiles_is_kept_and_flagged_and_one_with_many_fails(tmp_path: Path) -> None:
+    import tifffile
+
+    path = write_slide_file(tmp_path / "a.tif", [tissue_image(2048, 2048), tissue_image(2048, 2048)[::8, ::8]])
+    with tifffile.TiffFile(path) as file:
+        places = list(zip(file.pages[0].dataoffsets, file.pages[0].databytecounts, strict=True))
+    config = TILES.model_copy(update={"size_px": 256, "mask_mpp": 8.0})
+
+    def spoil(number: int) -> None:
+        with path.open("r+b") as stream:
+            stream.seek(places[number][0])
+            stream.write(b"\0" * places[number][1])
+
+    spoil(8 * 3 + 3)
+    (record,) = tile_slides([SlideRow(path, "a")], config, tmp_path / "store", num_workers=0).records
+    assert (record.status, record.num_unreadable, record.flags) == ("done", 1, ("unreadable tiles",))
+    for number in range(8 * 4, 8 * 6):
+        spoil(number)
+    (record,) = tile_slides([SlideRow(path, "a")], config, tmp_path / "other", num_workers=0).records
+    assert record.status == "failed"
+    assert "tiles cannot be read" in record.reason
+    assert not StoreFolder(tmp_path / "other").tar_file("a").exists()
+
+
+def test_contours_are_closed_level0_rings_that_enclose_the_tissue(store_path: Path) -> None:
+    collection = json.loads((store_path / "contours/a.geojson").read_text())
+    assert collection["type"] == "FeatureCollection"
+    (feature,) = collection["features"]
+    assert feature["properties"]["objectType"] == "annotation"
+    assert feature["properties"]["classification"]["name"] == "Tissue"
+    (ring,) = feature["geometry"]["coordinates"]
+    assert ring[0] == ring[-1]
+    xs, ys = np.array(ring).T
+    for value, expected in ((xs.min(), 256), (xs.max(), 768), (ys.min(), 128), (ys.max(), 640)):
+        assert abs(value - expected) <= 8  # a mask pixel
+
+
+def test_the_overlay_is_the_slide_with_marks_and_a_caption(store_path: Path) -> None:
+    overlay = cv2.imread(str(store_path / "overlays/a.jpg"))
+    assert overlay.shape == (768 + 44, 1024, 3)
+    assert np.abs(overlay[20:100, 20:200].astype(int) - 243).max() < 12  # glass stays as it is
+    assert (overlay[-44:] < 60).all(axis=2).sum() > 200  # letters
+
+
+def test_label_and_macro_pictures_reach_no_output(shared_data: Path, tmp_path: Path) -> None:
+    import openslide
+
+    slide = shared_data / "slides/CMU-1-Small-Region.svs"
+    tile_slides(find_slides([slide]), TilesConfig(mpp=0.5), tmp_path / "store", num_workers=0)
+    with openslide.OpenSlide(slide) as handle:
+        label = np.asarray(handle.associated_images["label"].convert("L"), dtype=np.float32)
+    for file in (tmp_path / "store").rglob("*.jpg"):
+        picture = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2GRAY).astype(np.float32)
+        for scale in (1.0, 0.5):
+            template = cv2.resize(label, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            if template.shape[0] < picture.shape[0] and template.shape[1] < picture.shape[1]:
+                assert cv2.matchTemplate(picture, template, cv2.TM_CCOEFF_NORMED).max() < 0.5
+
+
+def double_unless_fatal(number: int) -> int:
+    if number == 3:
+        os._exit(1)
+    return 2 * number
+
+
+@pytest.mark.slow
+def test_an_item_that_kills_its_process_costs_no_other_item() -> None:
+    answers = dict(work_in_processes(double_unless_fatal, range(7), num_workers=2))
+    assert answers == {0: 0, 1: 2, 2: 4, 3: DIED, 4: 8, 5: 10, 6: 12}
+
+
+def test_a_damaged_record_is_named(store_path: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(store_path, tmp_path / "store")
+    (store / "slides/a.json").write_text("{half")
+    with pytest.raises(TileStoreError, match=r"a\.json: is damaged"):
+        TileStore.open(store)
+    record = read_record(store / "slides/b.json")
+    write_record(StoreFolder(store), replace(record, slide_id="a"))
+    assert read_record(store / "slides/a.json") == replace(record, slide_id="a")
