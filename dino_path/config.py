@@ -95,7 +95,9 @@ class TilesConfig(Section):
     mpp_tolerance: float = Field(
         0.05, ge=0, lt=0.5, description="a level this close to `mpp` (relative) is read without resampling"
     )
-    tissue: Literal["otsu", "saturation"] = Field("otsu", description="how the tissue mask is thresholded")
+    tissue: Literal["otsu", "saturation"] = Field(
+        "otsu", description="threshold of the tissue mask: `otsu` on the log of the saturation, or `saturation`, fixed"
+    )
     min_saturation: float = Field(
         0.06,
         ge=0,

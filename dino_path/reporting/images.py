@@ -43,7 +43,9 @@ def inline_picture(file: Path, *, caption: str, max_edge_px: int) -> Picture | N
     return Picture(address, caption, width=pixels.shape[1], height=pixels.shape[0])
 
 
-def _on_white(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _on_white(
+    image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """8 bits, without transparency."""
     if image.dtype != np.uint8:
         image = (image / 257).astype(np.uint8)

@@ -166,7 +166,7 @@ def read_store(path: Path) -> Store:
             "A tile store that `dino-path tile` has written is needed.",
             "Check the path; run `dino-path tile` again to make what is missing.",
         ) from None
-    slides.sort(key=lambda slide: ({"failed": 0, "empty": 1}.get(slide.get("status"), 2 if slide.get("flags") else 3)))
+    slides.sort(key=lambda slide: {"failed": 0, "empty": 1}.get(slide.get("status"), 2 if slide.get("flags") else 3))
     return Store(path.resolve().name, tiles, slides, tuple(_read_overlays(path, slides)))
 
 

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from dino_path.errors import SlideError
 from dino_path.slides.slide import RgbImage, Slide
 
+Span = tuple[int, int]  # start, stop
+
 BLOCK_PX = 2048  # edge of one read, in level px: 16 MiB as RGBA
+SMALLEST_BLOCK_PX = 256  # a block that cannot be decoded is quartered down to this, to lose no more than the damage
+MOST_UNREADABLE = 0.1  # share of the slide; beyond it the slide is damaged, and its good part a biased sample
 LARGEST_OVERVIEW_PX = 120_000_000  # 360 MB as RGB; at 8 um/px a slide of 80 x 80 mm has 100 million
 
 
@@ -24,11 +28,13 @@ class Overview:
         rgb: (H, W, 3) uint8.
         covered: (H, W) bool, False where the scanner recorded nothing (transparent).
         px_level0: (x, y) size of one overview pixel in level-0 px, floats.
+        unreadable: share of the slide that could not be decoded, 0 to MOST_UNREADABLE; not covered, therefore.
     """
 
     rgb: RgbImage
     covered: NDArray[np.bool_]
     px_level0: tuple[float, float]
+    unreadable: float = 0.0
 
 
 def read_overview(slide: Slide, *, mpp: float) -> Overview:
@@ -54,19 +60,64 @@ def read_overview(slide: Slide, *, mpp: float) -> Overview:
     level = max(i for i, one in enumerate(slide.levels) if one.downsample <= min(scale_x, scale_y) * 1.01 or i == 0)
     rgb = np.empty((height, width, 3), dtype=np.uint8)
     covered = np.empty((height, width), dtype=np.bool_)
-    read = slide.levels[level]
-    for rows, (top, bottom) in _spans(height, read.height):
-        for columns, (left, right) in _spans(width, read.width):
-            # Down, not to the nearest: half a level-0 pixel over the slide's edge would come back half transparent.
-            corner_level0 = int(left * read.downsample), int(top * read.downsample)
-            pixels, cover = slide.read_region_and_cover(corner_level0, level, (right - left, bottom - top))
+    reader = _LevelReader(slide, level)
+    for rows, y_span in _spans(height, slide.levels[level].height):
+        for columns, x_span in _spans(width, slide.levels[level].width):
+            pixels, cover = reader.read(x_span, y_span)
             wanted = (columns.stop - columns.start, rows.stop - rows.start)
             rgb[rows, columns] = cv2.resize(pixels, wanted, interpolation=cv2.INTER_AREA)
             covered[rows, columns] = cv2.resize(cover, wanted, interpolation=cv2.INTER_AREA) >= 128
-    return Overview(rgb, covered, (scale_x, scale_y))
+    return Overview(rgb, covered, (scale_x, scale_y), reader.unreadable)
 
 
-def _spans(length: int, level_length: int) -> Iterator[tuple[slice, tuple[int, int]]]:
+class _LevelReader:
+    """Reads blocks of one level and leaves out what cannot be decoded, as long as it is little."""
+
+    def __init__(self, slide: Slide, level: int) -> None:
+        self._slide, self._level = slide, level
+        self._unreadable_px = 0
+
+    @property
+    def unreadable(self) -> float:
+        """Share of the level that could not be decoded so far."""
+        return self._unreadable_px / (self._slide.levels[self._level].width * self._slide.levels[self._level].height)
+
+    def read(self, x_span: Span, y_span: Span) -> tuple[RgbImage, NDArray[np.uint8]]:
+        """Pixels and cover of a block, spans in level px.
+
+        Raises:
+            SlideError: too much of the level cannot be decoded.
+        """
+        (left, right), (top, bottom) = x_span, y_span
+        downsample = self._slide.levels[self._level].downsample
+        # Down, not to the nearest: half a level-0 pixel over the slide's edge would come back half transparent.
+        corner_level0 = int(left * downsample), int(top * downsample)
+        try:
+            return self._slide.read_region_and_cover(corner_level0, self._level, (right - left, bottom - top))
+        except SlideError as error:
+            if max(right - left, bottom - top) > SMALLEST_BLOCK_PX:
+                return self._read_in_parts(x_span, y_span)
+            self._unreadable_px += (right - left) * (bottom - top)
+            if self.unreadable > MOST_UNREADABLE:
+                raise error
+        shape = (bottom - top, right - left)
+        white: RgbImage = np.full((*shape, 3), 255, dtype=np.uint8)
+        return white, np.zeros(shape, dtype=np.uint8)
+
+    def _read_in_parts(self, x_span: Span, y_span: Span) -> tuple[RgbImage, NDArray[np.uint8]]:
+        rows = [[self.read(x, y) for x in _halves(x_span)] for y in _halves(y_span)]
+        pixels = np.concatenate([np.concatenate([part[0] for part in row], axis=1) for row in rows])
+        cover = np.concatenate([np.concatenate([part[1] for part in row], axis=1) for row in rows])
+        return pixels, cover
+
+
+def _halves(span: Span) -> list[Span]:
+    start, stop = span
+    middle = start + -(-(stop - start) // (2 * SMALLEST_BLOCK_PX)) * SMALLEST_BLOCK_PX
+    return [span] if middle >= stop else [(start, middle), (middle, stop)]
+
+
+def _spans(length: int, level_length: int) -> Iterator[tuple[slice, Span]]:
     """Cut one side of the overview into slices, each with its (start, stop) in level px, about BLOCK_PX long."""
     scale = level_length / length
     step = max(1, int(BLOCK_PX / scale))

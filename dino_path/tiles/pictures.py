@@ -96,9 +96,9 @@ def tissue_polygons(mask: TissueMask) -> list[list[list[list[float]]]]:
 def _overview_for_overlay(slide: Slide, overview: Overview) -> Overview:
     """The mask's own picture where it is large enough, else a finer one; at most LONG_EDGE_PX."""
     long_edge = max(overview.rgb.shape[:2])
-    wanted_mpp = max(slide.width_level0, slide.height_level0) * slide.mpp / LONG_EDGE_PX
-    if long_edge < 0.75 * LONG_EDGE_PX and wanted_mpp > slide.mpp:
-        return read_overview(slide, mpp=wanted_mpp)
+    longest_level0 = max(slide.width_level0, slide.height_level0)
+    if long_edge < 0.75 * min(LONG_EDGE_PX, longest_level0):
+        return read_overview(slide, mpp=slide.mpp * longest_level0 / LONG_EDGE_PX)
     if long_edge <= LONG_EDGE_PX:
         return overview
     height, width = (max(1, round(edge * LONG_EDGE_PX / long_edge)) for edge in overview.rgb.shape[:2])

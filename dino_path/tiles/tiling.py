@@ -15,6 +15,7 @@ from dino_path.errors import SlideError, TileStoreError
 from dino_path.progress import meter
 from dino_path.run import atomic_write
 from dino_path.slides.find import SlideRow
+from dino_path.slides.overview import MOST_UNREADABLE
 from dino_path.slides.quality import black_fraction, pen_fraction, sharpness
 from dino_path.slides.resolution import FROM_OBJECTIVE
 from dino_path.slides.slide import RgbImage, Slide
@@ -28,8 +29,6 @@ from dino_path.tiles.writing import TileWriter, write_table
 
 logger = logging.getLogger(__name__)
 
-# More unreadable tiles than this and the slide counts as damaged: its good part would be a biased sample.
-MOST_UNREADABLE = 0.1
 NEAR_0_PERCENT, NEAR_100_PERCENT = 0.5, 95.0  # of the slide's area: a mask beyond these is worth a look
 
 
@@ -319,6 +318,8 @@ def _flags(slide: Slide, mask: TissueMask, outcome: _Outcome) -> tuple[str, ...]
         flags.append("tissue near 100 %")
     if slide.mpp_source == FROM_OBJECTIVE:
         flags.append("mpp from objective power")
+    if mask.overview.unreadable:
+        flags.append("unreadable areas")
     if outcome.unreadable:
         flags.append("unreadable tiles")
     return tuple(flags)

@@ -110,11 +110,11 @@ def test_few_files_stay_open(tmp_path: Path) -> None:
     handles = FileHandles(most_open=3)
     for number in range(10):
         (tmp_path / str(number)).write_bytes(b"0123456789%d" % number)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for number in [*range(10), 9, 0, 9]:
         assert handles.read(tmp_path / str(number), 8, 3) == b"89%d" % number
         assert handles.num_open <= 3
-    assert len(os.listdir("/proc/self/fd")) - before <= 3
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 3
 
 
 def read_in_child(handles: FileHandles, path: Path) -> tuple[bytes, int]:

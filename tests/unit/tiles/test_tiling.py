@@ -162,8 +162,9 @@ def test_a_slide_under_two_ids_and_an_id_for_two_slides_are_refused(
 ) -> None:
     with pytest.raises(TileStoreError, match="under the id 'a'; now its id would be 'folder__a'"):
         tile_slides([replace(rows[0], slide_id="folder__a")], TILES, store_path, num_workers=0)
+    other = write_slide_file(tmp_path / "other/a.tif", [tissue_image(640, 640)])
     with pytest.raises(TileStoreError, match="slide id 'a' stands for"):
-        tile_slides([replace(rows[1], slide_id="a")], TILES, store_path, num_workers=0)
+        tile_slides([SlideRow(other, "a")], TILES, store_path, num_workers=0)
     moved = shutil.copy(rows[0].path, tmp_path / "a.tif")
     copy = shutil.copytree(store_path, tmp_path / "store")
     assert tile_slides([replace(rows[0], path=Path(moved))], TILES, copy, num_workers=0).num_skipped == 1
@@ -171,9 +172,9 @@ def test_a_slide_under_two_ids_and_an_id_for_two_slides_are_refused(
 
 def test_tiles_with_pen_or_black_or_blur_are_not_kept_and_counted(tmp_path: Path) -> None:
     image = tissue_image()
-    image[128:192, 256:320] = (30, 60, 170)
-    image[192:256, 256:296] = (10, 6, 8)
-    image[256:320, 256:320] = PINK  # nothing to see
+    image[192:256, 320:384] = (30, 60, 170)
+    image[192:256, 448:488] = (10, 6, 8)
+    image[320:384, 320:384] = PINK  # nothing to see
     path = write_slide_file(tmp_path / "a.tif", [image])
     config = TILES.model_copy(update={"min_tissue_fraction": 0.3, "min_sharpness": 1.0, "max_hole_um2": 5_000})
     (record,) = tile_slides([SlideRow(path, "a")], config, tmp_path / "store", num_workers=0).records
@@ -260,3 +261,26 @@ def test_a_damaged_record_is_named(store_path: Path, tmp_path: Path) -> None:
     record = read_record(store / "slides/b.json")
     write_record(StoreFolder(store), replace(record, slide_id="a"))
     assert read_record(store / "slides/a.json") == replace(record, slide_id="a")
+
+
+@pytest.mark.parametrize(("num_spoiled", "status"), [(1, "done"), (20, "failed")])
+def test_damage_where_the_tissue_is_looked_for_costs_no_more_than_itself(
+    tmp_path: Path, num_spoiled: int, status: str
+) -> None:
+    import tifffile
+
+    path = write_slide_file(tmp_path / "a.tif", [tissue_image(2048, 2048)])  # one level: the mask is made from it
+    with tifffile.TiffFile(path) as file:
+        places = list(zip(file.pages[0].dataoffsets, file.pages[0].databytecounts, strict=True))
+    with path.open("r+b") as stream:
+        for offset, length in places[3 * 8 + 3 : 3 * 8 + 3 + num_spoiled]:
+            stream.seek(offset)
+            stream.write(b"\0" * length)
+    config = TILES.model_copy(update={"size_px": 256, "mask_mpp": 8.0, "min_tissue_fraction": 0.9})
+    (record,) = tile_slides([SlideRow(path, "a")], config, tmp_path / "store", num_workers=0).records
+    assert record.status == status
+    if status == "done":
+        store = TileStore.open(tmp_path / "store")
+        corners = {(int(x), int(y)) for x, y in zip(store.x_level0, store.y_level0, strict=True)}
+        assert corners == {(x, y) for x in range(256, 1792, 256) for y in range(256, 1792, 256)} - {(768, 768)}
+        assert record.flags == ("unreadable areas",)

@@ -1,0 +1,351 @@
+"""The command line: one thin function per command. Heavy imports live inside, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from dino_path.errors import ConfigError, DinoPathError
+
+if TYPE_CHECKING:
+    from dino_path.config import Config
+
+app = typer.Typer(
+    name="dino-path",
+    help="Self-supervised DINO pretraining for histology: slides in, frozen feature extractor and report out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+evaluate_app = typer.Typer(help="Frozen-feature protocols on labelled images.", no_args_is_help=True)
+app.add_typer(evaluate_app, name="evaluate")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see configs/")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings: dotted.key=value")]
+DataSpec = Annotated[
+    str, typer.Option("--data", help="labelled images: class folders, manifest CSV, store:STORE, nct-crc:FOLDER")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]
+
+SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
+EXIT_SOME_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for everything that the demo makes")] = Path("demo"),
+    fast: Annotated[bool, typer.Option(help="a minute's version: too short to learn anything")] = False,
+) -> None:
+    """The whole road on synthetic slides, on a CPU, ending in OUT/report.html."""
+    from dino_path.demo import run_demo
+
+    log_to(out / "log.txt")
+    run_demo(out, is_fast=fast)
+
+
+@app.command()
+def tile(
+    slides: Annotated[list[str], typer.Argument(metavar="SLIDES... [KEY=VALUE]...", help="files, folders, or a CSV")],
+    out: Annotated[Path, typer.Option(help="tile store")],
+    config: ConfigFile = None,
+    shard: Annotated[str, typer.Option(help="I/N: only every N-th slide, from the I-th (1 to N)")] = "1/1",
+    workers: Workers = 2,
+) -> None:
+    """Cut slides into tiles. Needs tiles.mpp. Called again, it does what is missing."""
+    from dino_path.slides.find import find_slides
+    from dino_path.tiles.tiling import tile_slides
+
+    log_to(None)
+    inputs, overrides = split_arguments(slides)
+    settings = _config(config, overrides, needs=("tiles",))
+    assert settings.tiles is not None
+    rows = find_slides([Path(name) for name in inputs], settings.slides.exclude)
+    summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=workers)
+    for record in summary.records:
+        size = f"{record.num_tiles:6d} tiles  {record.seconds:6.1f} s" if record.status == "done" else record.reason
+        typer.echo(f"{record.status:7s} {record.slide_id}  {size}" + "".join(f"  [{flag}]" for flag in record.flags))
+    typer.echo(
+        f"{summary.num_done} done, {summary.num_skipped} there before, {summary.num_empty} empty,"
+        f" {summary.num_failed} failed: {summary.num_tiles:,} tiles in {out}"
+    )
+    if summary.num_failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command()
+def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
+    """DINO on the tiles of `store=STORE` into the run folder `out=RUN`. Called again, it continues."""
+    from dino_path.distributed import open_world
+    from dino_path.training.loop import pretrain as run_pretraining
+
+    resolved = _config(config, _overrides_only(settings), needs=("store", "out", "training"))
+    assert resolved.out is not None
+    assert resolved.training is not None
+    with open_world(resolved.training.device) as world:
+        log_to(resolved.out / "log.txt" if world.is_first else None, is_first=world.is_first)
+        checkpoint = run_pretraining(resolved, world)
+        if world.is_first:
+            typer.echo(f"checkpoint: {checkpoint}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="run folder or checkpoint file")],
+    out: Annotated[Path, typer.Option(help="model folder")],
+    network: Annotated[Literal["teacher", "student"], typer.Option(help="which of the two networks")] = "teacher",
+) -> None:
+    """Write the frozen extractor as a folder that timm.create_model("local-dir:OUT", pretrained=True) loads."""
+    from dino_path.export.checkpoint import export_checkpoint
+
+    log_to(None)
+    result = export_checkpoint(run, out, network=network)
+    typer.echo(
+        f"{result.folder}: {result.num_parameters / 1e6:.2f} M parameters, {result.num_features} features;"
+        f" reloaded by timm, largest relative difference {result.reload.largest_difference:.1e}"
+    )
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(help="model folder, timm:NAME, untrained:FOLDER or mean-colour")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="tile store or image folder")],
+    out: Annotated[Path, typer.Option(help="folder for the feature files")],
+    layout: Annotated[str, typer.Option(help="trident, clam, or both with a comma between")] = "trident",
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    allow_other_mpp: Annotated[bool, typer.Option(help="embed tiles at another mpp than the model's")] = False,
+    device: Device = "auto",
+    workers: Workers = 2,
+) -> None:
+    """Turn tiles into feature files that TRIDENT and CLAM read."""
+    from dino_path.distributed import choose_device
+    from dino_path.features.embed import embed_images, embed_store, read_layouts
+    from dino_path.features.extractor import load_extractor
+    from dino_path.tiles.source import open_tiles
+    from dino_path.tiles.store import TileStore
+
+    log_to(None)
+    torch_device = choose_device(device, 0)
+    tiles = open_tiles(source)
+    extractor = load_extractor(model, device=torch_device)
+    if not isinstance(tiles, TileStore):
+        file = embed_images(
+            extractor, tiles, out, root=source, batch_size=batch_size, device=torch_device, num_workers=workers
+        )
+        typer.echo(f"{len(tiles):,} images -> {file}")
+        return
+    summary = embed_store(
+        extractor,
+        tiles,
+        out,
+        layouts=read_layouts(layout),
+        batch_size=batch_size,
+        device=torch_device,
+        num_workers=workers,
+        allow_other_mpp=allow_other_mpp,
+    )
+    typer.echo(summary.text())
+
+
+@app.command()
+def baseline(
+    data: DataSpec,
+    out: Annotated[Path, typer.Option(help="folder for the baseline")],
+    settings: Overrides = None,
+    config: ConfigFile = None,
+    device: Device = "auto",
+    workers: Workers = 2,
+) -> None:
+    """Train the supervised ResNet-50 end to end on the train part of the data and test it once."""
+    from dino_path.distributed import choose_device
+    from dino_path.evaluation.baseline import train_baseline
+    from dino_path.evaluation.datasets import load_labelled
+
+    log_to(None)
+    resolved = _config(config, _overrides_only(settings))
+    labelled = load_labelled(data, resolved.evaluation)
+    result = train_baseline(
+        labelled,
+        resolved.baseline,
+        num_bootstrap=resolved.evaluation.num_bootstrap,
+        seed=resolved.evaluation.seed,
+        out=out,
+        device=choose_device(device, 0),
+        num_workers=workers,
+    )
+    typer.echo(result.text())
+
+
+@evaluate_app.command("knn")
+def evaluate_knn(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...")],
+    data: DataSpec,
+    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("eval"),
+    config: ConfigFile = None,
+    baseline: Annotated[Path | None, typer.Option(help="folder of `dino-path baseline`")] = None,
+    device: Device = "auto",
+    workers: Workers = 2,
+) -> None:
+    """k-NN on frozen features (Caron et al. 2021: cosine, k = 20, T = 0.07)."""
+    _evaluate(models, data, out, config, baseline, device, workers, protocols=("knn",))
+
+
+@evaluate_app.command("linear")
+def evaluate_linear(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...")],
+    data: DataSpec,
+    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("eval"),
+    config: ConfigFile = None,
+    baseline: Annotated[Path | None, typer.Option(help="folder of `dino-path baseline`")] = None,
+    device: Device = "auto",
+    workers: Workers = 2,
+) -> None:
+    """Logistic regression on frozen features, its strength chosen on a validation part of the training data."""
+    _evaluate(models, data, out, config, baseline, device, workers, protocols=("linear",))
+
+
+@evaluate_app.command("table")
+def evaluate_table(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...")],
+    data: DataSpec,
+    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("eval"),
+    config: ConfigFile = None,
+    baseline: Annotated[Path | None, typer.Option(help="folder of `dino-path baseline`")] = None,
+    device: Device = "auto",
+    workers: Workers = 2,
+) -> None:
+    """Models side by side, k-NN and linear, beside the supervised ResNet-50."""
+    _evaluate(models, data, out, config, baseline, device, workers, protocols=("knn", "linear"))
+
+
+def _evaluate(
+    models: Sequence[str],
+    data: str,
+    out: Path,
+    config: Path | None,
+    baseline_folder: Path | None,
+    device: str,
+    workers: int,
+    *,
+    protocols: Sequence[Literal["knn", "linear"]],
+) -> None:
+    from dino_path.distributed import choose_device
+    from dino_path.evaluation.datasets import load_labelled
+    from dino_path.evaluation.table import evaluate_table as run_table
+
+    log_to(None)
+    specs, overrides = split_arguments(models)
+    resolved = _config(config, overrides)
+    labelled = load_labelled(data, resolved.evaluation)
+    table = run_table(
+        specs,
+        labelled,
+        resolved.evaluation,
+        device=choose_device(device, 0),
+        out=out,
+        protocols=protocols,
+        baseline=baseline_folder,
+        num_workers=workers,
+    )
+    typer.echo(table.markdown())
+    typer.echo(f"results: {out / 'results.json'}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders")],
+    out: Annotated[Path, typer.Option(help="HTML file")] = Path("report.html"),
+) -> None:
+    """Everything that run folders hold, as one self-contained page."""
+    from dino_path.reporting.report import write_report
+
+    log_to(None)
+    write_report(runs, out)
+    typer.echo(f"report: {out}")
+
+
+@app.command()
+def doctor(
+    out: Annotated[Path, typer.Option(help="folder whose disk and write access are checked")] = Path("."),
+) -> None:
+    """What this machine has and lacks for dino_path, and how to mend it."""
+    from dino_path.doctor import examine
+
+    findings = examine(out)
+    for finding in findings:
+        typer.echo(finding.line())
+    if any(finding.is_fault for finding in findings):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Positional arguments and `dotted.key=value` settings; a path that exists is no setting."""
+    positionals, overrides = [], []
+    for argument in arguments:
+        is_setting = SETTING.fullmatch(argument) and not Path(argument).exists()
+        (overrides if is_setting else positionals).append(argument)
+    return positionals, overrides
+
+
+def _overrides_only(arguments: Sequence[str] | None) -> list[str]:
+    """Settings of a command that takes no other positional argument; `load_config` refuses the rest by name."""
+    return list(arguments or ())
+
+
+def _config(file: Path | None, overrides: Sequence[str], *, needs: Sequence[str] = ()) -> Config:
+    from dino_path.config import load_config
+
+    return load_config(file, overrides, needs=needs)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """`2/8` -> (1, 8)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(
+            f"--shard {text}", "not of the form I/N.", "1 <= I <= N is needed, such as 3/8.", "Correct --shard."
+        )
+    return int(match[1]) - 1, int(match[2])
+
+
+def log_to(file: Path | None, *, is_first: bool = True) -> None:
+    """Configure logging once: the console, and `file`. Ranks other than the first speak at ERROR only."""
+    from rich.logging import RichHandler
+
+    from dino_path.progress import console
+
+    root = logging.getLogger("dino_path")
+    root.setLevel(logging.INFO if is_first else logging.ERROR)
+    root.propagate = False
+    root.handlers.clear()
+    if sys.stderr.isatty():
+        screen: logging.Handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+        screen.addFilter(lambda record: record.name != "dino_path.steps")
+    else:
+        screen = logging.StreamHandler(sys.stderr)
+        screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root.addHandler(screen)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        journal = logging.FileHandler(file, encoding="utf-8")
+        journal.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(journal)
+
+
+def main() -> None:
+    """Run the command line; refusals end with their message and exit code 2."""
+    try:
+        app()
+    except DinoPathError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(EXIT_REFUSED)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,297 @@
+"""Run folders -> one HTML page that holds everything it shows: no scripts, no fonts or pictures from elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from dino_path.errors import CheckpointError
+from dino_path.reporting.charts import Interval, Line, interval_chart, line_chart
+from dino_path.reporting.sources import (
+    Evaluation,
+    EvaluationRow,
+    Plain,
+    Run,
+    Score,
+    read_evaluation,
+    read_model,
+    read_run,
+    read_store,
+    run_names,
+)
+from dino_path.run import atomic_write
+
+PROTOCOL_TITLES = {"knn": "k-NN", "linear": "linear probe", "end-to-end": "supervised, end to end"}
+MAX_SLIDE_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One chart of the training section: which field of metrics.jsonl, and what to look for."""
+
+    field: str
+    title: str
+    hint: str
+    has_ln_k: bool = False
+
+
+CURVES: dict[str, tuple[Curve, ...]] = {
+    "Learning": (
+        Curve("loss", "Loss", "Student against teacher. Flat at ln K: the teacher says nothing.", has_ln_k=True),
+        Curve("teacher_entropy", "Teacher entropy", "At ln K: uniform. At 0: one prototype for all.", has_ln_k=True),
+        Curve("kl", "KL, teacher to student", "What there is left to learn. At 0: nothing is learned."),
+        Curve("rankme", "Effective rank of the features", "RankMe. Near 1: the features have collapsed."),
+        Curve("feature_std", "Spread of the features", "Of normalised features over tiles. At 0: all tiles alike."),
+        Curve("prototypes_used", "Prototypes in use", "How many the teacher chooses among."),
+        Curve("grad_norm", "Gradient norm", "Before clipping."),
+    ),
+    "Schedules": (
+        Curve("lr", "Learning rate", ""),
+        Curve("weight_decay", "Weight decay", ""),
+        Curve("momentum", "Teacher momentum", ""),
+        Curve("teacher_temp", "Teacher temperature", ""),
+    ),
+    "Machine": (
+        Curve("tiles_per_s", "Tiles per second", "All processes together."),
+        Curve("data_wait", "Share of time waiting for data", "Above 0.1 the loader is the brake."),
+        Curve("peak_memory_gb", "Peak GPU memory, GB", ""),
+    ),
+}
+
+SETTINGS = (
+    ("Backbone", "model.backbone"),
+    ("Its arguments", "model.arguments"),
+    ("Started from", "model.weights"),
+    ("Prototypes K", "model.num_prototypes"),
+    ("Recipe of views", "views.recipe"),
+    ("Global views, px", "views.global_px"),
+    ("Local views", "views.num_local"),
+    ("Local views, px", "views.local_px"),
+    ("Tiles per GPU and step", "training.batch_size_per_gpu"),
+    ("Optimizer", "optim.optimizer"),
+    ("Learning rate at batch 256", "optim.base_lr"),
+    ("Weight decay, first", "optim.weight_decay"),
+    ("Weight decay, last", "optim.final_weight_decay"),
+    ("Teacher momentum, first", "training.momentum"),
+    ("Teacher temperature", "training.teacher_temp"),
+    ("Precision", "training.precision"),
+    ("Seed", "training.seed"),
+)
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    title: str | None = None,
+    store: Path | None = None,
+    models: Sequence[Path] = (),
+    evaluations: Sequence[Path] = (),
+) -> Path:
+    """Write what the run folders hold as one self-contained HTML file, and return it.
+
+    Args:
+        runs: run folders; several are drawn in the same charts.
+        store: the tile store that they were trained on, for the section on slides.
+        models: exported model folders.
+        evaluations: further `results.json` files, or folders with one, besides those in the runs' `eval/`.
+
+    Raises:
+        CheckpointError: a run or model folder that is none. TileStoreError, DataError: the same of the others.
+    """
+    if not runs:
+        raise CheckpointError("report", "no run folder was given.", "At least one is needed.", "Name a run folder.")
+    read = [read_run(path, name=name) for path, name in zip(runs, run_names(runs), strict=True)]
+    found = [evaluation for run in read for evaluation in run.evaluations]
+    found += [read_evaluation(file) for file in evaluations]
+    page = _environment().get_template("report.html.j2").render(
+        title=title or ", ".join(run.name for run in read),
+        runs=read,
+        facts=[run_facts(run) for run in read],
+        findings=[sentence for evaluation in found for sentence in headline(evaluation)],
+        evaluations=[evaluation_section(evaluation) for evaluation in found],
+        curves=training_section(read),
+        settings=settings_table(read),
+        store=None if store is None else read_store(store),
+        max_slide_rows=MAX_SLIDE_ROWS,
+        models=[read_model(path) for path in models],
+        style=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
+    )  # fmt: skip
+    with atomic_write(out) as stream:
+        stream.write(page)
+    return out
+
+
+def run_facts(run: Run) -> Plain:
+    """The few things one asks first: how far, on what, how well, how healthy."""
+    last = run.metrics[-1] if run.metrics else {}
+    training = run.config.get("training") or {}
+    done = int(last["step"]) + 1 if last else 0
+    return {
+        "name": run.name,
+        "backbone": (run.config.get("model") or {}).get("backbone"),
+        "steps": done,
+        "num_steps": _planned_steps(training, last),
+        "tiles_seen": last.get("tiles_seen"),
+        "loss": last.get("loss"),
+        "rankme": last.get("rankme"),
+        "tiles_per_s": _median([r["tiles_per_s"] for r in run.metrics if r.get("tiles_per_s")]),
+        "num_skipped": last.get("num_skipped") or 0,
+        "collapses": _collapses(run),
+    }
+
+
+def headline(evaluation: Evaluation) -> Iterator[str]:
+    """One sentence per model of ours and protocol, with its difference to the baseline where there is one."""
+    for row in evaluation.rows:
+        score = row.scores.get("balanced_accuracy")
+        if row.kind != "own" or score is None:
+            continue
+        sentence = f"{evaluation.name}, {PROTOCOL_TITLES.get(row.protocol, row.protocol)}: {row.model} reaches a "
+        sentence += f"balanced accuracy of {format_score(score)}"
+        difference = row.differences.get(evaluation.baseline or "")
+        if difference is None:
+            yield f"{sentence}."
+            continue
+        verdict = "no clear difference"
+        if difference.excludes_zero:
+            verdict = "better" if difference.value > 0 else "worse"
+        yield f"{sentence}; against {evaluation.baseline}: {format_score(difference, signed=True)}, {verdict}."
+
+
+def evaluation_section(evaluation: Evaluation) -> Plain:
+    """Charts and tables of one evaluation."""
+    protocols = [p for p in dict.fromkeys(row.protocol for row in evaluation.rows) if p != "end-to-end"]
+    baselines = [row for row in evaluation.rows if row.kind == "baseline"]
+    panels = []
+    for protocol in protocols:
+        rows = [row for row in evaluation.rows if row.protocol == protocol] + baselines
+        intervals = [_interval(row) for row in rows if "balanced_accuracy" in row.scores]
+        name = PROTOCOL_TITLES.get(protocol, protocol)
+        chart = interval_chart(intervals, title=f"Balanced accuracy, {name}, {evaluation.name}")
+        panels.append({"title": name, "rows": rows, "chart": chart, "shown": _row_to_detail(rows)})
+    classes = list(evaluation.data.get("classes") or ())
+    return {"evaluation": evaluation, "panels": panels, "classes": classes}
+
+
+def training_section(runs: Sequence[Run]) -> dict[str, list[Plain]]:
+    """The charts of all runs together, by group; fields that no run has are left out."""
+    groups: dict[str, list[Plain]] = {}
+    for group, curves in CURVES.items():
+        charts = []
+        for curve in curves:
+            lines = [_line(run, curve.field) for run in runs]
+            chart = line_chart(lines, title=curve.title, reference=_ln_k(runs) if curve.has_ln_k else None)
+            if chart:
+                charts.append({"title": curve.title, "hint": curve.hint, "chart": chart})
+        if charts:
+            groups[group] = charts
+    return groups
+
+
+def settings_table(runs: Sequence[Run]) -> list[Plain]:
+    """One row per setting that a reader looks for; `differs` where the runs do not agree."""
+    rows = []
+    for label, key in SETTINGS:
+        values = [_setting(run.config, key) for run in runs]
+        if any(value is not None and value != {} for value in values):
+            rows.append({"label": label, "key": key, "values": values, "differs": any(v != values[0] for v in values)})
+    return rows
+
+
+def format_score(score: Score, *, signed: bool = False) -> str:
+    """`0.912 (0.884 to 0.935)`."""
+    form = "+.3f" if signed else ".3f"
+    if score.low is None or score.high is None:
+        return f"{score.value:{form}}".replace("-", "−")
+    return f"{score.value:{form}} ({score.low:{form}} to {score.high:{form}})".replace("-", "−")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(score=format_score, thousands=_thousands, plain=_plain)
+    environment.globals.update(protocol_titles=PROTOCOL_TITLES)
+    return environment
+
+
+def _thousands(value: Any) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _plain(value: Any) -> str:
+    """A setting as people write it."""
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items()) or "–"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _planned_steps(training: Plain, last: Plain) -> int | None:
+    """Length of the run: as configured in steps, else from how far the last record says it is."""
+    if training.get("num_steps"):
+        return int(training["num_steps"])
+    done = int(last.get("step", -1)) + 1
+    for amount, field in (("num_epochs", "epoch"), ("num_tiles", "tiles_seen")):
+        if training.get(amount) and last.get(field):
+            return max(done, round(done * float(training[amount]) / float(last[field])))
+    return None
+
+
+def _collapses(run: Run) -> list[Plain]:
+    """Each mode of collapse that the monitor named, with the first and last step that it named it at."""
+    spans: dict[str, Plain] = {}
+    for record in run.metrics:
+        if mode := record.get("collapse"):
+            span = spans.setdefault(str(mode), {"mode": str(mode), "first": record["step"], "last": record["step"]})
+            span["last"] = record["step"]
+    return list(spans.values())
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def _interval(row: EvaluationRow) -> Interval:
+    score = row.scores["balanced_accuracy"]
+    kind = row.kind
+    return Interval(row.model, score.value, score.low, score.high, kind)  # type: ignore[arg-type]
+
+
+def _row_to_detail(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
+    """The row whose confusion matrix is shown: the best of our own models, else the first."""
+    own = [row for row in rows if row.kind == "own" and "balanced_accuracy" in row.scores and row.confusion]
+    if own:
+        return max(own, key=lambda row: row.scores["balanced_accuracy"].value)
+    return next((row for row in rows if row.confusion), None)
+
+
+def _line(run: Run, field: str) -> Line:
+    records = [record for record in run.metrics if isinstance(record.get(field), int | float)]
+    return Line(run.name, [float(r["step"]) for r in records], [float(r[field]) for r in records])
+
+
+def _ln_k(runs: Sequence[Run]) -> tuple[str, float] | None:
+    """ln K, where all runs have the same K."""
+    counts = {_setting(run.config, "model.num_prototypes") for run in runs}
+    only = counts.pop() if len(counts) == 1 else None
+    return ("ln K", math.log(only)) if isinstance(only, int) and only > 1 else None
+
+
+def _setting(config: Plain, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return (config.get(section) or {}).get(name)

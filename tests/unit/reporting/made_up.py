@@ -1,0 +1,106 @@
+"""A made-up run folder, evaluation and tile store, as the other rooms write them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dino_path.config import Config, as_yaml
+
+NUM_PROTOTYPES = 4096
+
+
+def write_run(run: Path, *, num_records: int = 120, seed: int = 0, **training: Any) -> Path:
+    random = np.random.default_rng(seed)
+    (run / "figures").mkdir(parents=True)
+    tree = {
+        "model": {"backbone": "vit_small_patch16_224", "num_prototypes": NUM_PROTOTYPES},
+        "training": {"num_steps": 10 * num_records, "batch_size_per_gpu": 64, **training},
+    }
+    (run / "config.yaml").write_text(as_yaml(Config.model_validate(tree)))
+    versions = {"torch": "2.15.0", "timm": "1.0.31", "wandb": None}
+    environment = {"command": ["dino-path", "pretrain"], "git_commit": "4f9a52e", "python": "3.12.1", "versions": versions}
+    (run / "environment.json").write_text(json.dumps(environment))
+    with (run / "metrics.jsonl").open("w") as stream:
+        for number in range(num_records):
+            part, step = number / num_records, 10 * number + 9
+            fall = math.exp(-4 * part)
+            record = {
+                "step": step, "loss": 3.1 + 5.2 * fall + 0.15 * random.normal(),
+                "teacher_entropy": 2.4 + 5.4 * fall + 0.1 * random.normal(), "kl": 0.7 + 0.1 * random.normal(),
+                "rankme": 160 * (1 - fall) + 12 + random.normal(), "feature_std": 0.6 + 0.3 * part,
+                "prototypes_used": 400 + 1500 * part, "grad_norm": 2 * fall + 0.4 + 0.1 * abs(random.normal()),
+                "lr": 5e-4 * min(1, part * 10) * 0.5 * (1 + math.cos(math.pi * part)), "weight_decay": 0.04 + 0.36 * part,
+                "momentum": 0.996 + 0.004 * part, "teacher_temp": 0.04 + 0.03 * min(1, part * 3),
+                "tiles_seen": (step + 1) * 64, "tiles_per_s": 1800 + 60 * random.normal(),
+                "data_wait": abs(0.03 * random.normal()), "num_skipped": 0, "collapse": None,
+            }  # fmt: skip
+            stream.write(json.dumps(record) + "\n")
+    picture = np.full((300, 500, 4), 255, np.uint8)
+    cv2.circle(picture, (250, 150), 100, (155, 69, 91, 255), -1)
+    cv2.imwrite(str(run / "figures" / "attention_of_a_gland.png"), picture)
+    return run
+
+
+def score(value: float, half: float = 0.03) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def evaluation_row(model: str, spec: str, protocol: str, value: float, differences: dict[str, float]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        name: score(value + shift) for name, shift in
+        (("accuracy", 0.01), ("balanced_accuracy", 0), ("macro_f1", -0.01), ("kappa", -0.1), ("auroc", 0.05))
+    }  # fmt: skip
+    metrics["recall"] = {"normal": score(value + 0.02), "tumour": score(value - 0.02)}
+    metrics["confusion"] = [[90, 10], [20, 80]]
+    found = {other: {"balanced_accuracy": score(by), "accuracy": score(by)} for other, by in differences.items()}
+    return {"model": model, "spec": spec, "protocol": protocol, "metrics": metrics, "settings": {}, "differences": found}
+
+
+def write_evaluation(file: Path, *, has_baseline: bool = True) -> Path:
+    baseline = "supervised resnet50 (from scratch)"
+    differences = {baseline: 0.05} if has_baseline else {}
+    rows = [
+        evaluation_row("vits16", "runs/vits16/model", "knn", 0.87, differences),
+        evaluation_row("vits16", "runs/vits16/model", "linear", 0.90, {key: 0.08 for key in differences}),
+        evaluation_row("untrained-vits16", "untrained:runs/vits16/model", "linear", 0.71, {key: -0.11 for key in differences}),
+        evaluation_row("mean-colour", "mean-colour", "linear", 0.66, {key: -0.02 for key in differences}),
+    ]
+    if has_baseline:
+        rows.append(evaluation_row(baseline, "runs/baseline", "end-to-end", 0.82, {}))
+    record = {
+        "format": "dino_path evaluation, 1",
+        "data": {"name": "polyps", "classes": ["normal", "tumour"]},
+        "baseline": baseline if has_baseline else "supervised ResNet-50: missing",
+        "has_baseline": has_baseline,
+        "rows": rows,
+        "notes": ["in brackets: 95 % bootstrap interval over 41 test patients"],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record))
+    return file
+
+
+def write_store(path: Path) -> Path:
+    (path / "slides").mkdir(parents=True)
+    (path / "overlays").mkdir()
+    (path / "store.json").write_text(json.dumps({"format_version": 1, "tiles": {"mpp": 0.5, "size_px": 256}}))
+    slides = [
+        {"slide_id": f"case-{n:03d}", "status": "done", "reason": "", "num_tiles": 400 + n, "tissue_percent": 31.5,
+         "mpp": 0.2508, "mpp_source": "openslide.mpp-x", "split": "train", "flags": [], "path": "/secret/place.svs",
+         "patient_id": "P-77"}
+        for n in range(3)
+    ]  # fmt: skip
+    slides[1]["flags"] = ["tissue near 100 %"]
+    slides.append({"slide_id": "case-090", "status": "failed", "reason": "no mpp in the file", "num_tiles": 0})
+    slides.append({"slide_id": "case-091", "status": "empty", "reason": "no tissue found", "num_tiles": 0, "mpp": 0.25})
+    for slide in slides:
+        (path / "slides" / f"{slide['slide_id']}.json").write_text(json.dumps(slide))
+        if slide["status"] == "done":
+            picture = np.full((400, 600, 3), 245, np.uint8)
+            cv2.ellipse(picture, (300, 200), (180, 120), 20, 0, 360, (190, 130, 210), -1)
+            cv2.imwrite(str(path / "overlays" / f"{slide['slide_id']}.jpg"), picture)
+    return path
