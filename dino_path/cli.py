@@ -109,7 +109,7 @@ def export(
     result = export_checkpoint(run, out, network=network)
     typer.echo(
         f"{result.folder}: {result.num_parameters / 1e6:.2f} M parameters, {result.num_features} features;"
-        f" reloaded by timm, largest relative difference {result.reload.largest_difference:.1e}"
+        f" reloaded by timm, largest relative difference {result.reload.relative_difference:.1e}"
     )
 
 
@@ -271,9 +271,46 @@ def report(
     typer.echo(f"report: {out}")
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    stage: Annotated[Literal["tile", "pretrain", "evaluate"], typer.Argument(help="what the job does")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ARGUMENT]... [KEY=VALUE]...", help="as for `dino-path STAGE`, its options too"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="as for the stage; default: the config's store or out")] = None,
+    config: ConfigFile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the script, ask SLURM, submit nothing")] = False,
+) -> None:
+    """Run a stage as a SLURM job, with the resources of the config's `cluster` section."""
+    from dino_path.cluster.submission import submit as submit_stage
+    from dino_path.config import load_config
+    from dino_path.run import RunFolder
+    from dino_path.tiles.layout import StoreFolder
+
+    needs = {"tile": ("tiles", "store"), "pretrain": ("store", "out", "training"), "evaluate": ("out",)}[stage]
+    words, overrides = ([], _overrides_only(arguments)) if stage == "pretrain" else split_arguments(arguments or ())
+    key = "store" if stage == "tile" else "out"
+    resolved = load_config(config, overrides, needs=needs, settings={key: out} if out else None)
+    folder = resolved.store if stage == "tile" else resolved.out
+    assert folder is not None
+    if stage == "evaluate" and out is None:
+        folder = RunFolder(folder).evaluation
+    if stage != "pretrain":
+        words += ["--out", str(folder)]
+    _refuse_bad_command([stage, *words])
+    if stage == "tile" and not dry_run:
+        assert resolved.tiles is not None
+        StoreFolder(folder).prepare(resolved.tiles)
+    submission = submit_stage(stage, resolved, words, out=folder, dry_run=dry_run)
+    typer.echo(submission.text())
+    if submission.refusal is not None:
+        raise submission.refusal
+
+
 @app.command()
 def doctor(
-    out: Annotated[Path, typer.Option(help="folder whose disk and write access are checked")] = Path("."),
+    out: Annotated[Path, typer.Option(help="folder whose disk and write access are checked")] = Path(),
 ) -> None:
     """What this machine has and lacks for dino_path, and how to mend it."""
     from dino_path.doctor import examine
@@ -297,6 +334,18 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _overrides_only(arguments: Sequence[str] | None) -> list[str]:
     """Settings of a command that takes no other positional argument; `load_config` refuses the rest by name."""
     return list(arguments or ())
+
+
+def _refuse_bad_command(words: Sequence[str]) -> None:
+    """Parse a command line without running it: a wrong option is refused at submission, not when the job starts."""
+    command, context, name, rest = typer.main.get_command(app), None, "dino-path", list(words)
+    while isinstance(command, typer.core.TyperGroup):
+        context = typer.Context(command, info_name=name, parent=context)
+        known, found, rest = command.resolve_command(context, rest)
+        assert known is not None
+        assert found is not None
+        command, name = found, known
+    command.make_context(name, rest, parent=context)
 
 
 def _config(file: Path | None, overrides: Sequence[str], *, needs: Sequence[str] = ()) -> Config:

@@ -9,17 +9,26 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dino_path.errors import ConfigError
 
+
+def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < limits[0] <= limits[1]:
+        raise ValueError("write [low, high] with 0 < low <= high")
+    return limits
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Range = Annotated[tuple[float, float], Field(description="(low, high)")]
+Positive = Annotated[float, Field(gt=0)]
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
 
 
 class Section(BaseModel):
@@ -30,7 +39,7 @@ class Section(BaseModel):
 
 # --- durations ---------------------------------------------------------------------------------------------------
 
-DURATION = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(steps?|epochs?|tiles?|%)\s*", re.IGNORECASE)
+DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*(steps?|epochs?|tiles?|%)\s*", re.IGNORECASE)
 
 
 class Duration(Section):
@@ -62,9 +71,9 @@ class Clock(Section):
 
 
 def _read_duration(value: object) -> object:
-    if not isinstance(value, str):
+    if isinstance(value, (Duration, dict)):
         return value
-    match = DURATION.fullmatch(value)
+    match = DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError('write a number and its unit: "500 steps", "10 epochs", "2e6 tiles" or "10 %"')
     unit = match[2].lower()
@@ -128,8 +137,8 @@ class ViewsConfig(Section):
     global_px: int = Field(224, ge=16, description="edge of a global view")
     local_px: int = Field(96, ge=8, description="edge of a local view")
     num_local: int = Field(8, ge=0, description="local views per tile")
-    global_scale: Range = Field((0.4, 1.0), description="area of a global crop, as a share of the tile")
-    local_scale: Range = Field((0.05, 0.4), description="area of a local crop, as a share of the tile")
+    global_scale: FractionRange = Field((0.4, 1.0), description="area of a global crop, as a share of the tile")
+    local_scale: FractionRange = Field((0.05, 0.4), description="area of a local crop, as a share of the tile")
     aspect: Range = Field((3 / 4, 4 / 3), description="aspect ratio of the crops")
     flip_prob: Fraction = Field(0.5, description="horizontal flip (`dino`); see `dihedral`")
     dihedral: bool = Field(True, description="all eight flips and quarter turns, uniformly: tissue has no up")
@@ -184,7 +193,9 @@ class ModelConfig(Section):
         description="keep the prototypes at unit length. False often trains small ViTs better, but less stably",
     )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean; travels with the export")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="RGB std; travels with the export")
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.229, 0.224, 0.225), description="RGB std; travels with the export"
+    )
 
 
 class OptimConfig(Section):
@@ -331,7 +342,15 @@ class Config(Section):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML as plain data: repeated keys, anchors and aliases are refused; 1e-4 is a number."""
+    """YAML as plain data: no anchors, and of the words without quotes only null, true, false and numbers are special.
+
+    YAML 1.1 would read 24:00:00 as 86400, 2026-01-31 as a date, 010 as 8, `no` as false, and 1e-4 as a string.
+    Repeated keys are collected in `repeated`.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated: list[str] = []
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -345,18 +364,36 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+                self.repeated.append(f"key {key!r} is given twice (again in line {key_node.start_mark.line + 1})")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads 5e-4 as a string because it has no dot; people write learning rates that way.
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$|^[-+]?[0-9]+\.[0-9]*$|^[-+]?\.[0-9]+$"),
-    list("-+0123456789."),
-)
+_StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|Null|NULL|)$", [*"~nN", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", [*"tTfF"]),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", [*"-+0123456789"]),
+    (
+        "float",
+        r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$|^[-+]?[0-9]+\.[0-9]*$|^[-+]?\.[0-9]+$",
+        [*"-+0123456789."],
+    ),
+):
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def _parse_yaml(text: str) -> tuple[Any, list[str]]:
+    """The data, and one fault for each repeated key."""
+    loader = _StrictLoader(text)
+    try:
+        return loader.get_single_data(), loader.repeated
+    finally:
+        loader.dispose()
+
 
 Tree = dict[str, Any]
 T = TypeVar("T", bound=Section)
@@ -379,19 +416,22 @@ def load_config(
         ConfigError: with every unknown, missing, repeated or mistyped key in one message.
     """
     source = str(file) if file else "command line"
-    tree = _read_yaml(file) if file else {}
-    faults: list[str] = []
+    tree, faults = _read_yaml(file) if file else ({}, [])
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             faults.append(f"{override!r} is not of the form dotted.key=value")
             continue
         try:
-            _set(tree, key, yaml.load(text, _StrictLoader) if text else None)
+            value, repeated = _parse_yaml(text)
+            faults += repeated
+            _set(tree, key, value)
         except (yaml.YAMLError, TypeError) as error:
             faults.append(f"{override!r}: {_one_line(error)}")
     for key, value in (settings or {}).items():
         _set(tree, key, value)
+    # `optim:` with nothing below it is an empty section, as when all its lines are commented out.
+    tree = {key: value for key, value in tree.items() if value is not None or _section_at([key]) is None}
     for key in needs:
         if _section_at([key]) is not None:
             tree.setdefault(key, {})
@@ -401,7 +441,7 @@ def load_config(
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        faults += [_fault_line(fault) for fault in error.errors()]
+        faults += _fault_lines(error, tree)
     if faults or config is None:
         raise ConfigError(
             source,
@@ -419,7 +459,7 @@ def section_from_file(cls: type[T], tree: Tree, source: str) -> T:
     except ValidationError as error:
         raise ConfigError(
             source,
-            "; ".join(_fault_line(fault) for fault in error.errors()),
+            "; ".join(_fault_lines(error, tree)),
             f"A {cls.__name__} as this version of dino_path writes it is needed.",
             "The file was made by another version, or edited.",
         ) from None
@@ -450,9 +490,10 @@ def _shorten_durations(tree: Any) -> Any:
     return tree
 
 
-def _read_yaml(file: Path) -> Tree:
+def _read_yaml(file: Path) -> tuple[Tree, list[str]]:
+    """The tree, and one fault for each repeated key."""
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
+        tree, faults = _parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             str(file),
@@ -468,7 +509,7 @@ def _read_yaml(file: Path) -> Tree:
             "Mend that line; configs/ has examples.",
         ) from None
     if tree is None:
-        return {}
+        return {}, faults
     if not isinstance(tree, dict):
         raise ConfigError(
             str(file),
@@ -476,13 +517,15 @@ def _read_yaml(file: Path) -> Tree:
             "Sections such as `tiles:` are needed.",
             "See configs/ for examples.",
         )
-    return tree
+    return tree, faults
 
 
 def _set(tree: Tree, dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
     for name in sections:
-        tree = tree.setdefault(name, {})
+        if tree.get(name) is None:
+            tree[name] = {}
+        tree = tree[name]
         if not isinstance(tree, dict):
             raise TypeError(f"{name!r} holds a value, not a section")
     tree[key] = value
@@ -492,9 +535,32 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _fault_line(fault: Any) -> str:
+def _fault_lines(error: ValidationError, tree: Tree) -> list[str]:
+    """The faults in our words, one per place: pydantic gives one per type where a value fits none of several."""
+    by_place: dict[tuple[int | str, ...], list[Any]] = {}
+    for fault in error.errors():
+        by_place.setdefault(_place(fault, tree), []).append(fault)
+    return [_fault_line(place, faults) for place, faults in by_place.items()]
+
+
+def _place(fault: Any, tree: Any) -> tuple[int | str, ...]:
+    """Where in the given tree a fault lies; what pydantic appends for the type that it tried is left out."""
+    if fault["type"] in ("extra_forbidden", "missing"):
+        return tuple(fault["loc"])
+    place = []
+    for part in fault["loc"]:
+        is_there = part in tree if isinstance(tree, dict) else isinstance(tree, list | tuple) and isinstance(part, int)
+        if not is_there:
+            break
+        tree = tree[part]
+        place.append(part)
+    return tuple(place)
+
+
+def _fault_line(place: Sequence[int | str], faults: Sequence[Any]) -> str:
     """One fault of pydantic's in our words: `unknown key 'optim.wieght_decay'. Did you mean 'weight_decay'?`"""
-    location = [str(part) for part in fault["loc"]]
+    fault = faults[0]
+    location = [str(part) for part in place]
     dotted = ".".join(location)
     if fault["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
@@ -502,10 +568,13 @@ def _fault_line(fault: Any) -> str:
         hint = f" Did you mean '{close[0]}'?" if close else f" Known here: {', '.join(sorted(known))}."
         return f"unknown key '{dotted}'.{hint}"
     if fault["type"] == "missing":
-        section: Any = _section_at(location[:-1])
-        description = section.model_fields[location[-1]].description if section else ""
-        return f"missing key '{dotted}' ({description})"
+        section = _section_at(location[:-1])
+        if section is None:  # a tuple that is too short
+            return f"'{'.'.join(location[:-1])}': {location[-1]} value(s) given, more are needed"
+        return f"missing key '{dotted}' ({section.model_fields[location[-1]].description or 'no default'})"
     message = fault["msg"].removeprefix("Value error, ")
+    if len(faults) > 1:
+        message = f"one of {', '.join(str(fault['loc'][-1]) for fault in faults)} is needed"
     return f"'{dotted}': {message}" + ("" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})")
 
 

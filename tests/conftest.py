@@ -13,3 +13,11 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the real slides and tiles (../shared/data) are not on this machine")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve tiles of 48 px, to be read only."""
+    from tiny import write_tiles  # imports torch, which most tests of slides and tiles do without
+
+    return write_tiles(tmp_path_factory.mktemp("tiles"))

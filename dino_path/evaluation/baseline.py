@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import logging
+import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -123,25 +124,7 @@ def train_baseline(
         training.model.backbone, config.backbone, mean=training.mean, std=training.std, input_px=images.edge_px,
         mpp=labelled.source.mpp,
     )  # fmt: skip
-    write_json(folder.result_file, {
-        "format": FORMAT,
-        "experiment": experiment,
-        "metrics": metrics.record(labelled.classes),
-        "data": labelled.record(),
-        "validation": {
-            "rule": "as given with the data" if labelled.part("val").size
-            else f"{config.validation_fraction:g} of the training {labelled.unit_name}, stratified by class",
-            "num_fit_images": len(fit), "num_validation_images": len(validation),
-        },
-        "config": as_plain(config),
-        "seed": seed,
-        "input_px": images.edge_px,
-        "augmentation": AUGMENTATION,
-        "num_parameters": count_parameters(training.model),
-        "best_epoch": training.best_epoch,
-        "history": [asdict(record) for record in training.history],
-        "environment": environment_record(),
-    })  # fmt: skip
+    write_json(folder.result_file, _record(labelled, training, metrics, experiment))
     folder.checkpoint_file.unlink(missing_ok=True)
     return BaselineResult(out, metrics, scores_NC, training.best_epoch, tuple(training.history))
 
@@ -187,7 +170,7 @@ class Training:
                     backbone, mean, std = load_backbone(source), source.mean, source.std
             model = Classifier(backbone, len(labelled.classes))
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=config.lr,
@@ -263,7 +246,7 @@ class Training:
         try:
             state = torch.load(checkpoint, map_location=self.device, weights_only=True)
             is_ours = state["experiment"] == experiment
-        except (RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 str(checkpoint),
                 f"cannot be read ({' '.join(str(error).split())[:200]}).",
@@ -353,6 +336,31 @@ def _mean_and_std(images: SquareImages, fit: NDArray[np.int64]) -> tuple[Triple,
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, (bool, int, float, str, list, Mapping, type(None)))
+
+
+def _record(labelled: LabelledSet, training: Training, metrics: Metrics, experiment: str) -> dict[str, Any]:
+    """All that one needs to read the numbers and to repeat them, as plain values."""
+    is_given = labelled.part("val").size > 0
+    carved = f"{training.config.validation_fraction:g} of the training {labelled.unit_name}, stratified by class"
+    return {
+        "format": FORMAT,
+        "experiment": experiment,
+        "metrics": metrics.record(labelled.classes),
+        "data": labelled.record(),
+        "validation": {
+            "rule": "as given with the data" if is_given else carved,
+            "num_fit_images": len(training.fit),
+            "num_validation_images": len(training.validation),
+        },
+        "config": as_plain(training.config),
+        "seed": training.seed,
+        "input_px": training.images.edge_px,
+        "augmentation": AUGMENTATION,
+        "num_parameters": count_parameters(training.model),
+        "best_epoch": training.best_epoch,
+        "history": [asdict(record) for record in training.history],
+        "environment": environment_record(),
+    }
 
 
 def _experiment(labelled: LabelledSet, config: BaselineConfig, seed: int) -> str:

@@ -56,18 +56,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows, and what is needed to repeat them.
+    """All rows; `results.json` holds them with all that is needed to repeat them.
 
     Attributes:
         baseline: name of the supervised row; None when no baseline was given (the texts say so).
-        record: the content of `results.json`.
+        notes: what to keep in mind when reading the numbers, as sentences.
     """
 
     labelled_name: str
     rows: tuple[Row, ...]
     baseline: str | None
     notes: tuple[str, ...]
-    record: dict[str, Any]
 
     def markdown(self) -> str:
         """The table for people: one line per model, then differences, then what to keep in mind."""
@@ -142,10 +141,8 @@ def evaluate_table(
         rows=tuple(rows),
         baseline=rows[-1].model if baseline is not None else None,
         notes=_notes(labelled, rows, [extractor for _, extractor in extractors.values()], baseline),
-        record={},
     )
-    table.record.update(_record(table, labelled, config, extractors))
-    write_json(out / "results.json", table.record)
+    write_json(out / "results.json", _record(table, labelled, config, extractors))
     _write_csv(out / "results.csv", table)
     with atomic_write(out / "results.md") as stream:
         stream.write(table.markdown())
@@ -284,8 +281,8 @@ def _notes(
 ) -> tuple[str, ...]:
     metrics = rows[0].metrics
     notes = [
-        f"in brackets: 95 % bootstrap interval over {metrics.num_units} test {metrics.unit}; "
-        f"{metrics.num_images} test images; split: {labelled.split_rule}",
+        f"in brackets: 95 % bootstrap interval over {metrics.num_units} test {metrics.unit} "
+        f"({metrics.num_images} images); split: {labelled.split_rule}",
         *labelled.notes,
     ]
     if baseline is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,8 @@ tags:
 - dino
 ---
 """
+
+PROTOCOL_NAMES = {"knn": "k-NN", "linear": "linear probe", "end-to-end": "end to end"}
 
 USES = """## Intended use
 
@@ -50,8 +51,13 @@ class ModelFacts:
     mpp: float | None
 
 
-def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Mapping[str, Any] | None) -> str:
-    """The text of README.md. It holds no date, so that the same model gives the same card."""
+def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    """The text of README.md. It holds no date, so that the same model gives the same card.
+
+    Args:
+        provenance: how the weights came about, as plain values.
+        results: contents of the `results.json` that `dino-path evaluate table` writes.
+    """
     parts = [
         HEADER,
         f"# {facts.architecture}, self-supervised on histology",
@@ -63,7 +69,7 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Mappin
         *_results(results),
         USES,
     ]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    return "\n\n".join(text for part in parts if (text := part.strip("\n"))) + "\n"
 
 
 def _at_mpp(facts: ModelFacts) -> str:
@@ -121,9 +127,32 @@ def _training(provenance: Mapping[str, Any]) -> Iterator[str]:
         yield "## Training\n\n" + _table(("", ""), rows)
 
 
-def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
+def _results(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if results:
-        yield "## Results\n\n" + json.dumps(results)
+        yield "## Results\n\nFrozen features; in brackets 95 % confidence intervals."
+    for record in results:
+        baseline = record["baseline"] if record.get("has_baseline") else None
+        head = ["model", "protocol", "balanced accuracy", "accuracy", "AUROC"]
+        if baseline:
+            head.append("balanced accuracy, minus the supervised baseline's")
+        yield f"### {record['data']['name']}\n\n" + _table(head, [_result_row(row, baseline) for row in record["rows"]])
+        yield "\n".join(f"- {note}" for note in record.get("notes", ()))
+
+
+def _result_row(row: Mapping[str, Any], baseline: str | None) -> list[str]:
+    scores = [_score(row["metrics"].get(name)) for name in ("balanced_accuracy", "accuracy", "auroc")]
+    cells = [_cell(row["model"]), PROTOCOL_NAMES.get(row["protocol"], row["protocol"]), *scores]
+    if baseline:
+        cells.append(_score(row.get("differences", {}).get(baseline, {}).get("balanced_accuracy"), signed=True))
+    return cells
+
+
+def _score(score: Mapping[str, float | None] | None, *, signed: bool = False) -> str:
+    form = "+.3f" if signed else ".3f"
+    if not score or score.get("value") is None:
+        return ""
+    interval = "" if score.get("low") is None else f" ({score['low']:{form}} to {score['high']:{form}})"
+    return f"{score['value']:{form}}{interval}"
 
 
 def _cell(value: Any) -> str:

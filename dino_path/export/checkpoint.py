@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +77,7 @@ def export_source(record: Mapping[str, Any], run: RunFolder, *, name: str, netwo
         input_px=config.views.global_px,
         mpp=tile_mpp,
         provenance=_provenance(record, config, run, step=step, network=network),
-        results=_read_object(run.evaluation / "results.json"),
+        results=tuple(_read_results(run)),
     )
 
 
@@ -100,7 +100,7 @@ def _provenance(
         "prototypes": config.model.num_prototypes,
         "optimizer": f"{config.optim.optimizer}, base_lr {config.optim.base_lr:g}, weight decay "
         f"{config.optim.weight_decay:g} to {config.optim.final_weight_decay:g}",
-        "started_from": config.model.weights or "random weights",
+        "started_from": Path(config.model.weights).name if config.model.weights else "random weights",
         "config_digest": digest(config),
         "git_commit": environment.get("git_commit"),
         "versions": {key: versions[key] for key in VERSIONS_TOLD if versions.get(key)},
@@ -114,6 +114,14 @@ def _global_batch_size(record: Mapping[str, Any], config: Config) -> int | None:
     return config.training.batch_size_per_gpu * world_size
 
 
+def _read_results(run: RunFolder) -> Iterator[dict[str, Any]]:
+    """The evaluations in the run folder, in the order of their paths."""
+    for file in sorted(run.evaluation.rglob("results.json")):
+        record = _read_object(file)
+        if record is not None and {"data", "rows"} <= record.keys():
+            yield record
+
+
 def _read_object(file: Path) -> dict[str, Any] | None:
     """The JSON object in one of the run's files; None where there is no such file."""
     if not file.exists():
@@ -121,7 +129,7 @@ def _read_object(file: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        logger.warning("%s is left out of the model card: it is not JSON (%s)", file, error)
+        logger.warning("%s is not used: it is not JSON (%s)", file, error)
         return None
     return record if isinstance(record, dict) else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from dino_path.errors import CheckpointError, DataError
 from dino_path.export.card import ModelFacts, model_card
 from dino_path.export.reload import ReloadCheck, check_reload
 from dino_path.model.backbone import Argument, architecture, backbone_arguments, build_backbone, count_parameters
-from dino_path.model.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, Triple
+from dino_path.model.folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    Triple,
+    build_untrained,
+    read_model_folder,
+)
 from dino_path.run import atomic_write, write_json
 
 
@@ -34,7 +41,7 @@ class ExportSource:
         input_px: edge of the image that the model expects, in pixels.
         mpp: microns per pixel of the tiles it was trained on; None: unknown.
         provenance: what made it, as plain values (network, steps, tiles seen, config digest, commit, versions).
-        results: the record of `RUN/eval/results.json` for the card, where there is one.
+        results: contents of the evaluations' `results.json`, for the card.
     """
 
     backbone: str
@@ -45,7 +52,7 @@ class ExportSource:
     input_px: int
     mpp: float | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    results: Mapping[str, Any] | None = None
+    results: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,37 @@ def export_model(state: ExportSource, out: Path) -> ExportResult:
         write_json(building / CONFIG_NAME, timm_config(state, backbone))
         _write_weights(building / WEIGHTS_NAME, backbone)
         check = check_reload(building, backbone, state.mean, state.std, state.input_px)
-        _write_card(building / CARD_NAME, state, backbone)
+        write_card(building, state.results)
         _move(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return ExportResult(out, int(backbone.num_features), count_parameters(backbone), check)  # type: ignore[arg-type]
+
+
+def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write the model card of a model folder of ours, again when there are evaluation results to tell.
+
+    Args:
+        results: contents of the `results.json` that `dino-path evaluate table` writes.
+
+    Raises:
+        CheckpointError: not a model folder.
+    """
+    found = read_model_folder(folder)
+    backbone = build_untrained(found, seed=0)
+    facts = ModelFacts(
+        architecture=found.architecture,
+        model_args=found.arguments,
+        num_features=int(backbone.num_features),  # type: ignore[arg-type]
+        num_parameters=count_parameters(backbone),
+        mean=found.mean,
+        std=found.std,
+        input_px=found.input_px,
+        mpp=found.mpp,
+    )
+    provenance = _read_json(folder / CONFIG_NAME).get("dino_path", {})
+    with atomic_write(folder / CARD_NAME) as stream:
+        stream.write(model_card(facts, provenance, results))
 
 
 def timm_config(state: ExportSource, backbone: nn.Module) -> dict[str, Any]:
@@ -139,21 +172,6 @@ def _backbone_with_weights(state: ExportSource) -> nn.Module:
 def _write_weights(file: Path, backbone: nn.Module) -> None:
     weights = {key: tensor.detach().contiguous().clone() for key, tensor in backbone.state_dict().items()}
     save_file(weights, file, metadata={"format": "pt"})
-
-
-def _write_card(file: Path, state: ExportSource, backbone: nn.Module) -> None:
-    facts = ModelFacts(
-        architecture=architecture(state.backbone),
-        model_args={**backbone_arguments(state.backbone), **state.arguments},
-        num_features=int(backbone.num_features),  # type: ignore[arg-type]
-        num_parameters=count_parameters(backbone),
-        mean=state.mean,
-        std=state.std,
-        input_px=state.input_px,
-        mpp=state.mpp,
-    )
-    with atomic_write(file) as stream:
-        stream.write(model_card(facts, state.provenance, state.results))
 
 
 def _refuse_to_overwrite(out: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.errors import DataError, TileStoreError
+from dino_path.errors import ConfigError, DataError, TileStoreError
 from dino_path.features.extractor import Extractor, extract_features, iterate_features
 from dino_path.features.files import (
     Coordinates,
@@ -59,6 +59,15 @@ class EmbedSummary:
     failed: tuple[tuple[str, str], ...]
     num_tiles: int
     folders: tuple[Path, ...]
+
+    def text(self) -> str:
+        """For people: the counts, every slide without features and why, and where the files are."""
+        counts = [f"{len(self.written)} slides embedded", f"{len(self.kept)} were there already"]
+        counts += [f"{len(self.without_tiles)} without tiles", f"{len(self.failed)} failed"]
+        lines = [f"failed   {slide_id}: {reason}" for slide_id, reason in self.failed]
+        lines += [f"skipped  {slide_id}: {reason}" for slide_id, reason in self.without_tiles]
+        lines.append(f"{', '.join(counts)}; {self.num_tiles:,} tiles")
+        return "\n".join(lines + [f"features: {folder}" for folder in self.folders])
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,25 @@ def embed_images(
     names = [_relative(Path(source.name(index)), root) for index in range(len(source))]
     write_image_features(file, features_ND, names, origin)
     return file
+
+
+def read_layouts(text: str) -> tuple[Layout, ...]:
+    """Layouts from their names with commas between, each once.
+
+    Raises:
+        ConfigError: a name that is not a layout, or none.
+    """
+    known: dict[str, Layout] = {"trident": "trident", "clam": "clam"}
+    names = dict.fromkeys(name for part in text.split(",") if (name := part.strip().lower()))
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ConfigError(
+            f"--layout {text}",
+            f"{', '.join(unknown) or 'nothing'} is no layout.",
+            f"One or more of {', '.join(known)} is needed, with commas between.",
+            "Correct --layout.",
+        )
+    return tuple(known[name] for name in names)
 
 
 def encoder_folder_name(extractor: Extractor) -> str:

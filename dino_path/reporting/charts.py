@@ -61,29 +61,33 @@ class _Bucket:
     high: float
 
 
-def line_chart(lines: Sequence[Line], *, title: str, reference: tuple[str, float] | None = None) -> Markup:
+def line_chart(
+    lines: Sequence[Line], *, title: str, width_px: int = 380, reference: tuple[str, float] | None = None
+) -> Markup:
     """Curves over the step. Long ones are averaged in buckets, whose spread is a pale band.
 
     Args:
+        width_px: of the drawing before the page scales it.
         reference: label and height of a dashed line.
     """
     drawn = [(line.label, buckets) for line in lines if (buckets := _buckets(line))]
     if not drawn:
         return Markup("")
-    points = [bucket for _, buckets in drawn for bucket in buckets]
-    lows, highs = [p.low for p in points], [p.high for p in points]
+    buckets_of_all = [bucket for _, buckets in drawn for bucket in buckets]
+    xs = [x for line in lines for x in line.x if math.isfinite(x)]
+    ys = [y for bucket in buckets_of_all for y in (bucket.low, bucket.high)]
     if reference is not None:
-        lows, highs = [*lows, reference[1]], [*highs, reference[1]]
+        ys.append(reference[1])
     frame = Frame(
-        x_range=_widened(min(p.x for p in points), max(p.x for p in points), margin=0),
-        y_range=_widened(min(lows), max(highs), margin=0.06),
-        left=46, top=10, width=322, height=128,
+        x_range=_widened(min(xs), max(xs), margin=0),
+        y_range=_widened(min(ys), max(ys), margin=0.06),
+        left=46, top=10, width=width_px - 58, height=128,
     )  # fmt: skip
     parts = [_y_grid(frame), _x_labels(frame)]
     if reference is not None:
         parts.append(_reference_line(frame, *reference))
     parts += [_curve(frame, buckets, slot % 6, label) for slot, (label, buckets) in enumerate(drawn)]
-    return _svg(380, 164, title, parts)
+    return _svg(width_px, 164, title, parts)
 
 
 def interval_chart(rows: Sequence[Interval], *, title: str) -> Markup:

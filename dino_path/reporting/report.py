@@ -49,7 +49,6 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         Curve("rankme", "Effective rank of the features", "RankMe. Near 1: the features have collapsed."),
         Curve("feature_std", "Spread of the features", "Of normalised features over tiles. At 0: all tiles alike."),
         Curve("prototypes_used", "Prototypes in use", "How many the teacher chooses among."),
-        Curve("grad_norm", "Gradient norm", "Before clipping."),
     ),
     "Schedules": (
         Curve("lr", "Learning rate", ""),
@@ -57,9 +56,10 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         Curve("momentum", "Teacher momentum", ""),
         Curve("teacher_temp", "Teacher temperature", ""),
     ),
-    "Machine": (
+    "Steps": (
+        Curve("grad_norm", "Gradient norm", "Before clipping."),
         Curve("tiles_per_s", "Tiles per second", "All processes together."),
-        Curve("data_wait", "Share of time waiting for data", "Above 0.1 the loader is the brake."),
+        Curve("data_wait", "Waiting for data", "Share of the time. Above 0.1 the loader is the brake."),
         Curve("peak_memory_gb", "Peak GPU memory, GB", ""),
     ),
 }
@@ -187,7 +187,9 @@ def training_section(runs: Sequence[Run]) -> dict[str, list[Plain]]:
         charts = []
         for curve in curves:
             lines = [_line(run, curve.field) for run in runs]
-            chart = line_chart(lines, title=curve.title, reference=_ln_k(runs) if curve.has_ln_k else None)
+            width_px = 380 if group == "Learning" else 290
+            reference = _ln_k(runs) if curve.has_ln_k else None
+            chart = line_chart(lines, title=curve.title, width_px=width_px, reference=reference)
             if chart:
                 charts.append({"title": curve.title, "hint": curve.hint, "chart": chart})
         if charts:
@@ -281,8 +283,9 @@ def _row_to_detail(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
 
 
 def _line(run: Run, field: str) -> Line:
+    """One field over the number of updates done."""
     records = [record for record in run.metrics if isinstance(record.get(field), int | float)]
-    return Line(run.name, [float(r["step"]) for r in records], [float(r[field]) for r in records])
+    return Line(run.name, [float(r["step"]) + 1 for r in records], [float(r[field]) for r in records])
 
 
 def _ln_k(runs: Sequence[Run]) -> tuple[str, float] | None:

@@ -12,6 +12,7 @@ import torch
 from dino_path.config import Config, as_plain
 from dino_path.errors import CheckpointError
 from dino_path.run import RunFolder, atomic_write
+from dino_path.tiles.source import TileSource
 from dino_path.training.learner import Learner
 
 logger = logging.getLogger(__name__)
@@ -20,10 +21,8 @@ FORMAT = "dino_path checkpoint"
 VERSION = 1
 
 
-def save_checkpoint(
-    run: RunFolder, learner: Learner, config: Config, *, step: int, num_tiles: int, tile_mpp: float | None
-) -> Path:
-    """Write the state after `step` updates, then delete all but the newest `training.keep_checkpoints`.
+def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: TileSource, *, step: int) -> Path:
+    """Write the state after `step` updates, then delete all but the newest `training.keep_checkpoints` up to it.
 
     Views, tile order and stochastic depth are functions of (seed, step): no random state needs to be kept.
     """
@@ -32,9 +31,11 @@ def save_checkpoint(
         "version": VERSION,
         "step": step,
         "config": as_plain(config),
-        "num_tiles": num_tiles,
+        "num_tiles": len(tiles),
+        "tiles_digest": tiles.digest,
+        "tile_mpp": tiles.mpp,
         "world_size": learner.world.size,
-        "tile_mpp": tile_mpp,
+        "num_skipped": learner.num_skipped,
         "student_backbone": learner.student.backbone.state_dict(),
         "student_head": learner.student.head.state_dict(),
         "teacher_backbone": learner.teacher.backbone.state_dict(),
@@ -45,7 +46,9 @@ def save_checkpoint(
     path = run.checkpoint_file(step)
     with atomic_write(path, "wb") as stream:
         torch.save(record, stream)
-    for old in run.checkpoint_files()[: -learner.training.keep_checkpoints]:
+    # A later file is a damaged one that `restore` passed over: it must not count as one of the newest.
+    written = [file for file in run.checkpoint_files() if file <= path]
+    for old in written[: -learner.training.keep_checkpoints]:
         old.unlink()
     return path
 
@@ -75,7 +78,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return record
 
 
-def restore(run: RunFolder, learner: Learner, config: Config, *, num_tiles: int) -> int:
+def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource) -> int:
     """Load the newest readable checkpoint into `learner`; returns the step to go on with (0 in a fresh run).
 
     A damaged newest file is passed over, with a warning, for the one before.
@@ -92,13 +95,20 @@ def restore(run: RunFolder, learner: Learner, config: Config, *, num_tiles: int)
         except CheckpointError as error:
             logger.warning("%s", error)
             continue
-        _refuse_other_run(path, record, config, num_tiles=num_tiles, learner=learner)
+        _refuse_other_run(path, record, config, tiles, learner)
         learner.student.backbone.load_state_dict(record["student_backbone"])
         learner.student.head.load_state_dict(record["student_head"])
         learner.teacher.backbone.load_state_dict(record["teacher_backbone"])
         learner.teacher.head.load_state_dict(record["teacher_head"])
         learner.center.copy_(record["center"])
         learner.optimizer.load_state_dict(record["optimizer"])
+        learner.num_skipped = int(record["num_skipped"])
+        if record["world_size"] != learner.world.size:
+            logger.warning(
+                "%s was written by %d process(es), this is a run of %d: the same tiles and views, but other"
+                " stochastic depth and rounding.",
+                path, record["world_size"], learner.world.size,
+            )  # fmt: skip
         logger.info("continuing from %s", path)
         return int(record["step"])
     raise CheckpointError(
@@ -114,12 +124,12 @@ _FREE_SECTIONS = ("monitor", "evaluation", "baseline", "wandb", "cluster", "tile
 _FREE_TRAINING = ("num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device")
 
 
-def _refuse_other_run(path: Path, record: dict[str, Any], config: Config, *, num_tiles: int, learner: Learner) -> None:
+def _refuse_other_run(path: Path, record: dict[str, Any], config: Config, tiles: TileSource, learner: Learner) -> None:
     before, now = _decisive(record["config"]), _decisive(as_plain(config))
     keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     differing = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in keys]
-    if record["num_tiles"] != num_tiles:
-        differing.append(f"number of tiles ({record['num_tiles']} -> {num_tiles})")
+    if record.get("tiles_digest") != tiles.digest:
+        differing.append(f"the tiles ({record['num_tiles']} -> {len(tiles)}, or others of the same number)")
     if record["world_size"] * record["config"]["training"]["batch_size_per_gpu"] != (
         learner.world.size * learner.training.batch_size_per_gpu
     ):

@@ -33,7 +33,7 @@ class StepReport:
 
 
 class Learner:
-    """Everything that training changes."""
+    """Everything that training changes: two networks, center, optimizer, and the count of skipped steps."""
 
     def __init__(self, model: ModelConfig, optim: OptimConfig, training: TrainingConfig, world: World) -> None:
         torch.manual_seed(training.seed)
@@ -43,6 +43,7 @@ class Learner:
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.center = torch.zeros(1, model.num_prototypes, device=world.device)
+        self.num_skipped = 0
         self.optimizer = build_optimizer(self.student, optim)
         self.mean = torch.tensor(model.mean, device=world.device).view(1, 3, 1, 1)
         self.std = torch.tensor(model.std, device=world.device).view(1, 3, 1, 1)
@@ -85,6 +86,9 @@ def train_step(learner: Learner, batch: ViewBatch, settings: StepSettings, *, st
     training, world = learner.training, learner.world
     torch.manual_seed(_step_seed(training.seed, step, world.rank))
     set_schedules(learner.optimizer, settings)
+    # Batch norms move in the forward pass; a skipped step puts them back. ViTs have no buffers.
+    buffers = [*learner.student.buffers(), *learner.teacher.buffers()]
+    buffers_before = [buffer.clone() for buffer in buffers]
 
     student_logits, teacher_logits, teacher_features = learner.forward(batch)
     objective = dino_objective(
@@ -97,14 +101,19 @@ def train_step(learner: Learner, batch: ViewBatch, settings: StepSettings, *, st
     num_bad = world.sum_((~objective.loss.detach().isfinite()).float())
     is_skipped = bool(num_bad.item() > 0)
     grad_norm = torch.zeros((), device=world.device)
-    if not is_skipped:
+    if is_skipped:
+        learner.num_skipped += 1
+        for buffer, before in zip(buffers, buffers_before, strict=True):
+            buffer.copy_(before)
+    else:
         learner.optimizer.zero_grad(set_to_none=True)
         objective.loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = clip_gradients(learner.student, learner.optim)
         if settings.last_layer_frozen:
-            # No gradient at all, as published: AdamW then skips the prototypes (no moments, no decay).
+            # No gradient at all, as published: AdamW then skips the prototypes (no moments, no decay), and they do
+            # not count in a global norm.
             for parameter in learner.student.head.last_layer.values():
                 parameter.grad = None
+        grad_norm = clip_gradients(learner.student, learner.optim)
         learner.optimizer.step()
         update_teacher(learner.teacher, learner.student, settings.momentum)
         update_center(learner.center, teacher_logits, training.center_momentum, world)
@@ -139,7 +148,8 @@ def build_optimizer(student: nn.Module, optim: OptimConfig) -> torch.optim.Optim
 
     As published, position embeddings, class token and prototypes are decayed.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
@@ -167,7 +177,7 @@ def clip_gradients(student: nn.Module, optim: OptimConfig) -> Tensor:
     """
     gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
-    total = norms.norm()
+    total: Tensor = norms.norm()
     if optim.clip_norm is not None:
         measured = norms if optim.clip_scope == "parameter" else total.expand(len(gradients))
         factors = (optim.clip_norm / (measured + 1e-6)).clamp(max=1.0)

@@ -19,13 +19,14 @@ from dino_path.run import RunFolder, atomic_write, environment_record, write_jso
 from dino_path.tiles.source import TileSource, open_tiles
 from dino_path.training.checkpoints import restore, save_checkpoint
 from dino_path.training.learner import Learner, StepReport, train_step
-from dino_path.training.monitor import FeatureWindow, feature_spread, find_collapse, rankme
+from dino_path.training.monitor import Collapse, FeatureWindow, feature_spread, find_collapse, rankme
 from dino_path.training.records import Record, Records
 from dino_path.training.schedules import Schedules, StepSettings, resolve_clock, resolve_schedules
 from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
 
 logger = logging.getLogger(__name__)
 step_logger = logging.getLogger("dino_path.steps")  # a terminal shows these facts in its progress bar instead
+AVERAGED = ("loss", "teacher_entropy", "kl", "prototypes_used", "grad_norm")  # of the step reports
 
 
 def pretrain(config: Config, world: World) -> Path:
@@ -47,7 +48,10 @@ def pretrain(config: Config, world: World) -> Path:
     schedules = resolve_schedules(config.optim, training, clock)
     learner = Learner(config.model, config.optim, training, world)
     check_view_sizes(config, learner)
-    start = restore(run, learner, config, num_tiles=len(tiles))
+    start = restore(run, learner, config, tiles)
+    if start >= clock.num_steps:
+        logger.info("this run is finished: %d steps", start)
+        return run.checkpoint_file(start)
 
     if world.is_first:
         describe_run(run, config, learner, schedules, num_tiles=len(tiles))
@@ -64,7 +68,7 @@ def pretrain(config: Config, world: World) -> Path:
             counter.advance(1, note)
             is_due = (step + 1) % training.checkpoint_every_steps == 0 or step + 1 == clock.num_steps
             if is_due and world.is_first:
-                save_checkpoint(run, learner, config, step=step + 1, num_tiles=len(tiles), tile_mpp=tiles.mpp)
+                save_checkpoint(run, learner, config, tiles, step=step + 1)
     world.barrier()
     return run.checkpoint_file(clock.num_steps)
 
@@ -125,7 +129,6 @@ class Watch:
         self.records = Records(run, config, start_step=start) if learner.world.is_first else None
         self.window = FeatureWindow()
         self.reports: list[StepReport] = []
-        self.num_skipped = 0
         self.wait_s = 0.0
         self.interval_start_s = time.perf_counter()
         self.note = ""
@@ -144,47 +147,35 @@ class Watch:
     def after_step(self, step: int, batch: ViewBatch, settings: StepSettings, report: StepReport) -> str:
         """Take in one step's report; at the end of an interval write a record. Returns a note for the progress bar."""
         self.reports.append(report)
-        self.window.add(report.teacher_features)
         if report.is_skipped:
-            self._count_skipped(step, batch)
+            self._report_skipped(step, batch)
+        else:
+            self.window.add(report.teacher_features)
         clock = self.schedules.clock
         if (step + 1) % self.config.monitor.log_every_steps == 0 or step + 1 == clock.num_steps:
             self._close_interval(step, settings)
         return self.note
 
-    def _count_skipped(self, step: int, batch: ViewBatch) -> None:
-        assert self.config.training is not None
-        self.num_skipped += 1
+    def _report_skipped(self, step: int, batch: ViewBatch) -> None:
+        training, num_skipped = self.learner.training, self.learner.num_skipped
         tiles = batch.tiles.tolist()
         logger.error("step %d: the loss is not finite; nothing was updated. Tiles of this rank: %s", step, tiles)
-        if self.num_skipped > self.config.training.max_non_finite_steps:
+        if num_skipped > training.max_non_finite_steps:
             raise NonFiniteLoss(
                 f"step {step}",
-                f"{self.num_skipped} steps had a loss that is not finite.",
-                f"At most {self.config.training.max_non_finite_steps} are allowed (training.max_non_finite_steps).",
+                f"{num_skipped} steps had a loss that is not finite.",
+                f"At most {training.max_non_finite_steps} are allowed (training.max_non_finite_steps).",
                 "Lower optim.base_lr, set training.precision=fp32, or look at the tiles named in log.txt.",
             )
 
     def _close_interval(self, step: int, settings: StepSettings) -> None:
-        """Average the interval, write its record, and look for collapse."""
+        """Average the interval, look for collapse, and write its record."""
         elapsed_s = time.perf_counter() - self.interval_start_s
         num_steps = len(self.reports)
         clock, world = self.schedules.clock, self.learner.world
-
-        def mean(name: str) -> float:
-            return float(torch.stack([getattr(report, name) for report in self.reports]).float().mean())
-
-        features = self.window.features()
         record: Record = {
             "step": step,
-            "loss": mean("loss"),
-            "loss_minus_ln_k": mean("loss") - math.log(self.config.model.num_prototypes),
-            "teacher_entropy": mean("teacher_entropy"),
-            "kl": mean("kl"),
-            "prototypes_used": mean("prototypes_used"),
-            "feature_std": feature_spread(features),
-            "rankme": rankme(features),
-            "grad_norm": mean("grad_norm"),
+            **self._averages(),
             "lr": settings.lr,
             "weight_decay": settings.weight_decay,
             "momentum": settings.momentum,
@@ -194,33 +185,47 @@ class Watch:
             "tiles_per_s": num_steps * clock.global_batch_size / elapsed_s,
             "data_wait": self.wait_s / elapsed_s,
             "eta_s": (clock.num_steps - step - 1) * elapsed_s / num_steps,
-            "num_skipped": self.num_skipped,
+            "num_skipped": self.learner.num_skipped,
             "collapse": None,
         }
         if world.device.type == "cuda":
             record["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        self._look_for_collapse(step, record)
+        collapse = self._find_collapse(step, record)
+        record["collapse"] = collapse.mode if collapse else None
         if self.records is not None:
             self.records.write(record)
             step_logger.info("%s", log_line(record, clock.num_steps))
-        self.note = f"loss {record['loss']:.3f}  entropy {record['teacher_entropy']:.2f}  rank {record['rankme']:.0f}"
+        self.note = health_line(record)
         self.reports.clear()
         self.wait_s, self.interval_start_s = 0.0, time.perf_counter()
+        if collapse is not None:
+            self._warn_or_stop(step, collapse)
 
-    def _look_for_collapse(self, step: int, record: Record) -> None:
-        """Name a collapse once the run is past a tenth, and warn or stop as configured."""
-        if step < self.schedules.clock.num_steps // 10:
-            return
-        collapse = find_collapse(
+    def _averages(self) -> Record:
+        """Means over the interval's updates and over all ranks, so that every rank sees the same; None without any."""
+        updates = [report for report in self.reports if not report.is_skipped]
+        if not updates:
+            return dict.fromkeys(("loss", "loss_minus_ln_k", *AVERAGED[1:], "feature_std", "rankme"))
+        world, features = self.learner.world, self.window.features()
+        means = [torch.stack([getattr(report, name) for report in updates]).double().mean() for name in AVERAGED]
+        spread, rank = features.new_tensor([feature_spread(features), rankme(features)], dtype=torch.float64)
+        values = (world.sum_(torch.stack([*means, spread, rank])) / world.size).tolist()
+        averages: Record = dict(zip((*AVERAGED, "feature_std", "rankme"), values, strict=True))
+        return {"loss": values[0], "loss_minus_ln_k": values[0] - math.log(self.config.model.num_prototypes)} | averages
+
+    def _find_collapse(self, step: int, record: Record) -> Collapse | None:
+        """The collapse, once the run is past a tenth."""
+        if step < self.schedules.clock.num_steps // 10 or record["loss"] is None:
+            return None
+        return find_collapse(
             teacher_entropy=float(record["teacher_entropy"] or 0),
             kl=float(record["kl"] or 0),
             prototypes_used=float(record["prototypes_used"] or 0),
             spread=float(record["feature_std"] or 0),
             num_prototypes=self.config.model.num_prototypes,
         )
-        if collapse is None:
-            return
-        record["collapse"] = collapse.mode
+
+    def _warn_or_stop(self, step: int, collapse: Collapse) -> None:
         if self.config.monitor.on_collapse == "stop":
             raise CollapseDetected(
                 f"step {step}",
@@ -244,6 +249,13 @@ class _Stopwatch:
         self._watch.wait_s += time.perf_counter() - self._start_s
 
 
+def health_line(record: Record) -> str:
+    """The few facts that say whether a run is well."""
+    if record["loss"] is None:
+        return "no finite loss"
+    return f"loss {record['loss']:.3f}  entropy {record['teacher_entropy']:.2f}  rank {record['rankme']:.0f}"
+
+
 def log_line(record: Record, num_steps: int) -> str:
     """One line of the log: the facts of metrics.jsonl that one looks at."""
     done = int(record["step"] or 0) + 1
@@ -251,7 +263,6 @@ def log_line(record: Record, num_steps: int) -> str:
     hours, minutes, seconds = eta_s // 3600, eta_s % 3600 // 60, eta_s % 60
     eta = f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
     return (
-        f"step {done}/{num_steps}  {done / num_steps:.1%}  loss {record['loss']:.3f}"
-        f"  entropy {record['teacher_entropy']:.2f}  rank {record['rankme']:.0f}  lr {record['lr']:.1e}"
+        f"step {done}/{num_steps}  {done / num_steps:.1%}  {health_line(record)}  lr {record['lr']:.1e}"
         f"  {record['tiles_per_s']:.0f} tiles/s  wait {record['data_wait']:.0%}  eta {eta}"
     )

@@ -36,7 +36,7 @@ def feature_spread(features_ND: Tensor) -> float:
     Source: Chen & He 2021 (SimSiam), section 4.
     """
     unit = F.normalize(features_ND.float(), dim=1)
-    return float(unit.std(dim=0).mean() * math.sqrt(unit.shape[1]))
+    return float(unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1]))
 
 
 def rankme(features_ND: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import uuid
 from types import TracebackType
 from typing import Any, Self
 
@@ -58,7 +59,7 @@ def _start_wandb(run: RunFolder, config: Config) -> Any | None:
 
     if not run.wandb_id_file.exists():
         with atomic_write(run.wandb_id_file) as stream:
-            stream.write(wandb.util.generate_id())
+            stream.write(uuid.uuid4().hex[:8])
     try:
         return wandb.init(
             id=run.wandb_id_file.read_text(encoding="utf-8").strip(),

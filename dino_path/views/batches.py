@@ -112,6 +112,7 @@ def iterate_batches(
         prefetch_factor=2 if num_workers else None,
         worker_init_fn=_quiet_worker,
         pin_memory=pin_memory,
+        generator=torch.Generator(),  # else the loader draws from the global random state
     )
     for batch in loader:
         if isinstance(batch, DinoPathError):

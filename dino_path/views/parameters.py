@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -43,6 +44,19 @@ class ViewParameters:
     is_grey: bool
     blur_sigma_px: float | None
     is_solarized: bool
+
+
+class _Stain(TypedDict):
+    stain_scale: tuple[float, float, float] | None
+    stain_bias: tuple[float, float, float] | None
+
+
+class _Colour(TypedDict):
+    colour_order: tuple[int, int, int, int] | None
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
 
 
 def draw_views(
@@ -103,23 +117,25 @@ def _draw_dihedral(rng: np.random.Generator, config: ViewsConfig) -> int:
     return 4 if rng.random() < config.flip_prob else 0
 
 
-def _draw_stain(rng: np.random.Generator, config: ViewsConfig) -> dict[str, tuple[float, float, float] | None]:
+def _draw_stain(rng: np.random.Generator, config: ViewsConfig) -> _Stain:
     if rng.random() >= config.stain_prob:
         return {"stain_scale": None, "stain_bias": None}
-    scale = rng.uniform(1 - config.stain_sigma, 1 + config.stain_sigma, 3)
-    bias = rng.uniform(-config.stain_bias, config.stain_bias, 3)
-    return {"stain_scale": tuple(scale.tolist()), "stain_bias": tuple(bias.tolist())}
+    first, second, third = rng.uniform(1 - config.stain_sigma, 1 + config.stain_sigma, 3).tolist()
+    scale = (first, second, third)
+    first, second, third = rng.uniform(-config.stain_bias, config.stain_bias, 3).tolist()
+    return {"stain_scale": scale, "stain_bias": (first, second, third)}
 
 
-def _draw_colour(rng: np.random.Generator, config: ViewsConfig) -> dict[str, object]:
+def _draw_colour(rng: np.random.Generator, config: ViewsConfig) -> _Colour:
     if rng.random() >= config.colour_prob:
         return {"colour_order": None, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
 
     def around_one(spread: float) -> float:
         return float(rng.uniform(max(0.0, 1 - spread), 1 + spread))
 
+    first, second, third, fourth = rng.permutation(4).tolist()
     return {
-        "colour_order": tuple(rng.permutation(4).tolist()),
+        "colour_order": (first, second, third, fourth),
         "brightness": around_one(config.brightness),
         "contrast": around_one(config.contrast),
         "saturation": around_one(config.saturation),

@@ -21,7 +21,11 @@ def probe(fit, validation, query, *, refit=True, num_classes=3):
 
 
 def test_the_last_fit_is_scikit_learns_on_all_training_images_standardised():
-    fit, validation, (query, labels) = make(200, 8, noise=3.0), make(60, 8, noise=3.0, seed=1), make(90, 8, noise=3.0, seed=2)
+    fit, validation, (query, labels) = (
+        make(200, 8, noise=3.0),
+        make(60, 8, noise=3.0, seed=1),
+        make(90, 8, noise=3.0, seed=2),
+    )
     result = probe(fit, validation, query)
     train = np.concatenate([fit[0], validation[0]]).astype(np.float64)
     scaler = StandardScaler().fit(train)
@@ -45,7 +49,9 @@ def test_a_given_validation_part_is_not_trained_on():
     fit, (features, labels) = make(120, 6), make(60, 6, seed=1)
     wrong = (features, (labels + 1) % 3)  # would spoil the fit if it took part
     query, query_labels = make(90, 6, seed=2)
-    assert (probe(fit, wrong, query, refit=False).predicted == query_labels).mean() > 0.9
+    without = (probe(fit, wrong, query, refit=False).predicted == query_labels).mean()
+    with_it = (probe(fit, wrong, query, refit=True).predicted == query_labels).mean()
+    assert without > with_it + 0.1
 
 
 def test_scale_and_shift_of_features_change_nothing_and_constants_do_no_harm():

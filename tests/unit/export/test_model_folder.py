@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from dino_path.config import Config, as_plain
 from dino_path.errors import CheckpointError, DataError
 from dino_path.export import reload
 from dino_path.export.checkpoint import FORMAT, VERSION, export_checkpoint
-from dino_path.export.model_folder import ExportSource, export_model
+from dino_path.export.model_folder import ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.training import checkpoints
@@ -135,6 +136,39 @@ def test_the_card_states_what_a_user_must_know(folder: Path) -> None:
     assert "git commit" not in body, "what is unknown is left out"
 
 
+RESULTS = {
+    "data": {"name": "polyps"},
+    "has_baseline": True,
+    "baseline": "supervised resnet50",
+    "rows": [
+        {
+            "model": "vits|16",
+            "protocol": "linear",
+            "metrics": {
+                "balanced_accuracy": {"value": 0.9, "low": 0.85, "high": 0.95},
+                "accuracy": {"value": 0.91, "low": None, "high": None},
+            },
+            "differences": {"supervised resnet50": {"balanced_accuracy": {"value": 0.08, "low": 0.01, "high": 0.15}}},
+        }
+    ],
+    "notes": ["41 test patients"],
+}
+
+
+@pytest.mark.slow
+def test_results_are_told_in_the_card_when_there_are_any(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    write_card(copy, [RESULTS])
+    card = (copy / "README.md").read_text()
+    row = "| vits\\|16 | linear probe | 0.900 (0.850 to 0.950) | 0.910 |  | +0.080 (+0.010 to +0.150) |"
+    assert row in card
+    assert "### polyps" in card
+    assert "- 41 test patients" in card
+    write_card(copy, [])
+    assert (copy / "README.md").read_bytes() == (folder / "README.md").read_bytes()
+
+
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="is not a model folder"):
@@ -210,6 +244,8 @@ def write_run(run: Path) -> Config:
         file = run / "checkpoints" / f"step_{step:08d}.pt"
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(record, file)
+    (run / "eval").mkdir()
+    (run / "eval" / "results.json").write_text(json.dumps(RESULTS))
     (run / "environment.json").write_text(json.dumps({"git_commit": "abc", "versions": {"timm": "1.0.31"}}))
     return config
 
@@ -230,6 +266,7 @@ def test_a_run_folder_exports_the_teacher_of_its_newest_checkpoint(tmp_path: Pat
     assert (config["mpp"], config["pretrained_cfg"]["input_size"]) == (0.25, [3, 40, 40])
     made = config["dino_path"]
     assert (made["steps"], made["tiles_seen"], made["network"]) == (20, 320, "teacher")
+    assert "### polyps" in (tmp_path / "teacher" / "README.md").read_text()
     assert (made["git_commit"], made["versions"]) == ("abc", {"timm": "1.0.31"})
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from feature_samples import CPU, write_model_folder, write_store
 
-from dino_path.errors import DataError, TileStoreError
-from dino_path.features.embed import embed_images, embed_store
+from dino_path.errors import ConfigError, DataError, TileStoreError
+from dino_path.features.embed import embed_images, embed_store, read_layouts
 from dino_path.features.extractor import Extractor, extract_features, load_extractor
 from dino_path.features.files import job_folder_name, read_feature_file
 from dino_path.tiles.source import Subset, open_tiles
@@ -110,6 +110,10 @@ def test_slides_that_cannot_be_read_are_listed_and_the_others_are_done(
     assert slide_id == "a"
     assert "a x=0 y=3" in reason
     assert not (summary.folders[0] / "a.h5").exists()
+    lines = summary.text().splitlines()
+    assert lines[0].startswith("failed   a: a x=0 y=3")
+    assert lines[1] == "skipped  c: empty: no tissue"
+    assert lines[2] == "1 slides embedded, 0 were there already, 1 without tiles, 1 failed; 2 tiles"
     record = json.loads((tmp_path / "out" / "embed_tiny.json").read_text())
     assert record["failed"] == [["a", reason]]
     assert record["encoder_digest"] == extractor.digest
@@ -155,6 +159,14 @@ def test_a_folder_of_images_becomes_one_file_with_relative_names(extractor: Extr
     (images / "y/1.png").unlink()
     with pytest.raises(DataError, match="other tiles"):
         embed_images(extractor, open_tiles(images), tmp_path / "out", root=images, batch_size=2, device=CPU)
+
+
+def test_layouts_are_read_from_text() -> None:
+    assert read_layouts("trident") == ("trident",)
+    assert read_layouts(" CLAM, trident,clam") == ("clam", "trident")
+    for text in ("stamp,trident", "", ","):
+        with pytest.raises(ConfigError, match="trident, clam"):
+            read_layouts(text)
 
 
 def test_a_killed_write_leaves_no_file(

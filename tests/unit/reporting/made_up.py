@@ -22,7 +22,12 @@ def write_run(run: Path, *, num_records: int = 120, seed: int = 0, **training: A
     }
     (run / "config.yaml").write_text(as_yaml(Config.model_validate(tree)))
     versions = {"torch": "2.15.0", "timm": "1.0.31", "wandb": None}
-    environment = {"command": ["dino-path", "pretrain"], "git_commit": "4f9a52e", "python": "3.12.1", "versions": versions}
+    environment = {
+        "command": ["dino-path", "pretrain"],
+        "git_commit": "4f9a52e",
+        "python": "3.12.1",
+        "versions": versions,
+    }
     (run / "environment.json").write_text(json.dumps(environment))
     with (run / "metrics.jsonl").open("w") as stream:
         for number in range(num_records):
@@ -33,7 +38,7 @@ def write_run(run: Path, *, num_records: int = 120, seed: int = 0, **training: A
                 "teacher_entropy": 2.4 + 5.4 * fall + 0.1 * random.normal(), "kl": 0.7 + 0.1 * random.normal(),
                 "rankme": 160 * (1 - fall) + 12 + random.normal(), "feature_std": 0.6 + 0.3 * part,
                 "prototypes_used": 400 + 1500 * part, "grad_norm": 2 * fall + 0.4 + 0.1 * abs(random.normal()),
-                "lr": 5e-4 * min(1, part * 10) * 0.5 * (1 + math.cos(math.pi * part)), "weight_decay": 0.04 + 0.36 * part,
+                "lr": 2.5e-4 * min(1, part * 10) * (1 + math.cos(math.pi * part)), "weight_decay": 0.04 + 0.36 * part,
                 "momentum": 0.996 + 0.004 * part, "teacher_temp": 0.04 + 0.03 * min(1, part * 3),
                 "tiles_seen": (step + 1) * 64, "tiles_per_s": 1800 + 60 * random.normal(),
                 "data_wait": abs(0.03 * random.normal()), "num_skipped": 0, "collapse": None,
@@ -57,7 +62,14 @@ def evaluation_row(model: str, spec: str, protocol: str, value: float, differenc
     metrics["recall"] = {"normal": score(value + 0.02), "tumour": score(value - 0.02)}
     metrics["confusion"] = [[90, 10], [20, 80]]
     found = {other: {"balanced_accuracy": score(by), "accuracy": score(by)} for other, by in differences.items()}
-    return {"model": model, "spec": spec, "protocol": protocol, "metrics": metrics, "settings": {}, "differences": found}
+    return {
+        "model": model,
+        "spec": spec,
+        "protocol": protocol,
+        "metrics": metrics,
+        "settings": {},
+        "differences": found,
+    }
 
 
 def write_evaluation(file: Path, *, has_baseline: bool = True) -> Path:
@@ -65,9 +77,11 @@ def write_evaluation(file: Path, *, has_baseline: bool = True) -> Path:
     differences = {baseline: 0.05} if has_baseline else {}
     rows = [
         evaluation_row("vits16", "runs/vits16/model", "knn", 0.87, differences),
-        evaluation_row("vits16", "runs/vits16/model", "linear", 0.90, {key: 0.08 for key in differences}),
-        evaluation_row("untrained-vits16", "untrained:runs/vits16/model", "linear", 0.71, {key: -0.11 for key in differences}),
-        evaluation_row("mean-colour", "mean-colour", "linear", 0.66, {key: -0.02 for key in differences}),
+        evaluation_row("vits16", "runs/vits16/model", "linear", 0.90, dict.fromkeys(differences, 0.08)),
+        evaluation_row(
+            "untrained-vits16", "untrained:runs/vits16/model", "linear", 0.71, dict.fromkeys(differences, -0.11)
+        ),
+        evaluation_row("mean-colour", "mean-colour", "linear", 0.66, dict.fromkeys(differences, -0.02)),
     ]
     if has_baseline:
         rows.append(evaluation_row(baseline, "runs/baseline", "end-to-end", 0.82, {}))

@@ -1,0 +1,201 @@
+"""Submitting a stage to SLURM: the sbatch files of `slurm/`, with their resources taken from the config."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dino_path.config import ClusterConfig, Config, as_yaml
+from dino_path.errors import LaunchError
+from dino_path.run import atomic_write
+
+Stage = Literal["tile", "pretrain", "evaluate"]
+
+# `#SBATCH --option=value   # why`, or switched off by a second #
+OPTION = re.compile(r"#?#SBATCH (?P<name>--[a-z-]+)(=\S*)?(?P<why> +# .*)?")
+COMMAND = re.compile(r"dino_path=\(.*")
+WHY_COLUMN = 38
+HEADER = """\
+# Written by `dino-path submit {stage}` after slurm/{stage}.sbatch, which explains itself. The settings lie in the YAML
+# beside it, the arguments stand below: `sbatch` with this file and nothing else submits the same job again.
+"""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One stage that was submitted, or would have been.
+
+    Attributes:
+        script: text of the sbatch file.
+        script_file: where it lies (or would).
+        log_file: where SLURM writes the output, in SLURM's notation (%j is the job id).
+        job_id: None after a dry run.
+        verdict: of a dry run: SLURM's own words on when and where the job would start; None without SLURM.
+        refusal: of a dry run: why SLURM would not take the job; None when it would, or is not there.
+    """
+
+    stage: Stage
+    script: str
+    script_file: Path
+    log_file: Path
+    job_id: str | None
+    verdict: str | None = None
+    refusal: LaunchError | None = None
+
+    def text(self) -> str:
+        """What the terminal shows."""
+        if self.job_id is None:
+            verdict = self.verdict or (
+                "" if self.refusal else "There is no SLURM here: nobody has checked the resources."
+            )
+            return f"{self.script}\n{self.script_file}: not written, not submitted.\n{verdict}".rstrip()
+        output = str(self.log_file).replace("%j", self.job_id).replace("%A", self.job_id)
+        output = output.replace("%x", f"dino-{self.stage}").replace("%a", "*")
+        return (
+            f"job {self.job_id}: {self.stage}\n"
+            f"script: {self.script_file}\n"
+            f"output: {output}\n"
+            f"watch: squeue --job {self.job_id}; stop: scancel {self.job_id}"
+        )
+
+
+def submit(stage: Stage, config: Config, arguments: Sequence[str], *, out: Path, dry_run: bool) -> Submission:
+    """Write `OUT/slurm/STAGE.{sbatch,yaml}` and hand the script to SLURM; a dry run writes and submits nothing.
+
+    The job reads the YAML beside its script, not the file that the user gave: what was checked here is what runs,
+    however long the job waits and whatever is edited meanwhile.
+
+    Args:
+        arguments: of `dino-path STAGE`, without `--config` and settings (those are in `config`).
+        out: run folder, or whatever folder the stage writes to.
+
+    Raises:
+        LaunchError: there is no SLURM here, or it refuses the job (in its own words).
+    """
+    folder = out.resolve() / "slurm"
+    script_file, config_file = folder / f"{stage}.sbatch", folder / f"{stage}.yaml"
+    log_file = folder / ("%x-%A_%a.out" if stage == "tile" else "%x-%j.out")
+    words = [*arguments, "--config", str(config_file)]
+    script = render(stage, config.cluster, words, log_file=log_file, start_folder=Path.cwd())
+    if dry_run:
+        verdict, refusal = None, None
+        if shutil.which("sbatch"):
+            try:
+                verdict = _test(script, script_file)
+            except LaunchError as error:
+                refusal = error
+        return Submission(stage, script, script_file, log_file, job_id=None, verdict=verdict, refusal=refusal)
+    with atomic_write(config_file) as stream:
+        stream.write(as_yaml(config))
+    with atomic_write(script_file) as stream:
+        stream.write(script)
+    answer = _sbatch(["--parsable", str(script_file)], script_file)
+    job_id = answer.stdout.strip().split(";")[0]  # "ID" or "ID;CLUSTER"
+    return Submission(stage, script, script_file, log_file, job_id=job_id)
+
+
+def render(stage: Stage, cluster: ClusterConfig, words: Sequence[str], *, log_file: Path, start_folder: Path) -> str:
+    """The sbatch file of `stage` with its resources, environment and arguments filled in.
+
+    Args:
+        words: the arguments that the script passes on; `sbatch SCRIPT` then needs none.
+        start_folder: where the job starts, so that relative paths mean what they meant here.
+    """
+    options = _options(stage, cluster, log_file, start_folder)
+    template = template_file(stage).read_text(encoding="utf-8").splitlines()
+    first_blank = template.index("")
+    last_option = max(number for number, line in enumerate(template) if OPTION.fullmatch(line))
+    script = [template[0], *HEADER.format(stage=stage).splitlines()]
+    for number, line in enumerate(template[first_blank:], first_blank):
+        option = OPTION.fullmatch(line)
+        if option and option["name"] in options:
+            script += _option_lines(option["name"], options[option["name"]], option["why"] or "")
+        elif COMMAND.fullmatch(line):
+            script += [*_environment_lines(line, cluster), f"set -- {shlex.join(words)}"]
+        else:
+            script.append(line)
+        if number == last_option:
+            script += [f"#SBATCH {extra.removeprefix('#SBATCH ')}" for extra in cluster.extra_lines]
+    return "\n".join(script) + "\n"
+
+
+def template_file(stage: Stage) -> Path:
+    """The file of `slurm/` for `stage`: in the installed package, or at the top of a checkout."""
+    package = Path(__file__).parents[1]
+    folder = package / "slurm" if (package / "slurm").is_dir() else package.parent / "slurm"
+    return folder / f"{stage}.sbatch"
+
+
+def _options(stage: Stage, cluster: ClusterConfig, log_file: Path, start_folder: Path) -> dict[str, str | None]:
+    """What each #SBATCH option becomes; None: the option is left out."""
+    num_gpus = 0 if stage == "tile" else cluster.gpus_per_node
+    if stage == "evaluate":
+        num_gpus = min(num_gpus, 1)
+    return {
+        "--array": f"1-{cluster.array_tasks}" if stage == "tile" else None,
+        "--nodes": str(cluster.nodes if stage == "pretrain" else 1),
+        "--ntasks-per-node": str(max(num_gpus, 1)),
+        "--gpus-per-node": str(num_gpus) if num_gpus else None,
+        "--cpus-per-task": str(cluster.cpus_per_gpu),
+        "--mem": cluster.memory_per_node,
+        "--time": cluster.time,
+        "--partition": cluster.partition,
+        "--account": cluster.account,
+        "--constraint": cluster.constraint,
+        "--output": str(log_file),
+        "--chdir": str(start_folder),
+    }
+
+
+def _option_lines(name: str, value: str | None, why: str) -> list[str]:
+    """The #SBATCH line with its comment; none for an option that is off."""
+    if value is None:
+        return []
+    text = f'"{value}"' if re.search(r"[\s#]", value) else value
+    line = f"#SBATCH {name}={text}"
+    return [f"{line:{WHY_COLUMN - 2}}  {why.strip()}" if why else line]
+
+
+def _environment_lines(command: str, cluster: ClusterConfig) -> list[str]:
+    """The config's own set-up; without one, the very Python that submits."""
+    if cluster.setup_lines:
+        return [command, *cluster.setup_lines]
+    return [f"dino_path=({shlex.quote(sys.executable)} -m dino_path)"]
+
+
+def _test(script: str, script_file: Path) -> str:
+    """SLURM's forecast for a script that is not submitted: "sbatch: Job 7 to start at ..."."""
+    answer = _sbatch(["--test-only"], script_file, text=script)
+    return " ".join((answer.stderr or answer.stdout).split())
+
+
+def _sbatch(options: Sequence[str], script_file: Path, *, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run sbatch on a file, or on `text` by way of stdin.
+
+    Raises:
+        LaunchError: there is no sbatch, or it refuses.
+    """
+    try:
+        answer = subprocess.run(["sbatch", *options], input=text, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise LaunchError(
+            "sbatch",
+            "is not on this machine.",
+            "SLURM's commands are needed to submit.",
+            "Submit from a login node of the cluster. `--dry-run` shows the script anywhere; torchrun needs no SLURM.",
+        ) from None
+    if answer.returncode != 0:
+        raise LaunchError(
+            str(script_file),
+            f"SLURM refuses the job: {' '.join((answer.stderr or answer.stdout).split())}",
+            "Resources that this cluster grants are needed.",
+            "Change the config's `cluster` section (see `sinfo`), or the #SBATCH lines of the script.",
+        )
+    return answer

@@ -1,0 +1,182 @@
+"""The whole road on synthetic slides: tile, pretrain, export, baseline, evaluate, embed, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as ScreenTable
+
+from dino_path.config import Config, load_config
+from dino_path.distributed import open_world
+from dino_path.errors import ConfigError
+from dino_path.evaluation.baseline import train_baseline
+from dino_path.evaluation.datasets import load_labelled
+from dino_path.evaluation.table import Table, evaluate_table
+from dino_path.export.checkpoint import export_checkpoint
+from dino_path.features.embed import embed_store
+from dino_path.features.extractor import load_extractor
+from dino_path.reporting.report import write_report
+from dino_path.slides.find import find_slides
+from dino_path.slides.synthetic import SyntheticSlide, make_slides
+from dino_path.tiles.store import TileStore
+from dino_path.tiles.tiling import tile_slides
+from dino_path.training.loop import pretrain
+
+logger = logging.getLogger(__name__)
+
+NUM_TRAIN_SLIDES, NUM_TEST_SLIDES = 12, 8
+EDGE_PX = 2560  # of a slide, at 0.5 um per pixel
+# The minute's version walks the same road on fewer slides and a few steps; its numbers mean nothing.
+FAST_OVERRIDES = (
+    "training.num_steps=6", "training.batch_size_per_gpu=16", "monitor.log_every_steps=2", "baseline.num_epochs=1",
+    "evaluation.num_bootstrap=100",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """What the demo makes, and where."""
+
+    path: Path
+
+    @property
+    def slides(self) -> Path:
+        return self.path / "slides"
+
+    @property
+    def store(self) -> Path:
+        return self.path / "store"
+
+    @property
+    def run(self) -> Path:
+        return self.path / "run"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "dino-vit"
+
+    @property
+    def baseline(self) -> Path:
+        return self.path / "baseline"
+
+    @property
+    def features(self) -> Path:
+        return self.path / "features"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+
+def run_demo(out: Path, *, is_fast: bool) -> None:
+    """Walk the road in `out`; called again, it does what is missing. Prints the table and where the report is."""
+    folder = DemoFolder(out)
+    config = demo_config(folder, is_fast=is_fast)
+    num_workers = min(os.cpu_count() or 1, 8)
+    start_s = time.monotonic()
+
+    with stage("1/7", "slides", "synthetic H&E; every slide has its own stain, a pen mark and a blurred area"):
+        table = make_slides(folder.slides, demo_slides(is_fast=is_fast), num_workers=num_workers)
+    with stage("2/7", "tile", f"{folder.slides} -> {folder.store}"):
+        assert config.tiles is not None
+        summary = tile_slides(find_slides([table]), config.tiles, folder.store, num_workers=num_workers)
+        logger.info("%d tiles from %d slides", summary.num_tiles, len(summary.records))
+    with stage("3/7", "pretrain", f"DINO on the training slides' tiles, no labels -> {folder.run}"), open_world("cpu") as world:
+        pretrain(config, world)
+    with stage("4/7", "export", f"teacher -> {folder.model}, loaded back by timm"):
+        result = export_checkpoint(folder.run, folder.model)
+        logger.info("largest relative difference of a feature: %.1e", result.reload.relative_difference)
+    with stage("5/7", "baseline", "supervised ResNet-50 from scratch on the same training slides, with labels"):
+        labelled = load_labelled(f"store:{folder.store}", config.evaluation)
+        with open_world("cpu") as world:
+            train_baseline(
+                labelled,
+                config.baseline,
+                num_bootstrap=config.evaluation.num_bootstrap,
+                seed=config.evaluation.seed,
+                out=folder.baseline,
+                device=world.device,
+                num_workers=num_workers,
+            )
+    with stage("6/7", "evaluate", "k-NN and linear probe on slides that no training saw"), open_world("cpu") as world:
+        results = evaluate_table(
+            ["mean-colour", f"untrained:{folder.model}", str(folder.model)],
+            labelled,
+            config.evaluation,
+            device=world.device,
+            out=folder.run / "eval",
+            protocols=("knn", "linear"),
+            baseline=folder.baseline,
+            num_workers=num_workers,
+        )
+        extractor = load_extractor(str(folder.model), device=world.device)
+        embed_store(
+            extractor, TileStore.open(folder.store), folder.features, batch_size=128, device=world.device
+        )  # fmt: skip
+    with stage("7/7", "report", str(folder.report)):
+        export_checkpoint(folder.run, folder.model)  # again: the model card now carries the results
+        write_report([folder.run], folder.report, title="dino_path demo", store=folder.store, models=[folder.model])
+    show_table(results, minutes=(time.monotonic() - start_s) / 60, folder=folder, is_fast=is_fast)
+
+
+def demo_config(folder: DemoFolder, *, is_fast: bool) -> Config:
+    """configs/demo.yaml with the demo's folders."""
+    settings = {"store": folder.store, "out": folder.run, "evaluation.regions": folder.slides / "regions"}
+    return load_config(
+        shipped_config("demo.yaml"),
+        FAST_OVERRIDES if is_fast else (),
+        needs=("store", "out", "tiles", "training"),
+        settings=settings,
+    )
+
+
+def shipped_config(name: str) -> Path:
+    """A file of `configs/`, in the installed package or in the checkout.
+
+    Raises:
+        ConfigError: it is in neither.
+    """
+    for folder in (Path(str(files("dino_path"))) / "configs", Path(str(files("dino_path"))).parent / "configs"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(name, "is not among the shipped configs.", "The installation is incomplete.", "Install again.")
+
+
+def demo_slides(*, is_fast: bool) -> list[SyntheticSlide]:
+    """The demo's slides: training and test slides, one patient each."""
+    num_train, num_test = (4, 3) if is_fast else (NUM_TRAIN_SLIDES, NUM_TEST_SLIDES)
+    train = [SyntheticSlide(f"train_{i:02d}", "train", 100 + i, EDGE_PX) for i in range(num_train)]
+    return train + [SyntheticSlide(f"test_{i:02d}", "test", 200 + i, EDGE_PX) for i in range(num_test)]
+
+
+@contextmanager
+def stage(number: str, name: str, what: str) -> Iterator[None]:
+    """Say what begins, and how long it took."""
+    logger.info("[%s] %s: %s", number, name, what)
+    start_s = time.monotonic()
+    yield
+    logger.info("[%s] %s: done in %.0f s", number, name, time.monotonic() - start_s)
+
+
+def show_table(results: Table, *, minutes: float, folder: DemoFolder, is_fast: bool) -> None:
+    """Print the accuracies with their intervals, and where everything is."""
+    screen = Console()
+    table = ScreenTable(title="accuracy on held-out slides [95 % interval over slides]")
+    protocols = ("knn", "linear", "end-to-end")
+    for title in ("model", "k-NN", "linear probe", "end to end"):
+        table.add_column(title)
+    for model in dict.fromkeys(row.model for row in results.rows):
+        scores = {row.protocol: str(row.metrics.accuracy) for row in results.rows if row.model == model}
+        table.add_row(model, *(scores.get(protocol, "") for protocol in protocols))
+    screen.print(table)
+    if is_fast:
+        screen.print("This was --fast: nothing was trained long enough for these numbers to mean anything.")
+    screen.print(f"{minutes:.1f} min. Report: {folder.report}   model: {folder.model}   features: {folder.features}")

@@ -1,0 +1,66 @@
+"""Five training steps against DINO written in loops from the paper."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from slow_reference import SlowDino
+from tiny import tiny_batches, tiny_config, tiny_learner, tiny_schedules
+
+from dino_path.training.learner import Learner, train_step
+from dino_path.views.batches import ViewBatch
+
+# float64 on both sides; what is left is the order of additions, amplified by AdamW's division.
+TOLERANCE = 1e-9
+SETTINGS = (
+    "model.drop_path_rate=0", "model.num_prototypes=24", "optim.lr_warmup=0 steps", "optim.clip_norm=0.02",
+    "training.teacher_temp=0.07", "training.teacher_temp_warmup=3 steps", "training.batch_size_per_gpu=3",
+)  # fmt: skip
+
+
+def in_float64(learner: Learner) -> Learner:
+    """The same learner with every number in double precision."""
+    learner.student.double()
+    learner.teacher.double()
+    learner.center, learner.mean, learner.std = learner.center.double(), learner.mean.double(), learner.std.double()
+    return learner
+
+
+def views_of(batch: ViewBatch) -> list[list[torch.Tensor]]:
+    """views[v][b] of a batch."""
+    num_tiles = len(batch.tiles)
+    return [list(view) for views in (batch.global_views, batch.local_views) for view in views.split(num_tiles)]
+
+
+@pytest.mark.parametrize("norm_last_layer", [True, False])
+def test_five_steps_equal_the_reference_in_every_parameter(tiles_folder: Path, norm_last_layer: bool) -> None:
+    config = tiny_config(tiles_folder, Path("unused"), *SETTINGS, f"model.norm_last_layer={norm_last_layer}")
+    learner = in_float64(tiny_learner(config))
+    reference = SlowDino(learner.student, mean=learner.mean, std=learner.std, num_prototypes=24)
+    batches, schedules = tiny_batches(config), tiny_schedules(config)
+    start = {name: value.clone() for name, value in learner.student.named_parameters()}
+
+    for step in range(5):
+        batch, settings = batches.batch(step), schedules.at(step)
+        assert settings.last_layer_frozen == (step < 2)
+        report = train_step(learner, batch, settings, step=step)
+        loss = reference.step(
+            views_of(batch),
+            settings,
+            student_temp=learner.training.student_temp,
+            clip_norm=0.02,
+            center_momentum=learner.training.center_momentum,
+        )
+        assert float(report.loss) == pytest.approx(loss, abs=TOLERANCE)
+        if step == 1:
+            assert torch.equal(learner.student.head.last_layer["weight_v"], start["head.last_layer.weight_v"])
+
+    assert reference.clipped - reference.untouched, "some tensors must always be clipped for this test to mean much"
+    assert reference.untouched
+    for ours, theirs in ((learner.student, reference.student), (learner.teacher, reference.teacher)):
+        for (name, value), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(value, expected, rtol=0, atol=TOLERANCE, msg=lambda text, n=name: f"{n}: {text}")
+    torch.testing.assert_close(learner.center[0].tolist(), reference.center, rtol=0, atol=TOLERANCE)
+    moved = [name for name, value in learner.student.named_parameters() if not torch.equal(value, start[name])]
+    frozen = ["head.last_layer.weight_g"] if norm_last_layer else []
+    assert sorted({*start} - {*moved}) == frozen

@@ -1,0 +1,266 @@
+import csv
+import logging
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dino_path.config import EvaluationConfig
+from dino_path.errors import DataError, TileStoreError
+from dino_path.evaluation.datasets import load_labelled
+
+CONFIG = EvaluationConfig()
+
+
+def write_csv(path, header, rows):
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return str(path)
+
+
+@pytest.fixture
+def rows(class_folders):
+    """path, label, patient of every image: three patients a class, four images each."""
+    return [
+        (f"data/{file.parent.name}/{file.name}", file.parent.name, f"{file.parent.name}-{int(file.stem) // 4}")
+        for file in sorted(class_folders.rglob("*.png"))
+    ]
+
+
+@pytest.fixture
+def manifest(tmp_path, rows):
+    return write_csv(tmp_path / "manifest.csv", ["path", "label", "patient_id"], rows)
+
+
+def test_class_folders_become_classes_and_say_that_no_groups_are_known(class_folders, caplog):
+    with caplog.at_level(logging.INFO):
+        labelled = load_labelled(str(class_folders), CONFIG)
+    assert labelled.classes == ("blood", "leaf", "sea")
+    assert labelled.counts()["test"] == {"blood": 4, "leaf": 4, "sea": 4}
+    assert labelled.groups is None
+    assert "no group ids: tiles of one slide may be on both sides of the split" in caplog.text
+    assert all(labelled.classes[label] in labelled.source.name(i) for i, label in enumerate(labelled.labels))
+
+
+def test_a_folder_of_unlabelled_images_is_no_class_and_the_log_says_so(class_folders, write_image, caplog):
+    write_image(class_folders / "unlabelled" / "x.png", 999)
+    with caplog.at_level(logging.INFO):
+        labelled = load_labelled(str(class_folders), CONFIG)
+    assert labelled.classes == ("blood", "leaf", "sea")
+    assert "unlabelled: 1 images without label left out" in caplog.text
+
+
+def test_a_table_beside_class_folders_groups_them(class_folders, rows):
+    write_csv(class_folders / "groups.csv", ["path", "label", "patient_id"],
+              [(path.removeprefix("data/"), *rest) for path, *rest in rows])  # fmt: skip
+    labelled = load_labelled(str(class_folders), CONFIG)
+    assert labelled.group_kind == "patient"
+    train, test = (set(labelled.groups[labelled.part(name)]) for name in ("train", "test"))
+    assert len(train) == 6
+    assert len(test) == 3
+    assert not train & test
+
+
+def test_a_table_beside_class_folders_must_name_every_image_and_agree(class_folders, rows):
+    short = [(path.removeprefix("data/"), *rest) for path, *rest in rows]
+    write_csv(class_folders / "groups.csv", ["path", "label", "patient_id"], short[1:])
+    with pytest.raises(DataError, match=r"1 of 36 images have no row, first blood/00\.png"):
+        load_labelled(str(class_folders), CONFIG)
+    short[0] = (short[0][0], "sea", "p")
+    write_csv(class_folders / "groups.csv", ["path", "label", "patient_id"], short)
+    with pytest.raises(DataError, match="label 'sea' and lies in the folder 'blood'"):
+        load_labelled(str(class_folders), CONFIG)
+
+
+def test_folders_named_train_and_test_are_the_split(tmp_path, write_image):
+    for part, count in (("train", 3), ("valid", 1), ("test", 2)):
+        for number, label in enumerate("ab"):
+            for index in range(count):
+                write_image(tmp_path / "set" / part / label / f"{index}.png", 100 * count + 10 * number + index)
+    labelled = load_labelled(str(tmp_path / "set"), CONFIG)
+    assert labelled.classes == ("a", "b")
+    assert labelled.counts() == {"train": {"a": 3, "b": 3}, "val": {"a": 1, "b": 1}, "test": {"a": 2, "b": 2}}
+    assert labelled.split_rule == "as given with the data"
+    fit, validation = labelled.fit_and_validation(0.2, seed=0)
+    assert (labelled.split[fit] == "train").all()
+    assert (labelled.split[validation] == "val").all()
+
+
+def test_a_manifest_is_split_by_patient(manifest):
+    labelled = load_labelled(manifest, CONFIG)
+    assert labelled.name == "manifest"
+    assert len(labelled.source) == 36
+    for patient in np.unique(labelled.groups):
+        assert len(set(labelled.split[labelled.groups == patient])) == 1
+    assert labelled.split_rule == "0.3 of the patients for testing, stratified by class, seed 0"
+    fit, validation = labelled.fit_and_validation(0.3, seed=0)
+    assert not set(labelled.groups[fit]) & set(labelled.groups[validation])
+    assert sorted([*fit, *validation]) == labelled.part("train").tolist()
+
+
+def test_parquet_and_csv_give_the_same_experiment(manifest, tmp_path, rows):
+    columns = {name: [row[index] for row in rows] for index, name in enumerate(["path", "label", "patient_id"])}
+    pq.write_table(pa.table(columns), tmp_path / "same.parquet")
+    assert (
+        load_labelled(str(tmp_path / "same.parquet"), CONFIG).split_digest
+        == load_labelled(manifest, CONFIG).split_digest
+    )
+
+
+def test_the_digest_does_not_depend_on_order_or_place_but_on_seed_and_labels(manifest, tmp_path, rows):
+    first = load_labelled(manifest, CONFIG)
+    given = [
+        (*row, {"train": "train", "test": "test"}[str(split)]) for row, split in zip(rows, first.split, strict=True)
+    ]
+    header = ["path", "label", "patient_id", "split"]
+    reversed_rows = load_labelled(write_csv(tmp_path / "reversed.csv", header, given[::-1]), CONFIG)
+    assert reversed_rows.split_digest == first.split_digest
+    assert reversed_rows.content_digest != first.content_digest
+    assert load_labelled(manifest, EvaluationConfig(seed=1)).split_digest != first.split_digest
+
+
+def test_slides_group_where_no_patients_are_named(tmp_path, rows):
+    path = write_csv(tmp_path / "slides.csv", ["path", "label", "slide_id"], rows)
+    assert load_labelled(path, CONFIG).group_kind == "slide"
+
+
+def test_numbers_as_labels_stay_text(tmp_path, rows):
+    numbered = [(path, {"blood": 0, "leaf": 1, "sea": 10}[label]) for path, label, _ in rows]
+    assert load_labelled(write_csv(tmp_path / "n.csv", ["path", "label"], numbered), CONFIG).classes == ("0", "1", "10")
+
+
+def test_a_patient_on_both_sides_of_a_given_split_is_refused(tmp_path, rows):
+    leaking = [(*row, "test" if int(row[0][-6:-4]) % 4 == 0 else "train") for row in rows]
+    path = write_csv(tmp_path / "leak.csv", ["path", "label", "patient_id", "split"], leaking)
+    with pytest.raises(DataError, match="9 patients are on several sides of the given split, first blood-0"):
+        load_labelled(path, CONFIG)
+
+
+def test_copies_of_test_images_in_training_are_refused_unless_allowed(tmp_path, rows):
+    shutil.copy(tmp_path / "data/blood/00.png", tmp_path / "data/blood/copy.png")
+    given = [(path, label, "test" if int(path[-6:-4]) < 4 else "train") for path, label, _ in rows]
+    given.append(("data/blood/copy.png", "blood", "train"))
+    path = write_csv(tmp_path / "copies.csv", ["path", "label", "split"], given)
+    with pytest.raises(DataError, match=r"1 of 12 test images are exact copies .* first .*blood/00\.png"):
+        load_labelled(path, CONFIG)
+    allowed = load_labelled(path, EvaluationConfig(allow_duplicates=True))
+    assert any("allowed by evaluation.allow_duplicates" in note for note in allowed.notes)
+
+
+def test_a_drawn_split_keeps_copies_together(class_folders):
+    for index in range(12):
+        shutil.copy(class_folders / f"sea/{index:02d}.png", class_folders / f"sea/copy{index:02d}.png")
+    for seed in range(5):
+        labelled = load_labelled(str(class_folders), EvaluationConfig(seed=seed))
+        train, test = (set(labelled.content[labelled.part(name)]) for name in ("train", "test"))
+        assert not train & test
+    assert any("12 images are exact copies of others" in note for note in labelled.notes)
+
+
+def test_copies_with_another_label_are_reported(class_folders):
+    shutil.copy(class_folders / "sea/00.png", class_folders / "leaf/wrong.png")
+    notes = load_labelled(str(class_folders), CONFIG).notes
+    assert "1 images are exact copies of images with another label" in notes
+
+
+def test_nct_crc_takes_its_nine_classes_and_the_published_split(tmp_path, write_image):
+    classes = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
+    for part, count in (("NCT-CRC-HE-100K", 3), ("CRC-VAL-HE-7K", 2)):
+        for number, label in enumerate(classes):
+            for index in range(count):
+                write_image(tmp_path / part / label / f"{label}-{index}.tif", 1000 * count + 10 * number + index)
+    labelled = load_labelled(f"nct-crc:{tmp_path}", CONFIG)
+    assert labelled.classes == classes
+    assert set(labelled.counts()["train"].values()) == {3}
+    assert set(labelled.counts()["test"].values()) == {2}
+    alone = load_labelled(f"nct-crc:{tmp_path / 'NCT-CRC-HE-100K'}", CONFIG)
+    assert set(alone.counts()["train"].values()) == {2}
+    shutil.copytree(tmp_path / "NCT-CRC-HE-100K", tmp_path / "NCT-CRC-HE-100K-NONORM")
+    with pytest.raises(DataError, match="One training set is needed"):
+        load_labelled(f"nct-crc:{tmp_path}", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ("{tmp}/nowhere", "no such file or folder"),
+        ("{tmp}/nowhere.csv", "no such file or folder"),
+        ("nct_crc:{tmp}/data", "Did you mean 'nct-crc:"),
+        ("store:{tmp}/data", "evaluation.regions is not set"),
+        ("nct-crc:{tmp}/data", "The nine classes ADI"),
+        ("{tmp}/data/blood/00.png", "this is a file, and no table"),
+        ("{tmp}/data/blood", "it holds no class folders"),
+    ],
+)
+def test_a_spec_that_names_nothing_is_refused_with_what_to_do(class_folders, tmp_path, spec, wanted):
+    with pytest.raises(DataError, match=wanted):
+        load_labelled(spec.format(tmp=tmp_path), CONFIG)
+
+
+def test_an_empty_class_and_a_single_class_are_refused(class_folders):
+    (class_folders / "desert").mkdir()
+    with pytest.raises(DataError, match="desert: this class folder holds no images"):
+        load_labelled(str(class_folders), CONFIG)
+    for name in ("desert", "leaf", "sea"):
+        shutil.rmtree(class_folders / name)
+    with pytest.raises(DataError, match=r"one class only \(blood\)"):
+        load_labelled(str(class_folders), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("header", "change", "wanted"),
+    [
+        (["file", "label"], lambda row: row[:2], "no column 'path'; it has 'file', 'label'"),
+        (["path;label"], lambda row: [";".join(row[:2])], "separated by commas"),
+        (["path", "label"], lambda row: (row[0], ""), "column 'label' is empty in 36 of 36 rows"),
+        (["path", "label", "patient_id"], lambda row: (*row[:2], ""), "column 'patient_id' is empty in 36"),
+        (["path", "label"], lambda row: ("gone/" + row[0], row[1]), "36 of 36 images are missing, first .*gone"),
+        (["path", "label"], lambda row: ("data/sea/00.png", row[1]), "sea/00.png has several rows"),
+        (["path", "label", "split"], lambda row: (*row[:2], "holdout"), "unknown split 'holdout'"),
+        (["path", "label", "split"], lambda row: (*row[:2], "train"), "no test images of blood, leaf, sea"),
+        (["path", "label"], lambda row: row, "row 2 has 3 values, the first line names 2 columns"),
+        (["path", "label", "label"], lambda row: row, "column 'label' is there twice"),
+    ],
+)
+def test_a_malformed_manifest_is_refused_with_the_fault(tmp_path, rows, header, change, wanted):
+    path = write_csv(tmp_path / "bad.csv", header, [change(row) for row in rows])
+    with pytest.raises(DataError, match=wanted):
+        load_labelled(path, CONFIG)
+
+
+def test_files_that_are_no_images_are_refused_by_name(class_folders):
+    (class_folders / "sea" / "00.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"00\.png: the file is empty"):
+        load_labelled(str(class_folders), CONFIG)
+    (class_folders / "sea" / "00.png").write_text("<html>404</html>")
+    with pytest.raises(DataError, match=r"00\.png: 16 bytes that are no image"):
+        load_labelled(str(class_folders), CONFIG)
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name(class_folders):
+    (class_folders / "sea" / "loop.png").symlink_to("loop.png")
+    (class_folders / "sea" / "folder.png").mkdir()
+    assert len(load_labelled(str(class_folders), CONFIG).source) == 36  # neither is a file
+    labelled = load_labelled(str(class_folders), CONFIG)
+    (class_folders / "sea" / "00.png").unlink()
+    with pytest.raises(TileStoreError, match=r"00\.png"):
+        labelled.source.read_bytes(24)
+
+
+def test_a_training_part_too_small_for_validation_is_refused(tmp_path, rows):
+    few = [(p, label, patient, "test" if patient.endswith("0") else "train") for p, label, patient in rows]
+    few = [row for row in few if not (row[1] == "sea" and row[2] == "sea-2")]
+    path = write_csv(tmp_path / "few.csv", ["path", "label", "patient_id", "split"], few)
+    labelled = load_labelled(path, CONFIG)
+    with pytest.raises(DataError, match=r"manifest|few \(training part\): too few patients to divide: sea \(1\)"):
+        labelled.fit_and_validation(0.2, seed=0)
+
+
+def test_real_lung_photos_are_split_by_source_photo(shared_data):
+    labelled = load_labelled(str(shared_data / "lc25000-lung-dev"), CONFIG)
+    assert labelled.classes == ("lung_aca", "lung_n", "lung_scc")
+    train, test = (set(labelled.groups[labelled.part(name)]) for name in ("train", "test"))
+    assert not train & test
+    assert len(train) + len(test) == 149

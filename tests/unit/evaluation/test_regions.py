@@ -1,0 +1,180 @@
+import json
+
+import numpy as np
+import pytest
+
+from dino_path.config import EvaluationConfig, TilesConfig
+from dino_path.errors import DataError
+from dino_path.evaluation.datasets import load_labelled
+from dino_path.evaluation.regions import Polygon, covered_share, label_tiles, read_regions
+from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
+from dino_path.tiles.writing import TileWriter, write_table
+
+TILE_LEVEL0 = 100
+
+
+def square(x, y, size):
+    return [[x, y], [x + size, y], [x + size, y + size], [x, y + size], [x, y]]
+
+
+def polygon(*rings):
+    arrays = tuple(np.array(ring, float) for ring in rings)
+    return Polygon(arrays, (*arrays[0].min(axis=0), *arrays[0].max(axis=0)))
+
+
+def feature(name, *rings, kind="Polygon"):
+    coordinates = list(rings) if kind == "Polygon" else [[ring] for ring in rings]
+    classification = {"classification": {"name": name, "color": [1, 2, 3]}} if name else {}
+    return {
+        "type": "Feature",
+        "geometry": {"type": kind, "coordinates": coordinates},
+        "properties": {"objectType": "annotation", **classification},
+    }
+
+
+@pytest.fixture
+def make_store(tmp_path):
+    """A store of slides with a row of 10 tiles each, at x = 0, 100, ... 900 and y = 0."""
+
+    def make(*slides):
+        folder = StoreFolder(tmp_path / "store")
+        folder.prepare(TilesConfig(mpp=0.5, size_px=16))
+        (folder.path / "tiles").mkdir()
+        for number, (slide_id, patient, split) in enumerate(slides):
+            with folder.tar_file(slide_id).open("wb") as stream:
+                writer = TileWriter(stream, slide_id, TILE_LEVEL0, 90)
+                for index in range(10):
+                    noise = np.random.default_rng(100 * number + index).integers(0, 255, (16, 16, 3), np.uint8)
+                    writer.add(noise, (TILE_LEVEL0 * index, 0), tissue_fraction=1, sharpness=1)
+                writer.close()
+            write_table(folder.table_file(slide_id), writer.rows)
+            write_record(
+                folder, SlideRecord(slide_id, f"{slide_id}.svs", "done", patient_id=patient, split=split, num_tiles=10)
+            )
+        (tmp_path / "regions").mkdir()
+        return f"store:{folder.path}", EvaluationConfig(regions=tmp_path / "regions")
+
+    return make
+
+
+def draw_two_regions(config, *slide_ids):
+    """Tumour on tiles 0 to 4 (all but half of tile 4), stroma on tiles 5 to 8."""
+    for slide_id in slide_ids:
+        features = [feature("Tumour", square(0, -50, 450)), feature("Stroma", square(500, -50, 400))]
+        text = json.dumps({"type": "FeatureCollection", "features": features})
+        (config.regions / f"{slide_id}.geojson").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("shape", "share"),
+    [
+        ([square(0, 0, 100)], 1.0),
+        ([square(-500, -500, 2000)], 1.0),
+        ([square(-10_000_000, -10_000_000, 20_000_000)], 1.0),
+        ([square(50, 0, 100)], 0.5),
+        ([square(25, 25, 50)], 0.25),
+        ([square(100, 0, 100)], 0.0),
+        ([square(0, 0, 100), square(25, 25, 50)], 0.75),
+        ([[[0, 0], [100, 0], [0, 100], [0, 0]]], 0.5),
+    ],
+)
+def test_the_covered_share_is_exact_to_a_hundredth(shape, share):
+    assert covered_share(0, 0, 100, [polygon(*shape)]) == pytest.approx(share, abs=0.01)
+
+
+def test_the_covered_share_of_a_rotated_square_far_from_the_origin():
+    angle = np.linspace(0, 2 * np.pi, 5) + 0.3
+    ring = 50_000.0 + 200 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    # The square has an area of 2 * 200^2 and lies inside a tile of 500 level-0 px.
+    assert covered_share(49_750, 49_750, 500, [polygon(ring)]) == pytest.approx(80_000 / 250_000, abs=0.01)
+
+
+def test_overlapping_regions_of_a_class_count_once_and_a_hole_can_be_filled_by_another():
+    overlapping = [polygon(square(0, 0, 60)), polygon(square(0, 0, 60))]
+    assert covered_share(0, 0, 100, overlapping) == pytest.approx(0.36, abs=0.01)
+    refilled = [polygon(square(0, 0, 100), square(25, 25, 50)), polygon(square(25, 25, 50))]
+    assert covered_share(0, 0, 100, refilled) == pytest.approx(1, abs=0.01)
+
+
+def test_a_tile_covered_by_two_classes_or_by_none_has_no_label():
+    squares = np.array([[0, 0, 100], [200, 0, 100], [400, 0, 100]])
+    regions = {"a": [polygon(square(0, 0, 100)), polygon(square(200, 0, 100))], "b": [polygon(square(0, 0, 100))]}
+    assert label_tiles(squares, regions, 0.75) == [None, "a", None]
+
+
+def test_all_geometries_of_qupath_are_read(tmp_path):
+    file = tmp_path / "s.geojson"
+    point = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}, "properties": {}}
+    derived = feature(None, square(0, 0, 5))
+    derived["properties"]["classification"] = {"names": ["Tumour", "Positive"]}
+    features = [
+        feature("A", square(0, 0, 10), square(2, 2, 3)),
+        feature("A", square(0, 0, 10), square(20, 20, 10), kind="MultiPolygon"),
+        feature(None, square(0, 0, 10)),
+        point,
+        derived,
+    ]
+    file.write_text(json.dumps(features))
+    regions = read_regions(file)
+    assert {name: [len(p.rings) for p in polygons] for name, polygons in regions.items()} == {
+        "A": [2, 1, 1],
+        "Tumour: Positive": [1],
+    }
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    assert set(read_regions(file)) == set(regions)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"type": "FeatureCollection"}', '[{"geometry": null}]', "[1]", "<xml/>"])
+def test_a_file_that_is_no_geojson_is_refused_by_name(tmp_path, text):
+    (tmp_path / "s.geojson").write_text(text)
+    with pytest.raises(DataError, match=r"s\.geojson: is not GeoJSON"):
+        read_regions(tmp_path / "s.geojson")
+
+
+def test_tiles_in_regions_are_labelled_and_grouped_by_patient(make_store):
+    spec, config = make_store(("s1", "p1", None), ("s2", "p1", None), ("s3", "p2", None), ("s4", "p3", None))
+    draw_two_regions(config, "s1", "s2", "s3")
+    labelled = load_labelled(spec, config)
+    assert labelled.classes == ("Stroma", "Tumour")
+    assert [labelled.source.name(i) for i in labelled.part("train")[:1]]
+    # 4 tiles of each class per slide: tile 4 is half covered, tile 9 not at all; s4 has no regions.
+    assert len(labelled.source) == 24
+    assert (np.bincount(labelled.labels) == 12).all()
+    assert labelled.labels[:8].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert labelled.source.name(4) == "s1 x=500 y=0"
+    assert labelled.group_kind == "patient"
+    assert set(labelled.groups) == {"p1", "p2"}
+    assert labelled.source.mpp == 0.5
+    assert "16 of 40 tiles lie in no region and are left out" in labelled.notes
+    assert "1 slides without regions left out: s4" in labelled.notes
+
+
+def test_slides_are_the_groups_where_a_patient_is_unknown(make_store):
+    spec, config = make_store(("s1", "p1", None), ("s2", None, None))
+    draw_two_regions(config, "s1", "s2")
+    labelled = load_labelled(spec, config)
+    assert labelled.group_kind == "slide"
+    assert set(labelled.groups) == {"s1", "s2"}
+
+
+def test_the_split_of_the_slides_is_used_and_must_be_whole(make_store):
+    spec, config = make_store(("s1", "p1", "train"), ("s2", "p2", "test"), ("s3", "p3", None))
+    draw_two_regions(config, "s1", "s2")
+    labelled = load_labelled(spec, config)
+    assert labelled.split.tolist() == ["train"] * 8 + ["test"] * 8
+    draw_two_regions(config, "s3")
+    with pytest.raises(DataError, match="1 of 3 labelled slides have no split of ours, first s3"):
+        load_labelled(spec, config)
+
+
+def test_a_patient_in_both_splits_of_the_slides_is_refused(make_store):
+    spec, config = make_store(("s1", "p1", "train"), ("s2", "p1", "test"))
+    draw_two_regions(config, "s1", "s2")
+    with pytest.raises(DataError, match="1 patients are on several sides"):
+        load_labelled(spec, config)
+
+
+def test_a_store_without_a_labelled_tile_is_refused_with_the_file_names_we_looked_for(make_store):
+    spec, config = make_store(("s1", "p1", None))
+    with pytest.raises(DataError, match=r"no tile lies in a region \(1 of 1 slides have no regions file\)"):
+        load_labelled(spec, config)

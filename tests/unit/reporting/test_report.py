@@ -1,0 +1,241 @@
+"""The report: one file that needs nothing else, from whole, unfinished and damaged run folders."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from made_up import write_evaluation, write_run, write_store
+
+from dino_path.errors import CheckpointError, DataError, TileStoreError
+from dino_path.reporting.images import inline_picture
+from dino_path.reporting.report import write_report
+
+VOID = {"meta", "img", "br", "hr", "line", "circle", "rect", "polyline", "polygon"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; keeps the text and every address."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.texts: list[str] = []
+        self.tags: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "title"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def report(*runs: Path, out: Path, **more: object) -> Page:
+    return Page(write_report(runs, out / "report.html", **more).read_text(encoding="utf-8"))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "vits16")
+
+
+def test_the_page_loads_nothing_from_elsewhere(run: Path, tmp_path: Path) -> None:
+    write_evaluation(run / "eval" / "results.json")
+    page = report(run, out=tmp_path, store=write_store(tmp_path / "store"))
+    assert page.addresses
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    assert not {"script", "link", "iframe", "object"}.intersection(page.tags)
+    html = (tmp_path / "report.html").read_text()
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_it_tells_the_facts_of_the_run(run: Path, tmp_path: Path) -> None:
+    page = report(run, out=tmp_path)
+    for text in ("vit_small_patch16_224", "1,200 of 1,200 steps", "76,800 tiles seen", "Effective rank", "ln K"):
+        assert text in page.text
+    assert "unfinished" not in page.text
+    assert "4f9a52e" in page.text
+    assert "num_prototypes: 4096" in page.text
+
+
+def test_every_field_of_the_metrics_has_its_chart(run: Path, tmp_path: Path) -> None:
+    assert report(run, out=tmp_path).tags.count("svg") == 13
+
+
+def test_an_evaluation_is_shown_with_intervals_beside_the_baseline(run: Path, tmp_path: Path) -> None:
+    write_evaluation(run / "eval" / "results.json")
+    page = report(run, out=tmp_path)
+    assert (
+        "polyps, linear probe: vits16 reaches a balanced accuracy of 0.900 (0.870 to 0.930); against supervised "
+        "resnet50 (from scratch): +0.080 (+0.050 to +0.110), better." in page.text
+    )
+    assert "−0.110 (−0.140 to −0.080)" in page.text
+    assert "0.710 0.680–0.740" in page.text
+    assert "41 test patients" in page.text
+    assert "untrained-vits16 reaches" not in page.text, "comparisons make no headline"
+
+
+def test_a_missing_baseline_is_said_and_not_hidden(run: Path, tmp_path: Path) -> None:
+    write_evaluation(run / "eval" / "results.json", has_baseline=False)
+    page = report(run, out=tmp_path)
+    assert "supervised ResNet-50 not measured" in page.text
+    assert "against the supervised baseline" not in page.text
+
+
+def test_evaluations_in_subfolders_and_elsewhere_are_found(run: Path, tmp_path: Path) -> None:
+    write_evaluation(run / "eval" / "crc" / "results.json")
+    write_evaluation(tmp_path / "elsewhere" / "results.json")
+    page = report(run, out=tmp_path, evaluations=[tmp_path / "elsewhere"])
+    assert page.text.count("polyps, linear probe: vits16 reaches") == 2
+    with pytest.raises(DataError, match="cannot be read as an evaluation"):
+        report(run, out=tmp_path, evaluations=[tmp_path / "nowhere"])
+
+
+def test_slides_are_listed_with_the_troubled_ones_first_and_without_paths_or_patients(
+    run: Path, tmp_path: Path
+) -> None:
+    page = report(run, out=tmp_path, store=write_store(tmp_path / "store"))
+    order = [page.text.index(f"{slide} {status}") for slide, status in
+             (("case-090", "failed"), ("case-091", "empty"), ("case-001", "done"), ("case-000", "done"))]  # fmt: skip
+    assert order == sorted(order)
+    assert "no mpp in the file" in page.text
+    assert "1,203 tiles of 256 px at 0.5 µm/px" in page.text
+    html = (tmp_path / "report.html").read_text()
+    assert "/secret/place" not in html
+    assert "P-77" not in html
+
+
+def test_runs_are_drawn_together_and_differing_settings_are_marked(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "lower", seed=1, momentum=0.99)
+    page = report(run, other, out=tmp_path)
+    assert page.text.count("vits16") > 2
+    html = (tmp_path / "report.html").read_text()
+    [row] = re.findall(r'<tr class="differs"><td title="([^"]*)">', html)
+    assert row == "training.momentum"
+    assert html.count('class="curve slot1"') == 13
+
+
+def test_two_runs_of_one_name_get_their_parents_name_too(tmp_path: Path) -> None:
+    page = report(write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run"), out=tmp_path)
+    assert "a/run" in page.text
+    assert "b/run" in page.text
+
+
+def test_an_unfinished_run_without_some_fields_is_shown_as_far_as_it_goes(run: Path, tmp_path: Path) -> None:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[:50]]
+    for record in records:
+        del record["rankme"], record["data_wait"], record["tiles_seen"]
+        record["kl"] = None
+    records[-1]["collapse"] = "uniform"
+    records[-1]["num_skipped"] = 2
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"step": 51, "lo')
+    (run / "environment.json").unlink()
+    page = report(run, out=tmp_path)
+    assert "500 of 1,200 steps, unfinished" in page.text
+    assert page.tags.count("svg") == 10
+    assert "named a collapse (uniform), first at step 499" in page.text
+    assert "2 step(s) had a loss that was not finite" in page.text
+
+
+def test_a_run_before_its_first_record_can_be_reported(run: Path, tmp_path: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    assert "0 of 1,200 steps, unfinished" in report(run, out=tmp_path).text
+
+
+def test_what_cannot_be_read_is_said_on_the_page(run: Path, tmp_path: Path) -> None:
+    (run / "figures" / "broken.png").write_bytes(b"no picture")
+    (run / "config.yaml").write_text("a: [")
+    (run / "environment.json").write_text("{")
+    (run / "eval").mkdir()
+    (run / "eval" / "results.json").write_text("{}")
+    (run / "metrics.jsonl").write_text("not json\n")
+    page = report(run, out=tmp_path)
+    for text in ("figures/broken.png cannot be read", "config.yaml cannot", "environment.json cannot",
+                 "eval/results.json: cannot", "metrics.jsonl cannot"):  # fmt: skip
+        assert text in page.text
+
+
+def test_names_from_files_cannot_bring_markup(run: Path, tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store")
+    record = {"slide_id": "<script>alert(1)</script>", "status": "failed", "reason": "<img src=x>", "num_tiles": 0}
+    (store / "slides" / "bad.json").write_text(json.dumps(record))
+    page = report(run, out=tmp_path, store=store, title="<b>title</b>")
+    assert "script" not in page.tags
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_captions_come_from_text_files_or_file_names(run: Path, tmp_path: Path) -> None:
+    (run / "figures" / "views.jpg").write_bytes(
+        cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (50, 60, 3), dtype=np.uint8))[1].tobytes()
+    )
+    (run / "figures" / "views.txt").write_text("Two global and eight local views of six tiles.\n")
+    page = report(run, out=tmp_path)
+    assert "attention of a gland" in page.text
+    assert "Two global and eight local views of six tiles." in page.text
+
+
+def test_pictures_become_smaller_and_lose_transparency(tmp_path: Path) -> None:
+    file = tmp_path / "large.png"
+    clear = np.zeros((500, 2000, 4), np.uint8)
+    cv2.imwrite(str(file), clear)
+    picture = inline_picture(file, caption="", max_edge_px=800)
+    assert picture is not None
+    assert (picture.width, picture.height) == (800, 200)
+    import base64
+
+    encoded = np.frombuffer(base64.b64decode(picture.address.split(",")[1]), np.uint8)
+    assert (cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) == 255).all()
+
+
+def test_a_model_folder_is_described_with_its_resolution(run: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    preprocessing = {"input_size": [3, 224, 224], "mean": [0.7, 0.5, 0.6], "std": [0.2, 0.2, 0.2]}
+    config = {"architecture": "vit_small_patch16_224", "num_features": 384, "mpp": 0.5, "pretrained_cfg": preprocessing}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "model.safetensors").write_bytes(bytes(2_000_000))
+    page = report(run, out=tmp_path, models=[model])
+    assert "weights 2.0 MB" in page.text
+    assert "It expects tiles at 0.5 µm/px , 224 px" in page.text
+    with pytest.raises(CheckpointError, match="model folder"):
+        report(run, out=tmp_path, models=[tmp_path])
+
+
+def test_folders_that_are_no_runs_or_stores_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        report(tmp_path / "nothing", out=tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"neither config\.yaml nor metrics"):
+        report(tmp_path / "empty", out=tmp_path)
+    with pytest.raises(TileStoreError):
+        report(run, out=tmp_path, store=tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="no run folder was given"):
+        report(out=tmp_path)
+
+
+def test_the_same_files_give_the_same_page(run: Path, tmp_path: Path) -> None:
+    write_evaluation(run / "eval" / "results.json")
+    report(run, out=tmp_path / "one")
+    report(run, out=tmp_path / "two")
+    assert (tmp_path / "one" / "report.html").read_bytes() == (tmp_path / "two" / "report.html").read_bytes()
