@@ -152,6 +152,8 @@ def embed(
         allow_other_mpp=allow_other_mpp,
     )
     typer.echo(summary.text())
+    if summary.failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @app.command()
@@ -180,7 +182,10 @@ def baseline(
         device=choose_device(device, 0),
         num_workers=workers,
     )
-    typer.echo(result.text())
+    typer.echo(
+        f"test accuracy {result.metrics.accuracy}, balanced {result.metrics.balanced_accuracy}"
+        f" [95 % over {result.metrics.num_units} {result.metrics.unit}]; best epoch {result.best_epoch}; {out}"
+    )
 
 
 @evaluate_app.command("knn")
@@ -262,12 +267,15 @@ def _evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders")],
     out: Annotated[Path, typer.Option(help="HTML file")] = Path("report.html"),
+    store: Annotated[Path | None, typer.Option(help="tile store, for the section on slides")] = None,
+    model: Annotated[list[Path] | None, typer.Option(help="exported model folder; may be given again")] = None,
+    evaluation: Annotated[list[Path] | None, typer.Option(help="further folders with a results.json")] = None,
 ) -> None:
     """Everything that run folders hold, as one self-contained page."""
     from dino_path.reporting.report import write_report
 
     log_to(None)
-    write_report(runs, out)
+    write_report(runs, out, store=store, models=model or (), evaluations=evaluation or ())
     typer.echo(f"report: {out}")
 
 
@@ -324,7 +332,8 @@ def doctor(
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Positional arguments and `dotted.key=value` settings; a path that exists is no setting."""
-    positionals, overrides = [], []
+    positionals: list[str] = []
+    overrides: list[str] = []
     for argument in arguments:
         is_setting = SETTING.fullmatch(argument) and not Path(argument).exists()
         (overrides if is_setting else positionals).append(argument)

@@ -179,9 +179,7 @@ class ModelConfig(Section):
     arguments: dict[str, bool | int | float | str] = Field(
         {}, description="further arguments of timm.create_model, such as embed_dim, depth, patch_size"
     )
-    weights: str | None = Field(
-        None, description="None: from scratch; `timm`: timm's own weights; else a file or a model folder"
-    )
+    weights: str | None = Field(None, description="None: from scratch; `timm`: timm's own weights; else a model folder")
     drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
     num_prototypes: int = Field(65536, ge=2, description="K, the output units of the head")
     head_hidden: int = Field(2048, ge=1, description="width of the head's hidden layers")
@@ -306,6 +304,8 @@ class WandbConfig(Section):
 
 class ClusterConfig(Section):
     """What SLURM is asked for."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # account: 4711, time: 30 (minutes)
 
     partition: str | None = None
     account: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -21,6 +22,7 @@ from dino_path.evaluation.baseline import train_baseline
 from dino_path.evaluation.datasets import load_labelled
 from dino_path.evaluation.table import Table, evaluate_table
 from dino_path.export.checkpoint import export_checkpoint
+from dino_path.export.model_folder import write_card
 from dino_path.features.embed import embed_store
 from dino_path.features.extractor import load_extractor
 from dino_path.reporting.report import write_report
@@ -89,7 +91,7 @@ def run_demo(out: Path, *, is_fast: bool) -> None:
         assert config.tiles is not None
         summary = tile_slides(find_slides([table]), config.tiles, folder.store, num_workers=num_workers)
         logger.info("%d tiles from %d slides", summary.num_tiles, len(summary.records))
-    with stage("3/7", "pretrain", f"DINO on the training slides' tiles, no labels -> {folder.run}"), open_world("cpu") as world:
+    with open_world("cpu") as world, stage("3/7", "pretrain", f"DINO on the training tiles -> {folder.run}"):
         pretrain(config, world)
     with stage("4/7", "export", f"teacher -> {folder.model}, loaded back by timm"):
         result = export_checkpoint(folder.run, folder.model)
@@ -122,7 +124,7 @@ def run_demo(out: Path, *, is_fast: bool) -> None:
             extractor, TileStore.open(folder.store), folder.features, batch_size=128, device=world.device
         )  # fmt: skip
     with stage("7/7", "report", str(folder.report)):
-        export_checkpoint(folder.run, folder.model)  # again: the model card now carries the results
+        write_card(folder.model, [json.loads((folder.run / "eval" / "results.json").read_text(encoding="utf-8"))])
         write_report([folder.run], folder.report, title="dino_path demo", store=folder.store, models=[folder.model])
     show_table(results, minutes=(time.monotonic() - start_s) / 60, folder=folder, is_fast=is_fast)
 
@@ -174,7 +176,7 @@ def show_table(results: Table, *, minutes: float, folder: DemoFolder, is_fast: b
     for title in ("model", "k-NN", "linear probe", "end to end"):
         table.add_column(title)
     for model in dict.fromkeys(row.model for row in results.rows):
-        scores = {row.protocol: str(row.metrics.accuracy) for row in results.rows if row.model == model}
+        scores = {str(row.protocol): str(row.metrics.accuracy) for row in results.rows if row.model == model}
         table.add_row(model, *(scores.get(protocol, "") for protocol in protocols))
     screen.print(table)
     if is_fast:

@@ -29,8 +29,8 @@ from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.images import AUGMENTATION, SquareImages, augment, image_edge_px
 from dino_path.evaluation.metrics import Metrics, confusion_matrix, measure, summarise
 from dino_path.model.backbone import build_backbone, count_parameters
-from dino_path.model.folder import Triple, load_backbone, read_model_folder
-from dino_path.model.pretrained import load_timm_weights
+from dino_path.model.folder import Triple
+from dino_path.model.pretrained import load_start
 from dino_path.progress import Meter, meter
 from dino_path.run import atomic_write, environment_record, write_json
 
@@ -159,15 +159,11 @@ class Training:
         mean, std = _mean_and_std(images, fit)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            match config.weights:
-                case None:
-                    backbone = build_backbone(config.backbone, {})
-                case "timm":
-                    published = load_timm_weights(config.backbone)
-                    backbone, mean, std = published.module, published.mean, published.std
-                case path:
-                    source = read_model_folder(Path(path))
-                    backbone, mean, std = load_backbone(source), source.mean, source.std
+            if config.weights is None:
+                backbone = build_backbone(config.backbone, {})
+            else:
+                start = load_start(config.backbone, config.weights)
+                backbone, mean, std = start.module, start.mean, start.std
             model = Classifier(backbone, len(labelled.classes))
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)

@@ -37,8 +37,10 @@ class Score:
         return {f.name: None if math.isnan(v := getattr(self, f.name)) else v for f in fields(self)}
 
     def __str__(self) -> str:
-        interval = "no interval" if math.isnan(self.low) else f"{self.low:.3f}-{self.high:.3f}"
-        return f"{self.value:.3f} ({interval})"
+        if math.isnan(self.low):
+            return f"{self.value:.3f} (no interval)"
+        between = "-" if self.low >= 0 else " to "
+        return f"{self.value:.3f} ({self.low:.3f}{between}{self.high:.3f})"
 
 
 @dataclass(frozen=True)

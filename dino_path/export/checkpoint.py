@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from dino_path.config import Config, digest, section_from_file
-from dino_path.errors import CheckpointError
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
+from dino_path.model.checkpoint import read_checkpoint
 from dino_path.run import RunFolder, newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
-FORMAT, VERSION = "dino_path checkpoint", 1
 VERSIONS_TOLD = ("dino-path", "torch", "timm")
 
 Network = Literal["teacher", "student"]
@@ -40,34 +36,14 @@ def export_checkpoint(path: Path, out: Path, *, network: Network = "teacher") ->
     return export_model(export_source(record, run, name=str(file), network=network), out)
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """The record in a checkpoint file, on the CPU; only tensors and plain values are unpickled.
-
-    Raises:
-        CheckpointError: not a checkpoint of this version of dino_path.
-    """
-    try:
-        record = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise _not_ours(file, f"cannot be read as a checkpoint ({' '.join(str(error).split())[:160]}).") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise _not_ours(file, "is a torch file, but no checkpoint of dino_path.")
-    if record.get("version") != VERSION:
-        raise _not_ours(file, f"has checkpoint version {record.get('version')!r}.")
-    return record
-
-
 def export_source(record: Mapping[str, Any], run: RunFolder, *, name: str, network: Network) -> ExportSource:
     """What a checkpoint record says about its backbone; the run folder adds the environment and evaluation results.
 
     Args:
         name: of the checkpoint, for messages.
     """
-    try:
-        weights, step, tile_mpp = record[f"{network}_backbone"], int(record["step"]), record["tile_mpp"]
-        config = section_from_file(Config, record["config"], name)
-    except KeyError as error:
-        raise _not_ours(Path(name), f"lacks {error}.") from None
+    weights, step, tile_mpp = record[f"{network}_backbone"], int(record["step"]), record["tile_mpp"]
+    config = section_from_file(Config, record["config"], name)
     return ExportSource(
         backbone=config.model.backbone,
         arguments=config.model.arguments,
@@ -132,12 +108,3 @@ def _read_object(file: Path) -> dict[str, Any] | None:
         logger.warning("%s is not used: it is not JSON (%s)", file, error)
         return None
     return record if isinstance(record, dict) else None
-
-
-def _not_ours(file: Path, found: str) -> CheckpointError:
-    return CheckpointError(
-        str(file),
-        found,
-        f"A file that `dino-path pretrain` has written (version {VERSION}) is needed; nothing else is opened.",
-        "Check the path; if the file is damaged, use the checkpoint before it.",
-    )

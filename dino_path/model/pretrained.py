@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,7 +13,7 @@ from torch import nn
 
 from dino_path.errors import CheckpointError, ConfigError
 from dino_path.model.backbone import architecture, backbone_arguments
-from dino_path.model.folder import Triple
+from dino_path.model.folder import Triple, load_backbone, read_model_folder
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,18 @@ class TimmBackbone:
     mean: Triple
     std: Triple
     input_px: int
+
+
+def load_start(name: str, weights: str) -> TimmBackbone:
+    """The weights that a training starts from: `timm` (the model's own), or a model folder.
+
+    Raises:
+        CheckpointError: they cannot be had.
+    """
+    if weights == "timm":
+        return load_timm_weights(name)
+    folder = read_model_folder(Path(weights))
+    return TimmBackbone(load_backbone(folder), folder.mean, folder.std, folder.input_px)
 
 
 def load_timm_weights(name: str) -> TimmBackbone:

@@ -187,7 +187,7 @@ def write_pyramid(stream: object, image: Image) -> None:
         for level in range(3):
             factor = 4**level
             size = (image.shape[1] // factor, image.shape[0] // factor)
-            pixels = image if level == 0 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            pixels = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
             per_cm = 1e4 / (MPP * factor)
             tiff.write(
                 _jpeg_tiles(pixels),
@@ -213,8 +213,8 @@ def _jpeg_tiles(image: Image) -> Iterator[bytes]:
         for x in range(0, width, TILE_PX):
             tile = image[y : y + TILE_PX, x : x + TILE_PX]
             missing = (TILE_PX - tile.shape[0], TILE_PX - tile.shape[1])
-            tile = cv2.copyMakeBorder(tile, 0, missing[0], 0, missing[1], cv2.BORDER_REPLICATE)
-            encoded = cv2.imencode(".jpg", cv2.cvtColor(tile, cv2.COLOR_RGB2BGR), options)[1]
+            padded = cv2.copyMakeBorder(tile, 0, missing[0], 0, missing[1], cv2.BORDER_REPLICATE)
+            encoded = cv2.imencode(".jpg", cv2.cvtColor(padded, cv2.COLOR_RGB2BGR), options)[1]
             yield encoded.tobytes()
 
 

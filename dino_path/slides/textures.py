@@ -21,7 +21,7 @@ def smooth_noise(height: int, width: int, size_px: float, rng: np.random.Generat
     """Gaussian noise (mean 0, std about 1) whose blobs are `size_px` high and `size_px * stretch` wide."""
     rows, columns = max(4, round(height / size_px) + 3), max(4, round(width / (size_px * stretch)) + 3)
     coarse = rng.standard_normal((rows, columns)).astype(np.float32)
-    fine: Map = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    fine = np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
     return fine * np.float32(1.4)
 
 
@@ -34,8 +34,8 @@ def fibres(height: int, width: int, rng: np.random.Generator, angle_deg: float, 
     cos, sin = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
     along = (cos * (xs - width / 2) + sin * (ys - height / 2) + edge / 2).astype(np.float32)
     across = (-sin * (xs - width / 2) + cos * (ys - height / 2) + edge / 2 + bend).astype(np.float32)
-    bent: Map = cv2.remap(straight, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    return bent
+    bent = cv2.remap(straight, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(bent, np.float32)
 
 
 def jittered_grid(

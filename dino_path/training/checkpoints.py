@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ import torch
 
 from dino_path.config import Config, as_plain
 from dino_path.errors import CheckpointError
+from dino_path.model.checkpoint import FORMAT, VERSION, read_checkpoint
 from dino_path.run import RunFolder, atomic_write
 from dino_path.tiles.source import TileSource
 from dino_path.training.learner import Learner
 
 logger = logging.getLogger(__name__)
-
-FORMAT = "dino_path checkpoint"
-VERSION = 1
 
 
 def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: TileSource, *, step: int) -> Path:
@@ -51,31 +48,6 @@ def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: Til
     for old in written[: -learner.training.keep_checkpoints]:
         old.unlink()
     return path
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The record in a checkpoint file of ours, on the CPU.
-
-    Raises:
-        CheckpointError: not a file that torch.load(weights_only=True) reads, or not one of ours.
-    """
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            str(path),
-            f"cannot be read as a checkpoint ({' '.join(str(error).split())[:160]}).",
-            "A file that `dino-path pretrain` has written is needed; nothing else is unpickled.",
-            "Check the path; if the file is damaged, use the checkpoint before it.",
-        ) from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
-        raise CheckpointError(
-            str(path),
-            "is a torch file, but not a checkpoint of this version of dino_path.",
-            f"A file with format {FORMAT!r}, version {VERSION} is needed.",
-            "Check the path.",
-        )
-    return record
 
 
 def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource) -> int:

@@ -10,8 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dino_path.config import ModelConfig, OptimConfig, TrainingConfig
 from dino_path.distributed import World
+from dino_path.errors import CheckpointError
 from dino_path.model.backbone import build_backbone
 from dino_path.model.head import DinoHead, DinoNetwork
+from dino_path.model.pretrained import load_start
 from dino_path.training.objective import batch_center, dino_objective
 from dino_path.training.schedules import StepSettings
 from dino_path.views.batches import ViewBatch
@@ -39,6 +41,8 @@ class Learner:
         torch.manual_seed(training.seed)
         self.model, self.optim, self.training, self.world = model, optim, training, world
         self.student = build_network(model, drop_path_rate=model.drop_path_rate).to(world.device)
+        if model.weights is not None:
+            load_start_weights(self.student.backbone, model)
         self.teacher = build_network(model, drop_path_rate=0.0).to(world.device)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
@@ -141,6 +145,25 @@ def build_network(model: ModelConfig, *, drop_path_rate: float) -> DinoNetwork:
         norm_last_layer=model.norm_last_layer,
     )
     return DinoNetwork(backbone, head)
+
+
+def load_start_weights(backbone: nn.Module, model: ModelConfig) -> None:
+    """Start the backbone from `model.weights`; the head stays random.
+
+    Raises:
+        CheckpointError: the weights cannot be had, or belong to another architecture.
+    """
+    assert model.weights is not None
+    start = load_start(model.backbone, model.weights)
+    try:
+        backbone.load_state_dict(start.module.state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"model.weights={model.weights}",
+            f"do not fit {model.backbone} with {dict(model.arguments)} ({' '.join(str(error).split())[:200]}).",
+            "Weights of the same architecture, with the same arguments, are needed.",
+            "Correct model.backbone, model.arguments or model.weights.",
+        ) from None
 
 
 def build_optimizer(student: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:

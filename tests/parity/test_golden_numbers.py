@@ -28,7 +28,7 @@ def test_loss_gradient_and_center_equal_the_published_code_over_three_calls() ->
     for teacher_temp, loss, gradient_norm, center_after in LOSS_CALLS:
         objective = dino_objective(student, teacher, center, student_temp=0.1, teacher_temp=teacher_temp)
         (gradient,) = torch.autograd.grad(objective.loss, student)
-        assert float(objective.loss) == pytest.approx(loss, abs=1e-8)
+        assert float(objective.loss.detach()) == pytest.approx(loss, abs=1e-8)
         assert float(gradient.norm()) == pytest.approx(gradient_norm, abs=1e-8)
         update_center(center, teacher, 0.9, ALONE)
         assert center[0].tolist() == pytest.approx(center_after, abs=1e-8)
@@ -73,7 +73,7 @@ def test_schedules_equal_the_published_values() -> None:
     assert schedules.at(25_019).lr == pytest.approx(1e-3, abs=1e-18)
     assert schedules.at(25_020).lr == pytest.approx(1e-3, abs=1e-18)
     assert schedules.at(last).lr == pytest.approx(1.0000000486e-06, abs=1e-16)
-    assert schedules.at(0).weight_decay == 0.04
+    assert schedules.at(0).weight_decay == pytest.approx(0.04, abs=1e-15)
     assert schedules.at(last).weight_decay == pytest.approx(0.39999999998581, abs=1e-14)
     assert schedules.at(0).momentum == 0.996
     assert schedules.at(125_100).momentum == pytest.approx(0.998, abs=1e-12)
@@ -129,14 +129,12 @@ def test_lengths_of_prototypes_train_only_when_not_normalised(norm_last_layer: b
 def test_head_normalises_features_and_prototypes() -> None:
     torch.manual_seed(0)
     head = DinoHead(8, 16, hidden=8, bottleneck=4, num_layers=2, batch_norm=False, norm_last_layer=True)
-    logits = head(torch.randn(32, 8) * 100)
-    assert float(logits.abs().max()) <= 1 + 1e-6
+    features = torch.randn(32, 8) * 100
     with torch.no_grad():
+        logits = head(features)
         head.last_layer["weight_v"].mul_(7)
-    torch.manual_seed(0)
-    same = DinoHead(8, 16, hidden=8, bottleneck=4, num_layers=2, batch_norm=False, norm_last_layer=True)
-    images = torch.randn(32, 8)
-    torch.testing.assert_close(head(images), same(images))
+        torch.testing.assert_close(head(features), logits)
+    assert float(logits.abs().max()) <= 1 + 1e-6
 
 
 def test_batch_norm_of_the_head_stands_between_linear_and_gelu() -> None:
@@ -150,8 +148,8 @@ def test_optimizer_decays_what_the_published_code_decays(tiles_folder: Path) -> 
     names = {id(value): name for name, value in learner.student.named_parameters()}
     decayed, plain = ({names[id(value)] for value in group["params"]} for group in learner.optimizer.param_groups)
     assert {
-        "backbone.pos_embed", "backbone.cls_token", "backbone.patch_embed.proj.weight", "backbone.blocks.0.mlp.fc1.weight",
-        "head.last_layer.weight_v", "head.last_layer.weight_g", "head.mlp.0.weight",
+        "backbone.pos_embed", "backbone.cls_token", "backbone.patch_embed.proj.weight",
+        "backbone.blocks.0.mlp.fc1.weight", "head.last_layer.weight_v", "head.last_layer.weight_g", "head.mlp.0.weight",
     } <= decayed  # fmt: skip
     assert plain == {name for name in names.values() if name.endswith(".bias") or ".norm" in name}
     assert decayed | plain == {*names.values()}

@@ -10,11 +10,12 @@ from tiny import tiny_batches, tiny_config, tiny_learner, tiny_schedules
 from dino_path.training.learner import Learner, train_step
 from dino_path.views.batches import ViewBatch
 
-# float64 on both sides; what is left is the order of additions, amplified by AdamW's division.
-TOLERANCE = 1e-9
+# float64 on both sides, but timm resamples the position embedding of local views in float32: its gradients are summed
+# in another order there, and AdamW's division makes that visible where a gradient is almost zero.
+TOLERANCE = 1e-8
 SETTINGS = (
-    "model.drop_path_rate=0", "model.num_prototypes=24", "optim.lr_warmup=0 steps", "optim.clip_norm=0.02",
-    "training.teacher_temp=0.07", "training.teacher_temp_warmup=3 steps", "training.batch_size_per_gpu=3",
+    "model.drop_path_rate=0", "model.num_prototypes=12", "optim.lr_warmup=0 steps", "optim.clip_norm=0.02",
+    "training.teacher_temp=0.07", "training.teacher_temp_warmup=3 steps", "training.batch_size_per_gpu=2",
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def views_of(batch: ViewBatch) -> list[list[torch.Tensor]]:
 def test_five_steps_equal_the_reference_in_every_parameter(tiles_folder: Path, norm_last_layer: bool) -> None:
     config = tiny_config(tiles_folder, Path("unused"), *SETTINGS, f"model.norm_last_layer={norm_last_layer}")
     learner = in_float64(tiny_learner(config))
-    reference = SlowDino(learner.student, mean=learner.mean, std=learner.std, num_prototypes=24)
+    reference = SlowDino(learner.student, mean=learner.mean, std=learner.std, num_prototypes=12)
     batches, schedules = tiny_batches(config), tiny_schedules(config)
     start = {name: value.clone() for name, value in learner.student.named_parameters()}
 

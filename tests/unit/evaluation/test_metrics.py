@@ -152,3 +152,8 @@ def test_a_model_does_not_differ_from_itself(predictions):
     labels, predicted, _ = predictions
     difference = paired_difference(labels, predicted, predicted, images(300), num_classes=4, num_bootstrap=100, seed=0)
     assert set(difference.values()) == {Score(0.0, 0.0, 0.0)}
+
+
+def test_an_interval_below_zero_reads_without_two_dashes():
+    assert str(Score(-0.07, -0.09, -0.05)) == "-0.070 (-0.090 to -0.050)"
+    assert str(Score(0.7, 0.6, 0.8)) == "0.700 (0.600-0.800)"

@@ -20,11 +20,11 @@ from PIL import Image
 from dino_path.config import Config, as_plain
 from dino_path.errors import CheckpointError, DataError
 from dino_path.export import reload
-from dino_path.export.checkpoint import FORMAT, VERSION, export_checkpoint
+from dino_path.export.checkpoint import export_checkpoint
 from dino_path.export.model_folder import ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
-from dino_path.training import checkpoints
+from dino_path.model.checkpoint import FORMAT, VERSION
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 ARGUMENTS = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -304,7 +304,3 @@ def test_files_that_are_no_checkpoint_of_ours_are_refused(
     with pytest.raises(CheckpointError, match=r"file\.pt"):
         export_checkpoint(file, tmp_path / "model")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.pt"]
-
-
-def test_the_format_is_the_one_that_training_writes() -> None:
-    assert (FORMAT, VERSION) == (checkpoints.FORMAT, checkpoints.VERSION)

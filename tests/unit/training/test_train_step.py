@@ -1,0 +1,203 @@
+"""One step: what moves, what must not, and by how much."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
+from torch import Tensor
+
+from dino_path.config import OptimConfig
+from dino_path.training.learner import Learner, clip_gradients, train_step
+from dino_path.training.schedules import StepSettings
+from dino_path.views.batches import ViewBatch
+
+OUT = Path("unused")
+SETTINGS = StepSettings(lr=1e-3, weight_decay=0.1, momentum=0.75, teacher_temp=0.04, last_layer_frozen=False)
+
+
+@pytest.fixture
+def batch(tiles_folder: Path) -> ViewBatch:
+    return tiny_batches(tiny_config(tiles_folder, OUT)).batch(0)
+
+
+@pytest.fixture
+def learner(tiles_folder: Path) -> Learner:
+    return tiny_learner(tiny_config(tiles_folder, OUT))
+
+
+def with_broken_student(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the student's logits be infinite from now on."""
+    forward = learner.forward
+
+    def broken(batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
+        student_logits, teacher_logits, teacher_features = forward(batch)
+        return student_logits + math.inf, teacher_logits, teacher_features
+
+    monkeypatch.setattr(learner, "forward", broken)
+
+
+def test_student_and_teacher_start_alike_and_share_no_storage(learner: Learner) -> None:
+    student, teacher = learner.student.state_dict(), learner.teacher.state_dict()
+    assert student.keys() == teacher.keys()
+    assert all(torch.equal(student[name], teacher[name]) for name in student)
+    student_places = {value.untyped_storage().data_ptr() for value in student.values()}
+    assert student_places.isdisjoint(value.untyped_storage().data_ptr() for value in teacher.values())
+    assert not learner.center.any()
+
+
+def test_two_learners_of_one_seed_are_equal_and_of_two_seeds_are_not(tiles_folder: Path) -> None:
+    first, second = (state_of(tiny_learner(tiny_config(tiles_folder, OUT))) for _ in range(2))
+    other = state_of(tiny_learner(tiny_config(tiles_folder, OUT, "training.seed=1")))
+    assert differences(first, second) == []
+    assert "student.head.last_layer.weight_v" in differences(first, other)
+
+
+def test_teacher_gets_no_gradient(learner: Learner, batch: ViewBatch) -> None:
+    train_step(learner, batch, SETTINGS, step=0)
+    assert all(value.grad is None and not value.requires_grad for value in learner.teacher.parameters())
+    optimized = {id(value) for group in learner.optimizer.param_groups for value in group["params"]}
+    assert optimized.isdisjoint(id(value) for value in learner.teacher.parameters())
+
+
+def test_teacher_follows_the_student_of_after_the_step(learner: Learner, batch: ViewBatch) -> None:
+    train_step(learner, batch, SETTINGS, step=0)
+    teacher_before = [value.clone() for value in learner.teacher.parameters()]
+    student_before = [value.detach().clone() for value in learner.student.parameters()]
+    train_step(learner, batch, SETTINGS, step=1)
+    student_after, teacher_after = list(learner.student.parameters()), list(learner.teacher.parameters())
+    for before, student, teacher in zip(teacher_before, student_after, teacher_after, strict=True):
+        torch.testing.assert_close(teacher, 0.75 * before + 0.25 * student, rtol=0, atol=1e-7)
+    too_early = [0.75 * t + 0.25 * s for t, s in zip(teacher_before, student_before, strict=True)]
+    assert not all(torch.allclose(a, b, atol=1e-7) for a, b in zip(too_early, teacher_after, strict=True))
+
+
+def test_teacher_has_no_stochastic_depth_and_the_students_depends_on_seed_and_step_alone(
+    tiles_folder: Path, batch: ViewBatch
+) -> None:
+    config = tiny_config(tiles_folder, OUT, "model.drop_path_rate=0.5")
+    losses = {}
+    for step in (0, 0, 1):
+        torch.manual_seed(step + 17)  # what was drawn before has no influence
+        loss = train_step(tiny_learner(config), batch, SETTINGS, step=step).loss
+        assert losses.setdefault(step, loss) == loss
+    assert losses[0] != losses[1]
+    learner = tiny_learner(config)
+    views = [learner.normalised(batch.global_views)]
+    assert torch.equal(learner.teacher(views)[0], learner.teacher(views)[0])
+    assert not torch.equal(learner.student(views)[0], learner.student(views)[0])
+
+
+def test_frozen_prototypes_get_neither_update_nor_moments(learner: Learner, batch: ViewBatch) -> None:
+    before = learner.student.head.last_layer["weight_v"].detach().clone()
+    frozen = StepSettings(**{**vars(SETTINGS), "last_layer_frozen": True})
+    train_step(learner, batch, frozen, step=0)
+    assert torch.equal(learner.student.head.last_layer["weight_v"], before)
+    assert learner.student.head.last_layer["weight_v"] not in learner.optimizer.state
+    train_step(learner, batch, SETTINGS, step=1)
+    assert not torch.equal(learner.student.head.last_layer["weight_v"], before)
+    assert float(learner.optimizer.state[learner.student.head.last_layer["weight_v"]]["step"]) == 1
+
+
+@pytest.mark.parametrize("extra", ["model.head_batch_norm=false", "model.head_batch_norm=true"])
+def test_a_loss_that_is_not_finite_moves_nothing_and_is_counted(
+    tiles_folder: Path, batch: ViewBatch, monkeypatch: pytest.MonkeyPatch, extra: str
+) -> None:
+    learner = tiny_learner(tiny_config(tiles_folder, OUT, extra))
+    train_step(learner, batch, SETTINGS, step=0)
+    before = state_of(learner)
+    with monkeypatch.context() as patch:
+        with_broken_student(learner, patch)
+        report = train_step(learner, batch, SETTINGS, step=1)
+    assert report.is_skipped
+    assert not report.loss.isfinite()
+    assert learner.num_skipped == 1
+    assert differences(before, state_of(learner)) == []
+    report = train_step(learner, batch, SETTINGS, step=2)
+    assert not report.is_skipped
+    assert learner.num_skipped == 1
+    assert {"center", "student.backbone.pos_embed", "teacher.backbone.pos_embed"} <= {
+        *differences(before, state_of(learner))
+    }
+
+
+def gradients_of(learner: Learner, batch: ViewBatch, clip: str, frozen: bool = False) -> tuple[list[Tensor], Tensor]:
+    """All gradients that the optimizer sees in one step, and the reported norm."""
+    learner.optim = OptimConfig.model_validate({**learner.optim.model_dump(), **eval_clip(clip)})
+    report = train_step(learner, batch, StepSettings(**{**vars(SETTINGS), "last_layer_frozen": frozen}), step=0)
+    return [value.grad.clone() for value in learner.student.parameters() if value.grad is not None], report.grad_norm
+
+
+def eval_clip(clip: str) -> dict[str, object]:
+    return {"off": {"clip_norm": None}, "parameter": {"clip_norm": 0.05}, "global": {"clip_scope": "global"}}[clip] | (
+        {"clip_norm": 0.05} if clip == "global" else {}
+    )
+
+
+def test_clipping_by_parameter_and_by_the_whole_equals_torch(tiles_folder: Path, batch: ViewBatch) -> None:
+    config = tiny_config(tiles_folder, OUT)
+    plain, norm = gradients_of(tiny_learner(config), batch, "off")
+    total = math.sqrt(sum(float((value.double() ** 2).sum()) for value in plain))
+    assert float(norm) == pytest.approx(total, rel=1e-5)
+
+    expected = [value.clone().requires_grad_() for value in plain]
+    for value, gradient in zip(expected, plain, strict=True):
+        value.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_([value], 0.05)
+    clipped, norm = gradients_of(tiny_learner(config), batch, "parameter")
+    assert float(norm) == pytest.approx(total, rel=1e-5)
+    torch.testing.assert_close(clipped, [value.grad for value in expected], rtol=1e-6, atol=1e-9)
+    unclipped = [torch.equal(value, before) for value, before in zip(clipped, plain, strict=True)]
+    assert 0 < sum(unclipped) < len(unclipped)
+
+    for value, gradient in zip(expected, plain, strict=True):
+        value.grad = gradient.clone()
+    torch.nn.utils.clip_grad_norm_(expected, 0.05)
+    clipped, norm = gradients_of(tiny_learner(config), batch, "global")
+    assert float(norm) == pytest.approx(total, rel=1e-5)
+    torch.testing.assert_close(clipped, [value.grad for value in expected], rtol=1e-5, atol=1e-9)
+
+
+def test_frozen_prototypes_do_not_count_in_a_global_norm(tiles_folder: Path, batch: ViewBatch) -> None:
+    config = tiny_config(tiles_folder, OUT)
+    plain, _ = gradients_of(tiny_learner(config), batch, "off", frozen=True)
+    clipped, norm = gradients_of(tiny_learner(config), batch, "global", frozen=True)
+    assert float(norm) == pytest.approx(math.sqrt(sum(float((v.double() ** 2).sum()) for v in plain)), rel=1e-5)
+    assert math.sqrt(sum(float((v.double() ** 2).sum()) for v in clipped)) == pytest.approx(0.05, rel=1e-4)
+
+
+def test_gradients_below_the_limit_stay_to_the_bit() -> None:
+    module = torch.nn.Linear(3, 2)
+    for value in module.parameters():
+        value.grad = torch.full_like(value, 0.1)
+    before = [value.grad.clone() for value in module.parameters() if value.grad is not None]
+    clip_gradients(module, OptimConfig(clip_norm=3.0))
+    assert all(torch.equal(a, b.grad) for a, b in zip(before, module.parameters(), strict=True) if b.grad is not None)
+
+
+def test_sgd_trains_with_momentum_as_the_paper_does_for_resnets(tiles_folder: Path, batch: ViewBatch) -> None:
+    learner = tiny_learner(tiny_config(tiles_folder, OUT, "optim.optimizer=sgd"))
+    before = state_of(learner)
+    train_step(learner, batch, SETTINGS, step=0)
+    assert learner.optimizer.param_groups[0]["momentum"] == 0.9
+    assert "student.backbone.cls_token" in differences(before, state_of(learner))
+
+
+def test_views_are_normalised_by_the_models_mean_and_std(learner: Learner) -> None:
+    views = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(2, 4, 5, 3)
+    normalised = learner.normalised(views)
+    assert normalised.shape == (2, 3, 4, 5)
+    expected = [-0.485 / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert normalised[1, :, 3, 4].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_short_run_in_bfloat16_keeps_weights_loss_and_center_in_fp32(tiles_folder: Path, batch: ViewBatch) -> None:
+    config = tiny_config(tiles_folder, OUT, "training.precision=bf16")
+    learner, schedules = tiny_learner(config), tiny_schedules(config)
+    report = train_step(learner, batch, schedules.at(3), step=3)
+    exact = train_step(tiny_learner(tiny_config(tiles_folder, OUT)), batch, schedules.at(3), step=3)
+    assert report.loss.dtype == learner.center.dtype == torch.float32
+    assert {value.dtype for value in learner.student.parameters()} == {torch.float32}
+    assert float(report.loss) == pytest.approx(float(exact.loss), rel=0.02)
+    assert report.loss != exact.loss
