@@ -146,10 +146,10 @@ class ViewsConfig(Section):
     stain_sigma: float = Field(0.2, ge=0, lt=1, description="each stain's density is scaled by U(1 - sigma, 1 + sigma)")
     stain_bias: float = Field(0.02, ge=0, description="and shifted by U(-bias, bias), in optical density")
     colour_prob: Fraction = Field(0.8, description="brightness, contrast, saturation and hue jitter")
-    brightness: float = Field(0.2, ge=0)
-    contrast: float = Field(0.2, ge=0)
-    saturation: float = Field(0.1, ge=0)
-    hue: float = Field(0.02, ge=0, le=0.5)
+    brightness: float = Field(0.2, ge=0, description="strength: a factor from U(1 - s, 1 + s)")
+    contrast: float = Field(0.2, ge=0, description="strength, likewise")
+    saturation: float = Field(0.1, ge=0, description="strength, likewise")
+    hue: float = Field(0.02, ge=0, le=0.5, description="largest shift, as a share of the colour circle")
     grey_prob: Fraction = Field(0.0, description="conversion to grey")
     blur_prob: tuple[Fraction, Fraction, Fraction] = Field(
         (0.5, 0.1, 0.5), description="Gaussian blur: first global, second global, local views"
@@ -222,7 +222,7 @@ class TrainingConfig(Section):
     num_epochs: float | None = Field(None, gt=0, description="or in passes over the store")
     num_tiles: float | None = Field(None, ge=1, description="or in tiles seen")
     batch_size_per_gpu: int = Field(64, ge=1, description="tiles per process and step")
-    student_temp: float = Field(0.1, gt=0)
+    student_temp: float = Field(0.1, gt=0, description="temperature of the student's softmax")
     teacher_temp: float = Field(
         0.04, gt=0, description="after warm-up. Lower sharpens. Above 0.07 the paper saw collapse"
     )
@@ -230,14 +230,14 @@ class TrainingConfig(Section):
     teacher_temp_warmup: AsDuration = Field(Duration(amount=0, unit="epochs"), description="linear")
     momentum: float = Field(0.996, ge=0, le=1, description="of the teacher, at the start; use 0.9995 at batch 256")
     final_momentum: float = Field(1.0, ge=0, le=1, description="at the end of the cosine")
-    center_momentum: float = Field(0.9, ge=0, lt=1)
+    center_momentum: float = Field(0.9, ge=0, lt=1, description="of the running mean of the teacher's logits")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="autocast of backbone and head: `auto` is bf16 on CUDA, fp32 on a CPU"
     )
-    seed: int = Field(0, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = Field(0, ge=0, description="of the weights, the order of the tiles and the views")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is CUDA where there is one")
     num_workers: int = Field(8, ge=0, description="processes that make views; 0: none. Changes no view")
-    checkpoint_every_steps: int = Field(1000, ge=1)
+    checkpoint_every_steps: int = Field(1000, ge=1, description="a killed run loses at most so many steps")
     keep_checkpoints: int = Field(3, ge=1, description="the newest so many are kept")
     max_non_finite_steps: int = Field(10, ge=0, description="skipped steps after which the run ends")
 
@@ -252,7 +252,7 @@ class TrainingConfig(Section):
 class MonitorConfig(Section):
     """What is watched during training."""
 
-    log_every_steps: int = Field(10, ge=1)
+    log_every_steps: int = Field(10, ge=1, description="steps that one record of metrics.jsonl averages")
     on_collapse: Literal["warn", "stop"] = Field("warn", description="what a collapsed teacher does to the run")
 
 
@@ -263,7 +263,7 @@ class EvaluationConfig(Section):
     knn_temperature: float = Field(0.07, gt=0, description="of the votes exp(similarity / T)")
     num_bootstrap: int = Field(1000, ge=100, description="resamples behind each confidence interval")
     test_fraction: float = Field(0.3, gt=0, lt=1, description="of the groups, where the data bring no split")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of splits, bootstrap and whatever else is drawn")
     batch_size: int = Field(128, ge=1, description="images per forward pass")
     input_px: int | None = Field(None, ge=16, description="resize images to this edge; None: the model's own")
     regions: Path | None = Field(
@@ -283,10 +283,10 @@ class BaselineConfig(Section):
     backbone: str = Field("resnet50", description="a timm model name")
     weights: str | None = Field(None, description="None: from scratch; `timm`: timm's own; else a model folder")
     num_epochs: int = Field(30, ge=1, description="at most; validation decides which epoch is kept")
-    batch_size: int = Field(32, ge=2)
+    batch_size: int = Field(32, ge=2, description="images per step")
     lr: float = Field(1e-3, gt=0, description="peak of a one-cycle AdamW")
-    weight_decay: float = Field(0.05, ge=0)
-    label_smoothing: Fraction = 0.1
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW")
+    label_smoothing: Fraction = Field(0.1, description="of the cross-entropy")
     validation_fraction: float = Field(0.2, gt=0, lt=1, description="of the training groups")
     patience: int = Field(8, ge=1, description="epochs without gain on validation before it stops")
     input_px: int | None = Field(None, ge=16, description="None: the size of the images")
@@ -295,11 +295,13 @@ class BaselineConfig(Section):
 class WandbConfig(Section):
     """Weights & Biases. Pixels never leave unless `log_images`."""
 
-    mode: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "dino_path"
-    entity: str | None = None
-    name: str | None = None
-    log_images: bool = False
+    mode: Literal["offline", "online", "disabled"] = Field(
+        "offline", description="`offline` writes into the run folder; `wandb sync` can send it later"
+    )
+    project: str = Field("dino_path", description="W&B project")
+    entity: str | None = Field(None, description="W&B team or user; None: your default")
+    name: str | None = Field(None, description="of the run; None: W&B invents one")
+    log_images: bool = Field(False, description="let pictures of tissue leave this machine")
 
 
 class ClusterConfig(Section):
@@ -307,17 +309,21 @@ class ClusterConfig(Section):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # account: 4711, time: 30 (minutes)
 
-    partition: str | None = None
-    account: str | None = None
-    nodes: int = Field(1, ge=1)
+    partition: str | None = Field(None, description="None: the cluster's default")
+    account: str | None = Field(None, description="who is charged; None: your default")
+    nodes: int = Field(1, ge=1, description="pretraining only; everything else runs on one")
     gpus_per_node: int = Field(1, ge=0, description="also the number of processes per node (1 process when 0)")
-    cpus_per_gpu: int = Field(8, ge=1)
+    cpus_per_gpu: int = Field(8, ge=1, description="CPU cores of each process, also where it has no GPU")
     memory_per_node: str | None = Field(None, description="as SLURM writes it: 64G")
-    time: str = Field("24:00:00", description="limit, as SLURM writes it")
-    constraint: str | None = None
+    time: str = Field("24:00:00", description="limit, as SLURM writes it: 24:00:00, 2-12:00:00, or minutes")
+    constraint: str | None = Field(None, description="node features, such as h200")
     array_tasks: int = Field(1, ge=1, description="tiling: job-array tasks over the slides")
     extra_lines: tuple[str, ...] = Field((), description="further #SBATCH options, such as --mail-type=END")
-    setup_lines: tuple[str, ...] = Field((), description="shell lines before the work: module load, venv, container")
+    setup_lines: tuple[str, ...] = Field(
+        (),
+        description="shell lines before the work (module load, venv): they put `dino-path` on the PATH, or set"
+        " `dino_path=(...)` for a container. Empty: the Python that submits is used",
+    )
 
 
 class Config(Section):

@@ -68,8 +68,8 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
 
     Args:
         spec: a model folder | `untrained:` + model folder (the same architecture, weights drawn with a fixed seed) |
-            `timm:` + model name (timm's weights) | `untrained:timm:` + model name | `mean-colour` (the mean R, G, B
-            of the image: what colour alone can tell).
+            `timm:` + model name (timm's weights) | `untrained:timm:` + model name | `mean-colour` (means and
+            standard deviations of R, G, B: what colour alone can tell).
 
     Raises:
         CheckpointError: nothing that can be loaded stands behind `spec`.
@@ -96,12 +96,16 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
 
 
 class MeanColour(nn.Module):
-    """Mean red, green and blue of each image: (B, 3, H, W) -> (B, 3)."""
+    """What colour alone can tell: mean and standard deviation of red, green and blue, and a one: (B, 3, H, W) -> (B, 7).
 
-    num_features = 3
+    The one keeps brightness in play where neighbours are found by cosine: without it, dark and pale would be alike.
+    """
+
+    num_features = 7
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        return images_BCHW.mean(dim=(2, 3))
+        std_B3, mean_B3 = torch.std_mean(images_BCHW, dim=(2, 3), correction=0)
+        return torch.cat([mean_B3, std_B3, torch.ones_like(mean_B3[:, :1])], dim=1)
 
 
 def extract_features(

@@ -22,7 +22,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: not a file that torch.load(weights_only=True) reads, or not one of ours.
     """
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        record = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise _not_ours(path, f"cannot be read as a checkpoint ({' '.join(str(error).split())[:160]}).") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:

@@ -1,0 +1,191 @@
+"""Checkpoints: complete or not there, readable without unpickling code, and never those of another run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import ALONE, differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules, write_tiles
+
+from dino_path.config import Config
+from dino_path.distributed import World
+from dino_path.errors import CheckpointError
+from dino_path.run import RunFolder
+from dino_path.tiles.source import open_tiles
+from dino_path.training.checkpoints import read_checkpoint, restore, save_checkpoint
+from dino_path.training.learner import Learner, train_step
+
+
+def trained_learner(config: Config, num_steps: int = 3) -> Learner:
+    learner, batches, schedules = tiny_learner(config), tiny_batches(config), tiny_schedules(config)
+    for step in range(num_steps):
+        train_step(learner, batches.batch(step), schedules.at(step), step=step)
+    return learner
+
+
+def save(config: Config, learner: Learner, step: int) -> Path:
+    assert config.store is not None
+    assert config.out is not None
+    return save_checkpoint(RunFolder(config.out), learner, config, open_tiles(config.store), step=step)
+
+
+def resume(config: Config, world: World = ALONE) -> tuple[Learner, int]:
+    assert config.store is not None
+    assert config.out is not None
+    learner = tiny_learner(config, world)
+    return learner, restore(RunFolder(config.out), learner, config, open_tiles(config.store))
+
+
+@pytest.fixture
+def config(tiles_folder: Path, tmp_path: Path) -> Config:
+    return tiny_config(tiles_folder, tmp_path / "run")
+
+
+def test_restored_learner_equals_the_saved_one_to_the_bit(config: Config) -> None:
+    learner = trained_learner(config)
+    learner.num_skipped = 2
+    save(config, learner, step=3)
+    restored, step = resume(config)
+    assert step == 3
+    assert restored.num_skipped == 2
+    assert differences(state_of(learner), state_of(restored)) == []
+    assert any(name.endswith("exp_avg_sq") for name in state_of(restored))
+
+
+def test_fresh_run_starts_at_step_zero(config: Config) -> None:
+    learner, step = resume(config)
+    assert step == 0
+    assert differences(state_of(learner), state_of(tiny_learner(config))) == []
+
+
+def test_checkpoints_hold_tensors_and_plain_values_only(config: Config) -> None:
+    path = save(config, trained_learner(config), step=3)
+    record = torch.load(path, weights_only=True)
+    assert path.name == "step_00000003.pt"
+    assert record["step"] == 3
+    assert record["num_tiles"] == 12
+    assert json.loads(json.dumps(record["config"])) == record["config"]
+    assert record["config"]["optim"]["lr_warmup"] == "2 steps"
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint_and_no_rubbish(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = trained_learner(config)
+    path = save(config, learner, step=3)
+    before = path.read_bytes()
+
+    def fill_the_disk(record: object, stream: object) -> None:
+        stream.write(b"half of it")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save(config, learner, step=3)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_only_the_newest_checkpoints_are_kept(config: Config) -> None:
+    learner = tiny_learner(config)
+    for step in range(1, 6):
+        save(config, learner, step)
+    assert config.out is not None
+    assert [file.name[-4:-3] for file in RunFolder(config.out).checkpoint_files()] == ["3", "4", "5"]
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1000, -1])
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
+    config: Config, keep_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    learner = trained_learner(config)
+    save(config, learner, step=2)
+    damaged = save(config, learner, step=3)
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2] if keep_bytes < 0 else whole[:keep_bytes])
+    assert resume(config)[1] == 2
+    assert str(damaged) in caplog.text
+    assert "cannot be read as a checkpoint" in caplog.text
+
+
+def test_a_damaged_later_file_does_not_push_out_the_good_one(tiles_folder: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiles_folder, tmp_path / "run", "training.keep_checkpoints=1")
+    learner = tiny_learner(config)
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/step_00000008.pt").write_bytes(b"damaged")
+    save(config, learner, step=5)
+    assert resume(config)[1] == 5
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(config: Config) -> None:
+    save(config, tiny_learner(config), step=1).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints can be read"):
+        resume(config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("optim.base_lr=0.1", r"optim\.base_lr \(0\.03 -> 0\.1\)"),
+        ("training.seed=5", r"training\.seed \(0 -> 5\)"),
+        ("training.num_steps=20", r"training\.num_steps"),
+        ("views.blur_prob=[0, 0, 0]", r"views\.blur_prob"),
+        ("model.num_prototypes=32", r"model\.num_prototypes"),
+        ("training.batch_size_per_gpu=2", "global batch size"),
+    ],
+)
+def test_checkpoints_of_other_settings_are_refused_by_name(config: Config, setting: str, named: str) -> None:
+    save(config, tiny_learner(config), step=1)
+    assert config.store is not None
+    assert config.out is not None
+    with pytest.raises(CheckpointError, match=named):
+        resume(tiny_config(config.store, config.out, setting))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["training.num_workers=2", "training.checkpoint_every_steps=1", "monitor.log_every_steps=7", "wandb.mode=offline"],
+)
+def test_settings_that_change_no_number_may_change(config: Config, setting: str) -> None:
+    save(config, tiny_learner(config), step=1)
+    assert config.store is not None
+    assert config.out is not None
+    assert resume(tiny_config(config.store, config.out, setting))[1] == 1
+
+
+@pytest.mark.parametrize("change", ["one more", "another of the same number"])
+def test_checkpoints_of_another_set_of_tiles_are_refused(tmp_path: Path, change: str) -> None:
+    config = tiny_config(write_tiles(tmp_path / "tiles", 5), tmp_path / "run")
+    save(config, tiny_learner(config), step=1)
+    target = tmp_path / "tiles" / ("005.png" if change == "one more" else "004.png")
+    target.write_bytes((tmp_path / "tiles/001.png").read_bytes())
+    with pytest.raises(CheckpointError, match="the tiles"):
+        resume(config)
+
+
+def test_another_number_of_processes_with_the_same_global_batch_goes_on_with_a_warning(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(config, tiny_learner(config), step=1)
+    file = RunFolder(config.out).checkpoint_file(1)  # type: ignore[arg-type]
+    record = read_checkpoint(file)
+    record["world_size"], record["config"]["training"]["batch_size_per_gpu"] = 2, 2
+    torch.save(record, file)
+    assert resume(config)[1] == 1
+    assert "written by 2 process(es)" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am text\n" * 100, b"\x80\x04N.", b"PK\x03\x04" + bytes(3000)])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        read_checkpoint(tmp_path / "model.pt")
+
+
+def test_foreign_torch_files_are_refused_and_code_in_them_is_not_run(tmp_path: Path) -> None:
+    torch.save({"model": torch.zeros(3)}, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
+        read_checkpoint(tmp_path / "foreign.pt")
+    torch.save({"path": tmp_path, "module": torch.nn.Linear(2, 2)}, tmp_path / "pickled.pt")
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        read_checkpoint(tmp_path / "pickled.pt")
