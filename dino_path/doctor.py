@@ -25,6 +25,7 @@ MIN_SHARED_MEMORY = 1 * GIB
 LOW_DISK = 20 * GIB
 LOW_OPEN_FILES = 1024
 COMMAND_TIMEOUT_S = 10.0
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "KMP_AFFINITY")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def check_torch() -> list[Finding]:
     remedy = "install both anew from one index: pip install --force-reinstall torch torchvision"
     try:
         import torch
-        from torchvision.ops import nms
+        from torchvision.ops import nms  # type: ignore[import-untyped]
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return [Finding("torch", f"cannot be imported with torchvision: {_one_line(error)}", True, remedy)]
     try:
@@ -162,7 +163,8 @@ def check_process_groups() -> list[Finding]:
     findings = []
     if not dist.is_initialized():
         try:
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group("gloo", store=store, rank=0, world_size=1)
             dist.all_reduce(torch.ones(1))
             dist.destroy_process_group()
             findings.append(Finding("gloo", "forms a process group"))
@@ -170,7 +172,8 @@ def check_process_groups() -> list[Finding]:
             remedy = "export GLOO_SOCKET_IFNAME=lo (or the network device that connects your nodes)"
             findings.append(Finding("gloo", f"forms no process group: {_one_line(error)}", True, remedy))
     if dist.is_nccl_available():
-        findings.append(Finding("NCCL", ".".join(str(part) for part in torch.cuda.nccl.version())))
+        parts = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+        findings.append(Finding("NCCL", ".".join(str(part) for part in parts)))
     elif torch.cuda.is_available() and torch.cuda.device_count() > 1:
         remedy = "several GPUs need it; install the ordinary torch wheels for Linux"
         findings.append(Finding("NCCL", "not in this torch", is_fault=True, remedy=remedy))
@@ -246,7 +249,8 @@ def check_cpus() -> list[Finding]:
     """Cores of the machine, cores that this process may use, and OMP settings."""
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    omp = {name: value for name, value in sorted(os.environ.items()) if name.startswith(("OMP_", "MKL_NUM", "KMP_"))}
+    usable = min(usable, _cpu_quota(Path("/sys/fs/cgroup/cpu.max"), without=usable))
+    omp = {name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ}
     settings = ", ".join(f"{name}={value}" for name, value in omp.items()) or "no OMP settings"
     found = f"{usable} of {cores} cores usable, {settings}"
     threads = omp.get("OMP_NUM_THREADS", "")
@@ -296,6 +300,15 @@ def check_git() -> list[Finding]:
     if found is None:
         return [Finding("git", "none", remedy="runs from a checkout will not record their commit")]
     return [Finding("git", found.removeprefix("git version "))]
+
+
+def _cpu_quota(file: Path, *, without: int) -> int:
+    """Cores that a container grants (cgroup 2: `cpu.max` holds quota and period); `without` where it grants all."""
+    try:
+        quota, period = file.read_text().split()
+        return without if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return without
 
 
 def _python_bounds() -> str | None:

@@ -1,0 +1,204 @@
+"""Rendered sbatch files, and what happens to them; `sbatch` is a small fake here (tests/integration has SLURM)."""
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dino_path.cli import app, check_command
+from dino_path.cluster.submission import OPTION, Stage, render, submit, template_file
+from dino_path.config import ClusterConfig, Config, load_config
+from dino_path.errors import LaunchError
+
+STAGES: tuple[Stage, ...] = ("tile", "pretrain", "evaluate")
+
+
+def rendered(stage: Stage, *, words: Sequence[str] = (), **cluster: object) -> str:
+    config = ClusterConfig.model_validate(cluster)
+    return render(stage, config, words, log_file=Path("/runs/a/slurm/%x-%j.out"), start_folder=Path("/work"))
+
+
+def options(script: str) -> dict[str, str]:
+    """The active #SBATCH options; an option that stands twice is a fault."""
+    pairs = re.findall(r'^#SBATCH --([a-z-]+)(?:=("[^"]*"|\S+))?', script, flags=re.MULTILINE)
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fake sbatch on the PATH: it notes its arguments and stdin, and answers as sbatch does. Returns the note."""
+    note, program = tmp_path / "note", tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        f'echo "$@" >> {note}\n'
+        'if [ -n "$REFUSE" ]; then echo "sbatch: error: Invalid partition name specified" >&2; exit 1; fi\n'
+        f'if [ "$1" = --test-only ]; then cat >> {note}; echo "sbatch: Job 9 to start at noon" >&2; exit 0; fi\n'
+        'echo "4711;lab"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return note
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_files_of_slurm_and_what_is_made_of_them_are_sound_bash(stage: Stage) -> None:
+    for script in (template_file(stage).read_text(), rendered(stage, words=["a b", "x='y'"], gpus_per_node=2)):
+        checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+        assert (checked.returncode, checked.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_command_in_the_head_of_a_file_exists(stage: Stage) -> None:
+    words = re.search(rf"^#   sbatch slurm/{stage}\.sbatch (.*)$", template_file(stage).read_text(), flags=re.MULTILINE)
+    assert words is not None
+    check_command([stage, *words[1].split()])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_sbatch_reads_options_only_above_the_first_command(stage: Stage) -> None:
+    lines = rendered(stage, extra_lines=["--mail-type=END"], setup_lines=["module load cuda"]).splitlines()
+    last_option = max(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
+    first_command = min(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    assert lines[last_option] == "#SBATCH --mail-type=END"
+    assert last_option < first_command
+    assert lines[first_command].startswith("dino_path=(dino-path)")
+    assert lines[first_command + 1] == "module load cuda"
+
+
+def test_pretraining_asks_for_one_process_per_gpu_on_every_node() -> None:
+    script = rendered(
+        "pretrain", nodes=4, gpus_per_node=8, cpus_per_gpu=12, memory_per_node="900G", time="2-00:00:00",
+        partition="gpu", account="lab", constraint="h200",
+    )  # fmt: skip
+    assert options(script) == {
+        "job-name": "dino-pretrain", "nodes": "4", "ntasks-per-node": "8", "gpus-per-node": "8", "cpus-per-task": "12",
+        "mem": "900G", "time": "2-00:00:00", "partition": "gpu", "account": "lab", "constraint": "h200",
+        "chdir": "/work", "requeue": "", "open-mode": "append", "output": "/runs/a/slurm/%x-%j.out",
+    }  # fmt: skip
+
+
+def test_without_gpus_there_is_one_process_per_node_and_no_gpu_is_asked_for() -> None:
+    found = options(rendered("pretrain", nodes=2, gpus_per_node=0))
+    assert (found["nodes"], found["ntasks-per-node"]) == ("2", "1")
+    assert "gpus-per-node" not in found
+    assert not {"mem", "partition", "account", "constraint"} & set(found)
+
+
+def test_tiling_is_an_array_without_gpus_and_evaluation_takes_one_gpu() -> None:
+    tile, evaluate = (options(rendered(s, nodes=4, gpus_per_node=8, array_tasks=16)) for s in ("tile", "evaluate"))
+    assert (tile["array"], tile["nodes"], tile["ntasks-per-node"]) == ("1-16", "1", "1")
+    assert "gpus-per-node" not in tile
+    assert (evaluate["nodes"], evaluate["ntasks-per-node"], evaluate["gpus-per-node"]) == ("1", "1", "1")
+    assert "array" not in evaluate
+
+
+def test_a_path_with_a_space_is_quoted_for_slurm_and_arguments_for_bash() -> None:
+    words = ["/my slides", "--out", "it's"]
+    script = render("tile", ClusterConfig(), words, log_file=Path("/a b/%j.out"), start_folder=Path("/where i am"))
+    assert options(script)["output"] == '"/a b/%j.out"'
+    assert options(script)["chdir"] == '"/where i am"'
+    given = next(line for line in script.splitlines() if line.startswith("set -- "))
+    shown = subprocess.run(["bash", "-c", f'{given}\nprintf "%s|" "$@"'], capture_output=True, text=True, check=True)
+    assert shown.stdout == "/my slides|--out|it's|"
+
+
+def test_without_setup_lines_the_job_uses_the_python_that_submits() -> None:
+    assert re.search(r"^dino_path=\(/\S+ -m dino_path\)$", rendered("pretrain"), flags=re.MULTILINE)
+    script = rendered("pretrain", setup_lines=["source ~/venv/bin/activate"])
+    assert "-m dino_path)" not in script
+    assert script.index("source ~/venv/bin/activate") < script.index("set -euo pipefail")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_not_an_option_stays_as_it_is_in_the_file(stage: Stage) -> None:
+    template, script = template_file(stage).read_text(), rendered(stage)
+    body = template[template.index("set -euo pipefail") :]
+    assert script.endswith(body)
+    assert all(OPTION.fullmatch(line) for line in template.splitlines() if line.startswith(("#SBATCH", "##SBATCH")))
+
+
+def test_a_submission_leaves_its_script_and_settings_beside_each_other_and_knows_its_job(
+    sbatch: Path, tmp_path: Path
+) -> None:
+    config = load_config(None, ["training.num_steps=3", "optim.base_lr=7e-4", "cluster.gpus_per_node=0"])
+    submission = submit("pretrain", config, [], out=tmp_path / "run", dry_run=False)
+    folder = tmp_path / "run" / "slurm"
+    assert submission.job_id == "4711"
+    assert sbatch.read_text().split() == ["--parsable", str(folder / "pretrain.sbatch")]
+    assert (folder / "pretrain.sbatch").read_text() == submission.script
+    assert load_config(folder / "pretrain.yaml") == config
+    assert f"set -- --config {folder / 'pretrain.yaml'}\n" in submission.script
+    assert str(folder / "dino-pretrain-4711.out") in submission.text()
+
+
+def test_a_dry_run_asks_slurm_and_leaves_nothing(sbatch: Path, tmp_path: Path) -> None:
+    submission = submit("evaluate", Config(), ["knn", "m", "--data", "d"], out=tmp_path / "run", dry_run=True)
+    assert submission.job_id is None
+    assert submission.verdict == "sbatch: Job 9 to start at noon"
+    assert sbatch.read_text() == f"--test-only\n{submission.script}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refusal_has_slurms_own_words(sbatch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFUSE", "yes")
+    with pytest.raises(LaunchError, match="Invalid partition name specified"):
+        submit("tile", Config(), ["s"], out=tmp_path / "store", dry_run=False)
+    dry = submit("tile", Config(), ["s"], out=tmp_path / "store", dry_run=True)
+    assert "Invalid partition name specified" in str(dry.refusal)
+    assert dry.text().startswith("#!/bin/bash")
+
+
+def test_without_slurm_a_dry_run_shows_the_script_and_a_submission_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    dry = submit("pretrain", Config(), [], out=tmp_path / "run", dry_run=True)
+    assert (dry.verdict, dry.refusal) == (None, None)
+    assert "no SLURM here" in dry.text()
+    with pytest.raises(LaunchError, match="not on this machine"):
+        submit("pretrain", Config(), [], out=tmp_path / "run", dry_run=False)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_the_command_passes_the_stages_own_options_on(sbatch: Path, tmp_path: Path) -> None:
+    words = ["submit", "evaluate", "table", "model", "--data", "set", "--out", f"{tmp_path}/eval", "evaluation.knn_k=7"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "eval" / "slurm"
+    script = (folder / "evaluate.sbatch").read_text()
+    assert f"set -- table model --data set --out {tmp_path}/eval --config {folder / 'evaluate.yaml'}\n" in script
+    assert load_config(folder / "evaluate.yaml").evaluation.knn_k == 7
+    assert "job 4711: evaluate" in result.output
+
+
+def test_the_command_makes_the_store_before_it_submits_tiling(sbatch: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    result = CliRunner().invoke(app, ["submit", "tile", "slides", "tiles.mpp=0.5", "--out", str(store)])
+    assert result.exit_code == 0, result.output
+    assert (store / "store.json").exists()
+    assert f"set -- slides --out {store} --config" in (store / "slurm" / "tile.sbatch").read_text()
+
+
+def test_a_mistake_in_the_stages_own_options_is_refused_at_submission(sbatch: Path, tmp_path: Path) -> None:
+    for words in (
+        ["evaluate", "table", "model", "--dta", "set", "--out", str(tmp_path)],
+        ["evaluate", "tabel", "model", "--data", "set", "--out", str(tmp_path)],
+        ["tile", "slides", "tiles.mpp=0.5", "--wrokers", "3", "--out", str(tmp_path)],
+    ):
+        result = CliRunner().invoke(app, ["submit", *words])
+        assert result.exit_code == 2, result.output
+    assert not sbatch.exists()
+
+
+def test_results_of_an_evaluation_go_into_the_run_folder_of_the_config(sbatch: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["submit", "evaluate", "knn", "model", "--data", "set", f"out={tmp_path}/run"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "eval" / "slurm" / "evaluate.sbatch").exists()

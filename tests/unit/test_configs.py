@@ -1,0 +1,125 @@
+"""configs/: every file loads, its header's commands exist, and its values are the published ones."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dino_path.cli import check_command
+from dino_path.config import Config, load_config
+from dino_path.model.backbone import architecture
+from dino_path.training.schedules import Schedules, resolve_clock, resolve_schedules
+
+FOLDER = Path(__file__).parents[2] / "configs"
+FILES = sorted(FOLDER.glob("*.yaml"))
+RECIPES = [file for file in FILES if file.name != "demo.yaml"]
+IMAGENET_TILES = 1_281_167
+COMMAND = re.compile(r"#   (?:torchrun \S+ -m dino_path|dino-path) (.*)")
+
+
+def load(file: Path) -> Config:
+    return load_config(file, ["store=STORE", "out=RUN"], needs=("store", "out", "tiles", "training"))
+
+
+def header(file: Path) -> str:
+    return "\n".join(line for line in file.read_text().split("\n\n")[0].splitlines() if line.startswith("#"))
+
+
+def commands(file: Path) -> Iterator[list[str]]:
+    """The arguments of every `dino-path` command in the header."""
+    for line in header(file).splitlines():
+        match = COMMAND.fullmatch(line)
+        if match:
+            yield shlex.split(match[1])
+
+
+def schedules(config: Config) -> Schedules:
+    """Resolved as they would be on ImageNet, for which the recipes were published."""
+    assert config.training is not None
+    world_size = config.cluster.nodes * config.cluster.gpus_per_node
+    clock = resolve_clock(config.training, num_tiles=IMAGENET_TILES, world_size=world_size)
+    return resolve_schedules(config.optim, config.training, clock)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_config_loads_and_names_a_model_that_timm_knows(file: Path) -> None:
+    assert architecture(load(file).model.backbone)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_header_gives_commands_that_exist_and_the_hardware(file: Path) -> None:
+    found = list(commands(file))
+    assert found
+    for words in found:
+        check_command(words)
+    assert "Hardware: " in header(file)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
+def test_a_recipe_names_hours_and_the_number_to_expect_and_uses_itself(file: Path) -> None:
+    assert re.search(r"[Hh]ours", header(file))
+    assert "Number to expect: " in header(file)
+    assert all(f"configs/{file.name}" in words for words in commands(file))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
+def test_settings_that_the_header_suggests_are_settings(file: Path) -> None:
+    text = header(file).replace("\n# ", " ")
+    suggested = [
+        word.rstrip(".;,") for word in shlex.split(text.replace("'s", "s")) if re.match(r"[a-z]+\.[a-z_]+=", word)
+    ]
+    assert load_config(file, suggested)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "epochs", "peak_lr", "momentum", "teacher_temps"),
+    [
+        ("vits16_1gpu", 256, 100, 5e-4, 0.9995, (0.04, 0.04)),
+        ("vits16_8gpu", 512, 100, 1e-3, 0.996, (0.04, 0.04)),
+        ("vitb16_4x8gpu", 1024, 300, 2e-3, 0.996, (0.04, 0.07)),
+        ("resnet50_8gpu", 512, 100, 0.06, 0.996, (0.04, 0.04)),
+    ],
+)
+def test_the_schedules_are_those_of_the_published_recipe(
+    name: str, batch: int, epochs: int, peak_lr: float, momentum: float, teacher_temps: tuple[float, float]
+) -> None:
+    resolved = schedules(load(FOLDER / f"{name}.yaml"))
+    clock = resolved.clock
+    assert clock.global_batch_size == batch
+    assert clock.num_steps == round(epochs * IMAGENET_TILES / batch)
+    assert resolved.lr.peak == pytest.approx(peak_lr)
+    assert resolved.lr.final == 1e-6
+    assert resolved.lr.warmup_steps == round(10 * IMAGENET_TILES / batch)
+    assert resolved.freeze_steps == round(IMAGENET_TILES / batch)
+    assert (resolved.momentum.peak, resolved.momentum.final) == (momentum, 1.0)
+    assert (resolved.teacher_temp.warmup_from, resolved.teacher_temp.peak) == teacher_temps
+
+
+@pytest.mark.parametrize("name", ["vits16_1gpu", "vits16_8gpu", "vitb16_4x8gpu"])
+def test_the_transformers_have_dinos_crops_adamw_and_growing_weight_decay(name: str) -> None:
+    config = load(FOLDER / f"{name}.yaml")
+    assert (config.views.num_local, config.views.global_scale, config.views.local_scale) == (8, (0.4, 1), (0.05, 0.4))
+    assert (config.views.global_px, config.views.local_px) == (224, 96)
+    assert (config.optim.optimizer, config.optim.weight_decay, config.optim.final_weight_decay) == ("adamw", 0.04, 0.4)
+    assert (config.optim.clip_norm, config.optim.clip_scope) == (3.0, "parameter")
+    assert (config.model.num_prototypes, config.model.norm_last_layer) == (65536, True)
+    assert config.model.drop_path_rate == 0.1
+
+
+def test_resnet50_has_its_own_crops_sgd_and_a_constant_weight_decay() -> None:
+    config = load(FOLDER / "resnet50_8gpu.yaml")
+    assert (config.views.global_scale, config.views.local_scale) == ((0.14, 1), (0.05, 0.14))
+    assert (config.optim.optimizer, config.optim.weight_decay, config.optim.final_weight_decay) == ("sgd", 1e-4, 1e-4)
+    assert config.model.drop_path_rate == 0.0
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
+def test_a_recipe_uses_histology_views_and_refuses_a_node_without_gpus(file: Path) -> None:
+    config = load(file)
+    assert config.views.recipe == "histology"
+    assert config.views.dihedral
+    assert config.training is not None
+    assert config.training.device == "cuda"
+    assert config.training.num_workers == config.cluster.cpus_per_gpu
