@@ -293,7 +293,7 @@ class BaselineConfig(Section):
 
 
 class WandbConfig(Section):
-    """Weights & Biases. Pixels never leave unless `log_images`."""
+    """Weights & Biases. Numbers and settings only: pixels never leave."""
 
     mode: Literal["offline", "online", "disabled"] = Field(
         "offline", description="`offline` writes into the run folder; `wandb sync` can send it later"
@@ -301,7 +301,6 @@ class WandbConfig(Section):
     project: str = Field("dino_path", description="W&B project")
     entity: str | None = Field(None, description="W&B team or user; None: your default")
     name: str | None = Field(None, description="of the run; None: W&B invents one")
-    log_images: bool = Field(False, description="let pictures of tissue leave this machine")
 
 
 class ClusterConfig(Section):

@@ -45,6 +45,9 @@ class Learner:
             load_start_weights(self.student.backbone, model)
         self.teacher = build_network(model, drop_path_rate=0.0).to(world.device)
         self.teacher.load_state_dict(self.student.state_dict())
+        if world.size > 1 and world.device.type == "cuda":  # as published; a network without batch norm stays as it is
+            self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)  # type: ignore[no-untyped-call]
+            self.teacher = nn.SyncBatchNorm.convert_sync_batchnorm(self.teacher)  # type: ignore[no-untyped-call]
         self.teacher.requires_grad_(False)
         self.center = torch.zeros(1, model.num_prototypes, device=world.device)
         self.num_skipped = 0
@@ -56,7 +59,7 @@ class Learner:
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
             self._forward_student = DistributedDataParallel(
-                self.student, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.student, device_ids=devices, gradient_as_bucket_view=True
             )
 
     def normalised(self, views: Tensor) -> Tensor:

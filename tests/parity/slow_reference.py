@@ -43,7 +43,7 @@ class SlowDino:
             for mine, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
                 mine.copy_(settings.momentum * mine + (1 - settings.momentum) * theirs)
         self._move_center([logits for view in teacher_out for logits in view], center_momentum)
-        return float(loss)
+        return float(loss.detach())
 
     def _logits(self, network: DinoNetwork, image: Tensor) -> list[Tensor]:
         """The K logits of one image."""
