@@ -25,8 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-evaluate_app = typer.Typer(help="Frozen-feature protocols on labelled images.", no_args_is_help=True)
-app.add_typer(evaluate_app, name="evaluate")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see configs/")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings: dotted.key=value")]
@@ -189,9 +187,10 @@ def baseline(
     )
 
 
-@evaluate_app.command("knn")
-def evaluate_knn(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...")],
+@app.command()
+def evaluate(
+    protocol: Annotated[Literal["knn", "linear", "table"], typer.Argument(help="table is both, side by side")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...", help="as for `dino-path embed`")],
     data: DataSpec,
     out: Annotated[Path, typer.Option(help="folder for the results")] = Path("eval"),
     config: ConfigFile = None,
@@ -199,65 +198,26 @@ def evaluate_knn(
     device: Device = "auto",
     workers: Workers = 2,
 ) -> None:
-    """k-NN on frozen features (Caron et al. 2021: cosine, k = 20, T = 0.07)."""
-    _evaluate(models, data, out, config, baseline, device, workers, protocols=("knn",))
+    """Frozen features on labelled images: k-NN, linear probe, or both, beside the supervised ResNet-50.
 
-
-@evaluate_app.command("linear")
-def evaluate_linear(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...")],
-    data: DataSpec,
-    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("eval"),
-    config: ConfigFile = None,
-    baseline: Annotated[Path | None, typer.Option(help="folder of `dino-path baseline`")] = None,
-    device: Device = "auto",
-    workers: Workers = 2,
-) -> None:
-    """Logistic regression on frozen features, its strength chosen on a validation part of the training data."""
-    _evaluate(models, data, out, config, baseline, device, workers, protocols=("linear",))
-
-
-@evaluate_app.command("table")
-def evaluate_table(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...")],
-    data: DataSpec,
-    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("eval"),
-    config: ConfigFile = None,
-    baseline: Annotated[Path | None, typer.Option(help="folder of `dino-path baseline`")] = None,
-    device: Device = "auto",
-    workers: Workers = 2,
-) -> None:
-    """Models side by side, k-NN and linear, beside the supervised ResNet-50."""
-    _evaluate(models, data, out, config, baseline, device, workers, protocols=("knn", "linear"))
-
-
-def _evaluate(
-    models: Sequence[str],
-    data: str,
-    out: Path,
-    config: Path | None,
-    baseline_folder: Path | None,
-    device: str,
-    workers: int,
-    *,
-    protocols: Sequence[Literal["knn", "linear"]],
-) -> None:
+    knn: cosine, k = 20, T = 0.07 (Caron et al. 2021). linear: logistic regression, its strength chosen on a validation
+    part of the training data.
+    """
     from dino_path.distributed import choose_device
     from dino_path.evaluation.datasets import load_labelled
-    from dino_path.evaluation.table import evaluate_table as run_table
+    from dino_path.evaluation.table import PROTOCOLS, evaluate_table
 
     log_to(None)
     specs, overrides = split_arguments(models)
     resolved = _config(config, overrides)
-    labelled = load_labelled(data, resolved.evaluation)
-    table = run_table(
+    table = evaluate_table(
         specs,
-        labelled,
+        load_labelled(data, resolved.evaluation),
         resolved.evaluation,
         device=choose_device(device, 0),
         out=out,
-        protocols=protocols,
-        baseline=baseline_folder,
+        protocols=PROTOCOLS if protocol == "table" else (protocol,),
+        baseline=baseline,
         num_workers=workers,
     )
     typer.echo(table.markdown())

@@ -96,7 +96,7 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
 
 
 class MeanColour(nn.Module):
-    """What colour alone can tell: mean and standard deviation of red, green and blue, and a one: (B, 3, H, W) -> (B, 7).
+    """What colour alone can tell: means and deviations of red, green and blue, and a one: (B, 3, H, W) -> (B, 7).
 
     The one keeps brightness in play where neighbours are found by cosine: without it, dark and pale would be alike.
     """
