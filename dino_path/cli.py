@@ -31,7 +31,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 DataSpec = Annotated[
     str, typer.Option("--data", help="labelled images: class folders, manifest CSV, store:STORE, nct-crc:FOLDER")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is one")]
 Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]
 
 SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
@@ -114,7 +114,7 @@ def export(
 
 @app.command()
 def embed(
-    model: Annotated[str, typer.Argument(help="model folder, timm:NAME, untrained:FOLDER or mean-colour")],
+    model: Annotated[str, typer.Argument(help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...")],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="tile store or image folder")],
     out: Annotated[Path, typer.Option(help="folder for the feature files")],
     layout: Annotated[str, typer.Option(help="trident, clam, or both with a comma between")] = "trident",
@@ -343,7 +343,9 @@ def log_to(file: Path | None, *, is_first: bool = True) -> None:
     root = logging.getLogger("dino_path")
     root.setLevel(logging.INFO if is_first else logging.ERROR)
     root.propagate = False
-    root.handlers.clear()
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
     if sys.stderr.isatty():
         screen: logging.Handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
         screen.addFilter(lambda record: record.name != "dino_path.steps")

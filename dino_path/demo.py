@@ -110,7 +110,7 @@ def run_demo(out: Path, *, is_fast: bool) -> None:
             )
     with stage("6/7", "evaluate", "k-NN and linear probe on slides that no training saw"), open_world("cpu") as world:
         results = evaluate_table(
-            ["mean-colour", f"untrained:{folder.model}", str(folder.model)],
+            ["mean-colour", "colour-statistics", f"untrained:{folder.model}", str(folder.model)],
             labelled,
             config.evaluation,
             device=world.device,

@@ -68,16 +68,16 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
 
     Args:
         spec: a model folder | `untrained:` + model folder (the same architecture, weights drawn with a fixed seed) |
-            `timm:` + model name (timm's weights) | `untrained:timm:` + model name | `mean-colour` (means and
-            standard deviations of R, G, B: what colour alone can tell).
+            `timm:` + model name (timm's weights) | `untrained:timm:` + model name | `mean-colour` (what
+            colour alone can tell) | `colour-statistics` (colour and contrast, without any shape).
 
     Raises:
         CheckpointError: nothing that can be loaded stands behind `spec`.
     """
-    if spec == "mean-colour":
+    if spec in CONTROLS:
         black, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         preprocessing = Preprocessing(black, one, input_px=None, mpp=None)
-        return _freeze("mean-colour", MeanColour(), "mean-colour", preprocessing, device)
+        return _freeze(spec, CONTROLS[spec](), spec, preprocessing, device)
     if spec.startswith("timm:"):
         name = spec.removeprefix("timm:")
         return _from_timm(name, load_timm_weights(name), device)
@@ -96,16 +96,29 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
 
 
 class MeanColour(nn.Module):
-    """What colour alone can tell: means and deviations of red, green and blue, and a one: (B, 3, H, W) -> (B, 7).
+    """Mean red, green and blue, and a one: (B, 3, H, W) -> (B, 4). What colour alone can tell.
 
     The one keeps brightness in play where neighbours are found by cosine: without it, dark and pale would be alike.
     """
+
+    num_features = 4
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        mean_B3 = images_BCHW.mean(dim=(2, 3))
+        return torch.cat([mean_B3, torch.ones_like(mean_B3[:, :1])], dim=1)
+
+
+class ColourStatistics(nn.Module):
+    """MeanColour and the standard deviations: (B, 3, H, W) -> (B, 7). Colour and contrast, without any shape."""
 
     num_features = 7
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         std_B3, mean_B3 = torch.std_mean(images_BCHW, dim=(2, 3), correction=0)
         return torch.cat([mean_B3, std_B3, torch.ones_like(mean_B3[:, :1])], dim=1)
+
+
+CONTROLS: dict[str, type[nn.Module]] = {"mean-colour": MeanColour, "colour-statistics": ColourStatistics}
 
 
 def extract_features(

@@ -41,6 +41,8 @@ def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: Til
         "optimizer": learner.optimizer.state_dict(),
     }
     path = run.checkpoint_file(step)
+    for torn in run.checkpoints.glob(".step_*.tmp"):  # a run that was killed while it wrote
+        torn.unlink(missing_ok=True)
     with atomic_write(path, "wb") as stream:
         torch.save(record, stream)
     # A later file is a damaged one that `restore` passed over: it must not count as one of the newest.

@@ -14,7 +14,8 @@ from dino_path.views.batches import ViewBatch
 # in another order there, and AdamW's division makes that visible where a gradient is almost zero.
 TOLERANCE = 1e-8
 SETTINGS = (
-    "model.drop_path_rate=0", "optim.base_lr=0.03", "model.num_prototypes=12", "optim.lr_warmup=0 steps", "optim.clip_norm=0.02",
+    "model.drop_path_rate=0", "optim.base_lr=0.03", "model.num_prototypes=12", "optim.lr_warmup=0 steps",
+    "optim.clip_norm=0.02",
     "training.teacher_temp=0.07", "training.teacher_temp_warmup=3 steps", "training.batch_size_per_gpu=2",
 )  # fmt: skip
 

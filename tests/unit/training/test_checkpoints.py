@@ -86,6 +86,13 @@ def test_a_write_that_fails_leaves_the_old_checkpoint_and_no_rubbish(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_what_a_kill_left_half_written_is_removed_at_the_next_checkpoint(config: Config) -> None:
+    path = save(config, tiny_learner(config), step=1)
+    path.with_name(".step_00000002.pt.4711.tmp").write_bytes(b"half of it")
+    path = save(config, tiny_learner(config), step=2)
+    assert [file.name for file in sorted(path.parent.iterdir())] == ["step_00000001.pt", "step_00000002.pt"]
+
+
 def test_only_the_newest_checkpoints_are_kept(config: Config) -> None:
     learner = tiny_learner(config)
     for step in range(1, 6):

@@ -1,0 +1,140 @@
+"""STYLE's table of rooms and doors: who may import whom. Imports inside functions count too."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "dino_path"
+FLOOR = {"config", "errors", "run", "distributed", "progress"}
+# They tie rooms together, or look at the whole installation.
+ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "config_docs"}
+ROOMS: dict[str, set[str]] = {
+    "slides": set(),
+    "tiles": {"slides"},
+    "views": set(),
+    "model": set(),
+    "training": {"tiles", "views", "model"},
+    "features": {"slides", "tiles", "views", "model"},
+    "evaluation": {"features", "model", "tiles"},
+    "export": {"model"},
+    "reporting": set(),
+    "cluster": set(),
+}
+DOORS: dict[str, set[str]] = {
+    "openslide": {"slides"},
+    "tifffile": {"slides"},
+    "pyarrow": {"tiles"},
+    "albumentations": {"views"},
+    "timm": {"model"},
+    "wandb": {"training"},
+    "h5py": {"features"},
+    "faiss": {"evaluation"},
+    "sklearn": {"evaluation"},
+    "safetensors": {"export"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
+    "matplotlib": {"reporting"},
+    "jinja2": {"reporting"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+}
+# (who, whom): why the table does not hold there.
+EXCEPTIONS = {
+    ("views", "tiles"): "a batch of views is made from tiles that it reads: a view without a tile is nothing",
+    ("model", "safetensors"): "model folders are read back by features and evaluation, which may not import export",
+    ("evaluation", "safetensors"): "the supervised baseline keeps its own weights; it is no exported extractor",
+    ("progress", "rich"): "the bar that every room shows stands on the floor",
+    ("demo", "rich"): "the demo prints its table",
+    ("doctor", "openslide"): "it asks each library whether it works",
+    ("doctor", "faiss"): "it asks each library whether it works",
+}
+
+
+def owner_of(file: Path) -> str:
+    """The room, or the module of the floor, that a file belongs to."""
+    first = file.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """Dotted names that a file imports anywhere."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide which room is meant"
+            assert node.module is not None
+            names = [f"dino_path.{alias.name}" for alias in node.names]
+            yield from names if node.module == "dino_path" else [node.module]
+
+
+def pairs() -> dict[tuple[str, str], list[str]]:
+    """(importing room, imported room or package) -> files."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        who = owner_of(file)
+        for name in imports_of(file):
+            root, _, rest = name.partition(".")
+            whom = rest.partition(".")[0] if root == "dino_path" else root
+            if whom and whom != who:
+                found.setdefault((who, whom), []).append(file.relative_to(PACKAGE.parent).as_posix())
+    return found
+
+
+PAIRS = pairs()
+
+
+def is_allowed(who: str, whom: str) -> bool:
+    if whom in DOORS:
+        return who in DOORS[whom]
+    if whom in ROOMS or whom in ABOVE_THE_ROOMS:
+        return who in ABOVE_THE_ROOMS or whom in ROOMS.get(who, set())
+    return True  # the floor, and packages without a door
+
+
+def test_every_module_has_its_place_in_the_table() -> None:
+    owners = {owner_of(file) for file in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert owners == {*ROOMS} | FLOOR | ABOVE_THE_ROOMS
+
+
+def test_rooms_import_only_what_the_table_allows() -> None:
+    forbidden = {pair: files for pair, files in PAIRS.items() if not is_allowed(*pair) and pair not in EXCEPTIONS}
+    assert forbidden == {}
+
+
+def test_no_exception_outlives_its_reason() -> None:
+    assert {pair for pair in EXCEPTIONS if pair not in PAIRS or is_allowed(*pair)} == set()
+
+
+def test_the_floor_imports_no_room() -> None:
+    assert [pair for pair in PAIRS if pair[0] in FLOOR and pair[1] not in FLOOR and pair[1] in ROOMS] == []
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_rooms_door_plate_is_one_docstring(room: str) -> None:
+    body = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")).body
+    assert len(body) == 1
+    assert isinstance(body[0], ast.Expr)
+
+
+def test_only_the_command_line_ends_the_process() -> None:
+    calls = {
+        owner_of(file)
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "exit" and ast.unparse(node.value) in {"sys", "os"}
+    }
+    assert calls <= {"cli"}
+
+
+def test_only_distributed_reads_ranks() -> None:
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID"}
+    readers = {
+        owner_of(file)
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert readers == {"distributed"}

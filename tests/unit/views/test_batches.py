@@ -1,0 +1,119 @@
+"""Batches are functions of (seed, step, rank): no worker, rank, resume or global random state changes a view."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_batches, tiny_config, write_tiles
+
+from dino_path.errors import TileStoreError
+from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
+
+OUT = Path("unused")
+
+
+@pytest.fixture
+def batches(tiles_folder: Path) -> ViewBatches:
+    return tiny_batches(tiny_config(tiles_folder, OUT))
+
+
+def stream(batches: ViewBatches, *, start: int = 0, num_steps: int = 5, num_workers: int = 0) -> list[ViewBatch]:
+    return list(iterate_batches(batches, start=start, num_steps=num_steps, num_workers=num_workers, pin_memory=False))
+
+
+def is_same(one: ViewBatch, other: ViewBatch) -> bool:
+    return all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
+
+
+def test_a_batch_lies_view_by_view_and_tile_by_tile(batches: ViewBatches) -> None:
+    batch = batches.batch(4)  # positions 16 to 19 of 12 tiles: epoch 1
+    assert batch.global_views.shape == (2 * 4, 32, 32, 3)
+    assert batch.local_views.shape == (2 * 4, 16, 16, 3)
+    for place, tile in enumerate(batch.tiles.tolist()):
+        views = batches.tile_views(1, tile)
+        for number in range(2):
+            assert np.array_equal(batch.global_views[number * 4 + place].numpy(), views[number])
+            assert np.array_equal(batch.local_views[number * 4 + place].numpy(), views[2 + number])
+
+
+def test_three_batches_of_four_are_one_epoch_of_twelve_tiles(batches: ViewBatches) -> None:
+    tiles = [tile for batch in stream(batches, num_steps=6) for tile in batch.tiles.tolist()]
+    assert sorted(tiles[:12]) == sorted(tiles[12:]) == [*range(12)]
+    assert tiles[:12] != tiles[12:]
+
+
+def test_the_same_tile_has_other_views_in_the_next_epoch(batches: ViewBatches) -> None:
+    assert not np.array_equal(batches.tile_views(0, 3)[0], batches.tile_views(1, 3)[0])
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_no_view(batches: ViewBatches, num_workers: int) -> None:
+    alone, made_by_workers = stream(batches), stream(batches, num_workers=num_workers)
+    assert len(alone) == len(made_by_workers) == 5
+    assert all(is_same(one, other) for one, other in zip(alone, made_by_workers, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resume_in_the_middle_goes_on_with_the_same_views(batches: ViewBatches, num_workers: int) -> None:
+    resumed = stream(batches, start=3, num_workers=num_workers)
+    assert len(resumed) == 2
+    assert all(is_same(one, other) for one, other in zip(stream(batches)[3:], resumed, strict=True))
+
+
+def test_two_ranks_together_see_what_one_sees(tiles_folder: Path) -> None:
+    whole = tiny_batches(tiny_config(tiles_folder, OUT))
+    config = tiny_config(tiles_folder, OUT, "training.batch_size_per_gpu=2")
+    ranks = [tiny_batches(config, rank=rank, world_size=2) for rank in range(2)]
+    for step in range(6):
+        expected, parts = whole.batch(step), [rank.batch(step) for rank in ranks]
+        assert torch.equal(torch.cat([part.tiles for part in parts]), expected.tiles)
+        for name in ("global_views", "local_views"):
+            pieces = [getattr(part, name).unflatten(0, (2, 2)) for part in parts]  # views, tiles of this rank
+            assert torch.equal(torch.cat(pieces, dim=1).flatten(0, 1), getattr(expected, name))
+
+
+def test_ranks_read_disjoint_tiles_within_an_epoch(tiles_folder: Path) -> None:
+    config = tiny_config(tiles_folder, OUT, "training.batch_size_per_gpu=2")
+    seen = [
+        {tile for step in range(3) for tile in tiny_batches(config, rank=rank, world_size=2).batch(step).tiles.tolist()}
+        for rank in range(2)
+    ]
+    assert seen[0].isdisjoint(seen[1])
+    assert seen[0] | seen[1] == {*range(12)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_making_views_touches_no_global_random_state(batches: ViewBatches, num_workers: int) -> None:
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    first = stream(batches, num_steps=2, num_workers=num_workers)
+    assert random.getstate() == before[0]
+    assert all(np.array_equal(one, other) for one, other in zip(np.random.get_state(), before[1], strict=True))
+    assert torch.equal(torch.get_rng_state(), before[2])
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert all(is_same(one, other) for one, other in zip(first, stream(batches, num_steps=2), strict=True))
+
+
+def test_without_local_views_a_batch_has_none(tiles_folder: Path) -> None:
+    batch = tiny_batches(tiny_config(tiles_folder, OUT, "views.num_local=0")).batch(0)
+    assert batch.local_views.shape == (0, 16, 16, 3)
+    assert batch.global_views.shape == (8, 32, 32, 3)
+
+
+def test_a_batch_larger_than_the_store_goes_on_with_the_next_epoch(tmp_path: Path) -> None:
+    config = tiny_config(write_tiles(tmp_path, 3), OUT, "training.batch_size_per_gpu=7")
+    batch = tiny_batches(config).batch(0)
+    assert sorted(batch.tiles[:3].tolist()) == sorted(batch.tiles[3:6].tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_tile_ends_the_stream_with_its_name(tmp_path: Path, num_workers: int) -> None:
+    folder = write_tiles(tmp_path, 6)
+    (folder / "004.png").write_bytes(b"no image")
+    config = tiny_config(folder, OUT, "training.batch_size_per_gpu=6")
+    with pytest.raises(TileStoreError, match=r"004\.png: cannot be read") as refusal:
+        stream(tiny_batches(config), num_workers=num_workers)
+    assert refusal.value.remedy
