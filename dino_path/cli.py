@@ -88,6 +88,7 @@ def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     resolved = _config(config, _overrides_only(settings), needs=("store", "out", "training"))
     assert resolved.out is not None
     assert resolved.training is not None
+    check_output_folder(resolved.out)
     with open_world(resolved.training.device) as world:
         log_to(resolved.out / "log.txt" if world.is_first else None, is_first=world.is_first)
         checkpoint = run_pretraining(resolved, world)
@@ -131,6 +132,7 @@ def embed(
     from dino_path.tiles.store import TileStore
 
     log_to(None)
+    check_output_folder(out)
     torch_device = choose_device(device, 0)
     tiles = open_tiles(source)
     extractor = load_extractor(model, device=torch_device)
@@ -170,6 +172,7 @@ def baseline(
     from dino_path.evaluation.datasets import load_labelled
 
     log_to(None)
+    check_output_folder(out)
     resolved = _config(config, _overrides_only(settings))
     labelled = load_labelled(data, resolved.evaluation)
     result = train_baseline(
@@ -208,6 +211,7 @@ def evaluate(
     from dino_path.evaluation.table import PROTOCOLS, evaluate_table
 
     log_to(None)
+    check_output_folder(out)
     specs, overrides = split_arguments(models)
     resolved = _config(config, overrides)
     table = evaluate_table(
@@ -236,6 +240,9 @@ def report(
     from dino_path.reporting.report import write_report
 
     log_to(None)
+    check_output_folder(out.parent)
+    if out.is_dir():
+        raise ConfigError(f"--out {out}", "is a folder.", "The name of an HTML file is needed.", "Correct --out.")
     write_report(runs, out, store=store, models=model or (), evaluations=evaluation or ())
     typer.echo(f"report: {out}")
 
@@ -332,6 +339,18 @@ def _shard(text: str) -> tuple[int, int]:
             f"--shard {text}", "not of the form I/N.", "1 <= I <= N is needed, such as 3/8.", "Correct --shard."
         )
     return int(match[1]) - 1, int(match[2])
+
+
+def check_output_folder(path: Path) -> None:
+    """Refuse a folder that cannot be made or written, before the work instead of after it."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(
+            str(path),
+            f"nothing can be written here: {nearest} is {'not ours to write in' if nearest.is_dir() else 'a file'}.",
+            "A folder where you may write is needed.",
+            "Name another folder as out.",
+        )
 
 
 def log_to(file: Path | None, *, is_first: bool = True) -> None:

@@ -36,7 +36,7 @@ def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_ra
         keywords["drop_path_rate"] = drop_path_rate
     try:
         model: nn.Module = timm.create_model(architecture(name), pretrained=False, num_classes=0, **keywords)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
         raise ConfigError(
             f"model.backbone={name}",
             f"timm cannot build it with {keywords} ({' '.join(str(error).split())}).",

@@ -65,7 +65,8 @@ def find_collapse(
     uniform: the teacher says the same of every prototype (entropy at ln K). one-hot: it says the same prototype of
     every tile. Either way the features stop telling tiles apart; a high entropy alone, at the start, is healthy.
     """
-    if teacher_entropy > 0.995 * math.log(num_prototypes) and kl < 0.01:
+    # Seen on the demo: at 99.7 % of ln K and a KL of 0.3 % of it the gradient was gone and the features stood still.
+    if teacher_entropy > 0.99 * math.log(num_prototypes) and kl < 0.01 * math.log(num_prototypes):
         return Collapse(
             "uniform",
             "lower training.teacher_temp and warmup_teacher_temp (0.04 -> 0.02), or training.center_momentum",

@@ -156,6 +156,7 @@ def test_tile_says_of_a_slide_without_tissue_that_it_is_empty(run: Run, tmp_path
         (["optim.wieght_decay=0.1"], ["unknown key 'optim.wieght_decay'. Did you mean 'weight_decay'?"]),
         (["model.backbone=vit_smal_patch16_224"], ["has no such model", "Did you mean vit_small_patch16_224"]),
         (["model.arguments={embed_dimm: 32}"], ["timm cannot build it", "Correct model.arguments"]),
+        (["model.arguments={img_size: 32, patch_size: 0}"], ["timm cannot build it"]),
         (["views.local_px=20"], ["it does not take views of 20 px"]),
         (["model.weights=nowhere"], ["nowhere"]),
         (["training.num_epochs=3"], ["give exactly one of num_steps, num_epochs, num_tiles"]),
@@ -294,6 +295,38 @@ def test_report_refuses_what_is_no_run(run: Run, tmp_path: Path, path: str) -> N
     (tmp_path / "empty").mkdir()
     run("report", path, "--out", "report.html").check_refused(path)
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain", "out=file/run", *TINY],
+        ["embed", "mean-colour", "TILES", "--out", "file"],
+        ["evaluate", "knn", "mean-colour", "--data", "LABELLED", "--out", "file"],
+        ["baseline", "--data", "LABELLED", "--out", "file"],
+        ["report", "RUN", "--out", "file/report.html"],
+        ["tile", "SLIDE", *TILES, "--out", "file"],
+        ["export", "RUN", "--out", "file"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_output_folder_that_is_a_file_is_refused_before_the_work(
+    run: Run, tmp_path: Path, tiles_folder: Path, labelled: Path, run_folder: Path, slide: Path, words: list[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    places = {"TILES": tiles_folder, "LABELLED": labelled, "RUN": run_folder, "SLIDE": slide}
+    words = [str(places.get(word, word)) for word in words]
+    if words[0] == "pretrain":
+        words.append(f"store={tiles_folder}")
+    answer = run(*words)
+    answer.check_refused("file")
+    assert "images/s" not in answer.err
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_report_refuses_a_folder_as_its_file(run: Run, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    run("report", run_folder, "--out", "folder").check_refused("folder: is a folder")
 
 
 # --- the program itself -------------------------------------------------------------------------------------------

@@ -115,6 +115,18 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
     assert "cannot be read as a checkpoint" in caplog.text
 
 
+def test_a_single_wrong_byte_among_the_weights_is_noticed(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    learner = trained_learner(config)
+    save(config, learner, step=2)
+    damaged = save(config, learner, step=3)
+    weights = learner.student.head.last_layer["weight_v"].detach().numpy().tobytes()
+    content = bytearray(damaged.read_bytes())
+    content[content.index(weights) + 100] ^= 0x40
+    damaged.write_bytes(content)
+    assert resume(config)[1] == 2
+    assert "checksum" in caplog.text
+
+
 def test_a_damaged_later_file_does_not_push_out_the_good_one(tiles_folder: Path, tmp_path: Path) -> None:
     config = tiny_config(tiles_folder, tmp_path / "run", "training.keep_checkpoints=1")
     learner = tiny_learner(config)
@@ -182,7 +194,9 @@ def test_another_number_of_processes_with_the_same_global_batch_goes_on_with_a_w
     assert "written by 2 process(es)" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, I am text\n" * 100, b"\x80\x02N.", b"PK\x03\x04" + bytes(3000)])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, I am text\n" * 100, b"\x80\x02N.", b"\x80\x02a", b"0", b"PK\x03\x04" + bytes(3000)]
+)
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="checkpoint"):
