@@ -62,7 +62,7 @@ def tissue_mask(slide: Slide, config: TilesConfig) -> TissueMask:
             assert_never(config.tissue)
     tissue = (saturation > threshold * 255) & ~background
     px_um2 = overview.px_level0[0] * overview.px_level0[1] * slide.mpp**2
-    tissue = fill_holes(tissue, max_px=config.max_hole_um2 / px_um2)
+    tissue = fill_holes(tissue, max_px=config.max_hole_um2 / px_um2) & overview.covered  # no hole in the recording
     return TissueMask(drop_small(tissue, min_px=config.min_area_um2 / px_um2), overview, threshold)
 
 

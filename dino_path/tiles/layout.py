@@ -33,6 +33,8 @@ class SlideRecord:
         mpp, mpp_source: microns per level-0 pixel and who said so.
         tile_mpp: true microns per pixel of the stored tiles (within `tiles.mpp_tolerance` of `tiles.mpp`).
         tissue_percent: of the slide's area.
+        reader: `native` or `openslide: <why>`: who read the tiles; empty when there were none to read.
+        num_passed_through: tiles that are the slide's own JPEG bytes, not encoded anew.
         num_candidates: tiles with enough tissue; the next four counts say why some were not kept.
         flags: what a person should look at, such as `tissue near 0 %`.
     """
@@ -49,7 +51,9 @@ class SlideRecord:
     tile_mpp: float | None = None
     width_level0: int = 0
     height_level0: int = 0
+    reader: str = ""
     num_tiles: int = 0
+    num_passed_through: int = 0
     num_candidates: int = 0
     num_pen: int = 0
     num_black: int = 0

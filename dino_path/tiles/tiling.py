@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from dino_path.slides.tissue import TissueMask, tissue_mask
 from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid, tile_spec
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, write_record
 from dino_path.tiles.pictures import overlay_picture, write_contours, write_overlay
-from dino_path.tiles.reading import read_tiles
+from dino_path.tiles.reading import TileReader
 from dino_path.tiles.workers import work_in_processes
 from dino_path.tiles.writing import TileWriter, write_table
 
@@ -84,6 +85,8 @@ class _Outcome:
     """What became of the candidate tiles of one slide."""
 
     kept: list[int] = field(default_factory=list)
+    reader: str = ""
+    num_passed_through: int = 0
     num_pen: int = 0
     num_black: int = 0
     num_blurred: int = 0
@@ -234,7 +237,9 @@ def _write_slide(slide: Slide, work: _Work) -> SlideRecord:
         tile_mpp=spec.tile_mpp,
         width_level0=slide.width_level0,
         height_level0=slide.height_level0,
+        reader=outcome.reader,
         num_tiles=len(kept),
+        num_passed_through=outcome.num_passed_through,
         num_candidates=len(candidates),
         num_pen=outcome.num_pen,
         num_black=outcome.num_black,
@@ -249,20 +254,28 @@ def _write_tiles(
     slide: Slide, spec: TileSpec, corners: Corners, fractions: np.ndarray[tuple[int], np.dtype[np.float32]], work: _Work
 ) -> _Outcome:
     """Read the candidates, judge them, and write those that are kept; no files when there are none."""
-    folder, slide_id, outcome = work.folder, work.row.slide_id, _Outcome()
+    folder, slide_id, config = work.folder, work.row.slide_id, work.config
     tar_file, table_file = folder.tar_file(slide_id), folder.table_file(slide_id)
-    with atomic_write(tar_file, "wb") as stream:
-        writer = TileWriter(stream, slide_id, spec.size_level0, work.config.jpeg_quality)
-        for number, tile in enumerate(read_tiles(slide, spec, corners)):
+    if len(corners) == 0:
+        for file in (tar_file, table_file):
+            file.unlink(missing_ok=True)
+        return _Outcome()
+    reader = TileReader.choose(slide, spec, corners, config)
+    outcome = _Outcome(reader=reader.reader)
+    with closing(reader), atomic_write(tar_file, "wb") as stream:
+        writer = TileWriter(stream, slide_id, spec.size_level0, config.jpeg_quality)
+        for number, tile in enumerate(reader.read_all(corners)):
             if isinstance(tile, SlideError):
                 outcome.unreadable.append(tile)
                 _refuse_damaged(slide, outcome, len(corners))
                 continue
-            tile_sharpness = sharpness(tile)
-            if not _passes(tile, tile_sharpness, spec, work.config, outcome):
+            tile_sharpness = sharpness(tile.pixels)
+            if not _passes(tile.pixels, tile_sharpness, spec, config, outcome):
                 continue
             x, y = corners[number].tolist()
-            writer.add(tile, (x, y), tissue_fraction=float(fractions[number]), sharpness=tile_sharpness)
+            tissue_fraction = float(fractions[number])
+            writer.add(tile.pixels, (x, y), tissue_fraction=tissue_fraction, sharpness=tile_sharpness, jpeg=tile.jpeg)
+            outcome.num_passed_through += tile.jpeg is not None
             outcome.kept.append(number)
         writer.close()
     if outcome.kept:
