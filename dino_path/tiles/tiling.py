@@ -17,9 +17,9 @@ from dino_path.progress import meter
 from dino_path.run import atomic_write
 from dino_path.slides.find import SlideRow
 from dino_path.slides.overview import MOST_UNREADABLE
-from dino_path.slides.quality import black_fraction, pen_fraction, sharpness
+from dino_path.slides.quality import TileQuality, measure_quality
 from dino_path.slides.resolution import FROM_OBJECTIVE
-from dino_path.slides.slide import RgbImage, Slide
+from dino_path.slides.slide import Slide
 from dino_path.slides.tissue import TissueMask, tissue_mask
 from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid, tile_spec
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, write_record
@@ -269,12 +269,14 @@ def _write_tiles(
                 outcome.unreadable.append(tile)
                 _refuse_damaged(slide, outcome, len(corners))
                 continue
-            tile_sharpness = sharpness(tile.pixels)
-            if not _passes(tile.pixels, tile_sharpness, spec, config, outcome):
+            quality = measure_quality(tile.pixels, spec.tile_mpp)
+            if not _passes(quality, config, outcome):
                 continue
             x, y = corners[number].tolist()
             tissue_fraction = float(fractions[number])
-            writer.add(tile.pixels, (x, y), tissue_fraction=tissue_fraction, sharpness=tile_sharpness, jpeg=tile.jpeg)
+            writer.add(
+                tile.pixels, (x, y), tissue_fraction=tissue_fraction, sharpness=quality.sharpness, jpeg=tile.jpeg
+            )
             outcome.num_passed_through += tile.jpeg is not None
             outcome.kept.append(number)
         writer.close()
@@ -286,13 +288,13 @@ def _write_tiles(
     return outcome
 
 
-def _passes(tile: RgbImage, tile_sharpness: float, spec: TileSpec, config: TilesConfig, outcome: _Outcome) -> bool:
+def _passes(quality: TileQuality, config: TilesConfig, outcome: _Outcome) -> bool:
     """Whether a tile is good enough; the first reason against it is counted."""
-    if black_fraction(tile) > config.max_black_fraction:
+    if quality.black_fraction > config.max_black_fraction:
         outcome.num_black += 1
-    elif pen_fraction(tile, spec.tile_mpp) > config.max_pen_fraction:
+    elif quality.pen_fraction > config.max_pen_fraction:
         outcome.num_pen += 1
-    elif tile_sharpness < config.min_sharpness:
+    elif quality.sharpness < config.min_sharpness:
         outcome.num_blurred += 1
     else:
         return True
