@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from dino_path.config import TilesConfig, as_plain, digest, section_from_file
 from dino_path.errors import TileStoreError
-from dino_path.run import write_json
+from dino_path.run import is_abandoned, write_json
 
 FORMAT_VERSION = 1
 
@@ -94,12 +94,15 @@ class StoreFolder:
         return sorted((self.path / "slides").glob("[!.]*.json"))
 
     def remove_leftovers(self, slide_ids: Collection[str]) -> None:
-        """Delete temporary files that killed processes left of these slides (which nobody else is working on)."""
+        """Delete temporary files that killed processes left of the store's config and of these slides."""
+        files = [*self.path.glob(".store.json.*.tmp")]
         for folder in ("slides", "tiles", "overlays", "contours"):
-            for file in (self.path / folder).glob(".*.tmp"):
-                # .<slide_id>.<extension>.<pid>.tmp; an id has no dots
-                if file.name[1:].partition(".")[0] in slide_ids:
-                    file.unlink(missing_ok=True)
+            # .<slide_id>.<extension>.<process>.tmp; an id has no dots
+            temporary = (self.path / folder).glob(".*.tmp")
+            files += [file for file in temporary if file.name[1:].partition(".")[0] in slide_ids]
+        for file in files:
+            if is_abandoned(file):
+                file.unlink(missing_ok=True)
 
     def read_config(self) -> TilesConfig:
         """The tiling config that the store was made with.

@@ -103,7 +103,8 @@ def tile_slides(
         num_workers: processes; 0 or 1: none but this one. The files are the same whatever it is.
 
     Raises:
-        TileStoreError: the store has another config, or knows a slide by another id or an id by another slide.
+        TileStoreError: the store has another config, knows a slide by another id or an id by another slide, or its
+            disk is full.
     """
     folder = StoreFolder(store)
     folder.prepare(config)
@@ -191,6 +192,13 @@ def _tile_slide(work: _Work) -> SlideRecord:
             record = _write_slide(slide, work)
     except SlideError as error:
         record = _failed(work, " ".join(str(error).split()))
+    except OSError as error:  # reading a slide raises SlideError: this is the store's disk
+        raise TileStoreError(
+            str(work.folder.path),
+            f"cannot be written ({error.strerror or error}).",
+            f"Space and permission for the tiles of {row.slide_id} are needed.",
+            "Make room, then call again: finished slides stay as they are.",
+        ) from None
     record = replace(
         record,
         patient_id=row.patient_id,
@@ -283,7 +291,7 @@ def _write_tiles(
     if outcome.kept:
         write_table(table_file, writer.rows)
     else:
-        tar_file.unlink()
+        tar_file.unlink(missing_ok=True)
         table_file.unlink(missing_ok=True)
     return outcome
 
