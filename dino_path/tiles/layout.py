@@ -104,6 +104,16 @@ class StoreFolder:
             if is_abandoned(file):
                 file.unlink(missing_ok=True)
 
+    def remove_outputs(self, slide_id: str) -> None:
+        """Delete what there is of a slide that turned out to be unreadable; its record says why it has none."""
+        for file in (
+            self.tar_file(slide_id),
+            self.table_file(slide_id),
+            self.overlay_file(slide_id),
+            self.contour_file(slide_id),
+        ):
+            file.unlink(missing_ok=True)
+
     def read_config(self) -> TilesConfig:
         """The tiling config that the store was made with.
 

@@ -168,7 +168,8 @@ def _finished_record(folder: StoreFolder, row: SlideRow) -> SlideRecord | None:
 
 
 def _failed(work: _Work, reason: str) -> SlideRecord:
-    """Note that a slide took its worker process down with it."""
+    """Note that a slide could not be read, or took its worker process down; nothing of it stays in the store."""
+    work.folder.remove_outputs(work.row.slide_id)
     record = SlideRecord(
         work.row.slide_id,
         str(work.row.path),

@@ -131,7 +131,7 @@ def test_a_slide_that_is_deleted_or_cut_while_it_is_tiled_is_done_or_failed_and_
         else:
             assert record.status == "failed"
             assert record.reason
-            assert not list((store / "tiles").iterdir())
+            assert not [file for folder in ("tiles", "overlays", "contours") for file in store.glob(f"{folder}/*")]
 
 
 def test_a_full_disk_stops_the_run_with_a_remedy_and_it_goes_on_when_there_is_room(
