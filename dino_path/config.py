@@ -125,6 +125,13 @@ class TilesConfig(Section):
         description="tiles less sharp (variance of the Laplacian, grey levels squared) are not kept",
     )
     jpeg_quality: int = Field(90, ge=50, le=100, description="of the stored tiles")
+    copy_native_jpeg: bool = Field(
+        True,
+        description="where a tile is one of the slide's own JPEG tiles, store its bytes as they are: nothing is lost",
+    )
+    reader: Literal["auto", "openslide"] = Field(
+        "auto", description="`auto`: JPEG tiles straight from the file where that shows what OpenSlide shows"
+    )
 
 
 class ViewsConfig(Section):

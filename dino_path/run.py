@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,18 +23,32 @@ from dino_path.errors import CheckpointError
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under `path` only when it is complete (temp file, fsync, rename).
 
-    On any exception the temporary file is removed and an older file under `path` stays as it was.
+    On any exception the temporary file is removed and an older file under `path` stays as it was. While it is written
+    it is locked, so that `is_abandoned` can tell it from what a killed process left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Containers and nodes of a cluster share process ids; the token keeps their files apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+            temporary.replace(path)  # still locked
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_abandoned(temporary: Path) -> bool:
+    """Whether nobody is writing this temporary file of `atomic_write` any more; False where locks do not tell."""
+    try:
+        with temporary.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # locked, gone, or a file system without locks
+        return False
+    return True
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -40,13 +40,21 @@ class Slide:
         levels: finest first.
         mpp: microns per pixel of level 0.
         mpp_source: where `mpp` came from, such as `openslide.mpp-x` or `objective power`.
+        vendor: OpenSlide's name of the format, such as `aperio` or `generic-tiff`.
         background: RGB put under transparent pixels.
     """
 
     def __init__(
-        self, path: Path, levels: tuple[Level, ...], mpp: float, mpp_source: str, background: tuple[int, int, int]
+        self,
+        path: Path,
+        levels: tuple[Level, ...],
+        mpp: float,
+        mpp_source: str,
+        vendor: str,
+        background: tuple[int, int, int],
     ) -> None:
-        self.path, self.levels, self.mpp, self.mpp_source, self.background = path, levels, mpp, mpp_source, background
+        self.path, self.levels, self.mpp, self.mpp_source = path, levels, mpp, mpp_source
+        self.vendor, self.background = vendor, background
         self._handle: Any = None
         self._pid = -1
 
@@ -73,7 +81,8 @@ class Slide:
             Level(width, height, float(downsample), mpp_level0 * float(downsample))
             for (width, height), downsample in zip(sizes, downsamples, strict=True)
         )
-        return cls(path, levels, mpp_level0, source, _background_colour(properties))
+        vendor = properties.get("openslide.vendor", "")
+        return cls(path, levels, mpp_level0, source, vendor, _background_colour(properties))
 
     @property
     def name(self) -> str:

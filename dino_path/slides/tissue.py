@@ -62,17 +62,18 @@ def tissue_mask(slide: Slide, config: TilesConfig) -> TissueMask:
             assert_never(config.tissue)
     tissue = (saturation > threshold * 255) & ~background
     px_um2 = overview.px_level0[0] * overview.px_level0[1] * slide.mpp**2
-    tissue = fill_holes(tissue, max_px=config.max_hole_um2 / px_um2)
+    tissue = fill_holes(tissue, max_px=config.max_hole_um2 / px_um2) & overview.covered  # no hole in the recording
     return TissueMask(drop_small(tissue, min_px=config.min_area_um2 / px_um2), overview, threshold)
 
 
 def certain_background(overview: Overview) -> Mask:
     """(H, W) bool: nothing recorded, black, pen ink, or grey without the slightest noise (padding that was painted)."""
     rgb = overview.rgb
-    brightest, darkest = rgb.max(axis=2), rgb.min(axis=2)
+    red, green, blue = cv2.split(rgb)
+    brightest, darkest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
     neighbours = np.ones((3, 3), dtype=np.uint8)
-    flat = (cv2.dilate(rgb, neighbours) == cv2.erode(rgb, neighbours)).all(axis=2)
-    padding = flat & (brightest - darkest <= GREY_SPREAD)
+    flat = [cv2.dilate(channel, neighbours) == cv2.erode(channel, neighbours) for channel in (red, green, blue)]
+    padding = flat[0] & flat[1] & flat[2] & (cv2.subtract(brightest, darkest) <= GREY_SPREAD)
     return np.asarray(~overview.covered | (brightest <= BLACK_LEVEL) | padding | ink_pixels(rgb), dtype=np.bool_)
 
 
@@ -96,7 +97,7 @@ def fill_holes(tissue: Mask, *, max_px: float) -> Mask:
     """Fill background pieces of at most `max_px` pixels; those at the slide's edge are no holes."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats((~tissue).astype(np.uint8), connectivity=4)
     small = stats[:, cv2.CC_STAT_AREA] <= max_px
-    small[np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))] = False
+    small[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = False
     small[0] = False  # label 0 is the tissue
     return np.asarray(tissue | small[labels], dtype=np.bool_)
 

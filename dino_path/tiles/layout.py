@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from dino_path.config import TilesConfig, as_plain, digest, section_from_file
 from dino_path.errors import TileStoreError
-from dino_path.run import write_json
+from dino_path.run import is_abandoned, write_json
 
 FORMAT_VERSION = 1
 
@@ -33,6 +33,8 @@ class SlideRecord:
         mpp, mpp_source: microns per level-0 pixel and who said so.
         tile_mpp: true microns per pixel of the stored tiles (within `tiles.mpp_tolerance` of `tiles.mpp`).
         tissue_percent: of the slide's area.
+        reader: `native` or `openslide: <why>`: who read the tiles; empty when there were none to read.
+        num_passed_through: tiles that are the slide's own JPEG bytes, not encoded anew.
         num_candidates: tiles with enough tissue; the next four counts say why some were not kept.
         flags: what a person should look at, such as `tissue near 0 %`.
     """
@@ -49,7 +51,9 @@ class SlideRecord:
     tile_mpp: float | None = None
     width_level0: int = 0
     height_level0: int = 0
+    reader: str = ""
     num_tiles: int = 0
+    num_passed_through: int = 0
     num_candidates: int = 0
     num_pen: int = 0
     num_black: int = 0
@@ -90,12 +94,25 @@ class StoreFolder:
         return sorted((self.path / "slides").glob("[!.]*.json"))
 
     def remove_leftovers(self, slide_ids: Collection[str]) -> None:
-        """Delete temporary files that killed processes left of these slides (which nobody else is working on)."""
+        """Delete temporary files that killed processes left of the store's config and of these slides."""
+        files = [*self.path.glob(".store.json.*.tmp")]
         for folder in ("slides", "tiles", "overlays", "contours"):
-            for file in (self.path / folder).glob(".*.tmp"):
-                # .<slide_id>.<extension>.<pid>.tmp; an id has no dots
-                if file.name[1:].partition(".")[0] in slide_ids:
-                    file.unlink(missing_ok=True)
+            # .<slide_id>.<extension>.<process>.tmp; an id has no dots
+            temporary = (self.path / folder).glob(".*.tmp")
+            files += [file for file in temporary if file.name[1:].partition(".")[0] in slide_ids]
+        for file in files:
+            if is_abandoned(file):
+                file.unlink(missing_ok=True)
+
+    def remove_outputs(self, slide_id: str) -> None:
+        """Delete what there is of a slide that turned out to be unreadable; its record says why it has none."""
+        for file in (
+            self.tar_file(slide_id),
+            self.table_file(slide_id),
+            self.overlay_file(slide_id),
+            self.contour_file(slide_id),
+        ):
+            file.unlink(missing_ok=True)
 
     def read_config(self) -> TilesConfig:
         """The tiling config that the store was made with.

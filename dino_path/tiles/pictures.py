@@ -49,8 +49,7 @@ def write_overlay(path: Path, picture: RgbImage) -> None:
 def write_contours(path: Path, slide_id: str, mask: TissueMask) -> None:
     """Write the tissue as GeoJSON that QuPath opens: one polygon with holes per piece, in level-0 px."""
     with atomic_write(path) as stream:
-        json.dump(tissue_geojson(slide_id, mask), stream)
-        stream.write("\n")
+        stream.write(json.dumps(tissue_geojson(slide_id, mask)) + "\n")
 
 
 def tissue_geojson(slide_id: str, mask: TissueMask) -> dict[str, object]:
@@ -120,8 +119,9 @@ def _shade_tiles(
         cv2.rectangle(shaded, start, stop, 255, cv2.FILLED)
         cv2.rectangle(lines, start, stop, 255, 1)
     line_weight = 0.4 if size_level0 * scale[0] >= 24 else 0.2  # small tiles would be all line
-    for where, weight in ((shaded > 0, 0.1), (lines > 0, line_weight)):
-        picture[where] = np.rint(picture[where] * (1 - weight) + np.asarray(colour) * weight).astype(np.uint8)
+    flat = np.full_like(picture, colour)
+    for where, weight in ((shaded, 0.1), (lines, line_weight)):
+        cv2.copyTo(cv2.addWeighted(picture, 1 - weight, flat, weight, 0), where, picture)
 
 
 def _with_caption(picture: RgbImage, caption: str, *, um_per_px: float) -> RgbImage:

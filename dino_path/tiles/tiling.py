@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,14 +17,14 @@ from dino_path.progress import meter
 from dino_path.run import atomic_write
 from dino_path.slides.find import SlideRow
 from dino_path.slides.overview import MOST_UNREADABLE
-from dino_path.slides.quality import black_fraction, pen_fraction, sharpness
+from dino_path.slides.quality import TileQuality, measure_quality
 from dino_path.slides.resolution import FROM_OBJECTIVE
-from dino_path.slides.slide import RgbImage, Slide
+from dino_path.slides.slide import Slide
 from dino_path.slides.tissue import TissueMask, tissue_mask
 from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid, tile_spec
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, write_record
 from dino_path.tiles.pictures import overlay_picture, write_contours, write_overlay
-from dino_path.tiles.reading import read_tiles
+from dino_path.tiles.reading import TileReader
 from dino_path.tiles.workers import work_in_processes
 from dino_path.tiles.writing import TileWriter, write_table
 
@@ -84,6 +85,8 @@ class _Outcome:
     """What became of the candidate tiles of one slide."""
 
     kept: list[int] = field(default_factory=list)
+    reader: str = ""
+    num_passed_through: int = 0
     num_pen: int = 0
     num_black: int = 0
     num_blurred: int = 0
@@ -100,7 +103,8 @@ def tile_slides(
         num_workers: processes; 0 or 1: none but this one. The files are the same whatever it is.
 
     Raises:
-        TileStoreError: the store has another config, or knows a slide by another id or an id by another slide.
+        TileStoreError: the store has another config, knows a slide by another id or an id by another slide, or its
+            disk is full.
     """
     folder = StoreFolder(store)
     folder.prepare(config)
@@ -164,7 +168,8 @@ def _finished_record(folder: StoreFolder, row: SlideRow) -> SlideRecord | None:
 
 
 def _failed(work: _Work, reason: str) -> SlideRecord:
-    """Note that a slide took its worker process down with it."""
+    """Note that a slide could not be read, or took its worker process down; nothing of it stays in the store."""
+    work.folder.remove_outputs(work.row.slide_id)
     record = SlideRecord(
         work.row.slide_id,
         str(work.row.path),
@@ -188,6 +193,13 @@ def _tile_slide(work: _Work) -> SlideRecord:
             record = _write_slide(slide, work)
     except SlideError as error:
         record = _failed(work, " ".join(str(error).split()))
+    except OSError as error:  # reading a slide raises SlideError: this is the store's disk
+        raise TileStoreError(
+            str(work.folder.path),
+            f"cannot be written ({error.strerror or error}).",
+            f"Space and permission for the tiles of {row.slide_id} are needed.",
+            "Make room, then call again: finished slides stay as they are.",
+        ) from None
     record = replace(
         record,
         patient_id=row.patient_id,
@@ -234,7 +246,9 @@ def _write_slide(slide: Slide, work: _Work) -> SlideRecord:
         tile_mpp=spec.tile_mpp,
         width_level0=slide.width_level0,
         height_level0=slide.height_level0,
+        reader=outcome.reader,
         num_tiles=len(kept),
+        num_passed_through=outcome.num_passed_through,
         num_candidates=len(candidates),
         num_pen=outcome.num_pen,
         num_black=outcome.num_black,
@@ -249,37 +263,47 @@ def _write_tiles(
     slide: Slide, spec: TileSpec, corners: Corners, fractions: np.ndarray[tuple[int], np.dtype[np.float32]], work: _Work
 ) -> _Outcome:
     """Read the candidates, judge them, and write those that are kept; no files when there are none."""
-    folder, slide_id, outcome = work.folder, work.row.slide_id, _Outcome()
+    folder, slide_id, config = work.folder, work.row.slide_id, work.config
     tar_file, table_file = folder.tar_file(slide_id), folder.table_file(slide_id)
-    with atomic_write(tar_file, "wb") as stream:
-        writer = TileWriter(stream, slide_id, spec.size_level0, work.config.jpeg_quality)
-        for number, tile in enumerate(read_tiles(slide, spec, corners)):
+    if len(corners) == 0:
+        for file in (tar_file, table_file):
+            file.unlink(missing_ok=True)
+        return _Outcome()
+    reader = TileReader.choose(slide, spec, corners, config)
+    outcome = _Outcome(reader=reader.reader)
+    with closing(reader), atomic_write(tar_file, "wb") as stream:
+        writer = TileWriter(stream, slide_id, spec.size_level0, config.jpeg_quality)
+        for number, tile in enumerate(reader.read_all(corners)):
             if isinstance(tile, SlideError):
                 outcome.unreadable.append(tile)
                 _refuse_damaged(slide, outcome, len(corners))
                 continue
-            tile_sharpness = sharpness(tile)
-            if not _passes(tile, tile_sharpness, spec, work.config, outcome):
+            quality = measure_quality(tile.pixels, spec.tile_mpp)
+            if not _passes(quality, config, outcome):
                 continue
             x, y = corners[number].tolist()
-            writer.add(tile, (x, y), tissue_fraction=float(fractions[number]), sharpness=tile_sharpness)
+            tissue_fraction = float(fractions[number])
+            writer.add(
+                tile.pixels, (x, y), tissue_fraction=tissue_fraction, sharpness=quality.sharpness, jpeg=tile.jpeg
+            )
+            outcome.num_passed_through += tile.jpeg is not None
             outcome.kept.append(number)
         writer.close()
     if outcome.kept:
         write_table(table_file, writer.rows)
     else:
-        tar_file.unlink()
+        tar_file.unlink(missing_ok=True)
         table_file.unlink(missing_ok=True)
     return outcome
 
 
-def _passes(tile: RgbImage, tile_sharpness: float, spec: TileSpec, config: TilesConfig, outcome: _Outcome) -> bool:
+def _passes(quality: TileQuality, config: TilesConfig, outcome: _Outcome) -> bool:
     """Whether a tile is good enough; the first reason against it is counted."""
-    if black_fraction(tile) > config.max_black_fraction:
+    if quality.black_fraction > config.max_black_fraction:
         outcome.num_black += 1
-    elif pen_fraction(tile, spec.tile_mpp) > config.max_pen_fraction:
+    elif quality.pen_fraction > config.max_pen_fraction:
         outcome.num_pen += 1
-    elif tile_sharpness < config.min_sharpness:
+    elif quality.sharpness < config.min_sharpness:
         outcome.num_blurred += 1
     else:
         return True

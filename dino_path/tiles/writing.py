@@ -42,10 +42,22 @@ class TileWriter:
     def __post_init__(self) -> None:
         self._tar = tarfile.open(fileobj=self.stream, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
 
-    def add(self, tile: RgbImage, corner_level0: tuple[int, int], *, tissue_fraction: float, sharpness: float) -> None:
-        """Store one tile as `<slide_id>_x<X>_y<Y>.jpg`: a key without dots, as WebDataset needs."""
+    def add(
+        self,
+        tile: RgbImage,
+        corner_level0: tuple[int, int],
+        *,
+        tissue_fraction: float,
+        sharpness: float,
+        jpeg: bytes | None = None,
+    ) -> None:
+        """Store one tile as `<slide_id>_x<X>_y<Y>.jpg`: a key without dots, as WebDataset needs.
+
+        Args:
+            jpeg: the tile as it is encoded already; None: encoded here.
+        """
         x, y = corner_level0
-        encoded = encode_jpeg(tile, self.jpeg_quality)
+        encoded = encode_jpeg(tile, self.jpeg_quality) if jpeg is None else jpeg
         header = tarfile.TarInfo(f"{self.slide_id}_x{x}_y{y}.jpg")  # owner, time and mode stay at constants
         header.size = len(encoded)
         self._tar.addfile(header, io.BytesIO(encoded))

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dino_path.slides.quality import black_fraction, pen_fraction, sharpness
+from dino_path.slides.quality import black_fraction, ink_pixels, measure_quality, pen_fraction, sharpness
 
 INKS = {
     "blue": [(30, 60, 170), (50, 80, 190), (70, 130, 210), (20, 30, 120)],
@@ -25,6 +25,18 @@ TISSUE = {
 def patch_of(colour: tuple[int, int, int]) -> np.ndarray:
     rng = np.random.default_rng(0)
     return np.clip(np.array(colour) + rng.integers(-6, 7, (64, 64, 1)), 0, 255).astype(np.uint8)
+
+
+def grey_of(tile: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
+
+
+def test_tiles_that_are_passed_over_in_a_hurry_hold_no_ink() -> None:
+    colours = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 1, 3)
+    ink = ink_pixels(colours.reshape(-1, 1, 3).astype(np.uint8))[:, 0]
+    fractions = [pen_fraction(colour, mpp=8.0) for colour in colours[ink].astype(np.uint8)]
+    assert len(fractions) > 500
+    assert min(fractions) == 1
 
 
 @pytest.mark.parametrize("colour", [colour for colours in INKS.values() for colour in colours])
@@ -54,16 +66,21 @@ def test_the_black_fraction_counts_pixels_without_light() -> None:
     tile = np.full((100, 100, 3), 200, dtype=np.uint8)
     tile[:30] = (30, 12, 0)
     tile[30:40] = (31, 0, 0)
-    assert black_fraction(tile) == pytest.approx(0.3)
+    assert measure_quality(tile, 0.5).black_fraction == pytest.approx(0.3)
+    assert black_fraction(np.full_like(tile, 31), grey_of(np.full_like(tile, 31))) == 0
+    dark_but_coloured = np.full_like(tile, (30, 12, 31))
+    assert black_fraction(dark_but_coloured, grey_of(dark_but_coloured)) == 0
 
 
 def test_sharpness_is_the_variance_of_the_laplacian_and_falls_with_blur() -> None:
     tile = np.full((64, 64, 3), 100, dtype=np.uint8)
-    assert sharpness(tile) == 0
+    assert sharpness(grey_of(tile)) == 0
     tile[32, 32] = 110  # Laplacian -40 there, +10 at its four neighbours
-    assert sharpness(tile) == pytest.approx((40**2 + 4 * 10**2) / 64**2, rel=1e-6)
+    assert sharpness(grey_of(tile)) == pytest.approx((40**2 + 4 * 10**2) / 64**2, rel=1e-6)
     noisy = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    assert sharpness(cv2.GaussianBlur(noisy, (0, 0), 2)) < 0.05 * sharpness(noisy)
+    blurred = np.asarray(cv2.GaussianBlur(noisy, (0, 0), 2), dtype=np.uint8)
+    assert sharpness(grey_of(blurred)) < 0.05 * sharpness(grey_of(noisy))
+    assert sharpness(grey_of(noisy)) == pytest.approx(cv2.Laplacian(grey_of(noisy), cv2.CV_64F).var(), rel=1e-9)
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from slide_files import PINK, tissue_image, write_slide_file
+from slide_files import PINK, tissue_image, write_jpeg_slide, write_slide_file
 
 from dino_path.config import TilesConfig
 from dino_path.errors import TileStoreError
 from dino_path.slides.find import SlideRow, find_slides
+from dino_path.slides.slide import Slide
 from dino_path.tiles.layout import StoreFolder, read_record, write_record
 from dino_path.tiles.source import decode_tile
 from dino_path.tiles.store import TileStore
@@ -284,3 +285,64 @@ def test_damage_where_the_tissue_is_looked_for_costs_no_more_than_itself(
         corners = {(int(x), int(y)) for x, y in zip(store.x_level0, store.y_level0, strict=True)}
         assert corners == {(x, y) for x in range(256, 1792, 256) for y in range(256, 1792, 256)} - {(768, 768)}
         assert record.flags == ("unreadable areas",)
+
+
+def stored_pixels(store: Path) -> dict[str, np.ndarray]:
+    tiles = TileStore.open(store)
+    return {tiles.name(index): decode_tile(tiles.read_bytes(index), "") for index in range(len(tiles))}
+
+
+def test_native_jpeg_tiles_are_copied_byte_for_byte_where_the_grid_is_theirs(tmp_path: Path) -> None:
+    image = tissue_image()
+    path = write_jpeg_slide(tmp_path / "a.tif", [image], tile_px=64, has_shared_tables=True, quality=97)
+    rows = [SlideRow(path, "a")]
+    (copied,) = tile_slides(rows, TILES, tmp_path / "copied", num_workers=0).records
+    assert (copied.reader, copied.num_tiles, copied.num_passed_through) == ("native", 64, 64)
+    encoded_config = TILES.model_copy(update={"copy_native_jpeg": False})
+    (encoded,) = tile_slides(rows, encoded_config, tmp_path / "encoded", num_workers=0).records
+    assert (encoded.reader, encoded.num_tiles, encoded.num_passed_through) == ("native", 64, 0)
+    with Slide.open(path) as slide:
+        store = TileStore.open(tmp_path / "copied")
+        for index in (0, 20, 63):
+            corner = (int(store.x_level0[index]), int(store.y_level0[index]))
+            pixels = decode_tile(store.read_bytes(index), "")
+            np.testing.assert_array_equal(pixels, slide.read_region(corner, 0, (64, 64)))
+    ours, theirs = stored_pixels(tmp_path / "copied"), stored_pixels(tmp_path / "encoded")
+    assert list(ours) == list(theirs)
+    assert all(0 < np.abs(ours[name].astype(int) - theirs[name]).mean() < 4 for name in ours)
+
+
+@pytest.mark.parametrize("mpp_level0", [0.5, 0.25, 0.3])
+def test_both_readers_keep_the_same_tiles_with_nearly_the_same_pixels_and_numbers(
+    tmp_path: Path, mpp_level0: float
+) -> None:
+    image = cv2.resize(tissue_image(), None, fx=0.5 / mpp_level0, fy=0.5 / mpp_level0)
+    path = write_jpeg_slide(tmp_path / "a.tif", [image], mpp=mpp_level0)
+    for reader in ("auto", "openslide"):
+        config = TILES.model_copy(update={"reader": reader})
+        (record,) = tile_slides([SlideRow(path, "a")], config, tmp_path / reader, num_workers=0).records
+        assert record.reader == ("native" if reader == "auto" else "openslide: tiles.reader")
+        assert record.num_passed_through == 0
+    ours, theirs = stored_pixels(tmp_path / "auto"), stored_pixels(tmp_path / "openslide")
+    assert len(ours) > 30
+    assert list(ours) == list(theirs)
+    assert max(np.abs(ours[name].astype(int) - theirs[name]).mean() for name in ours) < 2.5
+
+
+@pytest.mark.slow
+def test_natively_read_slides_make_the_same_store_in_any_number_of_processes(tmp_path: Path) -> None:
+    rows = [
+        SlideRow(write_jpeg_slide(tmp_path / f"{name}.tif", [tissue_image()], mpp=mpp, tile_px=tile_px), name)
+        for name, mpp, tile_px in (("a", 0.5, 64), ("b", 0.25, 240), ("c", 0.31, 256))
+    ]
+    for num_workers in (0, 2, 3):
+        records = tile_slides(rows, TILES, tmp_path / f"store{num_workers}", num_workers=num_workers).records
+        assert [record.reader for record in records] == ["native"] * 3
+        assert contents(tmp_path / f"store{num_workers}") == contents(tmp_path / "store0")
+
+
+def test_native_tiles_that_were_never_written_are_left_out_and_the_rest_is_copied(tmp_path: Path) -> None:
+    path = write_jpeg_slide(tmp_path / "a.tif", [tissue_image()], tile_px=64, missing=[16 * 4 + 6, 16 * 4 + 7])
+    (record,) = tile_slides([SlideRow(path, "a")], TILES, tmp_path / "store", num_workers=0).records
+    assert (record.reader, record.num_tiles, record.num_passed_through) == ("native", 62, 62)
+    assert not any((pixels == 255).all() for pixels in stored_pixels(tmp_path / "store").values())

@@ -1,0 +1,104 @@
+"""JPEG streams as TIFF holds them (tables apart, colours named by the TIFF) made into whole JPEG files. Bytes only.
+
+Source: TIFF Technical Note 2 (abbreviated streams and JPEGTables); ITU-T T.81 annex B (markers).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+START, END = b"\xff\xd8", b"\xff\xd9"
+START_OF_SCAN, COMMENT = 0xDA, 0xFE
+APPLICATION = range(0xE0, 0xF0)
+STANDALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length: TEM and the restarts
+TABLES = (0xDB, 0xC4, 0xDD)  # quantisation, Huffman, restart interval
+FRAME_HEADERS = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive: what every decoder reads
+
+# Decoders guess the colours from these: JFIF says YCbCr, Adobe's transform 0 says RGB. One of them stands first.
+SAYS_YCBCR = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+SAYS_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+
+
+class BadJpeg(ValueError):
+    """These bytes are no JPEG that we can make whole."""
+
+
+def whole_jpeg(stream: bytes, tables: bytes, *, is_rgb: bool) -> bytes:
+    """A JPEG file of one TIFF tile that every decoder shows in the colours that the TIFF's tags name.
+
+    Application segments and comments are left out: they may contradict the TIFF about the colours, and may name people.
+    The compressed pixels are not touched.
+
+    Args:
+        stream: the tile as it lies in the file, abbreviated or whole.
+        tables: what `table_segments` made of JPEGTables; empty without them.
+        is_rgb: the TIFF's photometric interpretation is RGB; otherwise YCbCr.
+
+    Raises:
+        BadJpeg: no JPEG, or one that ends early.
+    """
+    # Some writers pad tiles to an even length or more; what comes after the end marker is no part of the picture.
+    end = stream.rfind(END)
+    if end < 0:
+        raise BadJpeg("the stream has no end marker")
+    kept = [START, SAYS_RGB if is_rgb else SAYS_YCBCR, tables]
+    scan = len(START)
+    for marker, start, stop in _segments(stream):
+        if marker == START_OF_SCAN:
+            scan = start
+            break
+        if marker != COMMENT and marker not in APPLICATION:
+            kept.append(stream[start:stop])
+    else:
+        raise BadJpeg("the stream has no scan")
+    kept.append(stream[scan : end + len(END)])
+    return b"".join(kept)
+
+
+def table_segments(jpeg_tables: bytes) -> bytes:
+    """The quantisation and Huffman tables of a TIFF's JPEGTables, without its start and end markers.
+
+    Raises:
+        BadJpeg: it is no such stream.
+    """
+    return b"".join(jpeg_tables[start:stop] for marker, start, stop in _segments(jpeg_tables) if marker in TABLES)
+
+
+def frame_size(jpeg: bytes) -> tuple[int, int, int]:
+    """(width, height, components) from the frame header.
+
+    Raises:
+        BadJpeg: there is none that every decoder reads.
+    """
+    for marker, start, _ in _segments(jpeg):
+        if marker in FRAME_HEADERS:
+            height, width, components = struct.unpack_from(">HHB", jpeg, start + 5)
+            return width, height, components
+        if marker == START_OF_SCAN:
+            break
+    raise BadJpeg("the stream has no frame header of a common kind")
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, stop) of each segment up to the first scan, the marker's two bytes included."""
+    if stream[:2] != START:
+        raise BadJpeg("the stream does not start as a JPEG")
+    at = 2
+    while at + 4 <= len(stream):
+        marker = stream[at + 1]
+        if stream[at] != 0xFF or marker == 0:
+            raise BadJpeg("the stream's segments do not join")
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker in STANDALONE:
+            at += 2
+            continue
+        stop = at + 2 + (stream[at + 2] << 8 | stream[at + 3])
+        if stop > len(stream):
+            raise BadJpeg("the stream ends within a segment")
+        yield marker, at, stop
+        if marker == START_OF_SCAN:
+            return
+        at = stop

@@ -1,0 +1,240 @@
+"""Tiles straight from JPEG-compressed pyramids: OpenSlide's pixels, decoded several times faster.
+
+OpenSlide decodes a native tile whole, converts and composes it. Here the compressed bytes come by one read at their
+offset, libjpeg-turbo decodes them at 1/1, 1/2, 1/4 or 1/8 (it skips the work for what is not wanted), and nothing is
+composed. What this reader is not sure of it refuses, and OpenSlide reads it: nothing is guessed, nothing made white.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from dino_path.slides.jpeg import BadJpeg, frame_size, table_segments, whole_jpeg
+from dino_path.slides.slide import RgbImage, Slide
+
+VENDORS = ("aperio", "generic-tiff")  # the others lay tiles out in ways of their own
+TIFF_JPEG, TIFF_RGB, TIFF_YCBCR, TIFF_CONTIGUOUS = 7, 2, 6, 1
+DECODED_BYTES = 64 * 2**20  # of native tiles that are kept: two rows of 256 px tiles on a slide of 43,000 px
+DECODE_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
+
+class NotNative(Exception):
+    """Why a slide, or a region of one, has to go through OpenSlide."""
+
+
+@dataclass(frozen=True)
+class NativeLevel:
+    """Where the compressed tiles of one level lie in the file.
+
+    Attributes:
+        width, height: of the level, px.
+        tile_width, tile_height: of every native tile, px; the last ones reach over the level's edge.
+        offsets, lengths: (N,) bytes, row by row; a length of 0 is a tile that was never written.
+        tables: JPEG tables that the tiles share; empty where each has its own.
+        is_rgb: the samples are RGB, else YCbCr.
+    """
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    tables: bytes
+    is_rgb: bool
+
+    @property
+    def columns(self) -> int:
+        return -(-self.width // self.tile_width)
+
+    @property
+    def rows(self) -> int:
+        return -(-self.height // self.tile_height)
+
+
+class NativeReader:
+    """Reads one level of a slide. The file is opened on first use in each process."""
+
+    def __init__(self, path: Path, level: NativeLevel) -> None:
+        self._descriptor, self._pid = -1, -1
+        self.path, self.level = path, level
+        self._decoded: OrderedDict[tuple[int, int, int], RgbImage] = OrderedDict()
+        self._decoded_bytes = 0
+
+    def read(self, corner: tuple[int, int], size: tuple[int, int], *, shrink: int) -> RgbImage:
+        """Pixels of the level, divided by `shrink` while they are decoded.
+
+        Args:
+            corner, size: (x, y) and (width, height), in px of the level; multiples of `shrink`.
+
+        Returns:
+            (height / shrink, width / shrink, 3) uint8 RGB.
+
+        Raises:
+            NotNative: the region reaches over the level's edge or over a tile that is missing or damaged.
+        """
+        (x, y), (width, height) = corner, size
+        level = self.level
+        if x < 0 or y < 0 or x + width > level.width or y + height > level.height:
+            raise NotNative("the region reaches over the level's edge")
+        if any(at % shrink for at in (x, y, width, height, level.tile_width, level.tile_height)):
+            raise NotNative(f"the region lies between pixels of the 1/{shrink} picture")
+        if (width, height) == (level.tile_width, level.tile_height) and not (x % width or y % height):
+            return self._native_tile(x // width, y // height, shrink)  # one whole tile: nothing to put together
+        x, y, width, height = x // shrink, y // shrink, width // shrink, height // shrink
+        pixels: RgbImage = np.empty((height, width, 3), dtype=np.uint8)
+        for row, to_y, from_y in _pieces(y, height, level.tile_height // shrink):
+            for column, to_x, from_x in _pieces(x, width, level.tile_width // shrink):
+                pixels[to_y, to_x] = self._native_tile(column, row, shrink)[from_y, from_x]
+        return pixels
+
+    def whole_tile_jpeg(self, corner: tuple[int, int]) -> bytes:
+        """The native tile whose corner this is, as a JPEG file: the scanner's own compressed pixels.
+
+        Args:
+            corner: (x, y), in px of the level; a multiple of the native tile's size.
+
+        Raises:
+            NotNative: no whole tile starts there, or it is missing or damaged.
+        """
+        level = self.level
+        column, over_x = divmod(corner[0], level.tile_width)
+        row, over_y = divmod(corner[1], level.tile_height)
+        is_inside = (column + 1) * level.tile_width <= level.width and (row + 1) * level.tile_height <= level.height
+        if over_x or over_y or not is_inside:
+            raise NotNative("no whole native tile starts there")
+        jpeg = self._jpeg(column, row)
+        try:
+            if frame_size(jpeg) != (level.tile_width, level.tile_height, 3):
+                raise NotNative("the native tile has another size than the TIFF says")
+        except BadJpeg as error:
+            raise NotNative(str(error)) from None
+        return jpeg
+
+    def close(self) -> None:
+        """Close the file and forget decoded tiles; a later read opens it again."""
+        if self._descriptor >= 0 and self._pid == os.getpid():
+            os.close(self._descriptor)
+        self._descriptor = -1
+        self._decoded.clear()
+        self._decoded_bytes = 0
+
+    def _native_tile(self, column: int, row: int, shrink: int) -> RgbImage:
+        """One decoded native tile, from memory when it was among the last ones. Not to be written to."""
+        key = (column, row, shrink)
+        kept = self._decoded.get(key)
+        if kept is not None:
+            self._decoded.move_to_end(key)
+            return kept
+        tile = decode_jpeg(self._jpeg(column, row), shrink)
+        if tile.shape[:2] != (self.level.tile_height // shrink, self.level.tile_width // shrink):
+            raise NotNative("a native tile has another size than the TIFF says")
+        self._decoded[key] = tile
+        self._decoded_bytes += tile.nbytes
+        while self._decoded_bytes > DECODED_BYTES and len(self._decoded) > 1:
+            self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
+        return tile
+
+    def _jpeg(self, column: int, row: int) -> bytes:
+        number = row * self.level.columns + column
+        offset, length = int(self.level.offsets[number]), int(self.level.lengths[number])
+        if length == 0:
+            raise NotNative("a native tile was never written")
+        try:
+            if self._descriptor < 0 or self._pid != os.getpid():
+                self._descriptor, self._pid = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC), os.getpid()
+            stream = os.pread(self._descriptor, length, offset)
+        except OSError as error:  # OpenSlide will meet it too, and say so
+            raise NotNative(str(error)) from None
+        if len(stream) < length:
+            raise NotNative("the file ends within a native tile")
+        try:
+            return whole_jpeg(stream, self.level.tables, is_rgb=self.level.is_rgb)
+        except BadJpeg as error:
+            raise NotNative(str(error)) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": -1, "_pid": -1, "_decoded": OrderedDict(), "_decoded_bytes": 0}
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def native_reader(slide: Slide, level: int) -> NativeReader:
+    """A reader of one level of the slide.
+
+    Raises:
+        NotNative: the level has no JPEG tiles, or is laid out in a way that only OpenSlide knows.
+    """
+    if slide.vendor not in VENDORS:
+        raise NotNative(f"its format is {slide.vendor}")
+    width, height = slide.levels[level].width, slide.levels[level].height
+    try:
+        with tifffile.TiffFile(slide.path) as file:
+            fitting = [
+                page
+                for page in file.pages
+                if isinstance(page, tifffile.TiffPage)
+                and page.is_tiled
+                and (page.imagewidth, page.imagelength) == (width, height)
+            ]
+            if len(fitting) != 1:
+                raise NotNative(f"{len(fitting)} tiled pages have the size of level {level}")
+            return NativeReader(slide.path, _native_level(fitting[0]))
+    except (OSError, tifffile.TiffFileError, BadJpeg) as error:
+        raise NotNative(f"its TIFF directory cannot be read ({' '.join(str(error).split())})") from None
+
+
+def decode_jpeg(jpeg: bytes, shrink: int) -> RgbImage:
+    """Decode a JPEG, divided by 1, 2, 4 or 8 on the way.
+
+    Raises:
+        NotNative: it cannot be decoded.
+    """
+    try:
+        bgr = cv2.imdecode(np.frombuffer(jpeg, dtype=np.uint8), DECODE_FLAGS[shrink] | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        bgr = None
+    if bgr is None:
+        raise NotNative("a native tile cannot be decoded")
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _native_level(page: Any) -> NativeLevel:
+    if page.compression != TIFF_JPEG:
+        raise NotNative(f"its tiles are compressed as {getattr(page.compression, 'name', page.compression)}")
+    if page.photometric not in (TIFF_RGB, TIFF_YCBCR):
+        raise NotNative(f"its colours are {getattr(page.photometric, 'name', page.photometric)}")
+    if (page.samplesperpixel, page.bitspersample, page.planarconfig) != (3, 8, TIFF_CONTIGUOUS):
+        raise NotNative("its pixels are not three interleaved bytes")
+    tables = table_segments(page.jpegtables) if page.jpegtables else b""
+    offsets, lengths = (np.asarray(values, dtype=np.int64) for values in (page.dataoffsets, page.databytecounts))
+    level = NativeLevel(
+        page.imagewidth, page.imagelength, page.tilewidth, page.tilelength, offsets, lengths, tables,
+        page.photometric == TIFF_RGB,
+    )  # fmt: skip
+    if len(offsets) != level.columns * level.rows or len(lengths) != len(offsets):
+        raise NotNative("its TIFF directory lists another number of tiles than the level has")
+    return level
+
+
+def _pieces(start: int, length: int, tile: int) -> Iterator[tuple[int, slice, slice]]:
+    """Cut a span at the borders of native tiles: number of the tile, where its part goes, which part of it."""
+    for number in range(start // tile, (start + length - 1) // tile + 1):
+        first, last = max(start, number * tile), min(start + length, (number + 1) * tile)
+        yield number, slice(first - start, last - start), slice(first - number * tile, last - number * tile)

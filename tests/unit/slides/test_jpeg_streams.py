@@ -1,0 +1,76 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from slide_files import stained_image
+
+from dino_path.slides.jpeg import SAYS_YCBCR, BadJpeg, frame_size, table_segments, whole_jpeg
+
+PIXELS = stained_image(64, 48)
+
+
+def encoded(**options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).save(stream, "jpeg", quality=95, **options)
+    return stream.getvalue()
+
+
+def decoded(jpeg: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+
+
+def without(stream: bytes, *markers: int) -> bytes:
+    kept, at = [stream[:2]], 2
+    while stream[at + 1] != 0xDA:
+        stop = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if stream[at + 1] not in markers:
+            kept.append(stream[at:stop])
+        at = stop
+    return b"".join([*kept, stream[at:]])
+
+
+def test_a_stream_without_tables_and_its_tables_make_the_picture_again() -> None:
+    full = encoded()
+    whole = whole_jpeg(without(full, 0xDB, 0xC4, 0xE0), table_segments(full), is_rgb=False)
+    np.testing.assert_array_equal(decoded(whole), decoded(full))
+    assert frame_size(whole) == (64, 48, 3)
+
+
+@pytest.mark.parametrize("decoder", [decoded, lambda jpeg: cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1)[..., ::-1]])
+def test_colours_are_those_the_tiff_names_whatever_markers_the_stream_has(decoder: object) -> None:
+    rgb = encoded(keep_rgb=True, subsampling="4:4:4")
+    contradicted = rgb[:2] + SAYS_YCBCR + without(rgb, 0xEE)[2:]  # JFIF: YCbCr, and the TIFF says RGB
+    assert np.abs(decoder(contradicted).astype(int) - PIXELS).mean() > 20  # type: ignore[operator]
+    mended = whole_jpeg(contradicted, b"", is_rgb=True)
+    assert np.abs(decoder(mended).astype(int) - PIXELS).mean() < 2  # type: ignore[operator]
+
+
+def test_comments_and_application_segments_do_not_come_along() -> None:
+    stream = encoded(comment=b"John Doe", exif=b"Exif\0\0John Doe", icc_profile=b"John Doe" * 20)
+    assert b"John Doe" in stream
+    whole = whole_jpeg(stream, b"", is_rgb=False)
+    assert b"John Doe" not in whole
+    np.testing.assert_array_equal(decoded(whole), decoded(stream))
+
+
+def test_padding_after_the_end_marker_is_cut_off() -> None:
+    stream = encoded()
+    assert whole_jpeg(stream + b"\0\0\0", b"", is_rgb=False) == whole_jpeg(stream, b"", is_rgb=False)
+
+
+def test_a_damaged_stream_is_refused() -> None:
+    stream = encoded()
+    for damaged, message in [
+        (b"\0" * 500, "no end marker"),
+        (b"\x89PNG\r\n" + stream, "does not start as a JPEG"),
+        (stream[:-2], "no end marker"),
+        (stream[:25] + b"\xff\xd9", "ends within a segment|do not join"),
+        (stream[:2] + b"\xff\xd9", "no scan"),
+        (stream[:20] + b"\0" * 30 + stream[50:], "do not join"),
+    ]:
+        with pytest.raises(BadJpeg, match=message):
+            whole_jpeg(damaged, b"", is_rgb=False)
+    with pytest.raises(BadJpeg, match="frame header"):
+        frame_size(without(stream, 0xC0))
