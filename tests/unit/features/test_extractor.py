@@ -88,7 +88,15 @@ def test_mean_colour_takes_images_of_any_size_as_they_come() -> None:
     features = extract_features(
         load_extractor("mean-colour", device=CPU), Images([red, grey]), batch_size=2, device=CPU
     )
-    np.testing.assert_allclose(features, [[0.5, 0, 0], [0.2, 0.2, 0.2]], atol=1e-6)
+    np.testing.assert_allclose(features, [[0.5, 0, 0, 1], [0.2, 0.2, 0.2, 1]], atol=1e-6)
+
+
+def test_colour_statistics_add_the_contrast_of_each_channel() -> None:
+    image = np.zeros((10, 20, 3), np.uint8)
+    image[:, :10, 0] = 255
+    extractor = load_extractor("colour-statistics", device=CPU)
+    features = extract_features(extractor, Images([image]), batch_size=1, device=CPU)
+    np.testing.assert_allclose(features, [[0.5, 0, 0, 0.5, 0, 0, 1]], atol=1e-6)
 
 
 def test_images_are_resized_by_their_shorter_side_and_cropped_in_the_middle() -> None:
