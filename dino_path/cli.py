@@ -260,8 +260,8 @@ def submit(
 ) -> None:
     """Run a stage as a SLURM job, with the resources of the config's `cluster` section."""
     from dino_path.cluster.submission import submit as submit_stage
-    from dino_path.config import load_config
     from dino_path.run import RunFolder
+    from dino_path.settings import load_config
     from dino_path.tiles.layout import StoreFolder
 
     needs = {"tile": ("tiles", "store"), "pretrain": ("store", "out", "training"), "evaluate": ("out",)}[stage]
@@ -326,7 +326,7 @@ def check_command(words: Sequence[str]) -> None:
 
 
 def _config(file: Path | None, overrides: Sequence[str], *, needs: Sequence[str] = ()) -> Config:
-    from dino_path.config import load_config
+    from dino_path.settings import load_config
 
     return load_config(file, overrides, needs=needs)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as ScreenTable
 
-from dino_path.config import Config, load_config
+from dino_path.config import Config
 from dino_path.distributed import open_world
 from dino_path.errors import ConfigError
 from dino_path.evaluation.baseline import train_baseline
@@ -26,6 +26,7 @@ from dino_path.export.model_folder import write_card
 from dino_path.features.embed import embed_store
 from dino_path.features.extractor import load_extractor
 from dino_path.reporting.report import write_report
+from dino_path.settings import load_config
 from dino_path.slides.find import find_slides
 from dino_path.slides.synthetic import SyntheticSlide, make_slides
 from dino_path.tiles.store import TileStore

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.config import Config, TrainingConfig, load_config
+from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World
+from dino_path.settings import load_config
 from dino_path.tiles.source import open_tiles
 from dino_path.training.learner import Learner
 from dino_path.training.schedules import Schedules, resolve_clock, resolve_schedules

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dino_path.config import ClusterConfig, Config, as_yaml
+from dino_path.config import ClusterConfig, Config
 from dino_path.errors import LaunchError
 from dino_path.run import atomic_write
+from dino_path.settings import as_yaml
 
 Stage = Literal["tile", "pretrain", "evaluate"]
 

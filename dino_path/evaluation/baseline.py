@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dino_path.config import BaselineConfig, as_plain
+from dino_path.config import BaselineConfig
 from dino_path.errors import CheckpointError, DataError
 from dino_path.evaluation.baseline_files import FORMAT, BaselineFolder
 from dino_path.evaluation.datasets import LabelledSet
@@ -33,6 +33,7 @@ from dino_path.model.folder import Triple
 from dino_path.model.pretrained import load_start
 from dino_path.progress import Meter, meter
 from dino_path.run import atomic_write, environment_record, write_json
+from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.config import EvaluationConfig, as_plain
+from dino_path.config import EvaluationConfig
 from dino_path.errors import ConfigError
 from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.datasets import LabelledSet
@@ -24,6 +24,7 @@ from dino_path.evaluation.linear import C_GRID, VALIDATION_FRACTION, linear_prob
 from dino_path.evaluation.metrics import Metrics, Score, measure, paired_difference
 from dino_path.features.extractor import Extractor, extract_features, load_extractor
 from dino_path.run import atomic_write, environment_record, write_json
+from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)
 

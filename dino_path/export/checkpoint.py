@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from dino_path.config import Config, digest, section_from_file
+from dino_path.config import Config
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
 from dino_path.model.checkpoint import read_checkpoint
 from dino_path.run import RunFolder, newest_checkpoint
+from dino_path.settings import digest, section_from_file
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from dino_path.config import TilesConfig, as_plain, digest, section_from_file
+from dino_path.config import TilesConfig
 from dino_path.errors import TileStoreError
 from dino_path.run import is_abandoned, write_json
+from dino_path.settings import as_plain, digest, section_from_file
 
 FORMAT_VERSION = 1
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dino_path.config import digest
 from dino_path.errors import TileStoreError
+from dino_path.settings import digest
 from dino_path.tiles.handles import FileHandles
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from dino_path.config import Config, as_plain
+from dino_path.config import Config
 from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import FORMAT, VERSION, read_checkpoint
 from dino_path.run import RunFolder, atomic_write
+from dino_path.settings import as_plain
 from dino_path.tiles.source import TileSource
 from dino_path.training.learner import Learner
 

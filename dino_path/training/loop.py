@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
-from dino_path.config import Config, TrainingConfig, as_yaml
+from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World
 from dino_path.errors import CollapseDetected, ConfigError, NonFiniteLoss
 from dino_path.model.backbone import check_input_sizes, count_parameters
 from dino_path.progress import meter
 from dino_path.run import RunFolder, atomic_write, environment_record, write_json
+from dino_path.settings import as_yaml
 from dino_path.tiles.source import TileSource, open_tiles
 from dino_path.training.checkpoints import restore, save_checkpoint
 from dino_path.training.learner import Learner, StepReport, train_step

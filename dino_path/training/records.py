@@ -9,8 +9,9 @@ import uuid
 from types import TracebackType
 from typing import Any, Self
 
-from dino_path.config import Config, as_plain
+from dino_path.config import Config
 from dino_path.run import RunFolder, atomic_write
+from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)
 Record = dict[str, float | int | str | None]

@@ -5,19 +5,9 @@ from typing import Any
 
 import pytest
 
-from dino_path.config import (
-    DINO_RECIPE,
-    Config,
-    Duration,
-    TilesConfig,
-    ViewsConfig,
-    as_plain,
-    as_yaml,
-    digest,
-    load_config,
-    section_from_file,
-)
+from dino_path.config import DINO_RECIPE, Config, Duration, TilesConfig, ViewsConfig
 from dino_path.errors import ConfigError
+from dino_path.settings import as_plain, as_yaml, digest, load_config, section_from_file
 
 
 def written(folder: Path, text: str) -> Path:

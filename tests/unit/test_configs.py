@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dino_path.cli import check_command
-from dino_path.config import Config, load_config
+from dino_path.config import Config
 from dino_path.model.backbone import architecture
+from dino_path.settings import load_config
 from dino_path.training.schedules import Schedules, resolve_clock, resolve_schedules
 
 FOLDER = Path(__file__).parents[2] / "configs"

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from dino_path.cli import app, check_command
 from dino_path.cluster.submission import OPTION, Stage, render, submit, template_file
-from dino_path.config import ClusterConfig, Config, load_config
+from dino_path.config import ClusterConfig, Config
 from dino_path.errors import LaunchError
+from dino_path.settings import load_config
 
 STAGES: tuple[Stage, ...] = ("tile", "pretrain", "evaluate")
 

@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dino_path.config import Config, as_plain
+from dino_path.config import Config
 from dino_path.errors import CheckpointError, DataError
 from dino_path.export import reload
 from dino_path.export.checkpoint import export_checkpoint
@@ -25,6 +25,7 @@ from dino_path.export.model_folder import ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import FORMAT, VERSION
+from dino_path.settings import as_plain
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 ARGUMENTS = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

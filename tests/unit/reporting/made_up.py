@@ -8,7 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dino_path.config import Config, as_yaml
+from dino_path.config import Config
+from dino_path.settings import as_yaml
 
 NUM_PROTOTYPES = 4096
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from tiny import ALONE, tiny_config
 
-from dino_path.config import load_config
 from dino_path.errors import CollapseDetected, ConfigError, NonFiniteLoss, TileStoreError
 from dino_path.run import RunFolder
+from dino_path.settings import load_config
 from dino_path.training import loop
 from dino_path.training.loop import pretrain
 

@@ -1,0 +1,275 @@
+"""Settings from text and back: YAML files and dotted overrides become the config tree of `config.py`.
+
+YAML is read as plain data (no anchors, no repeated keys), and all faults of all sources come in one message.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from dino_path.config import Config, Section
+from dino_path.errors import ConfigError
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as plain data: no anchors, and of the words without quotes only null, true, false and numbers are special.
+
+    YAML 1.1 would read 24:00:00 as 86400, 2026-01-31 as a date, 010 as 8, `no` as false, and 1e-4 as a string.
+    Repeated keys are collected in `repeated`.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated: list[str] = []
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.constructor.ConstructorError(
+                None, None, "anchors and aliases are not used here", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in seen:
+                self.repeated.append(f"key {key!r} is given twice (again in line {key_node.start_mark.line + 1})")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|Null|NULL|)$", [*"~nN", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", [*"tTfF"]),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", [*"-+0123456789"]),
+    (
+        "float",
+        r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$|^[-+]?[0-9]+\.[0-9]*$|^[-+]?\.[0-9]+$",
+        [*"-+0123456789."],
+    ),
+):
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def _parse_yaml(text: str) -> tuple[Any, list[str]]:
+    """The data, and one fault for each repeated key."""
+    loader = _StrictLoader(text)
+    try:
+        return loader.get_single_data(), loader.repeated
+    finally:
+        loader.dispose()
+
+
+Tree = dict[str, Any]
+T = TypeVar("T", bound=Section)
+
+
+def load_config(
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    needs: Sequence[str] = (),
+    settings: Tree | None = None,
+) -> Config:
+    """Read `file`, apply `dotted.key=value` overrides (last wins), check everything, report all faults at once.
+
+    Args:
+        needs: keys or sections that the command cannot do without, such as `store` or `tiles`.
+        settings: dotted keys that the command line gave by its own options, such as {"out": Path("run")}.
+
+    Raises:
+        ConfigError: with every unknown, missing, repeated or mistyped key in one message.
+    """
+    source = str(file) if file else "command line"
+    tree, faults = _read_yaml(file) if file else ({}, [])
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            faults.append(f"{override!r} is not of the form dotted.key=value")
+            continue
+        try:
+            value, repeated = _parse_yaml(text)
+            faults += repeated
+            _set(tree, key, value)
+        except (yaml.YAMLError, TypeError) as error:
+            faults.append(f"{override!r}: {_one_line(error)}")
+    for key, value in (settings or {}).items():
+        _set(tree, key, value)
+    # `optim:` with nothing below it is an empty section, as when all its lines are commented out.
+    tree = {key: value for key, value in tree.items() if value is not None or _section_at([key]) is None}
+    for key in needs:
+        if _section_at([key]) is not None:
+            tree.setdefault(key, {})
+        elif tree.get(key) is None:
+            faults.append(f"missing key '{key}' ({Config.model_fields[key].description})")
+    config = None
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        faults += _fault_lines(error, tree)
+    if faults or config is None:
+        raise ConfigError(
+            source,
+            faults[0] if len(faults) == 1 else f"{len(faults)} faults:\n" + "\n".join(f"    - {f}" for f in faults),
+            "Every key must be known, given once, and of the right type.",
+            "Mend the file or the dotted overrides; docs/config.md lists all keys.",
+        )
+    return config
+
+
+def section_from_file(cls: type[T], tree: Tree, source: str) -> T:
+    """A section read back from one of our own JSON or YAML files."""
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(
+            source,
+            "; ".join(_fault_lines(error, tree)),
+            f"A {cls.__name__} as this version of dino_path writes it is needed.",
+            "The file was made by another version, or edited.",
+        ) from None
+
+
+def as_plain(section: Section) -> Tree:
+    """The section as plain data that YAML and JSON can hold and `load_config` reads back."""
+    plain: Tree = json.loads(section.model_dump_json())
+    short: Tree = _shorten_durations(plain)
+    return short
+
+
+def as_yaml(section: Section) -> str:
+    """The section as YAML text."""
+    return yaml.safe_dump(as_plain(section), sort_keys=False, width=110)
+
+
+def digest(section: Section) -> str:
+    """16 hexadecimal digits that change when a setting of the section does."""
+    return hashlib.sha256(json.dumps(as_plain(section), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _shorten_durations(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        if set(tree) == {"amount", "unit"}:
+            return f"{tree['amount']:g} {tree['unit']}"
+        return {key: _shorten_durations(value) for key, value in tree.items()}
+    return tree
+
+
+def _read_yaml(file: Path) -> tuple[Tree, list[str]]:
+    """The tree, and one fault for each repeated key."""
+    try:
+        tree, faults = _parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            str(file),
+            f"cannot be read ({_one_line(error)}).",
+            "A YAML file is needed.",
+            "Check the path; configs/ has examples.",
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            str(file),
+            _one_line(error),
+            "A YAML file of plain keys and values is needed.",
+            "Mend that line; configs/ has examples.",
+        ) from None
+    if tree is None:
+        return {}, faults
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            str(file),
+            f"holds a {type(tree).__name__}.",
+            "Sections such as `tiles:` are needed.",
+            "See configs/ for examples.",
+        )
+    return tree, faults
+
+
+def _set(tree: Tree, dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for name in sections:
+        if tree.get(name) is None:
+            tree[name] = {}
+        tree = tree[name]
+        if not isinstance(tree, dict):
+            raise TypeError(f"{name!r} holds a value, not a section")
+    tree[key] = value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _fault_lines(error: ValidationError, tree: Tree) -> list[str]:
+    """The faults in our words, one per place: pydantic gives one per type where a value fits none of several."""
+    by_place: dict[tuple[int | str, ...], list[Any]] = {}
+    for fault in error.errors():
+        by_place.setdefault(_place(fault, tree), []).append(fault)
+    return [_fault_line(place, faults) for place, faults in by_place.items()]
+
+
+def _place(fault: Any, tree: Any) -> tuple[int | str, ...]:
+    """Where in the given tree a fault lies; what pydantic appends for the type that it tried is left out."""
+    if fault["type"] in ("extra_forbidden", "missing"):
+        return tuple(fault["loc"])
+    place = []
+    for part in fault["loc"]:
+        is_there = part in tree if isinstance(tree, dict) else isinstance(tree, list | tuple) and isinstance(part, int)
+        if not is_there:
+            break
+        tree = tree[part]
+        place.append(part)
+    return tuple(place)
+
+
+def _fault_line(place: Sequence[int | str], faults: Sequence[Any]) -> str:
+    """One fault of pydantic's in our words: `unknown key 'optim.wieght_decay'. Did you mean 'weight_decay'?`"""
+    fault = faults[0]
+    location = [str(part) for part in place]
+    dotted = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else f" Known here: {', '.join(sorted(known))}."
+        return f"unknown key '{dotted}'.{hint}"
+    if fault["type"] == "missing":
+        section = _section_at(location[:-1])
+        if section is None:  # a tuple that is too short
+            return f"'{'.'.join(location[:-1])}': {location[-1]} value(s) given, more are needed"
+        return f"missing key '{dotted}' ({section.model_fields[location[-1]].description or 'no default'})"
+    message = fault["msg"].removeprefix("Value error, ")
+    if len(faults) > 1:
+        message = f"one of {', '.join(str(fault['loc'][-1]) for fault in faults)} is needed"
+    return f"'{dotted}': {message}" + ("" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})")
+
+
+def _section_at(location: Sequence[str]) -> type[Section] | None:
+    """The section class that sits at a dotted place of the tree."""
+    section: type[Section] = Config
+    for name in location:
+        field = section.model_fields.get(name)
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        inner = [option for option in options if isinstance(option, type) and issubclass(option, Section)]
+        if not inner:
+            return None
+        section = inner[0]
+    return section
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    section = _section_at(location)
+    return list(section.model_fields) if section else []
