@@ -236,7 +236,12 @@ class TrainingConfig(Section):
     )
     seed: int = Field(0, ge=0, description="of the weights, the order of the tiles and the views")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is CUDA where there is one")
-    num_workers: int = Field(8, ge=0, description="processes that make views; 0: none. Changes no view")
+    num_workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that make views; None: one less than this process may use cores, at most 8; 0: none."
+        " Changes no view",
+    )
     checkpoint_every_steps: int = Field(1000, ge=1, description="a killed run loses at most so many steps")
     keep_checkpoints: int = Field(3, ge=1, description="the newest so many are kept")
     max_non_finite_steps: int = Field(10, ge=0, description="skipped steps after which the run ends")

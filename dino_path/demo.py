@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 
 from dino_path.config import Config
-from dino_path.distributed import open_world
+from dino_path.distributed import open_world, usable_cores
 from dino_path.errors import ConfigError
 from dino_path.evaluation.baseline import train_baseline
 from dino_path.evaluation.datasets import load_labelled
@@ -83,7 +82,7 @@ def run_demo(out: Path, *, is_fast: bool) -> None:
     """Walk the road in `out`; called again, it does what is missing. Prints the table and where the report is."""
     folder = DemoFolder(out)
     config = demo_config(folder, is_fast=is_fast)
-    num_workers = min(os.cpu_count() or 1, 8)
+    num_workers = min(usable_cores(), 8)
     start_s = time.monotonic()
 
     with stage("1/7", "slides", "synthetic H&E; every slide has its own stain, a pen mark and a blurred area"):

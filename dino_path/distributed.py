@@ -38,6 +38,11 @@ class World:
             dist.barrier()
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may run on: SLURM and containers give fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def world_shape(environment: Mapping[str, str]) -> tuple[int, int, int]:
     """(rank, size, local_rank) from torchrun's variables, else SLURM's, else (0, 1, 0).
 

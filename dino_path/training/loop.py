@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dino_path.config import Config, TrainingConfig
-from dino_path.distributed import World
+from dino_path.distributed import World, usable_cores
 from dino_path.errors import CollapseDetected, ConfigError, NonFiniteLoss
 from dino_path.model.backbone import check_input_sizes, count_parameters
 from dino_path.progress import meter
@@ -87,9 +87,8 @@ def view_batches(
         world_size=world.size,
     )
     pin_memory = world.device.type == "cuda"
-    return iterate_batches(
-        batches, start=start, num_steps=num_steps, num_workers=training.num_workers, pin_memory=pin_memory
-    )
+    num_workers = min(usable_cores() - 1, 8) if training.num_workers is None else training.num_workers
+    return iterate_batches(batches, start=start, num_steps=num_steps, num_workers=num_workers, pin_memory=pin_memory)
 
 
 def check_view_sizes(config: Config, learner: Learner) -> None:
