@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dino_path.errors import ConfigError, DinoPathError
+from dino_path.errors import ConfigError, DinoPathError, SlideError
 
 if TYPE_CHECKING:
     from dino_path.config import Config
@@ -75,6 +75,13 @@ def tile(
         f"{summary.num_done} done, {summary.num_skipped} there before, {summary.num_empty} empty,"
         f" {summary.num_failed} failed: {summary.num_tiles:,} tiles in {out}"
     )
+    if summary.num_failed == len(rows):
+        raise SlideError(
+            inputs[0] if len(inputs) == 1 else f"{len(inputs)} inputs",
+            f"none of {len(rows)} slide(s) could be tiled; the first: {summary.records[0].reason}",
+            "At least one readable slide whose microns per pixel are known is needed.",
+            "Every reason stands above; a CSV with the columns path,mpp gives mpp where the file does not.",
+        )
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 

@@ -130,6 +130,15 @@ def test_tile_lists_slides_that_failed_and_keeps_the_others(run: Run, slide: Pat
     assert "1 done, 0 there before, 0 empty, 3 failed" in answer.out
 
 
+@pytest.mark.parametrize("name", ["broken.svs", "no_mpp.tif"])
+def test_tile_refuses_inputs_of_which_no_slide_can_be_tiled(run: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "broken.svs").write_bytes(b"II*\x00" + bytes(2000))
+    write_slide_file(tmp_path / "no_mpp.tif", [tissue_image(512, 512)], mpp=None)
+    answer = run("tile", name, *TILES, "--out", "store", "--workers", 0)
+    answer.check_refused(f"SlideError: {name}: none of 1 slide(s) could be tiled")
+    assert answer.out.startswith("failed")
+
+
 def test_tile_refuses_a_store_made_with_other_settings(run: Run, slide: Path) -> None:
     assert run("tile", slide, *TILES, "--out", "store", "--workers", 0).code == 0
     run("tile", slide, *TILES, "tiles.jpeg_quality=70", "--out", "store").check_refused("store")
