@@ -12,7 +12,7 @@ import torch
 
 from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World, usable_cores
-from dino_path.errors import CollapseDetected, ConfigError, NonFiniteLoss
+from dino_path.errors import CollapseDetected, NonFiniteLoss
 from dino_path.model.backbone import check_input_sizes, count_parameters
 from dino_path.progress import meter
 from dino_path.run import RunFolder, atomic_write, environment_record, write_json
@@ -98,11 +98,6 @@ def check_view_sizes(config: Config, learner: Learner) -> None:
     device = next(backbone.parameters()).device
     check_input_sizes(backbone.cpu(), config.model.backbone, sizes)
     backbone.to(device)
-    if config.views.num_local == 0 and config.training and config.training.batch_size_per_gpu < 2:
-        raise ConfigError(
-            "training.batch_size_per_gpu", "1 tile and no local views.", "More than one view pair is needed.",
-            "Raise training.batch_size_per_gpu or views.num_local.",
-        )  # fmt: skip
 
 
 def describe_run(run: RunFolder, config: Config, learner: Learner, schedules: Schedules, *, num_tiles: int) -> None:
@@ -128,6 +123,7 @@ class Watch:
         self.config, self.learner, self.schedules, self.run = config, learner, schedules, run
         self.records = Records(run, config, start_step=start) if learner.world.is_first else None
         self.window = FeatureWindow()
+        self.known_collapse: str | None = None
         self.reports: list[StepReport] = []
         self.wait_s = 0.0
         self.interval_start_s = time.perf_counter()
@@ -200,6 +196,7 @@ class Watch:
         self.wait_s, self.interval_start_s = 0.0, time.perf_counter()
         if collapse is not None:
             self._warn_or_stop(step, collapse)
+        self.known_collapse = collapse.mode if collapse else None
 
     def _averages(self) -> Record:
         """Means over the interval's updates and over all ranks, so that every rank sees the same; None without any."""
@@ -233,7 +230,10 @@ class Watch:
                 "Its output must tell tiles apart for training to go on.",
                 f"Try this: {collapse.remedy}. Or set monitor.on_collapse=warn.",
             )
-        logger.warning("step %d: the teacher has collapsed (%s). Try this: %s.", step, collapse.mode, collapse.remedy)
+        if collapse.mode != self.known_collapse:  # once, not at every interval
+            logger.warning(
+                "step %d: the teacher has collapsed (%s). Try this: %s.", step, collapse.mode, collapse.remedy
+            )
 
 
 class _Stopwatch:

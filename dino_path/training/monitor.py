@@ -69,7 +69,8 @@ def find_collapse(
     if teacher_entropy > 0.99 * math.log(num_prototypes) and kl < 0.01 * math.log(num_prototypes):
         return Collapse(
             "uniform",
-            "lower training.teacher_temp and warmup_teacher_temp (0.04 -> 0.02), or training.center_momentum",
+            "lower training.teacher_temp and warmup_teacher_temp (0.04 -> 0.02), optim.base_lr, and on a short run"
+            " training.momentum (0.99 -> 0.98); or make the views milder",
         )
     if prototypes_used < 1.5 and teacher_entropy < 0.05:
         return Collapse(
