@@ -25,7 +25,7 @@ FIGURE_EDGE_PX = 1600
 OVERLAY_EDGE_PX = 640
 MAX_OVERLAYS = 12
 METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "auroc")
-COMPARISON_SPECS = ("untrained:", "timm:", "mean-colour")
+COMPARISON_SPECS = ("untrained:", "timm:", "mean-colour", "colour-statistics")
 
 
 @dataclass(frozen=True)
