@@ -56,9 +56,11 @@ def tile(
     out: Annotated[Path, typer.Option(help="tile store")],
     config: ConfigFile = None,
     shard: Annotated[str, typer.Option(help="I/N: only every N-th slide, from the I-th (1 to N)")] = "1/1",
+    layout: Annotated[str | None, typer.Option(help="also coordinate files: trident, clam, or both")] = None,
     workers: Workers = 2,
 ) -> None:
     """Cut slides into tiles. Needs tiles.mpp. Called again, it does what is missing."""
+    from dino_path.features.layouts import LAYOUTS, read_layouts, refuse_shared_names
     from dino_path.slides.find import find_slides
     from dino_path.tiles.tiling import tile_slides
 
@@ -66,7 +68,10 @@ def tile(
     inputs, overrides = split_arguments(slides)
     settings = _config(config, overrides, needs=("tiles",))
     assert settings.tiles is not None
-    rows = find_slides([Path(name) for name in inputs], settings.slides.exclude)
+    # Coordinate files that the store has are kept in step with its tiles.
+    layouts = read_layouts(layout) if layout else [known for known in LAYOUTS if (out / known).is_dir()]
+    rows = find_slides([Path(name) for name in inputs], settings.slides.exclude, masks=settings.slides.masks)
+    refuse_shared_names([str(row.path) for row in rows], layouts)
     summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=workers)
     for record in summary.records:
         size = f"{record.num_tiles:6d} tiles  {record.seconds:6.1f} s" if record.status == "done" else record.reason
@@ -74,7 +79,13 @@ def tile(
     typer.echo(
         f"{summary.num_done} done, {summary.num_skipped} there before, {summary.num_empty} empty,"
         f" {summary.num_failed} failed: {summary.num_tiles:,} tiles in {out}"
+        + (f" ({summary.num_judged_again} by other quality limits, unread)" if summary.num_judged_again else "")
     )
+    typer.echo(f"every slide: {out / 'slides.csv'}, {out / 'contact_sheet_001.jpg'}, {out / 'overlays'}")
+    if layouts:
+        from dino_path.features.coordinates import write_coordinate_files
+
+        typer.echo(write_coordinate_files(out, layouts, out).text())
     if summary.num_failed == len(rows):
         raise SlideError(
             inputs[0] if len(inputs) == 1 else f"{len(inputs)} inputs",
@@ -133,8 +144,9 @@ def embed(
 ) -> None:
     """Turn tiles into feature files that TRIDENT and CLAM read."""
     from dino_path.distributed import choose_device
-    from dino_path.features.embed import embed_images, embed_store, read_layouts
+    from dino_path.features.embed import embed_images, embed_store
     from dino_path.features.extractor import load_extractor
+    from dino_path.features.layouts import read_layouts
     from dino_path.tiles.source import open_tiles
     from dino_path.tiles.store import TileStore
 

@@ -86,6 +86,10 @@ class SlidesConfig(Section):
     split: str | None = Field(
         None, description="pretrain only on slides whose `split` column in the slides CSV has this value"
     )
+    masks: Path | None = Field(
+        None,
+        description="folder of tissue masks from other tools: one <slide_id> or <file name> .png or .geojson per slide",
+    )
 
 
 class TilesConfig(Section):
@@ -95,7 +99,16 @@ class TilesConfig(Section):
     size_px: int = Field(256, ge=16, le=4096, description="edge of a tile, in pixels at `mpp`")
     stride_px: int | None = Field(None, ge=1, description="step of the grid, in pixels at `mpp`; None: `size_px`")
     mpp_tolerance: float = Field(
-        0.05, ge=0, lt=0.5, description="a level this close to `mpp` (relative) is read without resampling"
+        0.05,
+        ge=0,
+        lt=0.5,
+        description="a level this close to `mpp` (relative) is taken as it is, and so is the half, quarter or eighth"
+        " of one; the record's `tile_mpp` says what it truly was",
+    )
+    edge: Literal["drop", "pad"] = Field(
+        "drop",
+        description="tiles that reach over the slide's edge: left out, or kept with the slide's background colour"
+        " there, which counts as no tissue",
     )
     tissue: Literal["otsu", "saturation"] = Field(
         "otsu", description="threshold of the tissue mask: `otsu` on the log of the saturation, or `saturation`, fixed"
@@ -110,12 +123,29 @@ class TilesConfig(Section):
     min_tissue_fraction: Fraction = Field(0.5, description="tiles with less tissue are not kept")
     min_area_um2: float = Field(2_000.0, ge=0, description="smaller pieces of tissue are dropped")
     max_hole_um2: float = Field(10_000.0, ge=0, description="smaller holes in the tissue are filled")
-    max_pen_fraction: Fraction = Field(0.05, description="tiles with more pen ink are not kept")
+    mask_values: tuple[int, ...] | None = Field(
+        None, description="values that mean tissue in mask pictures from other tools; None: all but 0"
+    )
+    mask_classes: tuple[str, ...] | None = Field(
+        None, description="classes that mean tissue in GeoJSON masks from other tools; None: all, and none"
+    )
+    max_pen_fraction: Fraction = Field(
+        0.05, description="tiles with more pen ink are not kept; 1 for green and blue special stains"
+    )
     max_black_fraction: Fraction = Field(0.25, description="tiles with more black are not kept")
+    max_dark_fraction: Fraction = Field(
+        1.0, description="tiles with more of their area as dark as folded tissue are not kept; 1: off"
+    )
     min_sharpness: float = Field(
         0.0,
         ge=0,
-        description="tiles less sharp (variance of the Laplacian, grey levels squared) are not kept",
+        description="tiles less sharp (variance of the Laplacian at `sharpness_mpp`, grey levels squared) are not kept",
+    )
+    sharpness_mpp: float = Field(
+        1.0, gt=0, description="microns per pixel at which sharpness is measured; coarser tiles: at their own"
+    )
+    coordinates_only: bool = Field(
+        False, description="store no pixels: training and embedding read the tiles from the slides"
     )
     jpeg_quality: int = Field(90, ge=50, le=100, description="of the stored tiles")
     copy_native_jpeg: bool = Field(

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,6 +142,22 @@ def section_from_file(cls: type[T], tree: Tree, source: str) -> T:
             f"A {cls.__name__} as this version of dino_path writes it is needed.",
             "The file was made by another version, or edited.",
         ) from None
+
+
+def section_with(section: T, texts: Mapping[str, str], source: str) -> T:
+    """The section with some settings read from text, as on the command line.
+
+    Raises:
+        ConfigError: unknown or impossible settings. `source` says whose they are.
+    """
+    tree = as_plain(section)
+    try:
+        tree |= {key: _parse_yaml(text)[0] for key, text in texts.items()}
+        return type(section).model_validate(tree)
+    except (yaml.YAMLError, ValidationError) as error:
+        faults = _fault_lines(error, tree) if isinstance(error, ValidationError) else [_one_line(error)]
+        needed = "Every setting must be known and of the right type."
+        raise ConfigError(source, "; ".join(faults), needed, "docs/config.md lists all settings.") from None
 
 
 def as_plain(section: Section) -> Tree:

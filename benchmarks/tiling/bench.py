@@ -117,7 +117,7 @@ def candidate_tiles(slide: Slide, config: TilesConfig) -> tuple[TileSpec, Corner
     """What would be tiled: the spec and the corners with enough tissue."""
     size_px = config.size_px
     spec = tile_spec(slide.levels, name="", mpp=config.mpp, size_px=size_px, stride_px=size_px, tolerance=0.05)
-    grid = tile_grid(spec, width_level0=slide.width_level0, height_level0=slide.height_level0)
+    grid = tile_grid(spec, width_level0=slide.width_level0, height_level0=slide.height_level0, edge="drop")
     mask = tissue_mask(slide, config)
     fractions = covered_fractions(mask.tissue, mask.overview.px_level0, grid, spec.size_level0)
     return spec, grid[fractions >= config.min_tissue_fraction]

@@ -25,7 +25,7 @@ from PIL import Image
 from dino_path.config import ViewsConfig
 from dino_path.slides.synthetic import stain_image
 from dino_path.slides.textures import PAINTERS
-from dino_path.tiles.source import decode_tile
+from dino_path.tiles.images import decode_tile
 from dino_path.views.parameters import draw_views
 from dino_path.views.rendering import crop_and_resize, render_view
 

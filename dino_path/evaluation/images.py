@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dino_path.features.extractor import prepare_image
 from dino_path.progress import meter
-from dino_path.tiles.source import TileSource, decode_tile
+from dino_path.tiles.source import TileSource
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class SquareImages:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _decode(self, index: int) -> NDArray[np.uint8]:
-        return prepare_image(decode_tile(self.source.read_bytes(index), self.source.name(index)), self.edge_px)
+        return prepare_image(self.source.read_image(index), self.edge_px)
 
     def _decode_all(self) -> NDArray[np.uint8]:
         kept = np.empty((len(self.source), self.edge_px, self.edge_px, 3), np.uint8)
@@ -88,7 +88,7 @@ class SquareImages:
 
 def image_edge_px(source: TileSource) -> int:
     """Shorter side of the first image, in pixels."""
-    height, width = decode_tile(source.read_bytes(0), source.name(0)).shape[:2]
+    height, width = source.read_image(0).shape[:2]
     return int(min(height, width))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from dino_path.errors import DataError
-from dino_path.tiles.source import ImageFiles, TileSource, image_files
+from dino_path.tiles.images import ImageFiles, image_files
+from dino_path.tiles.source import TileSource
 from dino_path.tiles.tables import TABLE_SUFFIXES, read_table
 
 logger = logging.getLogger(__name__)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,27 +13,15 @@ from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.layouts import SPLIT_NAMES, SPLITS, GroupKind, Listing
 from dino_path.progress import progress
+from dino_path.slides.geojson import Polygon, paint_polygons, read_objects
 from dino_path.tiles.source import Subset
 from dino_path.tiles.store import SlideRecord, TileStore
 
 logger = logging.getLogger(__name__)
 
-# Edge of the raster on which a tile's coverage is counted. cv2 fills the pixels on the outline too, which makes a
-# region wider by half a pixel on each side: 0.4 % of a tile at most.
+# Edge of the raster on which a tile's coverage is counted. Regions come out wider by half a pixel on each side: 0.4 %
+# of a tile at most.
 RASTER_PX = 256
-SHIFT = 8  # fixed-point bits of cv2.fillPoly coordinates
-# Coordinates far outside the tile are clipped: cv2 computes in 32-bit integers. The factor keeps slopes at the tile.
-MAX_RASTER_COORDINATE = 2**20
-
-Ring = NDArray[np.float64]  # (V, 2) x, y in level-0 pixels
-
-
-@dataclass(frozen=True)
-class Polygon:
-    """One outline and its holes; bounds are (x_min, y_min, x_max, y_max). All in level-0 pixels."""
-
-    rings: tuple[Ring, ...]
-    bounds: tuple[float, float, float, float]
 
 
 def read_store(path: Path, config: EvaluationConfig) -> Listing:
@@ -72,7 +56,9 @@ def read_store(path: Path, config: EvaluationConfig) -> Listing:
         tiles = np.flatnonzero(store.slide_index == number)
         squares = np.stack([store.x_level0[tiles], store.y_level0[tiles], store.size_level0[tiles]], axis=1)
         for tile, label in zip(
-            tiles, label_tiles(squares, read_regions(file), config.min_region_fraction), strict=True
+            tiles,
+            label_tiles(squares, read_regions(file, slide.bounds_origin), config.min_region_fraction),
+            strict=True,
         ):
             if label is not None:
                 chosen.append(int(tile))
@@ -118,91 +104,27 @@ def label_tiles(
 
 def covered_share(x_level0: float, y_level0: float, size_level0: float, polygons: Sequence[Polygon]) -> float:
     """Share of a square tile that lies in at least one polygon and outside its holes; to about 0.01."""
-    raster = np.zeros((RASTER_PX, RASTER_PX), np.uint8)
-    far_x, far_y = x_level0 + size_level0, y_level0 + size_level0
-    for polygon in polygons:
-        left, top, right, bottom = polygon.bounds
-        if left >= far_x or right <= x_level0 or top >= far_y or bottom <= y_level0:
-            continue
-        outlines = [_raster_points(ring, x_level0, y_level0, size_level0) for ring in polygon.rings]
-        # One call fills by the even-odd rule, which leaves holes open; a further polygon is painted over.
-        filled = np.zeros_like(raster)
-        cv2.fillPoly(filled, outlines, 1, shift=SHIFT)
-        raster |= filled
-    return float(raster.mean())
+    px_level0 = size_level0 / RASTER_PX
+    raster = paint_polygons(polygons, (x_level0, y_level0), (px_level0, px_level0), (RASTER_PX, RASTER_PX))
+    return float(raster.mean()) / 255
 
 
-def _raster_points(ring: Ring, x_level0: float, y_level0: float, size_level0: float) -> NDArray[np.int32]:
-    # A pixel's centre is a whole number for cv2: the tile's left edge lies at -0.5.
-    points = (ring - (x_level0, y_level0)) * (RASTER_PX / size_level0) - 0.5
-    limit = MAX_RASTER_COORDINATE
-    fixed: NDArray[np.int32] = np.rint(np.clip(points, -limit, limit) * 2**SHIFT).astype(np.int32)
-    return fixed
-
-
-def read_regions(file: Path) -> dict[str, list[Polygon]]:
+def read_regions(file: Path, qupath_origin: tuple[int, int]) -> dict[str, list[Polygon]]:
     """Polygons per class of a QuPath GeoJSON file, in level-0 pixels; what has no class or no area is left out.
 
     Raises:
         DataError: the file is not GeoJSON.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        regions: dict[str, list[Polygon]] = {}
-        num_ignored = 0
-        for feature in _features(content):
-            name = _class_name(feature)
-            polygons = list(_polygons(feature["geometry"]))
-            if name is None or not polygons:
-                num_ignored += 1
-                continue
-            regions.setdefault(name, []).extend(polygons)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise DataError(
-            str(file),
-            f"is not GeoJSON as QuPath exports it ({type(error).__name__}: {' '.join(str(error).split())[:150]}).",
-            "A FeatureCollection of polygons with properties.classification.name is needed.",
-            "Export the annotations again (File, Export objects as GeoJSON), with classes set.",
-        ) from None
+    regions: dict[str, list[Polygon]] = {}
+    num_ignored = 0
+    for one in read_objects(file, qupath_origin=qupath_origin):
+        if one.class_name is None or not one.polygons:
+            num_ignored += 1
+        else:
+            regions.setdefault(one.class_name, []).extend(one.polygons)
     if num_ignored:
         logger.info("%s: %d objects without class or area ignored", file.name, num_ignored)
     return regions
-
-
-def _features(content: Any) -> list[dict[str, Any]]:
-    if isinstance(content, list):
-        return content
-    if content["type"] == "FeatureCollection":
-        features: list[dict[str, Any]] = content["features"]
-        return features
-    if content["type"] == "Feature":
-        return [content]
-    raise ValueError(f"type is {content['type']!r}")
-
-
-def _class_name(feature: dict[str, Any]) -> str | None:
-    """`properties.classification.name`; QuPath 0.5 and later write `names` for derived classes."""
-    classification = (feature.get("properties") or {}).get("classification") or {}
-    name = classification.get("name") or ": ".join(classification.get("names", ()))
-    return name or None
-
-
-def _polygons(geometry: dict[str, Any]) -> Iterator[Polygon]:
-    """The polygons of a geometry; points and lines have none."""
-    match geometry["type"]:
-        case "Polygon":
-            yield _polygon(geometry["coordinates"])
-        case "MultiPolygon":
-            yield from map(_polygon, geometry["coordinates"])
-        case "GeometryCollection":
-            for part in geometry["geometries"]:
-                yield from _polygons(part)
-
-
-def _polygon(coordinates: list[Any]) -> Polygon:
-    rings = tuple(np.array([point[:2] for point in ring], np.float64).reshape(-1, 2) for ring in coordinates)
-    (left, top), (right, bottom) = rings[0].min(axis=0), rings[0].max(axis=0)
-    return Polygon(rings, (float(left), float(top), float(right), float(bottom)))
 
 
 def _groups(slides: Sequence[SlideRecord]) -> tuple[tuple[str, ...], GroupKind]:

@@ -10,26 +10,23 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.errors import ConfigError, DataError, TileStoreError
+from dino_path.errors import DataError, TileStoreError
+from dino_path.features.coordinates import Coordinates, trident_attributes, write_coordinates
 from dino_path.features.extractor import Extractor, extract_features, iterate_features
 from dino_path.features.files import (
-    Coordinates,
     Features,
     Origin,
-    job_folder_name,
     read_origin,
-    tile_attributes,
-    write_coordinates,
     write_image_features,
     write_slide_features,
     write_tensor,
 )
+from dino_path.features.layouts import Layout, job_folder_name
 from dino_path.progress import Meter, meter
 from dino_path.run import write_json
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
@@ -38,7 +35,6 @@ from dino_path.tiles.store import TileStore
 
 logger = logging.getLogger(__name__)
 
-Layout = Literal["trident", "clam"]
 LARGEST_MPP_DIFFERENCE = 0.05  # relative
 
 
@@ -164,25 +160,6 @@ def embed_images(
     return file
 
 
-def read_layouts(text: str) -> tuple[Layout, ...]:
-    """Layouts from their names with commas between, each once.
-
-    Raises:
-        ConfigError: a name that is not a layout, or none.
-    """
-    known: dict[str, Layout] = {"trident": "trident", "clam": "clam"}
-    names = dict.fromkeys(name for part in text.split(",") if (name := part.strip().lower()))
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise ConfigError(
-            f"--layout {text}",
-            f"{', '.join(unknown) or 'nothing'} is no layout.",
-            f"One or more of {', '.join(known)} is needed, with commas between.",
-            "Correct --layout.",
-        )
-    return tuple(known[name] for name in names)
-
-
 def encoder_folder_name(extractor: Extractor) -> str:
     """The extractor's name as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in extractor.name)
@@ -218,18 +195,12 @@ def _layout_folder(extractor: Extractor, store: TileStore, out: Path, layout: La
 
 
 def _job_folder(store: TileStore, out: Path) -> Path:
-    return out / job_folder_name(mpp=store.mpp, size_px=store.size_px, overlap_px=_overlap_px(store))
+    return out / job_folder_name(StoreFolder(store.path).read_config())
 
 
 def _h5_file(extractor: Extractor, store: TileStore, out: Path, layout: Layout, slide_id: str) -> Path:
     folder = _layout_folder(extractor, store, out, layout)
     return (folder / "h5_files" if layout == "clam" else folder) / f"{slide_id}.h5"
-
-
-def _overlap_px(store: TileStore) -> int:
-    """Of neighbouring tiles, in px at the tiles' mpp; 0 for tiles that do not touch."""
-    stride_px = StoreFolder(store.path).read_config().stride_px
-    return 0 if stride_px is None else max(0, store.size_px - stride_px)
 
 
 def _is_finished(slide: _Slide) -> bool:
@@ -266,12 +237,8 @@ def _slide_features(
 def _write(store: TileStore, slide: _Slide, features_ND: Features, out: Path, layouts: Sequence[Layout]) -> None:
     record, tiles = slide.record, slide.tiles
     coords_N2: Coordinates = np.stack([store.x_level0[tiles], store.y_level0[tiles]], axis=1).astype(np.int64)
-    attributes = tile_attributes(
-        record,
-        size_px=store.size_px,
-        size_level0=int(store.size_level0[tiles[0]]),
-        overlap_px=_overlap_px(store),
-    )
+    config, size_level0 = StoreFolder(store.path).read_config(), int(store.size_level0[tiles[0]])
+    attributes = trident_attributes(record, config, name=record.slide_id, size_level0=size_level0)
     for layout, file in zip(layouts, slide.files, strict=True):
         # The h5 file is what a later call looks for, so it comes last.
         if layout == "clam":

@@ -23,7 +23,7 @@ from dino_path.errors import CheckpointError, ConfigError
 from dino_path.model.folder import Triple, build_untrained, load_backbone, read_model_folder
 from dino_path.model.pretrained import TimmBackbone, load_timm_weights, untrained_timm_backbone
 from dino_path.progress import meter
-from dino_path.tiles.source import TileSource, decode_tile
+from dino_path.tiles.source import TileSource
 
 UNTRAINED_SEED = 0
 BATCHES_AHEAD = 3
@@ -201,7 +201,7 @@ def _image_batches(
     """Prepared images, `batch_size` at a time, in order; a few batches are decoded ahead by threads."""
 
     def load(index: int) -> NDArray[np.uint8]:
-        return prepare_image(decode_tile(source.read_bytes(index), source.name(index)), input_px)
+        return prepare_image(source.read_image(index), input_px)
 
     batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
     if num_workers == 0:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dino_path.errors import SlideError
+from dino_path.slides.masks import find_mask
 from dino_path.slides.slide import dicom_series
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ SLIDE_EXTENSIONS = (
     ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm",
 )  # fmt: skip
 LONGEST_ID_BYTES = 150  # file systems allow 255 for a name; temporary names and tile keys add to it
-CSV_COLUMNS = "path[,slide_id,patient_id,mpp,split]"
+CSV_COLUMNS = "path[,slide_id,patient_id,mpp,split,mask,tiles.<setting>]"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class SlideRow:
         slide_id: unique, without dots or slashes: names files, and keys in tar files.
         mpp: microns per level-0 pixel that the user gave; None: the file's own.
         split: such as "train" or "test"; None when the user gave none.
+        overrides: what a CSV sets for this slide alone, as text: `mask` (absolute path) and `tiles.<setting>`; None
+            when the user said nothing of the kind, {} when the columns are there and empty.
     """
 
     path: Path
@@ -39,15 +42,17 @@ class SlideRow:
     patient_id: str | None = None
     mpp: float | None = None
     split: str | None = None
+    overrides: dict[str, str] | None = None
 
 
-def find_slides(inputs: Sequence[Path], exclude: Sequence[str] = ()) -> list[SlideRow]:
+def find_slides(inputs: Sequence[Path], exclude: Sequence[str] = (), *, masks: Path | None = None) -> list[SlideRow]:
     """One row per slide, in the order of their ids.
 
     Args:
         inputs: slide files, folders (searched with their subfolders), and CSV files with the columns
-            `path[,slide_id,patient_id,mpp,split]`, paths relative to the CSV's folder.
+            `path[,slide_id,patient_id,mpp,split,mask,tiles.<setting>]`, paths relative to the CSV's folder.
         exclude: slide ids or file names to leave out.
+        masks: folder of tissue masks; a slide whose row names a mask of its own keeps that.
 
     A slide without an id of its own is named by its path relative to the common root of all inputs.
 
@@ -70,7 +75,11 @@ def find_slides(inputs: Sequence[Path], exclude: Sequence[str] = ()) -> list[Sli
         for row in found.values()
     ]
     _refuse_collisions(rows)
-    return sorted(_without(rows, exclude), key=lambda row: row.slide_id)
+    rows = sorted(_without(rows, exclude), key=lambda row: row.slide_id)
+    if masks is not None:
+        rows = [_with_mask(row, masks) for row in rows]
+    _refuse_shared_masks(rows)
+    return rows
 
 
 def safe_id(name: str) -> str:
@@ -82,6 +91,30 @@ def safe_id(name: str) -> str:
         start = encoded[: LONGEST_ID_BYTES - 17].decode(errors="ignore")
         safe = f"{start}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return safe
+
+
+def _with_mask(row: SlideRow, masks: Path) -> SlideRow:
+    """The row with its mask from the folder; where it has none, with the one that would be needed (the slide fails)."""
+    if not masks.is_dir():
+        raise SlideError(str(masks), "no such folder.", "A folder of tissue masks is needed.", "Check slides.masks.")
+    if row.overrides and row.overrides.get("mask"):
+        return row
+    mask = find_mask(masks, row.slide_id, row.path) or masks / f"{row.slide_id}.png"
+    return replace(row, overrides={**(row.overrides or {}), "mask": os.path.abspath(mask)})  # noqa: PTH100
+
+
+def _refuse_shared_masks(rows: Sequence[SlideRow]) -> None:
+    """File names repeat in subfolders: a mask that is found by name must not serve two slides."""
+    owners: dict[str, SlideRow] = {}
+    for row in rows:
+        mask = (row.overrides or {}).get("mask")
+        if mask and owners.setdefault(mask, row) is not row:
+            raise SlideError(
+                mask,
+                f"is the mask of two slides, {owners[mask].slide_id} and {row.slide_id}.",
+                "Every slide needs a mask of its own.",
+                "Name masks by slide id, or give them in a CSV (columns path,mask).",
+            )
 
 
 def _rows_of(path: Path) -> Iterator[SlideRow]:
@@ -189,7 +222,18 @@ def _row_of_line(csv_path: Path, line: int, cells: dict[str, str]) -> SlideRow:
             mpp = float(cells["mpp"])
         except ValueError:
             raise _bad_csv(csv_path, f"line {line}: mpp {cells['mpp']!r} is no number.") from None
-    return SlideRow(slide, cells.get("slide_id", ""), cells.get("patient_id") or None, mpp, cells.get("split") or None)
+    own = [name for name in cells if name == "mask" or name.startswith("tiles.")]
+    overrides = {name: cells[name] for name in own if cells[name]}
+    if "mask" in overrides:
+        overrides["mask"] = os.path.abspath(csv_path.parent / overrides["mask"])  # noqa: PTH100
+    return SlideRow(
+        slide,
+        cells.get("slide_id", ""),
+        cells.get("patient_id") or None,
+        mpp,
+        cells.get("split") or None,
+        overrides if own else None,
+    )
 
 
 def _bad_csv(path: Path, found: str) -> SlideError:

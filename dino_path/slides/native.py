@@ -68,13 +68,18 @@ class NativeLevel:
 
 
 class NativeReader:
-    """Reads one level of a slide. The file is opened on first use in each process."""
+    """Reads one level of a slide. The file is opened on first use in each process.
+
+    Attributes:
+        most_decoded_bytes: decoded native tiles are kept up to so much.
+    """
 
     def __init__(self, path: Path, level: NativeLevel) -> None:
         self._descriptor, self._pid = -1, -1
         self.path, self.level = path, level
         self._decoded: OrderedDict[tuple[int, int, int], RgbImage] = OrderedDict()
         self._decoded_bytes = 0
+        self.most_decoded_bytes = DECODED_BYTES
 
     def read(self, corner: tuple[int, int], size: tuple[int, int], *, shrink: int) -> RgbImage:
         """Pixels of the level, divided by `shrink` while they are decoded.
@@ -146,7 +151,7 @@ class NativeReader:
             raise NotNative("a native tile has another size than the TIFF says")
         self._decoded[key] = tile
         self._decoded_bytes += tile.nbytes
-        while self._decoded_bytes > DECODED_BYTES and len(self._decoded) > 1:
+        while self._decoded_bytes > self.most_decoded_bytes and len(self._decoded) > 1:
             self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
         return tile
 

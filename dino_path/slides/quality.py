@@ -1,4 +1,4 @@
-"""What spoils a tile: pen ink, black, blur. Numbers only; the limits are settings (`tiles.max_pen_fraction`, ...).
+"""What spoils a tile: pen ink, black, folds, blur. Numbers only: limits are settings (`tiles.max_pen_fraction`, ...).
 
 The colour rules were tuned on H&E so that no tissue counts as ink: they miss pale ink rather than take dark tissue.
 Green and blue special stains (Masson's trichrome, Alcian blue) look like ink: set `tiles.max_pen_fraction=1` there.
@@ -17,28 +17,54 @@ from dino_path.slides.slide import RgbImage
 # Ink covers areas of many cells evenly, so it is looked for in means over so many microns: single red cells, carbon
 # grains and the coloured fringes at the edges of nuclei do not count.
 INK_CELL_UM = 8.0
+# Mean optical density of a cell. Single layers of colon, lung and lymph node reach it in 1 % of their cells or fewer,
+# the same tissue twice as thick in a tenth to a third: a fold of three layers shows, a thin one may not.
+DARK_DENSITY = 0.5
 BLACK_LEVEL = 30  # brightest channel of a pixel that holds no light: padding, scanner gaps, solid marker
+DENSITIES = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # of grey levels
+DARKEST_OF_THIN = 255 * 10**-DARK_DENSITY  # a cell whose channels are all above it is not dark
 
 
 @dataclass(frozen=True)
 class TileQuality:
-    """What `tiles.max_pen_fraction`, `tiles.max_black_fraction` and `tiles.min_sharpness` are compared with."""
+    """The numbers that `tiles.max_pen_fraction` and the other limits are compared with."""
 
     pen_fraction: float
     black_fraction: float
+    dark_fraction: float
     sharpness: float
 
 
-def measure_quality(tile: RgbImage, mpp: float) -> TileQuality:
-    """The numbers of one tile of `mpp` microns per pixel."""
+def measure_quality(tile: RgbImage, mpp: float, *, sharpness_mpp: float) -> TileQuality:
+    """The numbers of one tile of `mpp` microns per pixel, its sharpness at `sharpness_mpp` (where that is coarser)."""
     grey = np.asarray(cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-    return TileQuality(pen_fraction(tile, mpp), black_fraction(tile, grey), sharpness(grey))
+    cells = shrink_to(tile, INK_CELL_UM / mpp)
+    return TileQuality(
+        pen_fraction(cells),
+        black_fraction(tile, grey),
+        dark_fraction(cells),
+        sharpness(shrink_to(grey, sharpness_mpp / mpp)),
+    )
 
 
-def pen_fraction(tile: RgbImage, mpp: float) -> float:
-    """Share of the tile that is covered by blue, green, red or black pen ink, 0 to 1."""
-    cells = _ink_cells(tile, mpp)
+def pen_fraction(cells: RgbImage) -> float:
+    """Share of a tile that is covered by blue, green, red or black pen ink, 0 to 1.
+
+    Args:
+        cells: (H, W, 3), means of the tile over INK_CELL_UM.
+    """
     return float(ink_pixels(cells).mean()) if _may_hold_ink(cells) else 0.0
+
+
+def dark_fraction(cells: RgbImage) -> float:
+    """Share of a tile that is as dark as folded tissue (mean optical density over 0.5), 0 to 1.
+
+    Args:
+        cells: (H, W, 3), means of the tile over INK_CELL_UM.
+    """
+    if int(cells.min()) > DARKEST_OF_THIN:
+        return 0.0
+    return float((DENSITIES[cells].mean(axis=-1) > DARK_DENSITY).mean())
 
 
 def ink_pixels(rgb: RgbImage) -> NDArray[np.bool_]:
@@ -71,25 +97,24 @@ def black_fraction(tile: RgbImage, grey: NDArray[np.uint8]) -> float:
 
 
 def sharpness(grey: NDArray[np.uint8]) -> float:
-    """Variance of the Laplacian of the grey tile, grey levels squared; depends on the tile's mpp. Blur is low."""
+    """Variance of the Laplacian of a grey tile, grey levels squared; depends on its mpp. Blur is low."""
     # The Laplacian is a whole number: 16 bits hold it exactly, and both sums are exact too.
     laplacian = cv2.Laplacian(grey, cv2.CV_16S)
     mean = float(cv2.sumElems(laplacian)[0]) / laplacian.size
     return max(0.0, float(cv2.norm(laplacian, cv2.NORM_L2SQR)) / laplacian.size - mean**2)
 
 
-def _ink_cells(tile: RgbImage, mpp: float) -> RgbImage:
-    """The tile's means over cells of INK_CELL_UM; a tile of coarser pixels as it is."""
-    height, width = tile.shape[:2]
-    shrink = INK_CELL_UM / mpp
-    if shrink <= 1:
-        return tile
-    size = (max(1, round(width / shrink)), max(1, round(height / shrink)))
+def shrink_to(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, 3), its means over cells of `factor` pixels; as it is where that is not above 1."""
+    height, width = image.shape[:2]
+    if factor <= 1:
+        return image
+    size = (max(1, round(width / factor)), max(1, round(height / factor)))
     # Halving is the one step that has a fast path; repeated, it costs half of what one large step does.
-    while tile.shape[0] >= 2 * size[1] and tile.shape[1] >= 2 * size[0] and tile.shape[0] % 2 == tile.shape[1] % 2 == 0:
-        half = (tile.shape[1] // 2, tile.shape[0] // 2)
-        tile = np.asarray(cv2.resize(tile, half, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return np.asarray(cv2.resize(tile, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    while image.shape[0] >= 2 * size[1] and image.shape[1] >= 2 * size[0] and not (image.shape[0] | image.shape[1]) % 2:
+        half = (image.shape[1] // 2, image.shape[0] // 2)
+        image = np.asarray(cv2.resize(image, half, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _may_hold_ink(rgb: RgbImage) -> bool:

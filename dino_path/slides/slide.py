@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dino_path.slides.resolution import find_mpp
 
 RgbImage = NDArray[np.uint8]  # (H, W, 3)
 WHITE = (255, 255, 255)
+CACHE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Slide:
         mpp_source: where `mpp` came from, such as `openslide.mpp-x` or `objective power`.
         vendor: OpenSlide's name of the format, such as `aperio` or `generic-tiff`.
         background: RGB put under transparent pixels.
+        bounds_origin: (x, y) of the scanned part's corner, level-0 px: QuPath counts from there. (0, 0) for most.
     """
 
     def __init__(
@@ -52,9 +55,10 @@ class Slide:
         mpp_source: str,
         vendor: str,
         background: tuple[int, int, int],
+        bounds_origin: tuple[int, int] = (0, 0),
     ) -> None:
         self.path, self.levels, self.mpp, self.mpp_source = path, levels, mpp, mpp_source
-        self.vendor, self.background = vendor, background
+        self.vendor, self.background, self.bounds_origin = vendor, background, bounds_origin
         self._handle: Any = None
         self._pid = -1
 
@@ -82,7 +86,7 @@ class Slide:
             for (width, height), downsample in zip(sizes, downsamples, strict=True)
         )
         vendor = properties.get("openslide.vendor", "")
-        return cls(path, levels, mpp_level0, source, vendor, _background_colour(properties))
+        return cls(path, levels, mpp_level0, source, vendor, _background_colour(properties), _bounds_origin(properties))
 
     @property
     def name(self) -> str:
@@ -163,7 +167,9 @@ def _open_handle(path: Path) -> Any:
             str(path), "no such file.", "A slide file is needed.", "Check the path, and that its disk is mounted."
         )
     try:
-        return openslide.OpenSlide(path)
+        handle = openslide.OpenSlide(path)
+        handle.set_cache(_process_cache(os.getpid()))
+        return handle
     except openslide.OpenSlideUnsupportedFormatError:
         raise SlideError(
             str(path),
@@ -173,6 +179,12 @@ def _open_handle(path: Path) -> Any:
         ) from None
     except openslide.OpenSlideError as error:
         raise _unreadable(path, error) from None
+
+
+@lru_cache(maxsize=1)
+def _process_cache(_pid: int) -> Any:
+    """OpenSlide's cache of decoded tiles, one for all slides of a process: its own would be 32 MiB for each."""
+    return openslide.OpenSlideCache(CACHE_BYTES)
 
 
 def _unreadable(path: Path, error: Exception) -> SlideError:
@@ -191,3 +203,10 @@ def _background_colour(properties: Mapping[str, str]) -> tuple[int, int, int]:
     except ValueError:
         return WHITE
     return red, green, blue
+
+
+def _bounds_origin(properties: Mapping[str, str]) -> tuple[int, int]:
+    try:
+        return int(properties["openslide.bounds-x"]), int(properties["openslide.bounds-y"])
+    except (KeyError, ValueError):
+        return 0, 0

@@ -1,8 +1,9 @@
-"""Where the tissue is: a mask of the whole slide from its colour saturation."""
+"""Where the tissue is: a mask of the whole slide from its colour saturation, or from another tool."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import assert_never
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.config import TilesConfig
+from dino_path.slides.masks import read_mask
 from dino_path.slides.overview import Overview, read_overview
 from dino_path.slides.quality import BLACK_LEVEL, ink_pixels
 from dino_path.slides.slide import RgbImage, Slide
@@ -26,12 +28,14 @@ class TissueMask:
     Attributes:
         tissue: (H, W) bool, at about `tiles.mask_mpp`.
         overview: the picture it was made from, same size.
-        threshold: HSV saturation (0 to 1) above which a pixel is tissue.
+        source: `otsu`, `saturation`, or the path of the mask that another tool made.
+        threshold: HSV saturation (0 to 1) above which a pixel is tissue; None for a mask from elsewhere.
     """
 
     tissue: Mask
     overview: Overview
-    threshold: float
+    source: str
+    threshold: float | None
 
     @property
     def tissue_percent(self) -> float:
@@ -39,16 +43,19 @@ class TissueMask:
         return 100 * float(self.tissue.mean())
 
 
-def tissue_mask(slide: Slide, config: TilesConfig) -> TissueMask:
-    """Find the tissue of a slide.
+def tissue_mask(slide: Slide, config: TilesConfig, mask_file: Path | None = None) -> TissueMask:
+    """Find the tissue of a slide, or take it from `mask_file` as it stands there.
 
     What is certainly no tissue (nothing recorded, flat padding, black, pen ink) is taken out before the threshold is
     chosen, so that it cannot move it.
 
     Raises:
-        SlideError: the slide cannot be read.
+        SlideError: the slide or its mask cannot be read.
     """
     overview = read_overview(slide, mpp=config.mask_mpp)
+    if mask_file is not None:
+        given = read_mask(mask_file, slide, overview, values=config.mask_values, classes=config.mask_classes)
+        return TissueMask(given, overview, str(mask_file), None)
     background = certain_background(overview)
     saturation = _saturation(overview.rgb)
     saturation[background] = 0
@@ -63,7 +70,7 @@ def tissue_mask(slide: Slide, config: TilesConfig) -> TissueMask:
     tissue = (saturation > threshold * 255) & ~background
     px_um2 = overview.px_level0[0] * overview.px_level0[1] * slide.mpp**2
     tissue = fill_holes(tissue, max_px=config.max_hole_um2 / px_um2) & overview.covered  # no hole in the recording
-    return TissueMask(drop_small(tissue, min_px=config.min_area_um2 / px_um2), overview, threshold)
+    return TissueMask(drop_small(tissue, min_px=config.min_area_um2 / px_um2), overview, config.tissue, threshold)
 
 
 def certain_background(overview: Overview) -> Mask:

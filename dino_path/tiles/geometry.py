@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,10 +77,14 @@ def tile_spec(
     )
 
 
-def tile_grid(spec: TileSpec, *, width_level0: int, height_level0: int) -> Corners:
-    """Corners of all tiles, row by row from the slide's origin. Tiles that would reach over the edge are left out."""
-    xs = _steps(width_level0, spec)
-    ys = _steps(height_level0, spec)
+def tile_grid(spec: TileSpec, *, width_level0: int, height_level0: int, edge: Literal["drop", "pad"]) -> Corners:
+    """Corners of all tiles, row by row from the slide's origin.
+
+    Args:
+        edge: tiles that would reach over the slide's edge are left out, or are in the grid like all others.
+    """
+    xs = _steps(width_level0, spec, edge)
+    ys = _steps(height_level0, spec, edge)
     grid_y, grid_x = np.meshgrid(ys, xs, indexing="ij")
     return np.stack([grid_x.ravel(), grid_y.ravel()], axis=1)
 
@@ -157,10 +162,10 @@ def _is_near(level_mpp: float, mpp: float, tolerance: float) -> bool:
     return abs(level_mpp / mpp - 1) <= tolerance + 1e-9  # 1e-9: 0.525 / 0.5 - 1 is a little more than 0.05 in floats
 
 
-def _steps(length_level0: int, spec: TileSpec) -> NDArray[np.int32]:
-    count = int((length_level0 - spec.size_level0) / spec.stride_level0) + 2  # one more than can fit; cut below
-    starts: NDArray[np.int64] = np.rint(np.arange(max(count, 0)) * spec.stride_level0).astype(np.int64)
-    fitting = starts[starts + spec.size_level0 <= length_level0]
+def _steps(length_level0: int, spec: TileSpec, edge: Literal["drop", "pad"]) -> NDArray[np.int32]:
+    count = int(length_level0 / spec.stride_level0) + 2  # one more than can fit; cut below
+    starts: NDArray[np.int64] = np.rint(np.arange(count) * spec.stride_level0).astype(np.int64)
+    fitting = starts[starts + (spec.size_level0 if edge == "drop" else 1) <= length_level0]
     return fitting.astype(np.int32)
 
 

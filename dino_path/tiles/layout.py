@@ -1,27 +1,38 @@
 """Which file lies where in a tile store, what a slide's record says, and which config a store was made with.
 
 STORE/store.json                    format version, tiling config and its digest
+      slides.csv                    what became of every slide; can be edited and given back to `tile`
+      contact_sheet_001.jpg         all slides, small
       slides/<slide_id>.json        the record, written last: a slide that has one is finished
-      tiles/<slide_id>.tar          one JPEG per tile; WebDataset reads it
-      tiles/<slide_id>.parquet      one row per tile
-      overlays/<slide_id>.jpg       picture of the slide, tissue and tiles
+      tiles/<slide_id>.tar          one JPEG per tile with enough tissue; WebDataset reads it
+      tiles/<slide_id>.parquet      one row per tile: place, numbers, and whether it is kept
+      thumbnails/<slide_id>.jpg     the slide, small
+      overlays/<slide_id>.jpg       the slide, its tissue and tiles, and some tiles large
       contours/<slide_id>.geojson   tissue, for QuPath
+      trident/, clam/               coordinate files on request (features/coordinates.py)
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from dino_path.config import TilesConfig
-from dino_path.errors import TileStoreError
+from dino_path.errors import ConfigError, TileStoreError
 from dino_path.run import is_abandoned, write_json
-from dino_path.settings import as_plain, digest, section_from_file
+from dino_path.settings import as_plain, digest, section_from_file, section_with
+from dino_path.tiles.tile_table import LIMITS, limits_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What a slide may have of its own. The rest decides what tiles are, and is one for the whole store.
+PER_SLIDE = (
+    "tissue", "min_saturation", "mask_mpp", "mask_values", "mask_classes", "min_tissue_fraction", "min_area_um2",
+    "max_hole_um2", *LIMITS,
+)  # fmt: skip
+FOLDERS = ("slides", "tiles", "thumbnails", "overlays", "contours")
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,17 @@ class SlideRecord:
         path, file_bytes: the slide file when it was tiled.
         mpp, mpp_source: microns per level-0 pixel and who said so.
         tile_mpp: true microns per pixel of the stored tiles (within `tiles.mpp_tolerance` of `tiles.mpp`).
+        bounds_origin: (x, y), level-0 px, from which QuPath counts on this slide.
+        level, level_width, level_height: the pyramid level that the tiles are read from, and its size in its own px.
+        read_px: edge of a tile in px of that level, before it is resampled to `tiles.size_px`.
+        shrink: by how much the JPEG decoder divided (1, 2, 4 or 8) where the reader is `native`.
+        mask: `otsu`, `saturation`, or the path of the mask that was given; mask_digest: of that file.
+        overrides: what the slides CSV set for this slide alone (`mask`, `tiles.<setting>`), as text.
+        limits: the quality limits that `num_tiles` and the counts follow from.
         tissue_percent: of the slide's area.
         reader: `native` or `openslide: <why>`: who read the tiles; empty when there were none to read.
         num_passed_through: tiles that are the slide's own JPEG bytes, not encoded anew.
-        num_candidates: tiles with enough tissue; the next four counts say why some were not kept.
+        num_candidates: tiles with enough tissue; the next five counts say why some were not kept.
         flags: what a person should look at, such as `tissue near 0 %`.
     """
 
@@ -52,12 +70,23 @@ class SlideRecord:
     tile_mpp: float | None = None
     width_level0: int = 0
     height_level0: int = 0
+    bounds_origin: tuple[int, int] = (0, 0)
+    level: int = 0
+    level_width: int = 0
+    level_height: int = 0
+    read_px: int = 0
+    shrink: int = 1
     reader: str = ""
+    mask: str = ""
+    mask_digest: str = ""
+    overrides: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
     num_tiles: int = 0
     num_passed_through: int = 0
     num_candidates: int = 0
     num_pen: int = 0
     num_black: int = 0
+    num_dark: int = 0
     num_blurred: int = 0
     num_unreadable: int = 0
     tissue_percent: float | None = None
@@ -84,20 +113,30 @@ class StoreFolder:
     def table_file(self, slide_id: str) -> Path:
         return self.path / "tiles" / f"{slide_id}.parquet"
 
+    def thumbnail_file(self, slide_id: str) -> Path:
+        return self.path / "thumbnails" / f"{slide_id}.jpg"
+
     def overlay_file(self, slide_id: str) -> Path:
         return self.path / "overlays" / f"{slide_id}.jpg"
 
     def contour_file(self, slide_id: str) -> Path:
         return self.path / "contours" / f"{slide_id}.geojson"
 
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "slides.csv"
+
+    def contact_sheet_file(self, page: int) -> Path:
+        return self.path / f"contact_sheet_{page:03d}.jpg"
+
     def record_files(self) -> list[Path]:
         """The records of all finished slides, in the order of their ids."""
         return sorted((self.path / "slides").glob("[!.]*.json"))
 
     def remove_leftovers(self, slide_ids: Collection[str]) -> None:
-        """Delete temporary files that killed processes left of the store's config and of these slides."""
-        files = [*self.path.glob(".store.json.*.tmp")]
-        for folder in ("slides", "tiles", "overlays", "contours"):
+        """Delete temporary files that killed processes left of the store's own files and of these slides."""
+        files = [*self.path.glob(".*.tmp")]
+        for folder in FOLDERS:
             # .<slide_id>.<extension>.<process>.tmp; an id has no dots
             temporary = (self.path / folder).glob(".*.tmp")
             files += [file for file in temporary if file.name[1:].partition(".")[0] in slide_ids]
@@ -110,6 +149,7 @@ class StoreFolder:
         for file in (
             self.tar_file(slide_id),
             self.table_file(slide_id),
+            self.thumbnail_file(slide_id),
             self.overlay_file(slide_id),
             self.contour_file(slide_id),
         ):
@@ -134,13 +174,17 @@ class StoreFolder:
     def prepare(self, config: TilesConfig) -> None:
         """Make the store, or check that it was made with the same config. Many tasks may do so at once.
 
+        Quality limits may differ: they choose among the stored tiles, and the store takes the new ones over.
+
         Raises:
             TileStoreError: other config, or a folder with something else in it.
         """
         if self.config_file.exists():
-            self._refuse_other_config(config)
-            return
-        if self.path.exists() and (not self.path.is_dir() or any(self._foreign_entries())):
+            there = self.read_config()
+            if there == config:
+                return
+            self._refuse_other_config(there.model_copy(update=limits_of(config)), config)
+        elif self.path.exists() and (not self.path.is_dir() or any(self._foreign_entries())):
             raise TileStoreError(
                 str(self.path),
                 "exists and is no tile store.",
@@ -153,9 +197,8 @@ class StoreFolder:
     def _foreign_entries(self) -> list[Path]:
         return [entry for entry in self.path.iterdir() if not entry.name.startswith(".")]
 
-    def _refuse_other_config(self, config: TilesConfig) -> None:
-        there = self.read_config()
-        if digest(there) == digest(config):
+    def _refuse_other_config(self, there: TilesConfig, config: TilesConfig) -> None:
+        if there == config:
             return
         old, new = as_plain(there), as_plain(config)
         different = "; ".join(
@@ -169,6 +212,24 @@ class StoreFolder:
         )
 
 
+def slide_config(config: TilesConfig, overrides: dict[str, str], slide_id: str) -> TilesConfig:
+    """The settings of one slide: the store's, and what a CSV set for this slide alone.
+
+    Raises:
+        ConfigError: a setting that is unknown, impossible, or not one slide's to choose.
+    """
+    given = {key.removeprefix("tiles."): text for key, text in overrides.items() if key.startswith("tiles.")}
+    refused = sorted(set(given).difference(PER_SLIDE))
+    if refused:
+        raise ConfigError(
+            f"slides CSV, slide {slide_id}",
+            f"tiles.{refused[0]} cannot be set for one slide.",
+            f"One of {', '.join(f'tiles.{name}' for name in PER_SLIDE)} is needed.",
+            "Rename or remove the column; other settings hold for the whole store.",
+        )
+    return section_with(config, given, f"slides CSV, slide {slide_id}") if given else config
+
+
 def read_record(file: Path) -> SlideRecord:
     """A slide's record.
 
@@ -176,14 +237,14 @@ def read_record(file: Path) -> SlideRecord:
         TileStoreError: missing or damaged.
     """
     tree = read_json(file)
-    known = {field.name for field in fields(SlideRecord)}
+    known = {one.name for one in fields(SlideRecord)}
     try:
         record = SlideRecord(**{key: value for key, value in tree.items() if key in known})
     except TypeError as error:
         raise _damaged(file, str(error)) from None
     if record.status not in ("done", "empty", "failed"):
         raise _damaged(file, f"status {record.status!r}")
-    return SlideRecord(**{**asdict(record), "flags": tuple(record.flags)})
+    return SlideRecord(**{**asdict(record), "flags": tuple(record.flags), "bounds_origin": tuple(record.bounds_origin)})
 
 
 def write_record(folder: StoreFolder, record: SlideRecord) -> None:

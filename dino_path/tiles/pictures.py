@@ -1,4 +1,4 @@
-"""What a person looks at: an overlay picture per slide, and the tissue contours for QuPath."""
+"""What a person looks at: thumbnail and overlay picture of a slide, and the tissue contours for QuPath."""
 
 from __future__ import annotations
 
@@ -10,55 +10,113 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.config import TilesConfig
 from dino_path.run import atomic_write
 from dino_path.slides.overview import Overview, read_overview
 from dino_path.slides.slide import RgbImage, Slide
 from dino_path.slides.tissue import TissueMask
 from dino_path.tiles.geometry import Corners
+from dino_path.tiles.layout import SlideRecord, StoreFolder
+from dino_path.tiles.tile_table import TileTable, why_refused
 from dino_path.tiles.writing import encode_jpeg
 
-LONG_EDGE_PX = 1600  # of an overlay
+LONG_EDGE_PX = 1600  # of a thumbnail
+SAMPLE_PX, SAMPLE_GAP_PX = 128, 6  # of the tiles below an overlay
+FIXED_POINT = 8  # fractions of a pixel in which contours are drawn
 CONTOUR_COLOUR, KEPT_COLOUR, REFUSED_COLOUR = (0, 110, 60), (40, 120, 255), (255, 140, 0)
 TISSUE_COLOUR = [0, 160, 90]
 CAPTION_PX = 44  # height of the white band below the picture
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def overlay_picture(
-    slide: Slide, mask: TissueMask, kept: Corners, refused: Corners, size_level0: int, caption: str
-) -> RgbImage:
-    """The slide with its tissue contour (green), kept tiles (blue) and tiles refused for quality (orange)."""
-    overview = _overview_for_overlay(slide, mask.overview)
-    picture = overview.rgb.copy()
-    scale = (1 / overview.px_level0[0], 1 / overview.px_level0[1])
-    for corners, colour in ((kept, KEPT_COLOUR), (refused, REFUSED_COLOUR)):
-        _shade_tiles(picture, corners, size_level0, scale, colour)
-    height, width = picture.shape[:2]
-    tissue = cv2.resize(mask.tissue.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(tissue, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(picture, contours, -1, CONTOUR_COLOUR, 2 if max(height, width) > 1200 else 1, cv2.LINE_AA)
-    return _with_caption(picture, caption, um_per_px=slide.mpp * overview.px_level0[0])
-
-
-def write_overlay(path: Path, picture: RgbImage) -> None:
-    """Write an overlay as JPEG."""
+def write_thumbnail(path: Path, slide: Slide, overview: Overview) -> None:
+    """Write the slide as a small JPEG, its edges the slide's edges."""
     with atomic_write(path, "wb") as stream:
-        stream.write(encode_jpeg(picture, 88))
+        stream.write(encode_jpeg(_picture_of(slide, overview), 88))
 
 
-def write_contours(path: Path, slide_id: str, mask: TissueMask) -> None:
+def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, config: TilesConfig) -> None:
+    """Write the overlay of a slide from what the store holds of it: thumbnail, contours, table and tar."""
+    picture = marked_thumbnail(folder, record, table)
+    caption = (
+        f"{record.slide_id}   {record.num_tiles:,} of {record.num_candidates:,} tiles kept   {config.size_px} px at "
+        f"{config.mpp:g} um/px   tissue {record.tissue_percent:.1f} %"
+    )
+    assert record.mpp is not None
+    whole = _with_caption(picture, caption, um_per_px=record.mpp * record.width_level0 / picture.shape[1])
+    if len(table) and not config.coordinates_only:
+        whole = np.concatenate([whole, _some_tiles(folder.tar_file(record.slide_id), table, record, whole.shape[1])])
+    with atomic_write(folder.overlay_file(record.slide_id), "wb") as stream:
+        stream.write(encode_jpeg(whole, 88))
+
+
+def marked_thumbnail(folder: StoreFolder, record: SlideRecord, table: TileTable) -> RgbImage:
+    """The slide with its tissue contour (green), kept tiles (blue) and tiles refused for quality (orange)."""
+    picture = _read_jpeg(folder.thumbnail_file(record.slide_id).read_bytes())
+    height, width = picture.shape[:2]
+    scale = (width / record.width_level0, height / record.height_level0)
+    for corners, colour in ((table.corners[table.kept], KEPT_COLOUR), (table.corners[~table.kept], REFUSED_COLOUR)):
+        _shade_tiles(picture, corners, int(table.size_level0[0]) if len(table) else 1, scale, colour)
+    collection = json.loads(folder.contour_file(record.slide_id).read_text(encoding="utf-8"))
+    rings = [
+        np.rint((np.asarray(ring) + record.bounds_origin) * scale * FIXED_POINT).astype(np.int32)
+        for feature in collection["features"]
+        for ring in feature["geometry"]["coordinates"]
+    ]
+    thickness = 2 if max(height, width) > 1200 else 1
+    cv2.polylines(picture, rings, True, CONTOUR_COLOUR, thickness, cv2.LINE_AA, shift=FIXED_POINT.bit_length() - 1)
+    return picture
+
+
+def _some_tiles(tar: Path, table: TileTable, record: SlideRecord, width: int) -> RgbImage:
+    """A strip of tiles from all over the slide: kept ones, and after them refused ones with the reason."""
+    places = width // (SAMPLE_PX + SAMPLE_GAP_PX)
+    kept, refused = np.flatnonzero(table.kept), np.flatnonzero(~table.kept)
+    num_refused = min(len(refused), max(places // 4, places - len(kept)))
+    chosen = [*_spread(kept, places - num_refused), *_spread(refused, num_refused)]
+    strip: RgbImage = np.full((SAMPLE_PX + CAPTION_PX // 2, width, 3), 255, dtype=np.uint8)
+    with tar.open("rb") as stream:
+        for place, number in enumerate(chosen):
+            stream.seek(int(table.offset[number]))
+            tile = _read_jpeg(stream.read(int(table.length[number])))
+            left = place * (SAMPLE_PX + SAMPLE_GAP_PX)
+            small = cv2.resize(tile, (SAMPLE_PX, SAMPLE_PX), interpolation=cv2.INTER_AREA)
+            strip[:SAMPLE_PX, left : left + SAMPLE_PX] = small
+            if not table.kept[number]:
+                right = left + SAMPLE_PX - 1
+                cv2.rectangle(strip, (left, 0), (right, SAMPLE_PX - 1), REFUSED_COLOUR, 3)
+                reason = why_refused(table, number, record.limits)
+                cv2.putText(strip, reason, (left, SAMPLE_PX + 15), FONT, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return strip
+
+
+def _spread(numbers: NDArray[np.int64], count: int) -> list[int]:
+    """At most `count` of the numbers, evenly spread over them."""
+    if count <= 0 or len(numbers) == 0:
+        return []
+    places = np.linspace(0, len(numbers) - 1, min(count, len(numbers)) + 2)[1:-1]
+    return [int(numbers[round(place)]) for place in places] if len(numbers) > count else numbers.tolist()
+
+
+def _read_jpeg(encoded: bytes) -> RgbImage:
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def write_contours(path: Path, slide_id: str, mask: TissueMask, bounds_origin: tuple[int, int]) -> None:
     """Write the tissue as GeoJSON that QuPath opens: one polygon with holes per piece, in level-0 px."""
     with atomic_write(path) as stream:
-        stream.write(json.dumps(tissue_geojson(slide_id, mask)) + "\n")
+        stream.write(json.dumps(tissue_geojson(slide_id, mask, bounds_origin)) + "\n")
 
 
-def tissue_geojson(slide_id: str, mask: TissueMask) -> dict[str, object]:
-    """A FeatureCollection of annotation Polygons, full-resolution px, origin at the slide's top-left corner."""
+def tissue_geojson(slide_id: str, mask: TissueMask, bounds_origin: tuple[int, int]) -> dict[str, object]:
+    """A FeatureCollection of annotation Polygons, full-resolution px, counted from `bounds_origin` as QuPath does."""
     features = [
         {
             "type": "Feature",
             "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide_id}/tissue/{number}")),  # the same whenever it is made
-            "geometry": {"type": "Polygon", "coordinates": rings},
+            "geometry": {"type": "Polygon", "coordinates": [_shifted(ring, bounds_origin) for ring in rings]},
             "properties": {
                 "objectType": "annotation",
                 "classification": {"name": "Tissue", "color": TISSUE_COLOUR},
@@ -68,6 +126,10 @@ def tissue_geojson(slide_id: str, mask: TissueMask) -> dict[str, object]:
         for number, rings in enumerate(tissue_polygons(mask))
     ]
     return {"type": "FeatureCollection", "features": features}
+
+
+def _shifted(ring: list[list[float]], origin: tuple[int, int]) -> list[list[float]]:
+    return [[round(x - origin[0], 1), round(y - origin[1], 1)] for x, y in ring]
 
 
 def tissue_polygons(mask: TissueMask) -> list[list[list[list[float]]]]:
@@ -92,18 +154,16 @@ def tissue_polygons(mask: TissueMask) -> list[list[list[list[float]]]]:
     return list(polygons.values())
 
 
-def _overview_for_overlay(slide: Slide, overview: Overview) -> Overview:
+def _picture_of(slide: Slide, overview: Overview) -> RgbImage:
     """The mask's own picture where it is large enough, else a finer one; at most LONG_EDGE_PX."""
     long_edge = max(overview.rgb.shape[:2])
     longest_level0 = max(slide.width_level0, slide.height_level0)
     if long_edge < 0.75 * min(LONG_EDGE_PX, longest_level0):
-        return read_overview(slide, mpp=slide.mpp * longest_level0 / LONG_EDGE_PX)
+        return read_overview(slide, mpp=slide.mpp * longest_level0 / LONG_EDGE_PX).rgb
     if long_edge <= LONG_EDGE_PX:
-        return overview
+        return overview.rgb
     height, width = (max(1, round(edge * LONG_EDGE_PX / long_edge)) for edge in overview.rgb.shape[:2])
-    small = np.asarray(cv2.resize(overview.rgb, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    px_level0 = (slide.width_level0 / width, slide.height_level0 / height)
-    return Overview(small, np.ones((height, width), dtype=np.bool_), px_level0)
+    return np.asarray(cv2.resize(overview.rgb, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _shade_tiles(

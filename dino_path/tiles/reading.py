@@ -18,6 +18,7 @@ PROOF_TILES = 4  # compared with OpenSlide before a slide is read natively
 PROOF_SEED = 0
 LARGEST_DIFFERENCE = 2.0  # mean of absolute differences of a tile, grey levels
 PROOF_DRAWN = 200  # tiles among which those are chosen
+RANDOM_ACCESS_BYTES = 4 * 2**20  # of decoded native tiles per slide where tiles are read in any order
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TileReader:
 
     Attributes:
         reader: what the slide's record says: `native`, or `openslide: <why>`.
+        shrink: by how much the native reader divides while it decodes: 1, 2, 4 or 8.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class TileReader:
     ) -> None:
         """Use `choose`."""
         self.slide, self.spec, self.reader = slide, spec, reader
-        self._native, self._shrink = native, shrink
+        self._native, self.shrink = native, shrink
         self._copies_jpeg = copies_jpeg and native is not None and _is_grid_of(native, spec)
 
     @classmethod
@@ -64,6 +66,27 @@ class TileReader:
                 reader = f"openslide: {reason}"
         return cls(slide, spec, native, shrink=shrink, copies_jpeg=config.copy_native_jpeg, reader=reader)
 
+    @classmethod
+    def again(cls, slide: Slide, spec: TileSpec, *, reader: str, shrink: int) -> TileReader:
+        """The reader that was chosen when the slide was tiled: the same pixels, without another proof.
+
+        Raises:
+            SlideError: it was the native reader, and the file does not have it any more.
+        """
+        if reader != "native":
+            return cls(slide, spec, None, shrink=1, copies_jpeg=False, reader=reader)
+        try:
+            native = native_reader(slide, spec.level)
+        except NotNative as reason:
+            raise SlideError(
+                str(slide.path),
+                f"is not the file that was tiled ({reason}).",
+                "The slide must be as it was.",
+                "Fetch the file again, or tile it again.",
+            ) from None
+        native.most_decoded_bytes = RANDOM_ACCESS_BYTES
+        return cls(slide, spec, native, shrink=shrink, copies_jpeg=False, reader=reader)
+
     def read(self, corner_level0: tuple[int, int]) -> Tile:
         """One tile; shrunk by area averaging (no aliasing) where no level has the wanted mpp.
 
@@ -80,7 +103,7 @@ class TileReader:
                 if self._copies_jpeg:
                     jpeg = self._native.whole_tile_jpeg(corner_on_level(self.spec, corner_level0))
                     return Tile(decode_jpeg(jpeg, 1), jpeg)
-                return Tile(read_tile_natively(self._native, self.spec, corner_level0, shrink=self._shrink))
+                return Tile(read_tile_natively(self._native, self.spec, corner_level0, shrink=self.shrink))
             except NotNative:  # this tile alone: missing, damaged, or over the edge. OpenSlide knows what to show.
                 pass
         return Tile(read_tile(self.slide, self.spec, corner_level0))

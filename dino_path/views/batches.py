@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dino_path.config import ViewsConfig
 from dino_path.errors import DinoPathError
-from dino_path.tiles.source import TileSource, decode_tile
+from dino_path.tiles.source import TileSource
 from dino_path.views.parameters import draw_views
 from dino_path.views.rendering import render_view
 from dino_path.views.sampling import ShuffledTiles
@@ -88,7 +88,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
 
     def tile_views(self, epoch: int, tile: int) -> list[NDArray[np.uint8]]:
         """All views of one tile in one epoch: two global ones, then the local ones."""
-        image = decode_tile(self.source.read_bytes(tile), self.source.name(tile))
+        image = self.source.read_image(tile)
         parameters = draw_views(
             self.config,
             tile_width=image.shape[1],

@@ -44,6 +44,10 @@ DOORS: dict[str, set[str]] = {
 EXCEPTIONS = {
     ("views", "tiles"): "a batch of views is made from tiles that it reads: a view without a tile is nothing",
     ("model", "safetensors"): "model folders are read back by features and evaluation, which may not import export",
+    (
+        "evaluation",
+        "slides",
+    ): "regions drawn in QuPath and tissue masks are one GeoJSON: the house has one parser of it",
     ("evaluation", "safetensors"): "the supervised baseline keeps its own weights; it is no exported extractor",
     ("progress", "rich"): "the bar that every room shows stands on the floor",
     ("demo", "rich"): "the demo prints its table",

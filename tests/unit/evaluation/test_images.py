@@ -4,7 +4,7 @@ import torch
 
 from dino_path.evaluation import images
 from dino_path.evaluation.images import SquareImages, augment, image_edge_px
-from dino_path.tiles.source import ImageFiles
+from dino_path.tiles.images import ImageFiles
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from dino_path.errors import DataError
 from dino_path.evaluation.datasets import load_labelled
 from dino_path.evaluation.regions import Polygon, covered_share, label_tiles, read_regions
 from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
-from dino_path.tiles.writing import TileWriter, write_table
+from dino_path.tiles.tile_table import TileRow, TileTable, limits_of, write_tile_table
+from dino_path.tiles.writing import TileWriter
 
 TILE_LEVEL0 = 100
 
@@ -38,19 +40,20 @@ def make_store(tmp_path):
 
     def make(*slides):
         folder = StoreFolder(tmp_path / "store")
-        folder.prepare(TilesConfig(mpp=0.5, size_px=16))
+        config = TilesConfig(mpp=0.5, size_px=16)
+        folder.prepare(config)
         (folder.path / "tiles").mkdir()
         for number, (slide_id, patient, split) in enumerate(slides):
             with folder.tar_file(slide_id).open("wb") as stream:
-                writer = TileWriter(stream, slide_id, TILE_LEVEL0, 90)
+                writer, rows = TileWriter(stream, slide_id, 90), []
                 for index in range(10):
                     noise = np.random.default_rng(100 * number + index).integers(0, 255, (16, 16, 3), np.uint8)
-                    writer.add(noise, (TILE_LEVEL0 * index, 0), tissue_fraction=1, sharpness=1)
+                    place = writer.add(noise, (TILE_LEVEL0 * index, 0), None)
+                    rows.append(TileRow(TILE_LEVEL0 * index, 0, TILE_LEVEL0, 1, 1, 0, 0, 0, *place))
                 writer.close()
-            write_table(folder.table_file(slide_id), writer.rows)
-            write_record(
-                folder, SlideRecord(slide_id, f"{slide_id}.svs", "done", patient_id=patient, split=split, num_tiles=10)
-            )
+            write_tile_table(folder.table_file(slide_id), TileTable.from_rows(rows))
+            record = SlideRecord(slide_id, f"{slide_id}.svs", "done", patient_id=patient, split=split, num_tiles=10)
+            write_record(folder, replace(record, limits=limits_of(config)))
         (tmp_path / "regions").mkdir()
         return f"store:{folder.path}", EvaluationConfig(regions=tmp_path / "regions")
 
@@ -115,20 +118,20 @@ def test_all_geometries_of_qupath_are_read(tmp_path):
         derived,
     ]
     file.write_text(json.dumps(features))
-    regions = read_regions(file)
+    regions = read_regions(file, (0, 0))
     assert {name: [len(p.rings) for p in polygons] for name, polygons in regions.items()} == {
         "A": [2, 1, 1],
         "Tumour: Positive": [1],
     }
     file.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    assert set(read_regions(file)) == set(regions)
+    assert set(read_regions(file, (0, 0))) == set(regions)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"type": "FeatureCollection"}', '[{"geometry": null}]', "[1]", "<xml/>"])
 def test_a_file_that_is_no_geojson_is_refused_by_name(tmp_path, text):
     (tmp_path / "s.geojson").write_text(text)
     with pytest.raises(DataError, match=r"s\.geojson: is not GeoJSON"):
-        read_regions(tmp_path / "s.geojson")
+        read_regions(tmp_path / "s.geojson", (0, 0))
 
 
 def test_tiles_in_regions_are_labelled_and_grouped_by_patient(make_store):

@@ -13,7 +13,8 @@ from dino_path.config import TilesConfig
 from dino_path.model.backbone import build_backbone
 from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
 from dino_path.tiles.store import TileStore
-from dino_path.tiles.writing import TileWriter, write_table
+from dino_path.tiles.tile_table import TileRow, TileTable, limits_of, write_tile_table
+from dino_path.tiles.writing import TileWriter
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 ARGUMENTS = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -35,22 +36,25 @@ def write_model_folder(folder: Path, *, seed: int = 7, mpp: float | None = 0.5) 
 def write_store(path: Path, slides: dict[str, int], *, mpp: float = 0.5) -> TileStore:
     """A store whose slides have so many tiles of 40 px noise at `mpp`, from slides at 0.265 um/px; 0 tiles: empty."""
     folder, random = StoreFolder(path), np.random.default_rng(0)
-    folder.prepare(TilesConfig(mpp=mpp, size_px=TILE_PX))
+    config = TilesConfig(mpp=mpp, size_px=TILE_PX)
+    folder.prepare(config)
     size_level0 = round(TILE_PX * mpp / 0.265)
     for slide_id, num_tiles in slides.items():
         status = "done" if num_tiles else "empty"
         if num_tiles:
             (path / "tiles").mkdir(exist_ok=True)
             with folder.tar_file(slide_id).open("wb") as stream:
-                writer = TileWriter(stream, slide_id, size_level0, jpeg_quality=95)
-                for number in range(num_tiles):
+                writer, rows = TileWriter(stream, slide_id, jpeg_quality=95), []
+                for x in range(0, 100 * num_tiles, 100):
                     tile = random.integers(0, 256, (TILE_PX, TILE_PX, 3), dtype=np.uint8)
-                    writer.add(tile, (100 * number, 3), tissue_fraction=1.0, sharpness=9.0)
+                    offset, length = writer.add(tile, (x, 3), None)
+                    rows.append(TileRow(x, 3, size_level0, 1.0, 9.0, 0.0, 0.0, 0.0, offset, length))
                 writer.close()
-            write_table(folder.table_file(slide_id), writer.rows)
+            write_tile_table(folder.table_file(slide_id), TileTable.from_rows(rows))
         record = SlideRecord(
             slide_id, f"{slide_id}.svs", status, reason="" if num_tiles else "no tissue", mpp=0.265, tile_mpp=mpp,
             mpp_source="openslide.mpp-x", width_level0=4000, height_level0=3000, num_tiles=num_tiles,
+            limits=limits_of(config),
         )  # fmt: skip
         write_record(folder, record)
     return TileStore.open(path)
@@ -68,8 +72,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read_bytes(self, index: int) -> bytes:
+    def read_image(self, index: int) -> np.ndarray:
         self.reads.append(index)
+        return self.images[index]
+
+    def read_bytes(self, index: int) -> bytes:
         return cv2.imencode(".png", self.images[index][..., ::-1])[1].tobytes()
 
     def name(self, index: int) -> str:

@@ -11,9 +11,10 @@ import torch
 from feature_samples import CPU, write_model_folder, write_store
 
 from dino_path.errors import ConfigError, DataError, TileStoreError
-from dino_path.features.embed import embed_images, embed_store, read_layouts
+from dino_path.features.embed import embed_images, embed_store
 from dino_path.features.extractor import Extractor, extract_features, load_extractor
-from dino_path.features.files import job_folder_name, read_feature_file
+from dino_path.features.files import read_feature_file
+from dino_path.features.layouts import read_layouts
 from dino_path.tiles.source import Subset, open_tiles
 from dino_path.tiles.store import TileStore
 
@@ -60,11 +61,6 @@ def test_magnifications_give_the_exact_footprint_by_their_ratio(
     source_mpp, target_mpp = (10 / float(attributes[f"{kind}_magnification"]) for kind in ("level0", "target"))
     assert (source_mpp, target_mpp) == pytest.approx((0.265, 0.5))
     assert round(int(attributes["patch_size"]) * target_mpp / source_mpp) == attributes["patch_size_level0"]
-
-
-@pytest.mark.parametrize(("mpp", "name"), [(0.5, "20x_256px_16px_overlap"), (0.4, "25x_256px_16px_overlap")])
-def test_the_job_folder_is_named_by_magnification(mpp: float, name: str) -> None:
-    assert job_folder_name(mpp=mpp, size_px=256, overlap_px=16) == name
 
 
 def test_clam_gets_arrays_and_plain_tensors(extractor: Extractor, store: TileStore, tmp_path: Path) -> None:
@@ -176,8 +172,9 @@ def test_a_killed_write_leaves_no_file(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dino_path.features.files._write_coords", killed)
+        patch.setattr("dino_path.features.files.add_coordinates", killed)
         with pytest.raises(KeyboardInterrupt):
             embed_store(extractor, store, tmp_path / "out", batch_size=4, device=CPU)
-    assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == []
+    files = [file.name for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert files == ["a_patches.h5"]  # complete, and the features that follow it are not there at all
     assert embed_store(extractor, store, tmp_path / "out", batch_size=4, device=CPU).written == ("a", "b")

@@ -106,7 +106,7 @@ def test_each_native_tile_is_decoded_once_per_row_of_tiles_and_few_are_kept(
     for x in range(0, 800, 100):
         reader.read((x, 32), (100, 32), shrink=1)
     assert len(decoded) == 800 // 64 + 1
-    monkeypatch.setattr(native, "DECODED_BYTES", 3 * 64 * 64 * 3)
+    reader.most_decoded_bytes = 3 * 64 * 64 * 3
     for x in range(0, 800, 100):
         reader.read((x, 164), (100, 100), shrink=1)
     assert len(reader._decoded) == 3

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dino_path.slides.quality import black_fraction, ink_pixels, measure_quality, pen_fraction, sharpness
+from dino_path.slides.quality import TileQuality, black_fraction, ink_pixels, measure_quality, sharpness
 
 INKS = {
     "blue": [(30, 60, 170), (50, 80, 190), (70, 130, 210), (20, 30, 120)],
@@ -27,6 +27,10 @@ def patch_of(colour: tuple[int, int, int]) -> np.ndarray:
     return np.clip(np.array(colour) + rng.integers(-6, 7, (64, 64, 1)), 0, 255).astype(np.uint8)
 
 
+def quality_of(tile: np.ndarray, mpp: float = 0.5) -> TileQuality:
+    return measure_quality(tile, mpp, sharpness_mpp=1.0)
+
+
 def grey_of(tile: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
 
@@ -34,39 +38,39 @@ def grey_of(tile: np.ndarray) -> np.ndarray:
 def test_tiles_that_are_passed_over_in_a_hurry_hold_no_ink() -> None:
     colours = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 1, 3)
     ink = ink_pixels(colours.reshape(-1, 1, 3).astype(np.uint8))[:, 0]
-    fractions = [pen_fraction(colour, mpp=8.0) for colour in colours[ink].astype(np.uint8)]
+    fractions = [quality_of(colour, 8.0).pen_fraction for colour in colours[ink].astype(np.uint8)]
     assert len(fractions) > 500
     assert min(fractions) == 1
 
 
 @pytest.mark.parametrize("colour", [colour for colours in INKS.values() for colour in colours])
 def test_ink_of_every_colour_is_seen(colour: tuple[int, int, int]) -> None:
-    assert pen_fraction(patch_of(colour), mpp=0.5) > 0.9
+    assert quality_of(patch_of(colour)).pen_fraction > 0.9
 
 
 @pytest.mark.parametrize("colour", [colour for colours in TISSUE.values() for colour in colours])
 def test_no_stain_is_taken_for_ink(colour: tuple[int, int, int]) -> None:
-    assert pen_fraction(patch_of(colour), mpp=0.5) == 0
+    assert quality_of(patch_of(colour)).pen_fraction == 0
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.5, 1.0, 10.0])
 def test_the_pen_fraction_is_the_share_of_the_area_at_any_mpp(mpp: float) -> None:
     tile = np.full((256, 256, 3), 240, dtype=np.uint8)
     tile[:, :64] = (30, 60, 170)
-    assert pen_fraction(tile, mpp) == pytest.approx(0.25, abs=0.07)
+    assert quality_of(tile, mpp).pen_fraction == pytest.approx(0.25, abs=0.07)
 
 
 def test_black_grains_are_no_pen() -> None:
     tile = np.full((256, 256, 3), (214, 120, 170), dtype=np.uint8)
     tile[::8, ::8] = (20, 20, 22)
-    assert pen_fraction(tile, mpp=0.5) == 0
+    assert quality_of(tile).pen_fraction == 0
 
 
 def test_the_black_fraction_counts_pixels_without_light() -> None:
     tile = np.full((100, 100, 3), 200, dtype=np.uint8)
     tile[:30] = (30, 12, 0)
     tile[30:40] = (31, 0, 0)
-    assert measure_quality(tile, 0.5).black_fraction == pytest.approx(0.3)
+    assert quality_of(tile).black_fraction == pytest.approx(0.3)
     assert black_fraction(np.full_like(tile, 31), grey_of(np.full_like(tile, 31))) == 0
     dark_but_coloured = np.full_like(tile, (30, 12, 31))
     assert black_fraction(dark_but_coloured, grey_of(dark_but_coloured)) == 0
@@ -91,4 +95,28 @@ def test_no_tile_of_real_tissue_is_lost_to_the_pen_filter(shared_data: Path) -> 
     for file in files:
         tile = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
         mpp = 1.0 if "pcam" in str(file) else 0.5
-        assert pen_fraction(np.asarray(tile, dtype=np.uint8), mpp) <= 0.05, file
+        assert quality_of(np.asarray(tile, dtype=np.uint8), mpp).pen_fraction <= 0.05, file
+
+
+def test_sharpness_is_measured_at_the_stated_mpp_whatever_the_tile_has() -> None:
+    rng = np.random.default_rng(0)
+    fine = cv2.GaussianBlur(rng.integers(0, 256, (512, 512, 3), dtype=np.uint8), (0, 0), 4)
+    half = cv2.resize(fine, (256, 256), interpolation=cv2.INTER_AREA)
+    assert quality_of(fine, 0.25).sharpness == pytest.approx(quality_of(half, 0.5).sharpness, rel=0.02)
+    assert quality_of(half, 2.0).sharpness == sharpness(grey_of(half))  # never upsampled
+
+
+def test_folded_tissue_is_dark_and_the_same_tissue_in_one_layer_is_not() -> None:
+    rng = np.random.default_rng(0)
+    single = np.clip(np.array((150, 90, 150)) + rng.integers(-20, 21, (256, 256, 1)), 0, 255).astype(np.uint8)
+    assert quality_of(single).dark_fraction == 0
+    folded = single.copy()
+    folded[:, :64] = np.rint((single[:, :64] / 255.0) ** 3 * 255)  # three layers: transmittances multiply
+    assert quality_of(folded).dark_fraction == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("folder", ["lc25000-lung-dev/lung_n", "lc25000-lung-dev/lung_aca", "nct-crc-108/TUM"])
+def test_ordinary_tissue_is_not_dark(shared_data: Path, folder: str) -> None:
+    files = sorted((shared_data / folder).iterdir())[:40]
+    fractions = [quality_of(cv2.imread(str(file))[..., ::-1].copy()).dark_fraction for file in files]
+    assert np.mean(fractions) < 0.03

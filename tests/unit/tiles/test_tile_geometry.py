@@ -62,7 +62,7 @@ def test_where_whole_steps_would_cost_too_much_mpp_the_tiles_keep_it() -> None:
 @pytest.mark.parametrize(("mpp", "downsample"), [(1.0, 3.9990), (1.0, 4.0029), (1.3, 4.0029), (0.5, 4.0)])
 def test_the_place_of_a_tile_on_its_level_is_found_again_from_its_rounded_corner(mpp: float, downsample: float) -> None:
     spec = spec_of(levels_of(0.25, 1.0, downsample, edge=100_000), mpp=mpp)
-    corners = tile_grid(spec, width_level0=100_000, height_level0=2_000)
+    corners = tile_grid(spec, width_level0=100_000, height_level0=2_000, edge="drop")
     places = [corner_on_level(spec, (x, y))[0] for x, y in corners.tolist() if y == 0]
     assert places == [round(number * spec.stride_read) for number in range(len(places))]
     x, y = corner_on_level(spec, (301, 700))
@@ -101,15 +101,15 @@ def test_the_grid_is_row_major_from_the_origin_and_drops_tiles_that_reach_over_t
         size_level0=100,
         stride_level0=100.0,
     )
-    grid = tile_grid(spec, width_level0=300, height_level0=299)
+    grid = tile_grid(spec, width_level0=300, height_level0=299, edge="drop")
     assert grid.tolist() == [[0, 0], [100, 0], [200, 0], [0, 100], [100, 100], [200, 100]]
     assert grid.dtype == np.int32
-    assert tile_grid(spec, width_level0=99, height_level0=500).shape == (0, 2)
+    assert tile_grid(spec, width_level0=99, height_level0=500, edge="drop").shape == (0, 2)
 
 
 def test_a_fractional_stride_is_rounded_once_per_corner_and_never_drifts() -> None:
     spec = spec_of(levels_of(0.2527, 1.0, edge=200_000), mpp=0.5, stride_px=128)
-    xs = tile_grid(spec, width_level0=200_000, height_level0=600)[:, 0]
+    xs = tile_grid(spec, width_level0=200_000, height_level0=600, edge="drop")[:, 0]
     exact = np.arange(len(xs)) * 128 * spec.tile_mpp / 0.2527
     assert np.abs(xs - exact).max() <= 0.5
     assert 200_000 - (xs[-1] + spec.size_level0) < spec.stride_level0
@@ -117,7 +117,7 @@ def test_a_fractional_stride_is_rounded_once_per_corner_and_never_drifts() -> No
 
 def test_tiles_without_overlap_leave_no_seam_of_more_than_a_pixel() -> None:
     spec = spec_of(levels_of(0.25, 1.0, 3.9990), mpp=1.0)
-    xs = np.unique(tile_grid(spec, width_level0=50_000, height_level0=2000)[:, 0])
+    xs = np.unique(tile_grid(spec, width_level0=50_000, height_level0=2000, edge="drop")[:, 0])
     assert np.abs(np.diff(xs) - spec.size_level0).max() <= 1
 
 

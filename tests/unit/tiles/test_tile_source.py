@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dino_path.errors import TileStoreError
-from dino_path.tiles.source import ImageFiles, Subset, TileSource, decode_tile, open_tiles
+from dino_path.tiles.images import ImageFiles, decode_tile
+from dino_path.tiles.source import Subset, TileSource, open_tiles
 from dino_path.tiles.store import TileStore
 
 

@@ -72,7 +72,7 @@ def test_no_store_no_tiles_and_no_such_split_are_refused_with_what_is_there(stor
 def test_a_store_of_another_format_version_is_refused(store_path: Path, tmp_path: Path) -> None:
     path = shutil.copytree(store_path, tmp_path / "store")
     config = path / "store.json"
-    config.write_text(config.read_text().replace('"format_version": 1', '"format_version": 7'))
+    config.write_text(config.read_text().replace('"format_version": 2', '"format_version": 7'))
     with pytest.raises(TileStoreError, match="format 7"):
         TileStore.open(path)
 

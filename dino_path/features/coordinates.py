@@ -1,0 +1,269 @@
+"""Where the tiles of slides lie, as TRIDENT and CLAM read it. `patch` is their word for tile.
+
+TRIDENT (mahmoodlab/TRIDENT a91fa84): `coords` are top-left corners in level-0 px, and attributes on that data set say
+how large a tile is. Its reader takes only the ratio of the two magnifications, so 10 / mpp as floats gives the exact
+footprint where its own rounding to 40x, 20x, 10x would not.
+CLAM (mahmoodlab/CLAM 53e2409): the same corners, but `patch_size` is the edge in px of the level `patch_level`.
+
+Shape suffixes: N tiles.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_path.config import TilesConfig
+from dino_path.features.layouts import (
+    UM_PER_PX_AT_1X,
+    Layout,
+    job_folder_name,
+    name_for_reader,
+    overlap_px,
+    refuse_shared_names,
+)
+from dino_path.run import atomic_write
+from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
+from dino_path.tiles.store import TileStore
+
+Attributes = Mapping[str, str | int | float | tuple[int, int] | tuple[float, float]]
+Coordinates = NDArray[np.int64]  # (N, 2): x, y of top-left corners, level-0 px
+
+ROWS_PER_CHUNK = 256
+LARGEST_MISREAD = 1.01  # rounding to whole px of a level stays below it
+
+
+@dataclass(frozen=True)
+class CoordinateSummary:
+    """What became of the slides of a store.
+
+    Attributes:
+        written, kept: ids of slides of which a file is new or changed; whose files were right already.
+        empty: ids of slides without tiles. TRIDENT gets a file without rows; CLAM, which stops at one, gets none.
+        failed: (slide id, reason) of slides that could not be tiled, so that they have no file.
+        misread: (slide id, factor) of slides whose tiles TRIDENT's reader takes too large by that factor.
+        notes: what a person should know before TRIDENT or CLAM reads the files.
+        folders: where the files lie, one per layout.
+    """
+
+    written: tuple[str, ...]
+    kept: tuple[str, ...]
+    empty: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...]
+    misread: tuple[tuple[str, float], ...]
+    notes: tuple[str, ...]
+    num_tiles: int
+    folders: tuple[Path, ...]
+
+    def text(self) -> str:
+        """For people: failed slides and why, what to know about the files, the counts, and where the files are."""
+        counts = [f"coordinates of {len(self.written)} slides written", f"{len(self.kept)} were there already"]
+        counts += [f"{len(self.empty)} without tiles", f"{len(self.failed)} failed"]
+        lines = [f"failed   {slide_id}: {reason}" for slide_id, reason in self.failed]
+        lines += [f"note     {note}" for note in self.notes]
+        lines.append(f"{', '.join(counts)}; {self.num_tiles:,} tiles")
+        return "\n".join(lines + [f"coordinates: {folder}" for folder in self.folders])
+
+
+def write_coordinate_files(store: Path, layouts: Sequence[Layout], out: Path) -> CoordinateSummary:
+    """Corners of the kept tiles of a store, one file per slide and layout, below `out`.
+
+    trident: `out/trident/<mag>x_<px>px_<overlap>px_overlap/patches/<name>_patches.h5`;
+    clam: `out/clam/patches/<name>.h5`, and `out/clam/process_list_autogen.csv`, the list of slides with tiles.
+    `name` is that of the slide file (`name_for_reader`). A second call writes what changed, and deletes the files of
+    slides that have failed since.
+
+    Raises:
+        SlideError: two slides have one name. Nothing is written.
+        TileStoreError: no store, or a damaged one.
+    """
+    config = StoreFolder(store).read_config()
+    records = [read_record(file) for file in StoreFolder(store).record_files()]
+    refuse_shared_names((record.path for record in records), layouts)  # failed ones too: they would be given tiles
+    done = [record for record in records if record.status == "done"]
+    written: list[str] = []
+    kept: list[str] = []
+    misread: list[tuple[str, float]] = []
+    num_tiles = 0
+    for record, coords_N2, size_level0 in _slides(store, config, records):
+        due = [layout for layout in layouts if _has_file(record, layout)]
+        is_new = [_write_slide(out, layout, config, record, coords_N2, size_level0) for layout in due]
+        if due:
+            (written if any(is_new) else kept).append(record.slide_id)
+        factor = _trident_edge(record, size_level0) / size_level0
+        if "trident" in layouts and len(coords_N2) and factor > LARGEST_MISREAD:
+            misread.append((record.slide_id, factor))
+        num_tiles += len(coords_N2)
+    for layout in layouts:
+        for record in records:
+            if not _has_file(record, layout):
+                _slide_file(out, layout, config, record).unlink(missing_ok=True)
+    if "clam" in layouts:
+        _write_process_list(out / "clam" / "process_list_autogen.csv", done)
+    return CoordinateSummary(
+        written=tuple(written),
+        kept=tuple(kept),
+        empty=tuple(record.slide_id for record in records if record.status == "empty"),
+        failed=tuple((record.slide_id, record.reason) for record in records if record.status == "failed"),
+        misread=tuple(misread),
+        notes=tuple(_notes(done, layouts, dict(misread))),
+        num_tiles=num_tiles,
+        folders=tuple(_folder(out, layout, config) for layout in layouts),
+    )
+
+
+def trident_attributes(record: SlideRecord, config: TilesConfig, *, name: str, size_level0: int) -> Attributes:
+    """The attributes of `coords` for one slide: sizes in px, magnifications as 10 / mpp."""
+    assert record.mpp is not None
+    assert record.tile_mpp is not None
+    return {
+        "patch_size": config.size_px,
+        "patch_size_level0": size_level0,
+        "level0_magnification": UM_PER_PX_AT_1X / record.mpp,
+        "target_magnification": UM_PER_PX_AT_1X / record.tile_mpp,
+        "overlap": overlap_px(config),
+        "name": name,
+        "savetodir": "",  # TRIDENT's absolute path; nothing reads it, and it would tell where we work
+        "level0_width": record.width_level0,
+        "level0_height": record.height_level0,
+    }
+
+
+def clam_attributes(record: SlideRecord, *, name: str) -> Attributes:
+    """The attributes of `coords` for one slide: the edge that is read and the level that it is read from."""
+    level_size = record.level_width, record.level_height
+    return {
+        "patch_size": record.read_px,
+        "patch_level": record.level,
+        "downsample": (record.width_level0 / record.level_width, record.height_level0 / record.level_height),
+        "downsampled_level_dim": level_size,
+        "level_dim": level_size,  # of `patch_level` too: CLAM writes it twice
+        "name": name,
+        "save_path": "",  # an absolute path; nothing reads it
+    }
+
+
+def write_coordinates(file: Path, coords_N2: Coordinates, attributes: Attributes) -> bool:
+    """A file with nothing but `coords`. Returns False where it stood already, with the same bytes."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as h5:
+        add_coordinates(h5, coords_N2, attributes)
+    return _replace(file, content.getvalue())
+
+
+def add_coordinates(h5: h5py.File, coords_N2: Coordinates, attributes: Attributes) -> None:
+    """Add `coords` and its attributes to a file that is being written."""
+    rows = len(coords_N2)
+    stored = h5.create_dataset(
+        "coords",
+        data=coords_N2.astype(np.int64, copy=False).reshape(rows, 2),
+        chunks=(min(max(rows, 1), ROWS_PER_CHUNK), 2),
+        maxshape=(None, 2),
+        track_times=False,  # the same tiles give the same bytes
+    )
+    stored.attrs.update(attributes)
+
+
+def _slides(
+    store: Path, config: TilesConfig, records: Sequence[SlideRecord]
+) -> Iterator[tuple[SlideRecord, Coordinates, int]]:
+    """Slides that could be tiled: record, corners, and edge of a tile in level-0 px."""
+    if any(record.status == "done" for record in records):
+        tiles = TileStore.open(store)
+        for number, record in enumerate(tiles.slides):
+            first, last = np.searchsorted(tiles.slide_index, [number, number + 1])
+            corners = [tiles.x_level0[first:last], tiles.y_level0[first:last]]
+            yield record, np.stack(corners, axis=1).astype(np.int64), int(tiles.size_level0[first])
+    for record in records:
+        if record.status == "empty":
+            assert record.mpp is not None
+            assert record.tile_mpp is not None
+            yield record, np.empty((0, 2), np.int64), round(config.size_px * record.tile_mpp / record.mpp)
+
+
+def _write_slide(
+    out: Path, layout: Layout, config: TilesConfig, record: SlideRecord, coords_N2: Coordinates, size_level0: int
+) -> bool:
+    name = name_for_reader(record.path, layout)
+    if layout == "clam":
+        attributes = clam_attributes(record, name=name)
+    else:
+        attributes = trident_attributes(record, config, name=name, size_level0=size_level0)
+    return write_coordinates(_slide_file(out, layout, config, record), coords_N2, attributes)
+
+
+def _has_file(record: SlideRecord, layout: Layout) -> bool:
+    # CLAM's extract_features_fp.py writes nothing for a slide without tiles, then stops because nothing is there.
+    return record.status == "done" or (record.status == "empty" and layout == "trident")
+
+
+def _folder(out: Path, layout: Layout, config: TilesConfig) -> Path:
+    return out / "clam" if layout == "clam" else out / "trident" / job_folder_name(config)
+
+
+def _slide_file(out: Path, layout: Layout, config: TilesConfig, record: SlideRecord) -> Path:
+    ending = ".h5" if layout == "clam" else "_patches.h5"
+    return _folder(out, layout, config) / "patches" / (name_for_reader(record.path, layout) + ending)
+
+
+def _write_process_list(file: Path, done: Sequence[SlideRecord]) -> None:
+    """CLAM's list of slides. extract_features_fp.py takes every row, whatever its `process` says.
+
+    `slide_id` is the file name with its extension, as CLAM lists a folder; pandas reads a bare `0123` as a number.
+    CLAM's other columns hold settings of its tissue mask; create_patches_fp.py adds them where they are missing.
+    """
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["slide_id", "process", "status"])
+    writer.writerows([Path(record.path).name, 0, "processed"] for record in done)
+    _replace(file, table.getvalue().encode())
+
+
+def _replace(file: Path, content: bytes) -> bool:
+    if file.is_file() and file.read_bytes() == content:
+        return False
+    with atomic_write(file, "wb") as stream:
+        stream.write(content)
+    return True
+
+
+def _trident_edge(record: SlideRecord, size_level0: int) -> float:
+    """Edge of the square that TRIDENT reads for a tile, in level-0 px: it cuts the level's downsample to an integer.
+
+    No attributes mend that (3.9990 is cut to 3): the ratio of magnifications settles the level and the edge together.
+    """
+    widths, heights = record.width_level0 / record.level_width, record.height_level0 / record.level_height
+    downsample = (widths + heights) / 2  # OpenSlide's
+    return round(size_level0 / int(downsample)) * downsample
+
+
+def _notes(done: Sequence[SlideRecord], layouts: Sequence[Layout], misread: Mapping[str, float]) -> Iterator[str]:
+    renamed = [record for record in done if record.slide_id != name_for_reader(record.path, layouts[0])]
+    if renamed:
+        first = renamed[0]
+        yield (
+            f"files of {len(renamed)} slides are named by their slide file, by which TRIDENT and CLAM look for them, "
+            f"not by their id ({name_for_reader(first.path, layouts[0])}, not {first.slide_id})"
+        )
+    if misread:
+        slide_id, factor = max(misread.items(), key=lambda item: item[1])
+        yield (
+            f"TRIDENT will read the tiles of {len(misread)} slides too large, at worst {factor:.2f} times ({slide_id}):"
+            " it cuts the downsample of their level to an integer; CLAM and `dino-path embed` do not"
+        )
+    extensions = sorted({Path(record.path).suffix for record in done})
+    num_folders = len({Path(record.path).parent for record in done})
+    if "clam" in layouts and len(extensions) > 1:
+        yield (
+            f"CLAM reads slides of one --slide_ext per run, and these have {', '.join(extensions)}: "
+            "give it the lines of process_list_autogen.csv with one extension at a time"
+        )
+    if "clam" in layouts and num_folders > 1:
+        yield f"CLAM looks for slides in one folder, and these lie in {num_folders}: link them into one"

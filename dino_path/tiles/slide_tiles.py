@@ -1,0 +1,74 @@
+"""Tiles of a store of coordinates: read from their slides, of which few are open at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+from dino_path.config import TilesConfig
+from dino_path.errors import SlideError, TileStoreError
+from dino_path.slides.resolution import FROM_CSV
+from dino_path.slides.slide import RgbImage, Slide
+from dino_path.tiles.geometry import tile_spec
+from dino_path.tiles.layout import SlideRecord
+from dino_path.tiles.reading import TileReader
+
+MOST_OPEN_SLIDES = 32  # per process; opening one costs 1 to 100 ms
+
+
+class SlideTiles:
+    """Reads tiles of many slides. Handles are opened per process, and pickling carries none."""
+
+    def __init__(self, config: TilesConfig) -> None:
+        self._config = config
+        self._readers: OrderedDict[str, TileReader] = OrderedDict()
+        self._pid = os.getpid()
+
+    def read(self, record: SlideRecord, corner_level0: tuple[int, int]) -> RgbImage:
+        """One tile, the pixels that a store with pixels would have encoded: (size_px, size_px, 3) uint8 RGB.
+
+        Raises:
+            TileStoreError: the slide is gone, is another file now, or cannot be decoded there.
+        """
+        try:
+            return self._reader(record).read(corner_level0).pixels
+        except SlideError as error:
+            raise TileStoreError(
+                f"{record.slide_id} x={corner_level0[0]} y={corner_level0[1]}",
+                f"cannot be read from {error.thing}: {error.found}",
+                "The store has coordinates only: every slide must be where it was when it was tiled, and as it was.",
+                "Mount its disk, or tile again with tiles.coordinates_only=false.",
+            ) from None
+
+    def _reader(self, record: SlideRecord) -> TileReader:
+        if self._pid != os.getpid():  # a forked child must not share its parent's handles
+            self._readers, self._pid = OrderedDict(), os.getpid()
+        reader = self._readers.get(record.slide_id)
+        if reader is None:
+            reader = self._open(record)
+            while len(self._readers) >= MOST_OPEN_SLIDES:
+                _, oldest = self._readers.popitem(last=False)
+                oldest.close()
+                oldest.slide.close()
+            self._readers[record.slide_id] = reader
+        self._readers.move_to_end(record.slide_id)
+        return reader
+
+    def _open(self, record: SlideRecord) -> TileReader:
+        slide = Slide.open(Path(record.path), mpp=record.mpp if record.mpp_source == FROM_CSV else None)
+        if slide.path.stat().st_size != record.file_bytes:
+            raise SlideError(record.path, "is another file now than was tiled.", "", "")
+        config = self._config
+        spec = tile_spec(
+            slide.levels,
+            name=slide.name,
+            mpp=config.mpp,
+            size_px=config.size_px,
+            stride_px=config.stride_px or config.size_px,
+            tolerance=config.mpp_tolerance,
+        )
+        return TileReader.again(slide, spec, reader=record.reader, shrink=record.shrink)
+
+    def __reduce__(self) -> tuple[type[SlideTiles], tuple[TilesConfig]]:
+        return SlideTiles, (self._config,)

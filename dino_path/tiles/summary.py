@@ -1,0 +1,113 @@
+"""What became of all slides of a store: a table that can be edited and given back, and contact sheets.
+
+Any number of tasks write them, each when it ends, from the records that stand then; the last to end has seen all.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dino_path.run import atomic_write
+from dino_path.slides.resolution import FROM_CSV
+from dino_path.slides.slide import RgbImage
+from dino_path.tiles.layout import PER_SLIDE, SlideRecord, StoreFolder, read_record
+from dino_path.tiles.pictures import FONT, LONG_EDGE_PX
+from dino_path.tiles.writing import encode_jpeg
+
+INPUTS = ("path", "slide_id", "patient_id", "mpp", "split", "mask", *(f"tiles.{name}" for name in PER_SLIDE))
+RESULTS = (
+    "status", "reason", "flags", "num_tiles", "num_candidates", "num_pen", "num_black", "num_dark", "num_blurred",
+    "num_unreadable", "tissue_percent", "mpp_found", "mpp_source", "tile_mpp", "reader", "seconds",
+)  # fmt: skip
+COLUMNS, ROWS, CELL_WIDTH_PX, CELL_HEIGHT_PX = 6, 8, 260, 240  # of a contact sheet
+CELL_TEXT_PX = 34
+STATUS_COLOURS = {"done": (0, 110, 60), "empty": (190, 110, 0), "failed": (190, 0, 0)}
+
+
+def write_summary(folder: StoreFolder) -> None:
+    """Write the contact sheets and `slides.csv`, unless they are newer than every record."""
+    seen: dict[Path, int] | None = None
+    while not _is_current(folder) and (times := _record_times(folder)) != seen:  # another task may have ended meanwhile
+        seen = times
+        records = [read_record(file) for file in times]
+        _write_sheets(folder, records)
+        _write_table(folder, records)
+
+
+def _is_current(folder: StoreFolder) -> bool:
+    if not folder.summary_file.exists():
+        return False
+    written_ns = folder.summary_file.stat().st_mtime_ns
+    return all(time_ns <= written_ns for time_ns in _record_times(folder).values())
+
+
+def _record_times(folder: StoreFolder) -> dict[Path, int]:
+    """When each record was written, ns."""
+    return {file: file.stat().st_mtime_ns for file in folder.record_files()}
+
+
+def _write_table(folder: StoreFolder, records: Sequence[SlideRecord]) -> None:
+    with atomic_write(folder.summary_file) as stream:
+        writer = csv.DictWriter(stream, [*INPUTS, *RESULTS], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(_row(record) for record in records)
+
+
+def _row(record: SlideRecord) -> dict[str, Any]:
+    return {
+        **asdict(record),
+        "mask": "",
+        **record.overrides,
+        "mpp": record.mpp if record.mpp_source == FROM_CSV else "",
+        "mpp_found": record.mpp,
+        "flags": "; ".join(record.flags),
+    }
+
+
+def _write_sheets(folder: StoreFolder, records: Sequence[SlideRecord]) -> None:
+    for page, start in enumerate(range(0, len(records), ROWS * COLUMNS), start=1):
+        cells = [_cell(folder, record) for record in records[start : start + ROWS * COLUMNS]]
+        num_columns = min(COLUMNS, len(cells))
+        cells += [np.full_like(cells[0], 255)] * (-len(cells) % num_columns)
+        rows = [np.concatenate(cells[at : at + num_columns], axis=1) for at in range(0, len(cells), num_columns)]
+        with atomic_write(folder.contact_sheet_file(page), "wb") as stream:
+            stream.write(encode_jpeg(np.concatenate(rows), 85))
+
+
+def _cell(folder: StoreFolder, record: SlideRecord) -> RgbImage:
+    """One slide's overlay, small, with its id, status and number of tiles."""
+    cell: RgbImage = np.full((CELL_HEIGHT_PX, CELL_WIDTH_PX, 3), 255, dtype=np.uint8)
+    overlay = folder.overlay_file(record.slide_id)
+    if record.status != "failed" and overlay.is_file():
+        _paste(cell, _marked_slide(overlay.read_bytes(), record))
+    lines = (record.slide_id, f"{record.status}  {record.num_tiles:,} tiles  {'; '.join(record.flags)}")
+    for number, (text, colour) in enumerate(zip(lines, ((0, 0, 0), STATUS_COLOURS[record.status]), strict=True)):
+        at = (4, CELL_HEIGHT_PX - CELL_TEXT_PX + 13 + 15 * number)
+        cv2.putText(cell, text[: CELL_WIDTH_PX // 7], at, FONT, 0.38, colour, 1, cv2.LINE_AA)
+    return cell
+
+
+def _marked_slide(overlay: bytes, record: SlideRecord) -> RgbImage:
+    """The slide's part of an overlay, decoded at a quarter; what is below it is left out."""
+    small = cv2.imdecode(np.frombuffer(overlay, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
+    assert small is not None
+    long_edge = max(record.width_level0, record.height_level0)
+    scale = min(1.0, LONG_EDGE_PX / long_edge) / 4
+    height, width = (max(1, round(edge * scale)) for edge in (record.height_level0, record.width_level0))
+    return np.asarray(cv2.cvtColor(small[:height, :width], cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _paste(cell: RgbImage, picture: RgbImage) -> None:
+    """Fit the picture into the cell's upper part, centred."""
+    box_width, box_height = CELL_WIDTH_PX - 8, CELL_HEIGHT_PX - CELL_TEXT_PX - 8
+    scale = min(box_width / picture.shape[1], box_height / picture.shape[0])
+    width, height = (max(1, int(edge * scale)) for edge in (picture.shape[1], picture.shape[0]))
+    left, top = (CELL_WIDTH_PX - width) // 2, 4 + (box_height - height) // 2
+    cell[top : top + height, left : left + width] = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)

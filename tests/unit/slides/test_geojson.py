@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dino_path.errors import DataError
+from dino_path.slides.geojson import paint_polygons, read_objects
+
+SQUARE = [[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]
+HOLE = [[2, 2], [4, 2], [4, 4], [2, 4], [2, 2]]
+
+
+def write(file: Path, *geometries: dict, **properties: object) -> Path:
+    features = [{"type": "Feature", "geometry": one, "properties": properties} for one in geometries]
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return file
+
+
+def polygon(*rings: list) -> dict:
+    return {"type": "Polygon", "coordinates": list(rings)}
+
+
+def test_a_collection_a_list_and_one_feature_say_the_same(tmp_path: Path) -> None:
+    feature = {"type": "Feature", "geometry": polygon(SQUARE, HOLE), "properties": {"classification": {"name": "A"}}}
+    for content in ({"type": "FeatureCollection", "features": [feature]}, [feature], feature):
+        (tmp_path / "a.geojson").write_text(json.dumps(content))
+        (one,) = read_objects(tmp_path / "a.geojson", qupath_origin=(0, 0))
+        assert one.class_name == "A"
+        assert [len(ring) for ring in one.polygons[0].rings] == [5, 5]
+        assert one.polygons[0].bounds == (0, 0, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("classification", "name"),
+    [
+        ({"name": "Tumour", "color": [1, 2, 3]}, "Tumour"),
+        ({"names": ["Tumour", "Positive"]}, "Tumour: Positive"),  # QuPath from 0.4 on
+        ("Fold", "Fold"),  # GrandQC
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_classes_are_read_however_they_are_written(tmp_path: Path, classification: object, name: str | None) -> None:
+    (one,) = read_objects(
+        write(tmp_path / "a.geojson", polygon(SQUARE), classification=classification), qupath_origin=(0, 0)
+    )
+    assert one.class_name == name
+
+
+def test_objects_without_class_or_area_are_kept_as_such(tmp_path: Path) -> None:
+    geometries = [
+        {"type": "Point", "coordinates": [1, 2]},
+        {"type": "MultiPolygon", "coordinates": [[SQUARE], [SQUARE, HOLE]]},
+        {"type": "GeometryCollection", "geometries": [polygon(SQUARE), {"type": "LineString", "coordinates": SQUARE}]},
+    ]
+    objects = read_objects(write(tmp_path / "a.geojson", *geometries, tissue_id=0), qupath_origin=(0, 0))
+    assert [one.class_name for one in objects] == [None] * 3
+    assert [len(one.polygons) for one in objects] == [0, 2, 1]
+
+
+def test_a_byte_order_mark_a_third_coordinate_and_further_members_do_no_harm(tmp_path: Path) -> None:
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3857"}}
+    feature = {"type": "Feature", "geometry": polygon([[*point, 0.0] for point in SQUARE]), "properties": None}
+    text = json.dumps({"type": "FeatureCollection", "name": "a", "crs": crs, "features": [feature]})
+    (tmp_path / "a.geojson").write_text(text, encoding="utf-8-sig")
+    (one,) = read_objects(tmp_path / "a.geojson", qupath_origin=(0, 0))
+    assert one.polygons[0].rings[0].tolist() == SQUARE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]",
+        "{}",
+        "[" * 100_000,
+        '{"type": "Topology"}',
+        '[{"geometry": null}]',
+        '[{"geometry": {"type": "Polygon", "coordinates": []}}]',
+        '[{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, NaN], [1, 0]]]}}]',
+    ],
+)
+def test_what_is_no_geojson_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.geojson").write_text(text)
+    with pytest.raises(DataError, match=r"a\.geojson: is not GeoJSON"):
+        read_objects(tmp_path / "a.geojson", qupath_origin=(0, 0))
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.geojson"):
+        read_objects(tmp_path / "none.geojson", qupath_origin=(0, 0))
+
+
+def test_the_raster_lies_where_its_corner_and_pixels_say(tmp_path: Path) -> None:
+    (one,) = read_objects(
+        write(tmp_path / "a.geojson", polygon([[104, 60], [112, 60], [112, 80], [104, 80]])), qupath_origin=(0, 0)
+    )
+    raster = paint_polygons(one.polygons, (100.0, 50.0), (2.0, 5.0), (8, 10))
+    # Columns of 2 px from x = 100, rows of 5 px from y = 50; the outline's own pixels are filled too.
+    rows, columns = np.nonzero(raster)
+    assert (raster[2:6, 2:6] == 255).all()
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 6, 2, 6)
+
+
+def test_a_polygon_far_away_and_a_ring_of_two_points_paint_nothing(tmp_path: Path) -> None:
+    (far, line) = read_objects(
+        write(tmp_path / "a.geojson", polygon(SQUARE), polygon([[101, 101], [105, 105]])), qupath_origin=(0, 0)
+    )
+    assert not paint_polygons((*far.polygons, *line.polygons), (100.0, 100.0), (1.0, 1.0), (20, 20)).any()
+
+
+def test_what_qupath_drew_is_counted_from_the_slides_bounds_and_what_others_drew_is_not(tmp_path: Path) -> None:
+    for properties, left in (({"objectType": "annotation"}, 101 + 1000), ({"tissue_id": 0}, 101)):
+        (one,) = read_objects(
+            write(tmp_path / "a.geojson", polygon([[101, 7], [112, 7], [112, 80]]), **properties),
+            qupath_origin=(1000, 500),
+        )
+        assert one.polygons[0].bounds[0] == left
