@@ -36,15 +36,11 @@ class TileQuality:
 
 
 def measure_quality(tile: RgbImage, mpp: float, *, sharpness_mpp: float) -> TileQuality:
-    """The numbers of one tile of `mpp` microns per pixel, its sharpness at `sharpness_mpp` (where that is coarser)."""
-    grey = np.asarray(cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-    cells = shrink_to(tile, INK_CELL_UM / mpp)
-    return TileQuality(
-        pen_fraction(cells),
-        black_fraction(tile, grey),
-        dark_fraction(cells),
-        sharpness(shrink_to(grey, sharpness_mpp / mpp)),
-    )
+    """The numbers of one tile of `mpp` microns per pixel, measured at `sharpness_mpp` where that is coarser."""
+    small = shrink_to(tile, sharpness_mpp / mpp)
+    grey = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    cells = shrink_to(small, INK_CELL_UM / max(mpp, sharpness_mpp))
+    return TileQuality(pen_fraction(cells), black_fraction(small, grey), dark_fraction(cells), sharpness(grey))
 
 
 def pen_fraction(cells: RgbImage) -> float:
@@ -53,7 +49,7 @@ def pen_fraction(cells: RgbImage) -> float:
     Args:
         cells: (H, W, 3), means of the tile over INK_CELL_UM.
     """
-    return float(ink_pixels(cells).mean()) if _may_hold_ink(cells) else 0.0
+    return float(ink_pixels(cells).mean())
 
 
 def dark_fraction(cells: RgbImage) -> float:
@@ -69,7 +65,24 @@ def dark_fraction(cells: RgbImage) -> float:
 
 def ink_pixels(rgb: RgbImage) -> NDArray[np.bool_]:
     """(H, W) bool: where the colour is that of pen ink. For pixels of several microns; see INK_CELL_UM."""
-    red, green, blue = (channel.astype(np.int16) for channel in cv2.split(rgb))
+    red, green, blue = cv2.split(rgb)
+    brightest = cv2.max(cv2.max(red, green), blue)
+    darkest = cv2.min(cv2.min(red, green), blue)
+    # The first condition of every rule, cheaply: most tissue and all glass meet none.
+    is_ink = np.asarray(
+        (brightest <= 60)  # black
+        | (cv2.subtract(green, red) >= 15)  # blue, green
+        | (cv2.subtract(blue, cv2.max(red, green)) >= 60)  # deep blue
+        | (cv2.subtract(brightest, darkest) >= 112),  # red: a spread of 80 % of the brightest, which is at least 140
+        dtype=np.bool_,
+    )
+    if is_ink.any():
+        is_ink[is_ink] = _is_ink(rgb[is_ink])
+    return is_ink
+
+
+def _is_ink(rgb_N3: RgbImage) -> NDArray[np.bool_]:
+    red, green, blue = rgb_N3.astype(np.int16).T
     brightest = np.maximum(np.maximum(red, green), blue)
     darkest = np.minimum(np.minimum(red, green), blue)
     spread = brightest - darkest
@@ -91,9 +104,9 @@ def black_fraction(tile: RgbImage, grey: NDArray[np.uint8]) -> float:
     Args:
         grey: (H, W), of the tile.
     """
-    if int(grey.min()) > BLACK_LEVEL:  # no pixel can be black: many tiles, in a tenth of the time
-        return 0.0
-    return cv2.countNonZero(cv2.inRange(tile, (0, 0, 0), (BLACK_LEVEL,) * 3)) / grey.size
+    # Black pixels are dark in grey too: few are, and only those are looked at in colour.
+    dark = tile.reshape(-1, 3)[np.flatnonzero(grey <= BLACK_LEVEL)]
+    return int(np.count_nonzero(dark.max(axis=1, initial=0) <= BLACK_LEVEL)) / grey.size
 
 
 def sharpness(grey: NDArray[np.uint8]) -> float:
@@ -115,17 +128,3 @@ def shrink_to(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
         half = (image.shape[1] // 2, image.shape[0] // 2)
         image = np.asarray(cv2.resize(image, half, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _may_hold_ink(rgb: RgbImage) -> bool:
-    """False where no pixel meets even the first condition of any rule of `ink_pixels`."""
-    red, green, blue = cv2.split(rgb)
-    brightest = cv2.max(cv2.max(red, green), blue)
-    darkest = cv2.min(cv2.min(red, green), blue)
-    return bool(
-        np.min(brightest) <= 60  # black
-        or np.max(cv2.subtract(green, red)) >= 15  # blue, green
-        or np.max(cv2.subtract(blue, cv2.max(red, green))) >= 60  # deep blue
-        # Red: a spread of 80 % of the brightest, which is at least 140.
-        or np.max(cv2.subtract(brightest, darkest)) >= 112
-    )

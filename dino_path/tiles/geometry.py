@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -112,8 +113,7 @@ def covered_fractions(
     """
     if len(corners) == 0:
         return np.zeros(0, dtype=np.float32)
-    integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    np.cumsum(np.cumsum(mask, axis=0, dtype=np.float64), axis=1, out=integral[1:, 1:])
+    integral = np.asarray(cv2.integral(mask.astype(np.uint8), sdepth=cv2.CV_64F), dtype=np.float64)
     left, top = (corners[:, i] / px_level0[i] for i in (0, 1))
     right, bottom = ((corners[:, i] + size_level0) / px_level0[i] for i in (0, 1))
     area = _between(integral, bottom, right) - _between(integral, top, right)
