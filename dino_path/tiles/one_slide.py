@@ -21,10 +21,10 @@ from dino_path.slides.quality import measure_quality
 from dino_path.slides.resolution import FROM_OBJECTIVE
 from dino_path.slides.slide import Slide
 from dino_path.slides.tissue import TissueMask, tissue_mask
-from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid, tile_spec
+from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid
 from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
 from dino_path.tiles.pictures import write_contours, write_overlay, write_thumbnail
-from dino_path.tiles.reading import TileReader
+from dino_path.tiles.reading import TileReader, spec_of
 from dino_path.tiles.tile_table import TileRow, TileTable, judge, limits_of, read_tile_table, write_tile_table
 from dino_path.tiles.writing import TileWriter
 
@@ -114,14 +114,7 @@ def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
 def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
     """Write all files of one slide but its record."""
     config, folder, slide_id = work.config, work.folder, work.row.slide_id
-    spec = tile_spec(
-        slide.levels,
-        name=slide.name,
-        mpp=config.mpp,
-        size_px=config.size_px,
-        stride_px=config.stride_px or config.size_px,
-        tolerance=config.mpp_tolerance,
-    )
+    spec = spec_of(slide, config)
     mask = tissue_mask(slide, config, work.mask_file)
     grid = tile_grid(spec, width_level0=slide.width_level0, height_level0=slide.height_level0, edge=config.edge)
     fractions = covered_fractions(mask.tissue, mask.overview.px_level0, grid, spec.size_level0)

@@ -12,7 +12,7 @@ from dino_path.config import TilesConfig
 from dino_path.errors import SlideError
 from dino_path.slides.native import NativeReader, NotNative, decode_jpeg, native_reader
 from dino_path.slides.slide import RgbImage, Slide
-from dino_path.tiles.geometry import SHRINKS, Corners, TileSpec, corner_on_level
+from dino_path.tiles.geometry import SHRINKS, Corners, TileSpec, corner_on_level, tile_spec
 
 PROOF_TILES = 4  # compared with OpenSlide before a slide is read natively
 PROOF_SEED = 0
@@ -120,6 +120,22 @@ class TileReader:
         """Close the native reader's file; the slide stays open."""
         if self._native is not None:
             self._native.close()
+
+
+def spec_of(slide: Slide, config: TilesConfig) -> TileSpec:
+    """How the tiles of this slide are read.
+
+    Raises:
+        SlideError: its finest level is coarser than `tiles.mpp`.
+    """
+    return tile_spec(
+        slide.levels,
+        name=slide.name,
+        mpp=config.mpp,
+        size_px=config.size_px,
+        stride_px=config.stride_px or config.size_px,
+        tolerance=config.mpp_tolerance,
+    )
 
 
 def read_tile(slide: Slide, spec: TileSpec, corner_level0: tuple[int, int]) -> RgbImage:

@@ -10,9 +10,8 @@ from dino_path.config import TilesConfig
 from dino_path.errors import SlideError, TileStoreError
 from dino_path.slides.resolution import FROM_CSV
 from dino_path.slides.slide import RgbImage, Slide
-from dino_path.tiles.geometry import tile_spec
 from dino_path.tiles.layout import SlideRecord
-from dino_path.tiles.reading import TileReader
+from dino_path.tiles.reading import TileReader, spec_of
 
 MOST_OPEN_SLIDES = 32  # per process; opening one costs 1 to 100 ms
 
@@ -59,16 +58,7 @@ class SlideTiles:
         slide = Slide.open(Path(record.path), mpp=record.mpp if record.mpp_source == FROM_CSV else None)
         if slide.path.stat().st_size != record.file_bytes:
             raise SlideError(record.path, "is another file now than was tiled.", "", "")
-        config = self._config
-        spec = tile_spec(
-            slide.levels,
-            name=slide.name,
-            mpp=config.mpp,
-            size_px=config.size_px,
-            stride_px=config.stride_px or config.size_px,
-            tolerance=config.mpp_tolerance,
-        )
-        return TileReader.again(slide, spec, reader=record.reader, shrink=record.shrink)
+        return TileReader.again(slide, spec_of(slide, self._config), reader=record.reader, shrink=record.shrink)
 
     def __reduce__(self) -> tuple[type[SlideTiles], tuple[TilesConfig]]:
         return SlideTiles, (self._config,)

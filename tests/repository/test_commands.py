@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -143,6 +144,29 @@ def test_tile_refuses_a_store_made_with_other_settings(run: Run, slide: Path) ->
     assert run("tile", slide, *TILES, "--out", "store", "--workers", 0).code == 0
     run("tile", slide, *TILES, "tiles.jpeg_quality=70", "--out", "store").check_refused("store")
     assert run("tile", slide, *TILES, "--out", "store", "--workers", 0).code == 0, "the same settings go on"
+
+
+def test_tile_writes_coordinate_files_on_request_and_keeps_them_in_step(run: Run, slide: Path, tmp_path: Path) -> None:
+    answer = run("tile", slide, "--out", "store", *TILES, "--layout", "trident,clam")
+    assert (answer.code, "coordinates: store/clam" in answer.out) == (0, True)
+    patches = tmp_path / "store/trident/20x_64px_0px_overlap/patches/good_patches.h5"
+    before = patches.read_bytes()
+    assert (tmp_path / "store/clam/patches/good.h5").is_file()
+    answer = run("tile", slide, "--out", "store", *TILES, "tiles.min_sharpness=1e9")
+    assert "(1 by other quality limits, unread)" in answer.out
+    assert patches.read_bytes() != before
+    assert not (tmp_path / "store/clam/patches/good.h5").exists()  # no tile is left
+    run("tile", slide, "--out", "other", *TILES, "--layout", "qupath").check_refused("qupath is no layout")
+
+
+def test_tile_takes_masks_from_a_folder(run: Run, slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    run("tile", slide, "--out", "a", *TILES, "slides.masks=nowhere").check_refused("nowhere: no such folder")
+    run("tile", slide, "--out", "b", *TILES, "slides.masks=masks").check_refused("none of 1 slide(s) could be tiled")
+    mask = np.full((96, 128), 255, np.uint8)
+    (tmp_path / "masks/good.png").write_bytes(cv2.imencode(".png", mask)[1].tobytes())
+    answer = run("tile", slide, "--out", "b", *TILES, "slides.masks=masks")
+    assert "tissue near 100 %" in answer.out
 
 
 def test_tile_says_of_a_slide_without_tissue_that_it_is_empty(run: Run, tmp_path: Path) -> None:
