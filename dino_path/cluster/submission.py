@@ -12,19 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dino_path.cluster.jobs import note_job
 from dino_path.config import ClusterConfig, Config
 from dino_path.errors import LaunchError
 from dino_path.run import atomic_write
 from dino_path.settings import as_yaml
 
-Stage = Literal["tile", "pretrain", "evaluate"]
+Stage = Literal["tile", "pretrain", "export", "baseline", "evaluate", "report"]
+TEMPLATES: dict[Stage, str] = {"tile": "tile", "pretrain": "pretrain"}  # the others: command
+HAS_CONFIG = ("tile", "pretrain", "baseline", "evaluate")
+HAS_WORKERS = ("baseline", "evaluate")  # tile.sbatch says it itself
 
 # `#SBATCH --option=value   # why`, or switched off by a second #
 OPTION = re.compile(r"#?#SBATCH (?P<name>--[a-z-]+)(=\S*)?(?P<why> +# .*)?")
 COMMAND = re.compile(r"dino_path=\(.*")
 WHY_COLUMN = 38
 HEADER = """\
-# Written by `dino-path submit {stage}` after slurm/{stage}.sbatch, which explains itself. The settings lie in the YAML
+# Written by `dino-path submit` after slurm/{template}.sbatch, which explains itself. The settings lie in the YAML
 # beside it, the arguments stand below: `sbatch` with this file and nothing else submits the same job again.
 """
 
@@ -50,6 +54,11 @@ class Submission:
     verdict: str | None = None
     refusal: LaunchError | None = None
 
+    def line(self) -> str:
+        """One line of a chain of jobs."""
+        what = f"job {self.job_id}" if self.job_id else self.verdict or "not submitted"
+        return f"{self.stage:9s} {what}  {self.script_file}"
+
     def text(self) -> str:
         """What the terminal shows."""
         if self.job_id is None:
@@ -67,7 +76,9 @@ class Submission:
         )
 
 
-def submit(stage: Stage, config: Config, arguments: Sequence[str], *, out: Path, dry_run: bool) -> Submission:
+def submit(
+    stage: Stage, config: Config, arguments: Sequence[str], *, out: Path, dry_run: bool, after: str | None = None
+) -> Submission:
     """Write `OUT/slurm/STAGE.{sbatch,yaml}` and hand the script to SLURM; a dry run writes and submits nothing.
 
     The job reads the YAML beside its script, not the file that the user gave: what was checked here is what runs,
@@ -76,6 +87,7 @@ def submit(stage: Stage, config: Config, arguments: Sequence[str], *, out: Path,
     Args:
         arguments: of `dino-path STAGE`, without `--config` and settings (those are in `config`).
         out: run folder, or whatever folder the stage writes to.
+        after: id of the job that must have ended well before this one starts.
 
     Raises:
         LaunchError: there is no SLURM here, or it refuses the job (in its own words).
@@ -83,7 +95,11 @@ def submit(stage: Stage, config: Config, arguments: Sequence[str], *, out: Path,
     folder = out.resolve() / "slurm"
     script_file, config_file = folder / f"{stage}.sbatch", folder / f"{stage}.yaml"
     log_file = folder / ("%x-%A_%a.out" if stage == "tile" else "%x-%j.out")
-    words = [*arguments, "--config", str(config_file)]
+    words = [*arguments]
+    if stage in HAS_CONFIG:
+        words += ["--config", str(config_file)]
+    if stage in HAS_WORKERS and "--workers" not in words:
+        words += ["--workers", str(config.cluster.cpus_per_gpu)]
     script = render(stage, config.cluster, words, log_file=log_file, start_folder=Path.cwd())
     if dry_run:
         verdict, refusal = None, None
@@ -97,8 +113,11 @@ def submit(stage: Stage, config: Config, arguments: Sequence[str], *, out: Path,
         stream.write(as_yaml(config))
     with atomic_write(script_file) as stream:
         stream.write(script)
-    answer = _sbatch(["--parsable", str(script_file)], script_file)
+    # A job whose condition can no longer be met is cancelled instead of waiting for ever.
+    conditions = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    answer = _sbatch(["--parsable", *conditions, str(script_file)], script_file)
     job_id = answer.stdout.strip().split(";")[0]  # "ID" or "ID;CLUSTER"
+    note_job(out, stage, job_id)
     return Submission(stage, script, script_file, log_file, job_id=job_id)
 
 
@@ -111,9 +130,10 @@ def render(stage: Stage, cluster: ClusterConfig, words: Sequence[str], *, log_fi
     """
     options = _options(stage, cluster, log_file, start_folder)
     template = template_file(stage).read_text(encoding="utf-8").splitlines()
+    words = words if stage in TEMPLATES else [stage, *words]
     first_blank = template.index("")
     last_option = max(number for number, line in enumerate(template) if OPTION.fullmatch(line))
-    script = [template[0], *HEADER.format(stage=stage).splitlines()]
+    script = [template[0], *HEADER.format(template=TEMPLATES.get(stage, "command")).splitlines()]
     for number, line in enumerate(template[first_blank:], first_blank):
         option = OPTION.fullmatch(line)
         if option and option["name"] in options:
@@ -131,15 +151,14 @@ def template_file(stage: Stage) -> Path:
     """The file of `slurm/` for `stage`: in the installed package, or at the top of a checkout."""
     package = Path(__file__).parents[1]
     folder = package / "slurm" if (package / "slurm").is_dir() else package.parent / "slurm"
-    return folder / f"{stage}.sbatch"
+    return folder / f"{TEMPLATES.get(stage, 'command')}.sbatch"
 
 
 def _options(stage: Stage, cluster: ClusterConfig, log_file: Path, start_folder: Path) -> dict[str, str | None]:
     """What each #SBATCH option becomes; None: the option is left out."""
-    num_gpus = 0 if stage == "tile" else cluster.gpus_per_node
-    if stage == "evaluate":
-        num_gpus = min(num_gpus, 1)
+    num_gpus = {"tile": 0, "report": 0, "pretrain": cluster.gpus_per_node}.get(stage, min(cluster.gpus_per_node, 1))
     return {
+        "--job-name": f"dino-{stage}",
         "--array": f"1-{cluster.array_tasks}" if stage == "tile" else None,
         "--nodes": str(cluster.nodes if stage == "pretrain" else 1),
         "--ntasks-per-node": str(max(num_gpus, 1)),

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from slide_files import tissue_image, write_jpeg_slide
 from tiny import tiny_config, write_tiles
 
+from dino_path.cluster.pipeline import submit_pipeline
+from dino_path.cluster.status import run_status
 from dino_path.cluster.submission import submit
 from dino_path.errors import LaunchError
 from dino_path.run import RunFolder
@@ -75,3 +78,33 @@ def test_more_than_the_cluster_has_is_refused_in_slurms_words(slurm: None, tmp_p
     config = tiny_config(tmp_path / "tiles", tmp_path / "run", "cluster.nodes=9", "cluster.gpus_per_node=0")
     with pytest.raises(LaunchError, match="SLURM refuses the job: sbatch: error: "):
         submit("pretrain", config, [], out=tmp_path / "run", dry_run=False)
+
+
+def test_a_pipeline_walks_the_whole_road_and_a_failed_stage_stops_what_depends_on_it(
+    slurm: None, tmp_path: Path
+) -> None:
+    for name in "ab":
+        write_jpeg_slide(tmp_path / "slides" / f"{name}.tif", [tissue_image()], tile_px=64)
+    (tmp_path / "slides" / "broken.svs").write_bytes(b"no slide")  # listed, and no reason to stop
+    labels = [write_tiles(tmp_path / "labelled" / name, 8).parent for name in ("one", "two")]
+    config = tiny_config(
+        tmp_path / "store", tmp_path / "run", "tiles.mpp=0.5", "tiles.size_px=64", "tiles.mask_mpp=4.0",
+        "tiles.min_area_um2=500", "cluster.gpus_per_node=0", "cluster.cpus_per_gpu=1", "cluster.time=10",
+        "cluster.array_tasks=2", "baseline.num_epochs=1", "baseline.input_px=32", "baseline.backbone=resnet10t",
+        "evaluation.num_bootstrap=100", "evaluation.allow_duplicates=true",
+    )  # fmt: skip
+    slides = [str(tmp_path / "slides")]
+    jobs = submit_pipeline(config, slides, str(labels[0]), dry_run=False)
+    with pytest.raises(LaunchError, match="still waits or runs"):
+        submit_pipeline(config, slides, str(labels[0]), dry_run=False)
+    state = wait_for(str(jobs[-1].job_id), timeout_s=400)
+    logs = "\n".join(file.read_text() for file in sorted((tmp_path / "run/slurm").glob("*.out")))
+    assert state == "COMPLETED", logs
+    assert [stage.state for stage in run_status(tmp_path / "run")] == ["3", "done", "done", "done", "done", "done"]
+    assert (tmp_path / "run/eval/results.json").is_file()
+
+    (tmp_path / "run/checkpoints").rename(tmp_path / "run/lost")
+    (tmp_path / "run/checkpoints").write_text("a file: nothing can be written here")
+    again = submit_pipeline(config, [], None, dry_run=False)
+    assert wait_for(str(again[0].job_id)) == "FAILED"
+    assert {wait_for(str(job.job_id)) for job in again[1:]} == {"CANCELLED"}

@@ -15,7 +15,7 @@ from dino_path.config import ClusterConfig, Config
 from dino_path.errors import LaunchError
 from dino_path.settings import load_config
 
-STAGES: tuple[Stage, ...] = ("tile", "pretrain", "evaluate")
+STAGES: tuple[Stage, ...] = ("tile", "pretrain", "export", "baseline", "evaluate", "report")
 
 
 def rendered(stage: Stage, *, words: Sequence[str] = (), **cluster: object) -> str:
@@ -54,11 +54,12 @@ def test_the_files_of_slurm_and_what_is_made_of_them_are_sound_bash(stage: Stage
         assert (checked.returncode, checked.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["tile", "pretrain", "evaluate"])
 def test_the_command_in_the_head_of_a_file_exists(stage: Stage) -> None:
-    words = re.search(rf"^#   sbatch slurm/{stage}\.sbatch (.*)$", template_file(stage).read_text(), flags=re.MULTILINE)
+    file = template_file(stage)
+    words = re.search(rf"^#   sbatch slurm/{file.name} (.*)$", file.read_text(), flags=re.MULTILINE)
     assert words is not None
-    check_command([stage, *words[1].split()])
+    check_command([*([] if file.stem == "command" else [stage]), *words[1].split()])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -81,6 +82,7 @@ def test_pretraining_asks_for_one_process_per_gpu_on_every_node() -> None:
         "job-name": "dino-pretrain", "nodes": "4", "ntasks-per-node": "8", "gpus-per-node": "8", "cpus-per-task": "12",
         "mem": "900G", "time": "2-00:00:00", "partition": "gpu", "account": "lab", "constraint": "h200",
         "chdir": "/work", "requeue": "", "open-mode": "append", "output": "/runs/a/slurm/%x-%j.out",
+        "signal": "USR1@180",
     }  # fmt: skip
 
 
@@ -97,6 +99,7 @@ def test_tiling_is_an_array_without_gpus_and_evaluation_takes_one_gpu() -> None:
     assert "gpus-per-node" not in tile
     assert (evaluate["nodes"], evaluate["ntasks-per-node"], evaluate["gpus-per-node"]) == ("1", "1", "1")
     assert "array" not in evaluate
+    assert "gpus-per-node" not in options(rendered("report", gpus_per_node=8))
 
 
 def test_a_path_with_a_space_is_quoted_for_slurm_and_arguments_for_bash() -> None:
@@ -175,7 +178,8 @@ def test_the_command_passes_the_stages_own_options_on(sbatch: Path, tmp_path: Pa
     assert result.exit_code == 0, result.output
     folder = tmp_path / "eval" / "slurm"
     script = (folder / "evaluate.sbatch").read_text()
-    assert f"set -- table model --data set --out {tmp_path}/eval --config {folder / 'evaluate.yaml'}\n" in script
+    assert f"set -- evaluate table model --data set --out {tmp_path}/eval --config {folder / 'evaluate.yaml'}" in script
+    assert "--workers 8\n" in script
     assert load_config(folder / "evaluate.yaml").evaluation.knn_k == 7
     assert "job 4711: evaluate" in result.output
 

@@ -1,0 +1,117 @@
+"""Where the stages and jobs of a run stand, read from its files and from SLURM."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dino_path.cluster.jobs import jobs_of, state_of
+from dino_path.config import Config
+from dino_path.errors import CheckpointError
+from dino_path.run import RunFolder
+from dino_path.settings import load_config
+
+FORGOTTEN = "ended (SLURM has forgotten it)"
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One line: how far a stage is."""
+
+    stage: str
+    state: str
+    facts: str
+
+    def line(self) -> str:
+        return f"{self.stage:9s} {self.state:8s} {self.facts}".rstrip()
+
+
+def run_status(path: Path) -> list[StageStatus]:
+    """How far each stage of a run is, in their order.
+
+    Raises:
+        CheckpointError: no run folder, and none that was submitted.
+    """
+    run = RunFolder(path)
+    config_file = next((file for file in (run.config_file, path / "slurm" / "pretrain.yaml") if file.is_file()), None)
+    if config_file is None:
+        raise CheckpointError(
+            str(path),
+            "holds neither config.yaml nor slurm/pretrain.yaml.",
+            "A run folder that `dino-path pretrain` or `submit` has written is needed.",
+            "Check the path.",
+        )
+    config = load_config(config_file)
+    return [
+        _tiling(config),
+        _pretraining(run, config),
+        _file_stage("export", path / "model" / "config.json"),
+        _file_stage("baseline", path / "baseline" / "result.json"),
+        _file_stage("evaluate", run.evaluation / "results.json"),
+        _file_stage("report", path / "report.html"),
+    ]
+
+
+def job_lines(path: Path) -> list[str]:
+    """The newest job of each stage, with SLURM's word for it."""
+    newest = {job.stage: job for job in jobs_of(path)}
+    return [
+        f"job {job.job_id}  {job.stage:9s} {state_of(job.job_id) or FORGOTTEN}  submitted {job.submitted}"
+        for job in newest.values()
+    ]
+
+
+def _tiling(config: Config) -> StageStatus:
+    if config.store is None or not (config.store / "store.json").is_file():
+        return StageStatus("tile", "-", f"no tile store at {config.store}" if config.store else "no store is named")
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in (config.store / "slides").glob("[!.]*.json")]
+    counts = Counter(record["status"] for record in records)
+    num_tiles = sum(record["num_tiles"] for record in records)
+    facts = ", ".join(f"{counts[status]} {status}" for status in ("done", "empty", "failed"))
+    return StageStatus("tile", f"{len(records)}", f"slides so far: {facts}; {num_tiles:,} tiles in {config.store}")
+
+
+def _pretraining(run: RunFolder, config: Config) -> StageStatus:
+    records, checkpoints = run.read_metrics(), run.checkpoint_files()
+    if not records:
+        return StageStatus("pretrain", "-", "no step yet")
+    last = records[-1]
+    step, num_steps = int(last["step"]) + 1, _num_steps(config, last)
+    age_s = time.time() - run.metrics_file.stat().st_mtime
+    facts = [
+        f"step {step}/{num_steps}",
+        f"loss {last['loss']:.3f}" if last["loss"] is not None else "no finite loss",
+        f"{last['tiles_per_s']:.0f} tiles/s",
+        f"newest checkpoint {checkpoints[-1].stem}" if checkpoints else "no checkpoint yet",
+    ]
+    facts += [f"collapse: {last['collapse']}"] if last["collapse"] else []
+    facts += [f"{last['num_skipped']} steps skipped"] if last["num_skipped"] else []
+    if step < num_steps:
+        facts.append(f"last record {_duration(age_s)} ago, {_duration(last['eta_s'])} to go from there")
+    return StageStatus("pretrain", "done" if step >= num_steps else f"{step / num_steps:.0%}", ", ".join(facts))
+
+
+def _num_steps(config: Config, record: dict[str, Any]) -> int:
+    """The run's length in steps, whatever it was given in."""
+    training = config.training
+    assert training is not None
+    step = int(record["step"]) + 1
+    if training.num_steps is not None:
+        return training.num_steps
+    if training.num_epochs is not None:
+        return max(1, round(training.num_epochs * step / float(record["epoch"])))
+    assert training.num_tiles is not None
+    return max(1, round(training.num_tiles * step / float(record["tiles_seen"])))
+
+
+def _file_stage(stage: str, file: Path) -> StageStatus:
+    return StageStatus(stage, "done", str(file)) if file.is_file() else StageStatus(stage, "-", "")
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m" if minutes else f"{seconds:.0f}s"

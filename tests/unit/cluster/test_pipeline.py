@@ -1,0 +1,110 @@
+"""The chain of jobs, and where a run stands; SLURM's commands are small fakes here (tests/integration has SLURM)."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tiny import ALONE, tiny_config, write_tiles
+from typer.testing import CliRunner
+
+from dino_path.cli import app
+from dino_path.cluster.jobs import active_jobs, jobs_of
+from dino_path.cluster.pipeline import submit_pipeline
+from dino_path.cluster.status import job_lines, run_status
+from dino_path.errors import CheckpointError, LaunchError
+from dino_path.training.loop import pretrain
+
+SLIDES = ["slides.csv", "tiles.mpp=0.5", "training.num_steps=10"]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Fakes: sbatch numbers its jobs from 101 and notes its arguments; scontrol answers with the file `state`."""
+    programs, note = tmp_path / "bin", tmp_path / "note"
+    programs.mkdir()
+    (programs / "sbatch").write_text(
+        f'#!/bin/sh\necho "$@" >> {note}\n[ $(wc -l < {note}) -gt ${{REFUSE_AFTER:-99}} ] && echo no >&2 && exit 1\n'
+        f"echo $((100 + $(wc -l < {note})))\n"
+    )
+    (programs / "scontrol").write_text(f'#!/bin/sh\necho "JobId=$3 JobState=$(cat {tmp_path}/state)"\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    (tmp_path / "state").write_text("RUNNING")
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_every_job_of_the_chain_waits_for_the_one_before(slurm: Path) -> None:
+    words = [*SLIDES, f"store={slurm}/store", f"out={slurm}/run", "--data", "labelled"]
+    result = CliRunner().invoke(app, ["submit", "pipeline", *words])
+    assert result.exit_code == 0, result.output
+    calls = [line.split() for line in (slurm / "note").read_text().splitlines()]
+    stages = ["tile", "pretrain", "export", "baseline", "evaluate", "report"]
+    assert [Path(call[-1]).stem for call in calls] == stages
+    assert "--dependency" not in " ".join(calls[0])
+    for number, call in enumerate(calls[1:]):
+        assert f"--dependency=afterok:{101 + number}" in call
+        assert "--kill-on-invalid-dep=yes" in call
+    assert [(job.stage, job.job_id) for job in jobs_of(slurm / "run")] == [
+        (stage, str(101 + number)) for number, stage in enumerate(stages)
+    ]
+    assert (slurm / "store/store.json").is_file()
+    script = (slurm / "run/slurm/evaluate.sbatch").read_text()
+    model = slurm / "run/model"
+    assert f"set -- evaluate table {model} untrained:{model} mean-colour --data labelled" in script
+
+
+def test_without_slides_or_data_the_chain_is_shorter_and_says_so(slurm: Path) -> None:
+    words = ["training.num_steps=10", f"store={slurm}/store", f"out={slurm}/run"]
+    result = CliRunner().invoke(app, ["submit", "pipeline", *words])
+    assert result.exit_code == 0, result.output
+    assert [job.stage for job in jobs_of(slurm / "run")] == ["pretrain", "export", "report"]
+    assert "nothing is evaluated" in result.output
+
+
+def test_a_second_chain_is_refused_while_the_first_is_active(slurm: Path) -> None:
+    config = tiny_config(slurm / "store", slurm / "run")
+    submit_pipeline(config, [], None, dry_run=False)
+    assert len(active_jobs(slurm / "run")) == 3
+    with pytest.raises(LaunchError, match=r"(?s)job 101 \(pretrain\).*scancel 101"):
+        submit_pipeline(config, [], None, dry_run=False)
+    (slurm / "state").write_text("COMPLETED")
+    assert submit_pipeline(config, [], None, dry_run=False)[0].job_id == "104"
+
+
+def test_a_refusal_in_the_middle_names_the_jobs_that_were_submitted(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFUSE_AFTER", "1")
+    with pytest.raises(LaunchError, match=r"(?s)SLURM refuses.*Submitted before: 101 \(pretrain\)"):
+        submit_pipeline(tiny_config(slurm / "store", slurm / "run"), [], None, dry_run=False)
+
+
+def test_a_mistake_anywhere_in_the_chain_is_refused_before_the_first_job(slurm: Path) -> None:
+    for words in (["tiles.mpp=0.5"], [*SLIDES, "optim.wieght_decay=1"], [*SLIDES, "--dta", "x"]):
+        result = CliRunner().invoke(app, ["submit", "pipeline", *words, f"store={slurm}/s", f"out={slurm}/run"])
+        assert result.exit_code != 0
+    assert not (slurm / "note").exists()
+
+
+def test_status_says_how_far_each_stage_is(slurm: Path) -> None:
+    run = slurm / "run"
+    with pytest.raises(CheckpointError, match="neither config"):
+        run_status(run)
+    config = tiny_config(write_tiles(slurm / "tiles"), run, "monitor.log_every_steps=1")
+    submit_pipeline(config, [], None, dry_run=False)
+    states = {stage.stage: stage.state for stage in run_status(run)}
+    assert states == dict.fromkeys(("tile", "pretrain", "export", "baseline", "evaluate", "report"), "-")
+    pretrain(config, ALONE)
+    records = (run / "metrics.jsonl").read_text().splitlines()
+    assert {stage.stage: stage.state for stage in run_status(run)}["pretrain"] == "done"
+    (run / "metrics.jsonl").write_text("\n".join(records[:4]) + "\n")
+    (line,) = (stage.line() for stage in run_status(run) if stage.stage == "pretrain")
+    assert "40%" in line
+    assert f"step {json.loads(records[3])['step'] + 1}/10" in line
+    (slurm / "state").write_text("RUNNING")
+    assert [line.split()[3] for line in job_lines(run)] == ["RUNNING"] * 3
+    result = CliRunner().invoke(app, ["status", str(run)])
+    assert result.exit_code == 0
+    assert "pretrain" in result.output
