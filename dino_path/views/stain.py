@@ -18,14 +18,24 @@ STAIN_FROM_RGB = np.linalg.inv(STAIN_RGB)
 _DENSITY_OF_LEVEL = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
 
 
+def density_jitter(scale: tuple[float, float, float], bias: tuple[float, float, float]) -> NDArray[np.float64]:
+    """(3, 4): the new density of R, G, B from the old one and 1. Stains, their jitter and back are one affine map."""
+    return np.asarray((np.array((*scale, *bias)) @ _JITTER_BASIS).reshape(3, 4))
+
+
 def jitter_stain(
     image: NDArray[np.uint8], scale: tuple[float, float, float], bias: tuple[float, float, float]
 ) -> NDArray[np.uint8]:
     """The (H, W, 3) uint8 RGB image with each stain's density d replaced by `scale * d + bias`."""
     density = cv2.LUT(image, _DENSITY_OF_LEVEL)
-    # density -> stains -> scaled and shifted -> density is one affine map of the three channels.
-    matrix = STAIN_FROM_RGB @ np.diag(scale) @ STAIN_RGB
-    offset = np.asarray(bias) @ STAIN_RGB
-    affine = np.concatenate([matrix.T, offset[:, None]], axis=1)
-    transmitted = cv2.exp(cv2.transform(density, -affine))
+    transmitted = cv2.exp(cv2.transform(density, -density_jitter(scale, bias)))
     return cv2.convertScaleAbs(transmitted, alpha=255.0)  # type: ignore[return-value]
+
+
+# The jitter's matrix is a sum: of one (3, 4) matrix for each scale, then one for each bias.
+_JITTER_BASIS = np.concatenate(
+    [
+        np.pad(np.einsum("rs,sq->sqr", STAIN_FROM_RGB, STAIN_RGB), ((0, 0), (0, 0), (0, 1))),
+        np.pad(STAIN_RGB[..., None], ((0, 0), (0, 0), (3, 0))),
+    ]
+).reshape(6, 12)
