@@ -264,6 +264,11 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="autocast of backbone and head: `auto` is bf16 on CUDA, fp32 on a CPU"
     )
+    balance: Literal["slide", "patient"] | None = Field(
+        None,
+        description="draw as many tiles from every slide (patient), however many it has; None: every tile as often."
+        " A small slide's tiles then come more often, in other views each time",
+    )
     seed: int = Field(0, ge=0, description="of the weights, the order of the tiles and the views")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is CUDA where there is one")
     num_workers: int | None = Field(

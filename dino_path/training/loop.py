@@ -81,6 +81,7 @@ def view_batches(
     batches = ViewBatches(
         tiles,
         config.views,
+        balance=training.balance,
         seed=training.seed,
         batch_size_per_gpu=training.batch_size_per_gpu,
         rank=world.rank,

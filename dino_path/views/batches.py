@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from dino_path.errors import DinoPathError
 from dino_path.tiles.source import TileSource
 from dino_path.views.parameters import draw_views
 from dino_path.views.rendering import render_view
-from dino_path.views.sampling import ShuffledTiles
+from dino_path.views.sampling import tile_order
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         source: TileSource,
         config: ViewsConfig,
         *,
+        balance: Literal["slide", "patient"] | None,
         seed: int,
         batch_size_per_gpu: int,
         rank: int,
@@ -57,7 +59,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         self.seed = seed
         self.batch_size = batch_size_per_gpu
         self.rank, self.world_size = rank, world_size
-        self.order = ShuffledTiles(len(source), seed)
+        self.order = tile_order(source, balance=balance, seed=seed)
 
     def __getitem__(self, step: int) -> ViewBatch | DinoPathError:
         try:

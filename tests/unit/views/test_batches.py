@@ -1,6 +1,7 @@
 """Batches are functions of (seed, step, rank): no worker, rank, resume or global random state changes a view."""
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 import torch
 from tiny import tiny_batches, tiny_config, write_tiles
 
-from dino_path.errors import TileStoreError
+from dino_path.config import Config
+from dino_path.errors import ConfigError, TileStoreError
+from dino_path.tiles.source import Subset, open_tiles
 from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
+from dino_path.views.sampling import tile_order
 
 OUT = Path("unused")
 
@@ -117,3 +121,50 @@ def test_an_unreadable_tile_ends_the_stream_with_its_name(tmp_path: Path, num_wo
     with pytest.raises(TileStoreError, match=r"004\.png: cannot be read") as refusal:
         stream(tiny_batches(config), num_workers=num_workers)
     assert refusal.value.remedy
+
+
+# --- balanced by slide --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def balanced(store_path: Path) -> Config:
+    return tiny_config(store_path, OUT, "training.balance=slide")
+
+
+def test_balanced_batches_hold_as_many_tiles_of_a_small_slide_as_of_a_large_one(balanced: Config) -> None:
+    batches = tiny_batches(balanced)
+    for batch in stream(batches, num_steps=30):
+        assert sorted(batches.source.name(tile).split()[0] for tile in batch.tiles.tolist()) == [
+            "large", "large", "small", "small",
+        ]  # fmt: skip
+
+
+def test_workers_ranks_and_resumes_change_no_balanced_batch(store_path: Path, balanced: Config) -> None:
+    alone = stream(tiny_batches(balanced))
+    for others in (
+        stream(tiny_batches(balanced), num_workers=2),
+        alone[:3] + stream(tiny_batches(balanced), start=3),
+    ):
+        assert all(is_same(one, other) for one, other in zip(alone, others, strict=True))
+    halves = tiny_config(store_path, OUT, "training.balance=slide", "training.batch_size_per_gpu=2")
+    for step, batch in enumerate(alone):
+        ranks = [tiny_batches(halves, rank=rank, world_size=2).batch(step) for rank in range(2)]
+        assert torch.equal(torch.cat([rank.tiles for rank in ranks]), batch.tiles)
+
+
+def test_by_patient_needs_a_patient_of_every_slide(store_path: Path, tmp_path: Path) -> None:
+    names = tiny_batches(tiny_config(store_path, OUT, "training.balance=patient"))
+    assert {names.source.name(tile).split()[0] for tile in names.batch(0).tiles.tolist()} == {"large", "small"}
+    path = shutil.copytree(store_path, tmp_path / "store")
+    record = path / "slides/small.json"
+    record.write_text(record.read_text().replace('"patient_id": "P2"', '"patient_id": null'))
+    with pytest.raises(ConfigError, match="slide small has no patient_id"):
+        tiny_batches(tiny_config(path, OUT, "training.balance=patient"))
+
+
+def test_tiles_of_unknown_slides_cannot_be_balanced(tiles_folder: Path, store_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.balance=slide: .*not known which slides"):
+        tiny_batches(tiny_config(tiles_folder, OUT, "training.balance=slide"))
+    part = Subset(open_tiles(store_path), np.arange(5))
+    with pytest.raises(ConfigError, match="A whole tile store is needed"):
+        tile_order(part, balance="slide", seed=0)
