@@ -186,6 +186,11 @@ class ViewsConfig(Section):
     )
     blur_sigma: Range = Field((0.1, 2.0), description="standard deviation of the blur, in pixels of the view")
     solarize_prob: Fraction = Field(0.0, description="solarisation at 128, second global view only")
+    colour_on_device: bool = Field(
+        False,
+        description="workers only decode, crop and resize; turns, stain, colour, blur and solarisation are computed on"
+        " the training device, for whole batches. The same views but for rounding; worth it with a GPU and few cores",
+    )
 
     @model_validator(mode="before")
     @classmethod

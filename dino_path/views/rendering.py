@@ -17,6 +17,10 @@ Image = NDArray[np.uint8]
 
 # ITU-R BT.601 luma, as PIL, torchvision and OpenCV have it.
 LUMA = np.array([0.299, 0.587, 0.114])
+# dihedral -> whether to transpose, then which way to flip (1 left-right, 0 up-down, -1 both).
+TRANSPOSE_AND_FLIP: tuple[tuple[bool, int | None], ...] = (
+    (False, None), (True, 0), (False, -1), (True, 1), (False, 1), (True, None), (False, 0), (True, -1),
+)  # fmt: skip
 
 
 def render_view(tile: Image, view: ViewParameters) -> Image:
@@ -50,7 +54,7 @@ def crop_and_resize(tile: Image, view: ViewParameters) -> Image:
 
 def turn_and_flip(image: Image, dihedral: int) -> Image:
     """One of the eight symmetries of the square: `dihedral % 4` quarter turns after a flip when `dihedral >= 4`."""
-    transposes, flip = _TRANSPOSE_AND_FLIP[dihedral]
+    transposes, flip = TRANSPOSE_AND_FLIP[dihedral]
     if transposes:
         image = _image(cv2.transpose(image))
     return image if flip is None else _image(cv2.flip(image, flip))
@@ -86,17 +90,18 @@ def shift_hue(image: Image, hue: float) -> Image:
     return _image(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
 
 
+def blur_radius_px(sigma_px: float) -> int:
+    """Where the kernel of a blur ends: three standard deviations."""
+    return max(1, round(3 * sigma_px))
+
+
 def blur(image: Image, sigma_px: float) -> Image:
-    """Gaussian blur, three standard deviations wide."""
+    """Gaussian blur."""
     # OpenCV's GaussianBlur spends twice the time on the same result, to give the same bits on every machine.
-    kernel = cv2.getGaussianKernel(2 * max(1, round(3 * sigma_px)) + 1, sigma_px)
+    kernel = cv2.getGaussianKernel(2 * blur_radius_px(sigma_px) + 1, sigma_px)
     return _image(cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101))
 
 
-# dihedral -> whether to transpose, then which way to flip (1 left-right, 0 up-down, -1 both).
-_TRANSPOSE_AND_FLIP: tuple[tuple[bool, int | None], ...] = (
-    (False, None), (True, 0), (False, -1), (True, 1), (False, 1), (True, None), (False, 0), (True, -1),
-)  # fmt: skip
 _IDENTITY = np.eye(3, 4)
 _SOLARIZED = np.array([level if level < 128 else 255 - level for level in range(256)], np.uint8)
 
