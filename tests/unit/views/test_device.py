@@ -44,7 +44,7 @@ def distance(tile: NDArray[np.uint8], views: list[ViewParameters]) -> NDArray[np
     [
         ([replace(PLAIN, dihedral=number) for number in range(8)], 0.0),
         ([STAINED, PLAIN], 0.3),
-        ([JITTERED, PLAIN, replace(JITTERED, colour_order=(0, 1, 2, 3)), replace(JITTERED, contrast=1.4)], 0.4),
+        ([JITTERED, PLAIN, replace(JITTERED, colour_order=(0, 1, 2, 3)), replace(JITTERED, contrast=1.4)], 0.5),
         ([replace(JITTERED, hue=0.05), replace(JITTERED, hue=-0.1)], 0.8),
         ([replace(PLAIN, is_grey=True), PLAIN], 0.3),
         ([replace(PLAIN, blur_sigma_px=sigma) for sigma in (0.1, 0.5, 1.0, 2.0)], 0.3),
