@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import albumentations.augmentations.pixel.functional as pixel
 import cv2
 import numpy as np
 import torch
@@ -32,11 +33,11 @@ def render_view(tile: Image, view: ViewParameters) -> Image:
     if view.colour_order is not None:
         image = jitter_colour(image, view)
     if view.is_grey:
-        image = _image(cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB))
+        image = _image(cv2.cvtColor(pixel.to_gray_weighted_average(image), cv2.COLOR_GRAY2RGB))
     if view.blur_sigma_px is not None:
         image = blur(image, view.blur_sigma_px)
     if view.is_solarized:
-        image = _image(cv2.LUT(image, _SOLARIZED))
+        image = pixel.solarize(image, 128 / 255)
     return image
 
 
@@ -103,7 +104,6 @@ def blur(image: Image, sigma_px: float) -> Image:
 
 
 _IDENTITY = np.eye(3, 4)
-_SOLARIZED = np.array([level if level < 128 else 255 - level for level in range(256)], np.uint8)
 
 
 def _transformed(image: Image, matrix: NDArray[np.float64]) -> Image:

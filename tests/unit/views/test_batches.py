@@ -4,12 +4,14 @@ import random
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tiny import tiny_batches, tiny_config, write_tiles
 
-from dino_path.config import Config
+from dino_path.config import Config, ViewsConfig
 from dino_path.errors import ConfigError, TileStoreError
 from dino_path.tiles.source import Subset, open_tiles
 from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
@@ -52,8 +54,11 @@ def test_the_same_tile_has_other_views_in_the_next_epoch(batches: ViewBatches) -
     assert not np.array_equal(batches.tile_views(0, 3)[0], batches.tile_views(1, 3)[0])
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_change_no_view(batches: ViewBatches, num_workers: int) -> None:
+@pytest.mark.parametrize("setting", ["views.colour_on_device=false", "views.colour_on_device=true"])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # on machines of two cores
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_workers_change_no_view(tiles_folder: Path, num_workers: int, setting: str) -> None:
+    batches = tiny_batches(tiny_config(tiles_folder, OUT, setting))
     alone, made_by_workers = stream(batches), stream(batches, num_workers=num_workers)
     assert len(alone) == len(made_by_workers) == 5
     assert all(is_same(one, other) for one, other in zip(alone, made_by_workers, strict=True))
@@ -99,6 +104,34 @@ def test_making_views_touches_no_global_random_state(batches: ViewBatches, num_w
     np.random.seed(1)
     torch.manual_seed(1)
     assert all(is_same(one, other) for one, other in zip(first, stream(batches, num_steps=2), strict=True))
+
+
+class ThreadCount:
+    """A source whose pixels say how many threads OpenCV and torch have in the process that reads them."""
+
+    mpp, digest = None, "threads"
+
+    def __len__(self) -> int:
+        return 4
+
+    def read_image(self, index: int) -> NDArray[np.uint8]:
+        threads = (cv2.getNumThreads(), torch.get_num_threads(), index)
+        return np.broadcast_to(np.array(threads, np.uint8), (32, 32, 3)).copy()
+
+    def read_bytes(self, index: int) -> bytes:
+        return bytes(index)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+def test_a_worker_has_one_thread() -> None:
+    plain = {"stain_prob": 0, "colour_prob": 0, "blur_prob": (0, 0, 0), "num_local": 0, "global_px": 32}
+    batches = ViewBatches(
+        ThreadCount(), ViewsConfig(**plain), balance=None, seed=0, batch_size_per_gpu=4, rank=0, world_size=1
+    )  # type: ignore[arg-type]
+    for batch in stream(batches, num_steps=2, num_workers=1):
+        assert {*batch.global_views[..., :2].flatten().tolist()} == {1}
 
 
 def test_without_local_views_a_batch_has_none(tiles_folder: Path) -> None:
