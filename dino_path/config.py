@@ -172,6 +172,11 @@ class ViewsConfig(Section):
     aspect: Range = Field((3 / 4, 4 / 3), description="aspect ratio of the crops")
     flip_prob: Fraction = Field(0.5, description="horizontal flip (`dino`); see `dihedral`")
     dihedral: bool = Field(True, description="all eight flips and quarter turns, uniformly: tissue has no up")
+    stain_normalisation: Literal["reinhard", "macenko"] | None = Field(
+        None,
+        description="each tile's colours moved to a fixed target first, estimated on the tile alone (noisy where it has"
+        " little of a stain). Embedding does not do it: features are then of other colours than the training's",
+    )
     stain_prob: Fraction = Field(0.8, description="jitter of the haematoxylin, eosin and residual densities")
     stain_sigma: float = Field(0.2, ge=0, lt=1, description="each stain's density is scaled by U(1 - sigma, 1 + sigma)")
     stain_bias: float = Field(0.02, ge=0, description="and shifted by U(-bias, bias), in optical density")

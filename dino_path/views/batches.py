@@ -17,6 +17,7 @@ from dino_path.config import ViewsConfig
 from dino_path.errors import DinoPathError
 from dino_path.tiles.source import TileSource
 from dino_path.views.device import NUM_COLUMNS, pack
+from dino_path.views.normalisation import normalise_stain
 from dino_path.views.parameters import ViewParameters, draw_views
 from dino_path.views.rendering import crop_and_resize, render_view
 from dino_path.views.sampling import tile_order
@@ -91,7 +92,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         num_columns = NUM_COLUMNS if config.colour_on_device else 0
         packed = np.empty((2 + config.num_local, size, num_columns), np.float32)
         for place, (epoch, tile) in enumerate(zip(epochs.tolist(), tiles.tolist(), strict=True)):
-            image = self.source.read_image(tile)
+            image = self.tile_image(tile)
             for number, view in enumerate(self.tile_parameters(epoch, tile, image)):
                 target = global_views[number] if number < 2 else local_views[number - 2]
                 if config.colour_on_device:
@@ -109,8 +110,12 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
 
     def tile_views(self, epoch: int, tile: int) -> list[NDArray[np.uint8]]:
         """All views of one tile in one epoch, finished: two global ones, then the local ones."""
-        image = self.source.read_image(tile)
+        image = self.tile_image(tile)
         return [render_view(image, view) for view in self.tile_parameters(epoch, tile, image)]
+
+    def tile_image(self, tile: int) -> NDArray[np.uint8]:
+        """One tile's pixels, its stain normalised where that is configured."""
+        return normalise_stain(self.source.read_image(tile), self.config.stain_normalisation)
 
     def tile_parameters(self, epoch: int, tile: int, image: NDArray[np.uint8]) -> list[ViewParameters]:
         """What happens to the views of a tile, whose pixels are `image`, in one epoch."""
