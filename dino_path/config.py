@@ -22,6 +22,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
 
 class Section(BaseModel):
@@ -169,6 +170,12 @@ class ViewsConfig(Section):
     num_local: int = Field(8, ge=0, description="local views per tile")
     global_scale: FractionRange = Field((0.4, 1.0), description="area of a global crop, as a share of the tile")
     local_scale: FractionRange = Field((0.05, 0.4), description="area of a local crop, as a share of the tile")
+    global_um: PositiveRange | None = Field(
+        None,
+        description="size of a global crop in microns (square root of its area, which is uniform), instead of"
+        " `global_scale`: views of many magnifications, from tiles cut larger than a view. The tiles' mpp must be known",
+    )
+    local_um: PositiveRange | None = Field(None, description="size of a local crop in microns, likewise")
     aspect: Range = Field((3 / 4, 4 / 3), description="aspect ratio of the crops")
     flip_prob: Fraction = Field(0.5, description="horizontal flip (`dino`); see `dihedral`")
     dihedral: bool = Field(True, description="all eight flips and quarter turns, uniformly: tissue has no up")

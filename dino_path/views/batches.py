@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dino_path.config import ViewsConfig
-from dino_path.errors import DinoPathError
+from dino_path.errors import ConfigError, DinoPathError, TileStoreError
 from dino_path.tiles.source import TileSource
 from dino_path.views.device import NUM_COLUMNS, pack
 from dino_path.views.normalisation import normalise_stain
@@ -71,6 +71,13 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         self.batch_size = batch_size_per_gpu
         self.rank, self.world_size = rank, world_size
         self.order = tile_order(source, balance=balance, seed=seed)
+        if source.mpp is None and self._sizes_um():
+            raise ConfigError(
+                f"views.{', '.join(self._sizes_um())}",
+                "gives sizes in microns, and the tiles' microns per pixel are not known.",
+                "A tile store knows them; a folder of images does not.",
+                "Tile the slides with `dino-path tile`, or use views.global_scale and views.local_scale.",
+            )
 
     def __getitem__(self, step: int) -> ViewBatch | DinoPathError:
         try:
@@ -120,7 +127,23 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
     def tile_parameters(self, epoch: int, tile: int, image: NDArray[np.uint8]) -> list[ViewParameters]:
         """What happens to the views of a tile, whose pixels are `image`, in one epoch."""
         height, width = image.shape[:2]
-        return draw_views(self.config, tile_width=width, tile_height=height, seed=self.seed, epoch=epoch, tile=tile)
+        mpp = self.source.mpp
+        for name, size_um in self._sizes_um().items():
+            if mpp is not None and size_um[1] > min(width, height) * mpp:
+                raise TileStoreError(
+                    self.source.name(tile),
+                    f"is {width * mpp:g} x {height * mpp:g} um, and views.{name} goes to {size_um[1]:g} um.",
+                    "A view is cut from one tile.",
+                    f"Lower views.{name}, or tile with a larger tiles.size_px.",
+                )
+        return draw_views(
+            self.config, tile_width=width, tile_height=height, mpp=mpp, seed=self.seed, epoch=epoch, tile=tile
+        )
+
+    def _sizes_um(self) -> dict[str, tuple[float, float]]:
+        """The sizes that are given in microns, by the setting's name."""
+        given = {"global_um": self.config.global_um, "local_um": self.config.local_um}
+        return {name: size_um for name, size_um in given.items() if size_um is not None}
 
 
 def iterate_batches(

@@ -68,17 +68,38 @@ class _Colour(TypedDict):
 
 
 def draw_views(
-    config: ViewsConfig, *, tile_width: int, tile_height: int, seed: int, epoch: int, tile: int
+    config: ViewsConfig,
+    *,
+    tile_width: int,
+    tile_height: int,
+    mpp: float | None = None,
+    seed: int,
+    epoch: int,
+    tile: int,
 ) -> list[ViewParameters]:
-    """The parameters of all views of one tile: two global ones, then `config.num_local` local ones."""
+    """The parameters of all views of one tile: two global ones, then `config.num_local` local ones.
+
+    Args:
+        mpp: microns per pixel of the tile; only `global_um` and `local_um` need it.
+    """
     num_views = 2 + config.num_local
+
+    def crop_scale(share: tuple[float, float], size_um: tuple[float, float] | None) -> tuple[float, float]:
+        """Smallest and largest area, as a share of the tile."""
+        if size_um is None:
+            return share
+        assert mpp is not None
+        tile_um2 = tile_width * tile_height * mpp**2
+        return size_um[0] ** 2 / tile_um2, size_um[1] ** 2 / tile_um2
+
+    scales = crop_scale(config.global_scale, config.global_um), crop_scale(config.local_scale, config.local_um)
     rng = np.random.Generator(np.random.SFC64([seed, epoch, tile]))
     # All numbers of the tile at once: a call of the generator costs as much as a hundred numbers.
     draw: Draw = iter(rng.random(num_views * MOST_NUMBERS_PER_VIEW).tolist()).__next__
     views = []
     for view in range(num_views):
         is_global = view < 2
-        scale = config.global_scale if is_global else config.local_scale
+        scale = scales[0] if is_global else scales[1]
         x, y, width, height = draw_crop(draw, tile_width, tile_height, scale, config.aspect)
         views.append(
             ViewParameters(

@@ -13,7 +13,8 @@ from tiny import tiny_batches, tiny_config, write_tiles
 
 from dino_path.config import Config, ViewsConfig
 from dino_path.errors import ConfigError, TileStoreError
-from dino_path.tiles.source import Subset, open_tiles
+from dino_path.tiles.images import ImageFiles, image_files
+from dino_path.tiles.source import Subset, TileSource, open_tiles
 from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
 from dino_path.views.sampling import tile_order
 
@@ -127,11 +128,30 @@ class ThreadCount:
 
 def test_a_worker_has_one_thread() -> None:
     plain = {"stain_prob": 0, "colour_prob": 0, "blur_prob": (0, 0, 0), "num_local": 0, "global_px": 32}
-    batches = ViewBatches(
-        ThreadCount(), ViewsConfig(**plain), balance=None, seed=0, batch_size_per_gpu=4, rank=0, world_size=1
-    )  # type: ignore[arg-type]
-    for batch in stream(batches, num_steps=2, num_workers=1):
+    for batch in stream(batches_of(ThreadCount(), ViewsConfig.model_validate(plain)), num_steps=2, num_workers=1):
         assert {*batch.global_views[..., :2].flatten().tolist()} == {1}
+
+
+def batches_of(source: TileSource, config: ViewsConfig) -> ViewBatches:
+    return ViewBatches(source, config, balance=None, seed=0, batch_size_per_gpu=4, rank=0, world_size=1)
+
+
+def test_sizes_in_microns_need_tiles_whose_mpp_is_known(tiles_folder: Path) -> None:
+    config = ViewsConfig(local_um=(4, 8), global_px=32, local_px=16)
+    with pytest.raises(ConfigError, match=r"views.local_um: gives sizes in microns.*not known"):
+        batches_of(ImageFiles(image_files(tiles_folder)), config)
+    known = batches_of(ImageFiles(image_files(tiles_folder), mpp=0.5), config)
+    assert len(known.batch(0).local_views) == 4 * 8
+    views = known.tile_parameters(0, 3, known.tile_image(3))
+    assert all(3.5 <= 0.5 * np.sqrt(view.width * view.height) <= 8.5 for view in views[2:])
+
+
+def test_tiles_smaller_than_a_view_in_microns_are_refused(tiles_folder: Path) -> None:
+    config = ViewsConfig(global_um=(10, 50), num_local=0, global_px=32)
+    small = batches_of(ImageFiles(image_files(tiles_folder), mpp=0.5), config)
+    with pytest.raises(TileStoreError, match=r"is 24 x 24 um, and views.global_um goes to 50 um") as refusal:
+        small.batch(0)
+    assert "tiles.size_px" in refusal.value.remedy
 
 
 def test_without_local_views_a_batch_has_none(tiles_folder: Path) -> None:
