@@ -108,7 +108,6 @@ def views(
 ) -> None:
     """Contact sheet of tiles and the views that training makes of them, for each recipe and for the settings given."""
     from dino_path.tiles.source import open_tiles
-    from dino_path.views.sampling import tile_order
     from dino_path.views.sheet import recipes_to_show, write_sheet
 
     log_to(None)
@@ -117,9 +116,9 @@ def views(
         raise ConfigError(f"--out {out}", "is no PNG file.", "A name that ends in .png is needed.", "Correct --out.")
     check_output_folder(out.parent)
     source = open_tiles(tiles, split=resolved.slides.split, exclude=resolved.slides.exclude)
-    order = tile_order(source, balance=resolved.training.balance if resolved.training else None, seed=seed)
-    recipes = recipes_to_show(resolved.views)
-    write_sheet(out, source, recipes, order, num_tiles=min(num_tiles, len(source)), seed=seed)
+    balance = resolved.training.balance if resolved.training else None
+    num_tiles = min(num_tiles, len(source))
+    write_sheet(out, source, recipes_to_show(resolved.views), balance=balance, num_tiles=num_tiles, seed=seed)
     typer.echo(f"contact sheet: {out}")
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet: what each recipe makes of a few tiles, drawn and rendered as in training."""
+"""A contact sheet: what each recipe makes of a few tiles, the very views of training's first batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from dino_path.config import ViewsConfig
 from dino_path.run import atomic_write
 from dino_path.tiles.source import TileSource
-from dino_path.views.parameters import ViewParameters, draw_views
+from dino_path.views.batches import ViewBatches
+from dino_path.views.parameters import ViewParameters
 from dino_path.views.rendering import render_view
-from dino_path.views.sampling import TileOrder
 
 WIDTH_PX, MARGIN_PX, GAP_PX, FRAME_PX = 1600, 30, 10, 4
 TITLE_PX, HEADING_PX, TEXT_PX, LINE_PX = 32, 24, 14, 19  # heights of letters, and of a line of small ones
@@ -31,7 +32,8 @@ LOCAL_COLOURS: tuple[Colour, ...] = (
 
 
 def recipes_to_show(configured: ViewsConfig) -> dict[str, ViewsConfig]:
-    """The named recipes, and what is configured where it differs from them."""
+    """The named recipes, and what is configured where its views differ from theirs."""
+    configured = configured.model_copy(update={"colour_on_device": False})  # where they are made changes none
     recipes = {"histology": ViewsConfig(recipe="histology"), "dino": ViewsConfig(recipe="dino")}
     if configured not in recipes.values():
         named = recipes[configured.recipe].model_dump()
@@ -41,11 +43,18 @@ def recipes_to_show(configured: ViewsConfig) -> dict[str, ViewsConfig]:
 
 
 def write_sheet(
-    path: Path, source: TileSource, recipes: dict[str, ViewsConfig], order: TileOrder, *, num_tiles: int, seed: int
+    path: Path,
+    source: TileSource,
+    recipes: dict[str, ViewsConfig],
+    *,
+    balance: Literal["slide", "patient"] | None,
+    num_tiles: int,
+    seed: int,
 ) -> None:
     """Write a PNG, 1600 px wide: a block for each recipe, in it the first `num_tiles` tiles of the stream.
 
     Raises:
+        ConfigError: `balance` asks for slides that are not known.
         TileStoreError: a tile cannot be read.
     """
     at = f" at {source.mpp:g} um/px" if source.mpp else ""
@@ -57,7 +66,10 @@ def write_sheet(
     ]  # fmt: skip
     for name, config in recipes.items():
         blocks += [_text("", HEADING_PX), _text(name, HEADING_PX), _text(_summary(config), TEXT_PX, PALE)]
-        blocks += _rows(source, config, order, num_tiles=num_tiles, seed=seed)
+        batches = ViewBatches(
+            source, config, balance=balance, seed=seed, batch_size_per_gpu=num_tiles, rank=0, world_size=1
+        )
+        blocks += _rows(batches)
     content = _below(blocks)
     sheet = Image.new("RGB", (WIDTH_PX, content.height + 2 * MARGIN_PX), WHITE)
     sheet.paste(content, (MARGIN_PX, MARGIN_PX))
@@ -65,15 +77,16 @@ def write_sheet(
         sheet.save(stream, format="png")
 
 
-def _rows(
-    source: TileSource, config: ViewsConfig, order: TileOrder, *, num_tiles: int, seed: int
-) -> Iterator[Image.Image]:
-    epochs, tiles = order(np.arange(num_tiles))
+def _rows(batches: ViewBatches) -> Iterator[Image.Image]:
+    """The tiles of the first batch."""
+    source = batches.source
+    epochs, tiles = batches.order(np.arange(batches.batch_size))
     for epoch, tile in zip(epochs.tolist(), tiles.tolist(), strict=True):
-        pixels = source.read_image(tile)
-        height, width = pixels.shape[:2]
-        views = draw_views(config, tile_width=width, tile_height=height, seed=seed, epoch=epoch, tile=tile)
-        yield _row(pixels, views, [source.name(tile), f"seed {seed}   epoch {epoch}"], config, source.mpp)
+        pixels = batches.tile_image(tile)
+        views = batches.tile_parameters(epoch, tile, pixels)
+        yield _row(
+            pixels, views, [source.name(tile), f"seed {batches.seed}   epoch {epoch}"], batches.config, source.mpp
+        )
 
 
 def _row(

@@ -11,15 +11,12 @@ from tiny import tiny_batches, tiny_config, write_tiles
 from dino_path.config import ViewsConfig
 from dino_path.tiles.source import open_tiles
 from dino_path.views import sheet
-from dino_path.views.sampling import tile_order
 from dino_path.views.sheet import recipes_to_show, write_sheet
 
 
 def write(path: Path, tiles: Path, *configs: ViewsConfig, num_tiles: int = 2, seed: int = 0) -> np.ndarray:
-    source = open_tiles(tiles)
     recipes = {f"recipe {number}": config for number, config in enumerate(configs)}
-    order = tile_order(source, balance=None, seed=seed)
-    write_sheet(path, source, recipes, order, num_tiles=num_tiles, seed=seed)
+    write_sheet(path, open_tiles(tiles), recipes, balance=None, num_tiles=num_tiles, seed=seed)
     with Image.open(path) as picture:
         return np.asarray(picture)
 
@@ -29,7 +26,8 @@ def test_both_recipes_are_shown_and_a_third_block_only_for_what_differs_from_the
     configured = ViewsConfig(recipe="dino", hue=0.0, num_local=4)
     name, config = [*recipes_to_show(configured).items()][2]
     assert name == "as configured: dino, num_local=4, hue=0.0"
-    assert config is configured
+    assert config == configured
+    assert len(recipes_to_show(ViewsConfig(colour_on_device=True))) == 2
 
 
 def test_the_pictures_are_the_views_of_the_first_batch(
