@@ -173,7 +173,7 @@ class ViewsConfig(Section):
     global_um: PositiveRange | None = Field(
         None,
         description="size of a global crop in microns (square root of its area, which is uniform), instead of"
-        " `global_scale`: views of many magnifications, from tiles cut larger than a view. The tiles' mpp must be known",
+        " `global_scale`: views of many magnifications, from tiles cut larger than views. The tiles' mpp must be known",
     )
     local_um: PositiveRange | None = Field(None, description="size of a local crop in microns, likewise")
     aspect: Range = Field((3 / 4, 4 / 3), description="aspect ratio of the crops")
