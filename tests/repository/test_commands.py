@@ -198,6 +198,10 @@ def test_views_draws_a_sheet_of_a_store_and_of_a_folder(run: Run, slide: Path, t
         (["views.local_px=20"], ["it does not take views of 20 px"]),
         (["model.weights=nowhere"], ["nowhere"]),
         (["training.num_epochs=3"], ["give exactly one of num_steps, num_epochs, num_tiles"]),
+        (
+            ["training.balance=slide"],
+            ["training.balance=slide: the tiles are image files", "Leave training.balance out"],
+        ),
         (["training.device=tpu"], ["'training.device': Input should be 'auto', 'cpu' or 'cuda'"]),
         (["some_word"], ["'some_word' is not of the form dotted.key=value"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml: cannot be read"]),
