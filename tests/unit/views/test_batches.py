@@ -1,5 +1,6 @@
 """Batches are functions of (seed, step, rank): no worker, rank, resume or global random state changes a view."""
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -174,6 +175,16 @@ def test_an_unreadable_tile_ends_the_stream_with_its_name(tmp_path: Path, num_wo
     with pytest.raises(TileStoreError, match=r"004\.png: cannot be read") as refusal:
         stream(tiny_batches(config), num_workers=num_workers)
     assert refusal.value.remedy
+
+
+def test_each_tile_of_a_batch_is_read_and_decoded_once(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = tiny_batches(tiny_config(store_path, OUT))
+    calls: list[str] = []
+    pread, decode = os.pread, cv2.imdecode
+    monkeypatch.setattr(os, "pread", lambda *arguments: calls.append("read") or pread(*arguments))
+    monkeypatch.setattr(cv2, "imdecode", lambda *arguments: calls.append("decode") or decode(*arguments))
+    batches.batch(0)
+    assert calls == ["read", "decode"] * 4
 
 
 # --- balanced by slide --------------------------------------------------------------------------------------------
