@@ -23,6 +23,7 @@ from dino_path.views.rendering import render_view
 WIDTH_PX, MARGIN_PX, GAP_PX, FRAME_PX = 1600, 30, 10, 4
 TITLE_PX, HEADING_PX, TEXT_PX, LINE_PX = 32, 24, 14, 19  # heights of letters, and of a line of small ones
 WHITE, INK, PALE = (255, 255, 255), (25, 25, 30), (110, 110, 118)
+MOST_COLUMNS = 8  # of local views; more of them go into further lines
 Colour = tuple[int, int, int]
 # Far from the pink and violet of tissue, and from each other.
 GLOBAL_COLOURS: tuple[Colour, ...] = ((0, 75, 255), (255, 115, 0))
@@ -94,7 +95,7 @@ def _row(
 ) -> Image.Image:
     """The tile with its crops, the global views, and the local ones in as many columns as they need."""
     num_lines = max(1, round(config.global_px / config.local_px))
-    num_columns = -(-config.num_local // num_lines)
+    num_columns = min(-(-config.num_local // num_lines), MOST_COLUMNS)
     # One scale for all views fills the width. The tile is as large as a global view, whatever its own size.
     frames, gaps = 2 * FRAME_PX * (3 + num_columns), GAP_PX * (2 + num_columns)
     scale = (WIDTH_PX - 2 * MARGIN_PX - frames - gaps) / (3 * config.global_px + num_columns * config.local_px)
@@ -153,12 +154,18 @@ def _summary(config: ViewsConfig) -> str:
     """The settings that one sees, in one line."""
     blur = ", ".join(f"{probability:g}" for probability in config.blur_prob)
     return (
-        f"2 x {config.global_px} px of {config.global_scale[0]:.0%} to {config.global_scale[1]:.0%} of the tile,"
-        f" {config.num_local} x {config.local_px} px of {config.local_scale[0]:.0%} to {config.local_scale[1]:.0%};"
+        f"2 x {config.global_px} px of {_extent(config.global_scale, config.global_um)},"
+        f" {config.num_local} x {config.local_px} px of {_extent(config.local_scale, config.local_um)};"
         f" {'all turns and flips' if config.dihedral else 'left-right flips'};"
         f" probabilities: stain {config.stain_prob:g}, colour {config.colour_prob:g}, grey {config.grey_prob:g},"
         f" blur {blur}, solarisation {config.solarize_prob:g}"
     )
+
+
+def _extent(scale: tuple[float, float], size_um: tuple[float, float] | None) -> str:
+    if size_um is not None:
+        return f"{size_um[0]:g} to {size_um[1]:g} um"
+    return f"{scale[0]:.0%} to {scale[1]:.0%} of the tile"
 
 
 # --- putting pictures together ------------------------------------------------------------------------------------

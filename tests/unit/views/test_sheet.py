@@ -54,7 +54,9 @@ def test_frames_on_the_tile_have_the_colours_of_the_views_frames(tiles_folder: P
         assert places.min() < half < places.max()
 
 
-@pytest.mark.parametrize("config", [{"num_local": 0}, {"num_local": 11}, {"local_px": 224, "num_local": 1}])
+@pytest.mark.parametrize(
+    "config", [{"num_local": 0}, {"num_local": 11}, {"num_local": 300}, {"local_px": 224, "num_local": 1}]
+)
 def test_any_number_and_size_of_views_fits_the_width(
     store_path: Path, tmp_path: Path, config: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
