@@ -12,25 +12,25 @@ from torch.nn import functional
 
 from dino_path.views.parameters import ViewParameters
 from dino_path.views.rendering import LUMA, TRANSPOSE_AND_FLIP, blur_radius_px
-from dino_path.views.stain import density_jitter
+from dino_path.views.stain import JITTER_BASIS
 
 # Columns of the packed parameters.
-_TURNS, _STAIN, _ORDER, _FACTORS, _HUE = slice(0, 3), slice(3, 15), slice(15, 19), slice(19, 22), 22
-_HAS_STAIN, _HAS_COLOUR, _IS_GREY, _SIGMA, _IS_SOLARIZED = 23, 24, 25, 26, 27
-NUM_COLUMNS = 28
+_TURNS, _STAIN, _ORDER, _FACTORS, _HUE = slice(0, 3), slice(3, 9), slice(9, 13), slice(13, 16), 16
+_HAS_STAIN, _HAS_COLOUR, _IS_GREY, _SIGMA, _IS_SOLARIZED = 17, 18, 19, 20, 21
+NUM_COLUMNS = 22
+_NONE = (0.0, 0.0, 0.0)
+_JITTER_BASIS = torch.from_numpy(JITTER_BASIS).float()
 _RED, _GREEN, _BLUE = LUMA.tolist()
 
 
 def pack(view: ViewParameters) -> list[float]:
     """What `finish_views` needs to know of a view that is cropped and resized: NUM_COLUMNS numbers."""
     transposes, flip = TRANSPOSE_AND_FLIP[view.dihedral]
-    stain = [0.0] * 12
-    if view.stain_scale is not None and view.stain_bias is not None:
-        stain = density_jitter(view.stain_scale, view.stain_bias).ravel().tolist()
     return [
-        transposes, flip in (1, -1), flip in (0, -1), *stain, *(view.colour_order or (0, 1, 2, 3)), view.brightness,
-        view.contrast, view.saturation, view.hue, view.stain_scale is not None, view.colour_order is not None,
-        view.is_grey, view.blur_sigma_px or 0.0, view.is_solarized,
+        transposes, flip in (1, -1), flip in (0, -1), *(view.stain_scale or _NONE), *(view.stain_bias or _NONE),
+        *(view.colour_order or (0, 1, 2, 3)), view.brightness, view.contrast, view.saturation, view.hue,
+        view.stain_scale is not None, view.colour_order is not None, view.is_grey, view.blur_sigma_px or 0.0,
+        view.is_solarized,
     ]  # fmt: skip
 
 
@@ -68,8 +68,8 @@ def _turn_and_flip(images: Tensor, turns: Tensor) -> Tensor:
     return torch.where(up_down, images.flip(2), images)
 
 
-def _jitter_stain(images: Tensor, parameters: Tensor, _: Tensor) -> Tensor:
-    matrix = parameters[:, _STAIN].reshape(-1, 3, 4, 1, 1)
+def _jitter_stain(images: Tensor, _: Tensor, on_host: Tensor) -> Tensor:
+    matrix = (on_host[:, _STAIN] @ _JITTER_BASIS).to(images.device, non_blocking=True).reshape(-1, 3, 4, 1, 1)
     density = images.clamp(min=1 / 255).log()  # negative
     new = -matrix[:, :, 3]
     for channel in range(3):  # not a product of matrices: those may be computed in TF32
