@@ -98,6 +98,31 @@ def tile(
 
 
 @app.command()
+def views(
+    tiles: Annotated[Path, typer.Argument(metavar="STORE_OR_FOLDER", help="tile store or image folder")],
+    out: Annotated[Path, typer.Option(help="PNG file")],
+    settings: Overrides = None,
+    config: ConfigFile = None,
+    num_tiles: Annotated[int, typer.Option(min=1, help="rows for each recipe")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="as training.seed: the same tiles and views")] = 0,
+) -> None:
+    """Contact sheet of tiles and the views that training makes of them, for each recipe and for the settings given."""
+    from dino_path.tiles.source import open_tiles
+    from dino_path.views.sheet import recipes_to_show, write_sheet
+
+    log_to(None)
+    resolved = _config(config, _overrides_only(settings))
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise ConfigError(f"--out {out}", "is no PNG file.", "A name that ends in .png is needed.", "Correct --out.")
+    check_output_folder(out.parent)
+    source = open_tiles(tiles, split=resolved.slides.split, exclude=resolved.slides.exclude)
+    balance = resolved.training.balance if resolved.training else None
+    num_tiles = min(num_tiles, len(source))
+    write_sheet(out, source, recipes_to_show(resolved.views), balance=balance, num_tiles=num_tiles, seed=seed)
+    typer.echo(f"contact sheet: {out}")
+
+
+@app.command()
 def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     """DINO on the tiles of `store=STORE` into the run folder `out=RUN`. Called again, it continues."""
     from dino_path.distributed import open_world

@@ -22,6 +22,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 FractionRange = Annotated[tuple[Fraction, Fraction], AfterValidator(_ordered)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
 
 class Section(BaseModel):
@@ -169,9 +170,20 @@ class ViewsConfig(Section):
     num_local: int = Field(8, ge=0, description="local views per tile")
     global_scale: FractionRange = Field((0.4, 1.0), description="area of a global crop, as a share of the tile")
     local_scale: FractionRange = Field((0.05, 0.4), description="area of a local crop, as a share of the tile")
+    global_um: PositiveRange | None = Field(
+        None,
+        description="size of a global crop in microns (square root of its area, which is uniform), instead of"
+        " `global_scale`: views of many magnifications, from tiles cut larger than views. The tiles' mpp must be known",
+    )
+    local_um: PositiveRange | None = Field(None, description="size of a local crop in microns, likewise")
     aspect: Range = Field((3 / 4, 4 / 3), description="aspect ratio of the crops")
     flip_prob: Fraction = Field(0.5, description="horizontal flip (`dino`); see `dihedral`")
     dihedral: bool = Field(True, description="all eight flips and quarter turns, uniformly: tissue has no up")
+    stain_normalisation: Literal["reinhard", "macenko"] | None = Field(
+        None,
+        description="each tile's colours moved to a fixed target first, estimated on the tile alone (noisy where it has"
+        " little of a stain). Embedding does not do it: features are then of other colours than the training's",
+    )
     stain_prob: Fraction = Field(0.8, description="jitter of the haematoxylin, eosin and residual densities")
     stain_sigma: float = Field(0.2, ge=0, lt=1, description="each stain's density is scaled by U(1 - sigma, 1 + sigma)")
     stain_bias: float = Field(0.02, ge=0, description="and shifted by U(-bias, bias), in optical density")
@@ -186,6 +198,11 @@ class ViewsConfig(Section):
     )
     blur_sigma: Range = Field((0.1, 2.0), description="standard deviation of the blur, in pixels of the view")
     solarize_prob: Fraction = Field(0.0, description="solarisation at 128, second global view only")
+    colour_on_device: bool = Field(
+        False,
+        description="workers only decode, crop and resize; turns, stain, colour, blur and solarisation are computed on"
+        " the training device, for whole batches. The same views but for rounding; worth it with a GPU and few cores",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -263,6 +280,11 @@ class TrainingConfig(Section):
     center_momentum: float = Field(0.9, ge=0, lt=1, description="of the running mean of the teacher's logits")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="autocast of backbone and head: `auto` is bf16 on CUDA, fp32 on a CPU"
+    )
+    balance: Literal["slide", "patient"] | None = Field(
+        None,
+        description="draw as many tiles from every slide (patient), however many it has; None: every tile as often."
+        " A small slide's tiles then come more often, in other views each time",
     )
     seed: int = Field(0, ge=0, description="of the weights, the order of the tiles and the views")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is CUDA where there is one")

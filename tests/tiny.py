@@ -72,6 +72,7 @@ def tiny_batches(config: Config, *, rank: int = 0, world_size: int = 1) -> ViewB
     return ViewBatches(
         open_tiles(config.store),
         config.views,
+        balance=training.balance,
         seed=training.seed,
         batch_size_per_gpu=training.batch_size_per_gpu,
         rank=rank,

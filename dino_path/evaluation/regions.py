@@ -53,7 +53,7 @@ def read_store(path: Path, config: EvaluationConfig) -> Listing:
         if not file.is_file():
             without.append(slide.slide_id)
             continue
-        tiles = np.flatnonzero(store.slide_index == number)
+        tiles = np.arange(*store.starts[number : number + 2])
         squares = np.stack([store.x_level0[tiles], store.y_level0[tiles], store.size_level0[tiles]], axis=1)
         for tile, label in zip(
             tiles,

@@ -178,7 +178,7 @@ def _slides(
     if any(record.status == "done" for record in records):
         tiles = TileStore.open(store)
         for number, record in enumerate(tiles.slides):
-            first, last = np.searchsorted(tiles.slide_index, [number, number + 1])
+            first, last = tiles.starts[number : number + 2]
             corners = [tiles.x_level0[first:last], tiles.y_level0[first:last]]
             yield record, np.stack(corners, axis=1).astype(np.int64), int(tiles.size_level0[first])
     for record in records:

@@ -178,7 +178,7 @@ def _refuse_other_mpp(extractor: Extractor, store: TileStore) -> None:
 
 def _plan(extractor: Extractor, store: TileStore, out: Path, layouts: Sequence[Layout], number: int) -> _Slide:
     record = store.slides[number]
-    first, last = np.searchsorted(store.slide_index, [number, number + 1])
+    first, last = store.starts[number : number + 2]
     tiles = np.arange(first, last, dtype=np.int64)
     content = hashlib.sha256()
     for column in (store.x_level0, store.y_level0, store.size_level0, store.offset, store.length):

@@ -63,7 +63,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def decode_tile(encoded: bytes, name: str) -> RgbImage:
-    """(H, W, 3) uint8 RGB; transparent pixels come back white.
+    """(H, W, 3) uint8 RGB; grey comes back as RGB, 16 bits as 8, and transparent pixels white.
 
     Raises:
         TileStoreError: not an image, or a damaged one. `name` says which.
@@ -80,6 +80,8 @@ def decode_tile(encoded: bytes, name: str) -> RgbImage:
         raise _unreadable_image(name, str(error)) from None
     if image is None:
         raise _unreadable_image(name, f"{len(encoded)} bytes that do not decode")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise _unreadable_image(name, f"its pixels are {image.dtype}, and only 8 and 16 bits without sign are colours")
     if image.dtype == np.uint16:
         image = np.rint(image / 257)
     pixels = np.asarray(image, dtype=np.uint8)

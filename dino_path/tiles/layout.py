@@ -10,6 +10,7 @@ STORE/store.json                    format version, tiling config and its digest
       overlays/<slide_id>.jpg       the slide, its tissue and tiles, and some tiles large
       contours/<slide_id>.geojson   tissue, for QuPath
       trident/, clam/               coordinate files on request (features/coordinates.py)
+      index/                        large stores: where each tile lies, for memory mapping (tiles/index.py)
 """
 
 from __future__ import annotations
@@ -94,6 +95,9 @@ class SlideRecord:
     seconds: float = 0.0
 
 
+_FIELDS = frozenset(one.name for one in fields(SlideRecord))
+
+
 @dataclass(frozen=True)
 class StoreFolder:
     """The files of one tile store."""
@@ -121,6 +125,9 @@ class StoreFolder:
 
     def contour_file(self, slide_id: str) -> Path:
         return self.path / "contours" / f"{slide_id}.geojson"
+
+    def index_file(self, name: str) -> Path:
+        return self.path / "index" / f"{name}.npy"
 
     @property
     def summary_file(self) -> Path:
@@ -236,15 +243,15 @@ def read_record(file: Path) -> SlideRecord:
     Raises:
         TileStoreError: missing or damaged.
     """
-    tree = read_json(file)
-    known = {one.name for one in fields(SlideRecord)}
+    values = {key: value for key, value in read_json(file).items() if key in _FIELDS}
     try:
-        record = SlideRecord(**{key: value for key, value in tree.items() if key in known})
+        values.update({key: tuple(values[key]) for key in ("flags", "bounds_origin") if key in values})
+        record = SlideRecord(**values)
     except TypeError as error:
         raise _damaged(file, str(error)) from None
     if record.status not in ("done", "empty", "failed"):
         raise _damaged(file, f"status {record.status!r}")
-    return SlideRecord(**{**asdict(record), "flags": tuple(record.flags), "bounds_origin": tuple(record.bounds_origin)})
+    return record
 
 
 def write_record(folder: StoreFolder, record: SlideRecord) -> None:

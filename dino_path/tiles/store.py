@@ -14,13 +14,12 @@ from dino_path.settings import digest
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.handles import FileHandles
 from dino_path.tiles.images import decode_tile
+from dino_path.tiles.index import damaged, open_places
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, slide_config
 from dino_path.tiles.slide_tiles import SlideTiles
-from dino_path.tiles.tile_table import COLUMNS, limits_of, read_tile_table
+from dino_path.tiles.tile_table import limits_of, read_tile_table
 
 __all__ = ["SlideRecord", "TileStore"]
-
-PLACES = ("x_level0", "y_level0", "size_level0", "offset", "length")  # the columns that are held in memory
 
 
 class TileStore:
@@ -28,39 +27,34 @@ class TileStore:
 
     Attributes:
         slides: records of the slides that have tiles.
-        slide_index: (N,) place of each tile's slide in `slides`.
+        starts: (S + 1,) number of each slide's first tile, and N at the end.
         x_level0, y_level0, size_level0: (N,) top-left corner and edge, level-0 px of the tile's slide.
         offset, length: (N,) where the JPEG lies in its slide's tar; 0 in a store of coordinates.
         size_px, mpp: edge of the tiles, and the microns per pixel that were asked for.
         digest: changes when the tiles do.
     """
 
-    slide_index: NDArray[np.int32]
-    x_level0: NDArray[np.int32]
-    y_level0: NDArray[np.int32]
-    size_level0: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    length: NDArray[np.int64]
-
-    def __init__(self, path: Path, slides: Sequence[SlideRecord]) -> None:
+    def __init__(self, path: Path, slides: Sequence[SlideRecord], selection: str) -> None:
         """The tiles of these slides. Use `open`."""
-        self.path, self.slides = path, tuple(slides)
+        self.path, self.slides, self._selection = path, tuple(slides), selection
         self._folder, self._handles = StoreFolder(path), FileHandles()
         self._config = self._folder.read_config()
         self.size_px, self.mpp = self._config.size_px, self._config.mpp
         self._slide_tiles = SlideTiles(self._config) if self._config.coordinates_only else None
-        counts = np.asarray([record.num_tiles for record in self.slides])
-        self.slide_index = np.repeat(np.arange(len(self.slides), dtype=np.int32), counts)
-        for name in PLACES:
-            setattr(self, name, np.empty(int(counts.sum()), dtype=COLUMNS[name]))
-        content = hashlib.sha256(digest(self._config).encode())
-        start = 0
         for record in self.slides:
             self._refuse_other_limits(record)
-            num_bytes = self._read_places(record, start)
-            start += record.num_tiles
-            content.update(f"{record.slide_id}/{record.num_tiles}/{num_bytes};".encode())
+        num_bytes = [self._num_bytes(record) for record in self.slides]
+        content = hashlib.sha256(digest(self._config).encode())
+        for record, size in zip(self.slides, num_bytes, strict=True):
+            content.update(f"{record.slide_id}/{record.num_tiles}/{size};".encode())
         self.digest = content.hexdigest()[:16]
+        self.starts = np.cumsum([0, *(record.num_tiles for record in self.slides)], dtype=np.int64)
+        places = open_places(self._folder, self.slides, num_bytes, selection)
+        self.x_level0: NDArray[np.int32] = places["x_level0"]
+        self.y_level0: NDArray[np.int32] = places["y_level0"]
+        self.size_level0: NDArray[np.int32] = places["size_level0"]
+        self.offset: NDArray[np.int64] = places["offset"]
+        self.length: NDArray[np.int64] = places["length"]
 
     @classmethod
     def open(cls, path: Path, *, split: str | None = None, exclude: Sequence[str] = ()) -> TileStore:
@@ -85,10 +79,11 @@ class TileStore:
         ]
         if not chosen:
             raise _no_tiles(path, records, done, split)
-        return cls(path, chosen)
+        selection = hashlib.sha256(repr((split, sorted(exclude))).encode()).hexdigest()[:8]
+        return cls(path, chosen, selection)
 
     def __len__(self) -> int:
-        return len(self.slide_index)
+        return int(self.starts[-1])
 
     def read_image(self, index: int) -> RgbImage:
         """One tile: (size_px, size_px, 3) uint8 RGB.
@@ -99,7 +94,7 @@ class TileStore:
         if self._slide_tiles is None:
             return decode_tile(self.read_bytes(index), self.name(index))
         corner = int(self.x_level0[index]), int(self.y_level0[index])
-        return self._slide_tiles.read(self.slides[int(self.slide_index[index])], corner)
+        return self._slide_tiles.read(self._slide(index), corner)
 
     def read_bytes(self, index: int) -> bytes:
         """The JPEG of one tile; in a store of coordinates its raw pixels.
@@ -113,14 +108,14 @@ class TileStore:
         try:
             encoded = self._handles.read(tar, int(self.offset[index]), length)
         except OSError as error:
-            raise _damaged_tar(tar, str(error)) from None
+            raise damaged(tar, str(error)) from None
         if len(encoded) != length:
-            raise _damaged_tar(tar, f"it ends before {self.name(index)}")
+            raise damaged(tar, f"it ends before {self.name(index)}")
         return encoded
 
     def slide_id(self, index: int) -> str:
         """The slide that a tile was read from."""
-        return self.slides[int(self.slide_index[index])].slide_id
+        return self._slide(index).slide_id
 
     def name(self, index: int) -> str:
         """A tile's name for messages."""
@@ -131,22 +126,18 @@ class TileStore:
         tables = [read_tile_table(self._folder.table_file(record.slide_id)) for record in self.slides]
         return np.concatenate([getattr(table, name)[table.kept] for table in tables]).astype(np.float32)
 
-    def _read_places(self, record: SlideRecord, start: int) -> int:
-        """Fill one slide's part of the columns; returns the size of its tar (or slide) in bytes."""
-        file, tar = self._folder.table_file(record.slide_id), self._folder.tar_file(record.slide_id)
+    def _slide(self, index: int) -> SlideRecord:
+        return self.slides[int(np.searchsorted(self.starts, index, side="right")) - 1]
+
+    def _num_bytes(self, record: SlideRecord) -> int:
+        """Size of a slide's tar; of the slide itself in a store of coordinates."""
+        if self._slide_tiles is not None:
+            return record.file_bytes
+        tar = self._folder.tar_file(record.slide_id)
         try:
-            table = read_tile_table(file)
-            num_bytes = tar.stat().st_size if self._slide_tiles is None else record.file_bytes
-        except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are ValueErrors
-            raise _damaged_tar(file, str(error)) from None
-        stop, num_kept = start + record.num_tiles, int(table.kept.sum())
-        if num_kept != record.num_tiles or num_kept == 0:
-            raise _damaged_tar(file, f"{num_kept} tiles are kept, but {record.num_tiles} in the slide's record")
-        for name in PLACES:
-            getattr(self, name)[start:stop] = getattr(table, name)[table.kept]
-        if int((self.offset[start:stop] + self.length[start:stop]).max()) > num_bytes:
-            raise _damaged_tar(tar, f"{num_bytes} bytes, fewer than its table says")
-        return num_bytes
+            return tar.stat().st_size
+        except OSError as error:
+            raise damaged(tar, str(error)) from None
 
     def _refuse_other_limits(self, record: SlideRecord) -> None:
         limits = limits_of(slide_config(self._config, record.overrides, record.slide_id))
@@ -158,13 +149,13 @@ class TileStore:
                 "Run `dino-path tile` on all its slides again: it takes seconds, no slide is read.",
             )
 
-    def __reduce__(self) -> tuple[Callable[..., TileStore], tuple[Path, tuple[SlideRecord, ...], str]]:
-        # A worker process reads the columns anew: cheaper than sending gigabytes through a pipe.
-        return _reopen, (self.path, self.slides, self.digest)
+    def __reduce__(self) -> tuple[Callable[..., TileStore], tuple[Path, tuple[SlideRecord, ...], str, str]]:
+        # A worker process opens the places anew: cheaper than sending gigabytes through a pipe.
+        return _reopen, (self.path, self.slides, self._selection, self.digest)
 
 
-def _reopen(path: Path, slides: tuple[SlideRecord, ...], expected_digest: str) -> TileStore:
-    store = TileStore(path, slides)
+def _reopen(path: Path, slides: tuple[SlideRecord, ...], selection: str, expected_digest: str) -> TileStore:
+    store = TileStore(path, slides, selection)
     if store.digest != expected_digest:
         raise TileStoreError(
             str(path),
@@ -186,12 +177,3 @@ def _no_tiles(
     if done:
         remedy = "Check slides.split and slides.exclude."
     return TileStoreError(str(path), found, needed, remedy)
-
-
-def _damaged_tar(file: Path, found: str) -> TileStoreError:
-    return TileStoreError(
-        str(file),
-        f"is missing or damaged ({' '.join(found.split())}).",
-        "The files of a slide must be as `dino-path tile` wrote them.",
-        f"Delete slides/{file.stem}.json in the store and run `dino-path tile` again.",
-    )

@@ -17,6 +17,7 @@ from dino_path.model.pretrained import load_start
 from dino_path.training.objective import batch_center, dino_objective
 from dino_path.training.schedules import StepSettings
 from dino_path.views.batches import ViewBatch
+from dino_path.views.device import finish_views
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,13 @@ class Learner:
                 self.student, device_ids=devices, gradient_as_bucket_view=True
             )
 
-    def normalised(self, views: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 on any device -> (N, 3, H, W) float on ours, by the model's mean and std."""
-        views = views.to(self.world.device, non_blocking=True)
-        return (views.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+    def normalised(self, views: Tensor, parameters: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, 3, H, W) float on our device, finished and normalised by the model's mean and std.
+
+        Args:
+            parameters: (N, P), of a ViewBatch.
+        """
+        return (finish_views(views, parameters, self.world.device) - self.mean) / self.std
 
     def autocast(self) -> torch.autocast:
         """The precision of backbone and head; loss, softmax and center are fp32 in any case."""
@@ -73,10 +77,10 @@ class Learner:
 
     def forward(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Student logits of all views, teacher logits and teacher features of the global views."""
-        global_views = self.normalised(batch.global_views)
+        global_views = self.normalised(batch.global_views, batch.global_parameters)
         student_views = [global_views]
         if len(batch.local_views):
-            student_views.append(self.normalised(batch.local_views))
+            student_views.append(self.normalised(batch.local_views, batch.local_parameters))
         with self.autocast():
             with torch.no_grad():
                 teacher_features, teacher_logits = self.teacher([global_views])

@@ -81,6 +81,7 @@ def view_batches(
     batches = ViewBatches(
         tiles,
         config.views,
+        balance=training.balance,
         seed=training.seed,
         batch_size_per_gpu=training.batch_size_per_gpu,
         rank=world.rank,
@@ -111,7 +112,8 @@ def describe_run(run: RunFolder, config: Config, learner: Learner, schedules: Sc
         config.model.backbone, count_parameters(backbone) / 1e6, count_parameters(head) / 1e6,
         config.model.num_prototypes, learner.precision, learner.world.device, learner.world.size,
     )  # fmt: skip
-    logger.info("%d tiles in %s", num_tiles, config.store)
+    balance = config.training.balance if config.training else None
+    logger.info("%d tiles in %s%s", num_tiles, config.store, f", as many of every {balance}" if balance else "")
     for line in schedules.lines():
         logger.info("%s", line)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -13,11 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dino_path.config import ViewsConfig
-from dino_path.errors import DinoPathError
+from dino_path.errors import ConfigError, DinoPathError, TileStoreError
 from dino_path.tiles.source import TileSource
-from dino_path.views.parameters import draw_views
-from dino_path.views.rendering import render_view
-from dino_path.views.sampling import ShuffledTiles
+from dino_path.views.device import NUM_COLUMNS, pack
+from dino_path.views.normalisation import normalise_stain
+from dino_path.views.parameters import ViewParameters, draw_views
+from dino_path.views.rendering import crop_and_resize, render_view
+from dino_path.views.sampling import tile_order
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,21 @@ class ViewBatch:
     """(2 * B, global_px, global_px, 3)"""
     local_views: Tensor
     """(num_local * B, local_px, local_px, 3)"""
+    global_parameters: Tensor
+    local_parameters: Tensor
+    """(2 * B, P) and (num_local * B, P) float32: what `finish_views` has still to do; P = 0: nothing."""
     tiles: Tensor
     """(B,) int64, the tiles' indices in the source"""
 
     def pin_memory(self) -> ViewBatch:
         """For the DataLoader: the same batch in page-locked memory."""
-        return ViewBatch(self.global_views.pin_memory(), self.local_views.pin_memory(), self.tiles)
+        return ViewBatch(
+            self.global_views.pin_memory(),
+            self.local_views.pin_memory(),
+            self.global_parameters.pin_memory(),
+            self.local_parameters.pin_memory(),
+            self.tiles,
+        )
 
 
 class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
@@ -47,6 +59,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         source: TileSource,
         config: ViewsConfig,
         *,
+        balance: Literal["slide", "patient"] | None,
         seed: int,
         batch_size_per_gpu: int,
         rank: int,
@@ -57,7 +70,14 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         self.seed = seed
         self.batch_size = batch_size_per_gpu
         self.rank, self.world_size = rank, world_size
-        self.order = ShuffledTiles(len(source), seed)
+        self.order = tile_order(source, balance=balance, seed=seed)
+        if source.mpp is None and self._sizes_um():
+            raise ConfigError(
+                f"views.{', '.join(self._sizes_um())}",
+                "gives sizes in microns, and the tiles' microns per pixel are not known.",
+                "A tile store knows them; a folder of images does not.",
+                "Tile the slides with `dino-path tile`, or use views.global_scale and views.local_scale.",
+            )
 
     def __getitem__(self, step: int) -> ViewBatch | DinoPathError:
         try:
@@ -76,28 +96,54 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         config, size = self.config, self.batch_size
         global_views = np.empty((2, size, config.global_px, config.global_px, 3), np.uint8)
         local_views = np.empty((config.num_local, size, config.local_px, config.local_px, 3), np.uint8)
+        num_columns = NUM_COLUMNS if config.colour_on_device else 0
+        packed = np.empty((2 + config.num_local, size, num_columns), np.float32)
         for place, (epoch, tile) in enumerate(zip(epochs.tolist(), tiles.tolist(), strict=True)):
-            for number, view in enumerate(self.tile_views(epoch, tile)):
+            image = self.tile_image(tile)
+            for number, view in enumerate(self.tile_parameters(epoch, tile, image)):
                 target = global_views[number] if number < 2 else local_views[number - 2]
-                target[place] = view
+                if config.colour_on_device:
+                    target[place] = crop_and_resize(image, view)
+                    packed[number, place] = pack(view)
+                else:
+                    target[place] = render_view(image, view)
         return ViewBatch(
             torch.from_numpy(global_views.reshape(-1, *global_views.shape[2:])),
             torch.from_numpy(local_views.reshape(-1, *local_views.shape[2:])),
+            torch.from_numpy(packed[:2].reshape(2 * size, num_columns)),
+            torch.from_numpy(packed[2:].reshape(config.num_local * size, num_columns)),
             torch.from_numpy(tiles),
         )
 
     def tile_views(self, epoch: int, tile: int) -> list[NDArray[np.uint8]]:
-        """All views of one tile in one epoch: two global ones, then the local ones."""
-        image = self.source.read_image(tile)
-        parameters = draw_views(
-            self.config,
-            tile_width=image.shape[1],
-            tile_height=image.shape[0],
-            seed=self.seed,
-            epoch=epoch,
-            tile=tile,
+        """All views of one tile in one epoch, finished: two global ones, then the local ones."""
+        image = self.tile_image(tile)
+        return [render_view(image, view) for view in self.tile_parameters(epoch, tile, image)]
+
+    def tile_image(self, tile: int) -> NDArray[np.uint8]:
+        """One tile's pixels, its stain normalised where that is configured."""
+        return normalise_stain(self.source.read_image(tile), self.config.stain_normalisation)
+
+    def tile_parameters(self, epoch: int, tile: int, image: NDArray[np.uint8]) -> list[ViewParameters]:
+        """What happens to the views of a tile, whose pixels are `image`, in one epoch."""
+        height, width = image.shape[:2]
+        mpp = self.source.mpp
+        for name, size_um in self._sizes_um().items():
+            if mpp is not None and size_um[1] > min(width, height) * mpp:
+                raise TileStoreError(
+                    self.source.name(tile),
+                    f"is {width * mpp:g} x {height * mpp:g} um, and views.{name} goes to {size_um[1]:g} um.",
+                    "A view is cut from one tile.",
+                    f"Lower views.{name}, or tile with a larger tiles.size_px.",
+                )
+        return draw_views(
+            self.config, tile_width=width, tile_height=height, mpp=mpp, seed=self.seed, epoch=epoch, tile=tile
         )
-        return [render_view(image, view) for view in parameters]
+
+    def _sizes_um(self) -> dict[str, tuple[float, float]]:
+        """The sizes that are given in microns, by the setting's name."""
+        given = {"global_um": self.config.global_um, "local_um": self.config.local_um}
+        return {name: size_um for name, size_um in given.items() if size_um is not None}
 
 
 def iterate_batches(

@@ -6,7 +6,9 @@ gives the same views however the work is divided, and after every resume.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -15,9 +17,15 @@ import numpy as np
 from dino_path.config import ViewsConfig
 
 CROP_TRIES = 10
+MOST_NUMBERS_PER_VIEW = (
+    2 * CROP_TRIES + 2 + 1 + 7 + 6 + 1 + 2 + 1
+)  # crop, dihedral, stain, colour, grey, blur, solarize
+COLOUR_ORDERS = tuple(itertools.permutations(range(4)))
+Draw = Callable[[], float]
+"""The next of a row of random numbers, uniform in [0, 1)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ViewParameters:
     """One view: a crop of the tile, then geometry, colour and blur. None and False leave the view as it is."""
 
@@ -34,7 +42,7 @@ class ViewParameters:
     """Factors of haematoxylin, eosin and residual density."""
     stain_bias: tuple[float, float, float] | None
     """Offsets of the same, in optical density."""
-    colour_order: tuple[int, int, int, int] | None
+    colour_order: tuple[int, ...] | None
     """The order of brightness (0), contrast (1), saturation (2) and hue (3); None: no colour jitter."""
     brightness: float
     contrast: float
@@ -52,7 +60,7 @@ class _Stain(TypedDict):
 
 
 class _Colour(TypedDict):
-    colour_order: tuple[int, int, int, int] | None
+    colour_order: tuple[int, ...] | None
     brightness: float
     contrast: float
     saturation: float
@@ -60,90 +68,110 @@ class _Colour(TypedDict):
 
 
 def draw_views(
-    config: ViewsConfig, *, tile_width: int, tile_height: int, seed: int, epoch: int, tile: int
+    config: ViewsConfig,
+    *,
+    tile_width: int,
+    tile_height: int,
+    mpp: float | None = None,
+    seed: int,
+    epoch: int,
+    tile: int,
 ) -> list[ViewParameters]:
-    """The parameters of all views of one tile: two global ones, then `config.num_local` local ones."""
+    """The parameters of all views of one tile: two global ones, then `config.num_local` local ones.
+
+    Args:
+        mpp: microns per pixel of the tile; only `global_um` and `local_um` need it.
+    """
+    num_views = 2 + config.num_local
+
+    def crop_scale(share: tuple[float, float], size_um: tuple[float, float] | None) -> tuple[float, float]:
+        """Smallest and largest area, as a share of the tile."""
+        if size_um is None:
+            return share
+        assert mpp is not None
+        tile_um2 = tile_width * tile_height * mpp**2
+        return size_um[0] ** 2 / tile_um2, size_um[1] ** 2 / tile_um2
+
+    scales = crop_scale(config.global_scale, config.global_um), crop_scale(config.local_scale, config.local_um)
     rng = np.random.Generator(np.random.SFC64([seed, epoch, tile]))
+    # All numbers of the tile at once: a call of the generator costs as much as a hundred numbers.
+    draw: Draw = iter(rng.random(num_views * MOST_NUMBERS_PER_VIEW).tolist()).__next__
     views = []
-    for view in range(2 + config.num_local):
+    for view in range(num_views):
         is_global = view < 2
-        scale = config.global_scale if is_global else config.local_scale
-        size_px = config.global_px if is_global else config.local_px
-        x, y, width, height = draw_crop(rng, tile_width, tile_height, scale, config.aspect)
+        scale = scales[0] if is_global else scales[1]
+        x, y, width, height = draw_crop(draw, tile_width, tile_height, scale, config.aspect)
         views.append(
             ViewParameters(
                 x=x,
                 y=y,
                 width=width,
                 height=height,
-                size_px=size_px,
-                dihedral=_draw_dihedral(rng, config),
-                **_draw_stain(rng, config),
-                **_draw_colour(rng, config),
-                is_grey=rng.random() < config.grey_prob,
-                blur_sigma_px=_draw_blur(rng, config, config.blur_prob[min(view, 2)]),
-                is_solarized=view == 1 and rng.random() < config.solarize_prob,
+                size_px=config.global_px if is_global else config.local_px,
+                dihedral=_draw_dihedral(draw, config),
+                **_draw_stain(draw, config),
+                **_draw_colour(draw, config),
+                is_grey=draw() < config.grey_prob,
+                blur_sigma_px=_draw_blur(draw, config, config.blur_prob[min(view, 2)]),
+                is_solarized=view == 1 and draw() < config.solarize_prob,
             )
         )
     return views
 
 
 def draw_crop(
-    rng: np.random.Generator,
-    tile_width: int,
-    tile_height: int,
-    scale: tuple[float, float],
-    aspect: tuple[float, float],
+    draw: Draw, tile_width: int, tile_height: int, scale: tuple[float, float], aspect: tuple[float, float]
 ) -> tuple[int, int, int, int]:
     """(x, y, width, height) of a random-resized crop: area uniform in `scale`, log aspect uniform in `aspect`.
 
     Source: Szegedy et al. 2015, as torchvision's RandomResizedCrop draws it; after ten misses the centre.
     """
+    low, high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(CROP_TRIES):
-        area = tile_width * tile_height * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        area = tile_width * tile_height * _between(draw, *scale)
+        ratio = math.exp(_between(draw, low, high))
         width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < width <= tile_width and 0 < height <= tile_height:
-            x = int(rng.integers(tile_width - width + 1))
-            y = int(rng.integers(tile_height - height + 1))
-            return x, y, width, height
+            return int(draw() * (tile_width - width + 1)), int(draw() * (tile_height - height + 1)), width, height
     edge = min(tile_width, tile_height)
     return (tile_width - edge) // 2, (tile_height - edge) // 2, edge, edge
 
 
-def _draw_dihedral(rng: np.random.Generator, config: ViewsConfig) -> int:
+def _between(draw: Draw, low: float, high: float) -> float:
+    return low + (high - low) * draw()
+
+
+def _draw_dihedral(draw: Draw, config: ViewsConfig) -> int:
     if config.dihedral:
-        return int(rng.integers(8))
-    return 4 if rng.random() < config.flip_prob else 0
+        return int(draw() * 8)
+    return 4 if draw() < config.flip_prob else 0
 
 
-def _draw_stain(rng: np.random.Generator, config: ViewsConfig) -> _Stain:
-    if rng.random() >= config.stain_prob:
+def _draw_stain(draw: Draw, config: ViewsConfig) -> _Stain:
+    if draw() >= config.stain_prob:
         return {"stain_scale": None, "stain_bias": None}
-    first, second, third = rng.uniform(1 - config.stain_sigma, 1 + config.stain_sigma, 3).tolist()
-    scale = (first, second, third)
-    first, second, third = rng.uniform(-config.stain_bias, config.stain_bias, 3).tolist()
-    return {"stain_scale": scale, "stain_bias": (first, second, third)}
-
-
-def _draw_colour(rng: np.random.Generator, config: ViewsConfig) -> _Colour:
-    if rng.random() >= config.colour_prob:
-        return {"colour_order": None, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
-
-    def around_one(spread: float) -> float:
-        return float(rng.uniform(max(0.0, 1 - spread), 1 + spread))
-
-    first, second, third, fourth = rng.permutation(4).tolist()
+    low, high, bias = 1 - config.stain_sigma, 1 + config.stain_sigma, config.stain_bias
     return {
-        "colour_order": (first, second, third, fourth),
-        "brightness": around_one(config.brightness),
-        "contrast": around_one(config.contrast),
-        "saturation": around_one(config.saturation),
-        "hue": float(rng.uniform(-config.hue, config.hue)),
+        "stain_scale": (_between(draw, low, high), _between(draw, low, high), _between(draw, low, high)),
+        "stain_bias": (_between(draw, -bias, bias), _between(draw, -bias, bias), _between(draw, -bias, bias)),
     }
 
 
-def _draw_blur(rng: np.random.Generator, config: ViewsConfig, probability: float) -> float | None:
-    if rng.random() >= probability:
-        return None
-    return float(rng.uniform(*config.blur_sigma))
+def _draw_colour(draw: Draw, config: ViewsConfig) -> _Colour:
+    if draw() >= config.colour_prob:
+        return {"colour_order": None, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+
+    def around_one(spread: float) -> float:
+        return _between(draw, max(0.0, 1 - spread), 1 + spread)
+
+    return {
+        "colour_order": COLOUR_ORDERS[int(draw() * len(COLOUR_ORDERS))],
+        "brightness": around_one(config.brightness),
+        "contrast": around_one(config.contrast),
+        "saturation": around_one(config.saturation),
+        "hue": _between(draw, -config.hue, config.hue),
+    }
+
+
+def _draw_blur(draw: Draw, config: ViewsConfig, probability: float) -> float | None:
+    return _between(draw, *config.blur_sigma) if draw() < probability else None

@@ -39,10 +39,16 @@ def keep_only_step(run: RunFolder, step: int) -> None:
             file.unlink()
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_five_steps_resumed_for_five_equal_ten(tiles_folder: Path, tmp_path: Path, num_workers: int) -> None:
-    whole = pretrain(tiny_config(tiles_folder, tmp_path / "whole", *SETTINGS), ALONE)
-    config = tiny_config(tiles_folder, tmp_path / "resumed", *SETTINGS, f"training.num_workers={num_workers}")
+@pytest.mark.parametrize(
+    ("num_workers", "views"),
+    [(0, ""), (0, "views.colour_on_device=true"), pytest.param(2, "", marks=pytest.mark.slow)],
+)
+def test_five_steps_resumed_for_five_equal_ten(
+    tiles_folder: Path, tmp_path: Path, num_workers: int, views: str
+) -> None:
+    settings = (*SETTINGS, *([views] if views else []))
+    whole = pretrain(tiny_config(tiles_folder, tmp_path / "whole", *settings), ALONE)
+    config = tiny_config(tiles_folder, tmp_path / "resumed", *settings, f"training.num_workers={num_workers}")
     pretrain(config, ALONE)
     keep_only_step(RunFolder(tmp_path / "resumed"), 5)
     torch.manual_seed(123)  # nothing that was drawn before may matter

@@ -177,6 +177,35 @@ def test_tile_says_of_a_slide_without_tissue_that_it_is_empty(run: Run, tmp_path
     assert answer.out.startswith("empty")
 
 
+# --- views --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["nowhere"], ["nowhere: no such folder"]),
+        (["empty"], ["empty: holds neither store.json nor images"]),
+        (["tiles", "views.num_locals=3"], ["unknown key 'views.num_locals'. Did you mean 'num_local'?"]),
+        (["tiles", "--out", "sheet.jpg"], ["--out sheet.jpg: is no PNG file"]),
+        (["tiles", "slides.split=train"], ["Only the slides of a tile store have splits"]),
+        (["tiles", "training.num_steps=1", "training.balance=slide"], ["not known which slides they are from"]),
+    ],
+)
+def test_views_refuses(run: Run, tiles_folder: Path, tmp_path: Path, words: list[str], parts: list[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "tiles").symlink_to(tiles_folder)
+    run("views", *words, *(() if "--out" in words else ("--out", "sheet.png"))).check_refused(*parts)
+    assert not [*tmp_path.glob("sheet.*")]
+
+
+def test_views_draws_a_sheet_of_a_store_and_of_a_folder(run: Run, slide: Path, tiles_folder: Path) -> None:
+    assert run("tile", slide, *TILES, "--out", "store", "--workers", 0).code == 0
+    answer = run("views", "store", "--out", "new/sheet.png", "--num-tiles", 2, "--seed", 3, "views.hue=0.3")
+    assert (answer.code, answer.out) == (0, "contact sheet: new/sheet.png\n")
+    assert Path("new/sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert run("views", tiles_folder, "--out", "folder.png", "--num-tiles", 1).code == 0
+
+
 # --- pretrain -----------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +222,10 @@ def test_tile_says_of_a_slide_without_tissue_that_it_is_empty(run: Run, tmp_path
         (["views.local_px=20"], ["it does not take views of 20 px"]),
         (["model.weights=nowhere"], ["nowhere"]),
         (["training.num_epochs=3"], ["give exactly one of num_steps, num_epochs, num_tiles"]),
+        (
+            ["training.balance=slide"],
+            ["training.balance=slide: the tiles are image files", "Leave training.balance out"],
+        ),
         (["training.device=tpu"], ["'training.device': Input should be 'auto', 'cpu' or 'cuda'"]),
         (["some_word"], ["'some_word' is not of the form dotted.key=value"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml: cannot be read"]),

@@ -28,7 +28,7 @@ def test_the_readme_opens_with_the_two_commands_that_do_all_the_set_up() -> None
     assert "    pip install uv && uv run dino-path demo\n" in README
     assert "    pip install uv && uv run pytest\n" in README
     assert [command[0] for command in readme_commands()] == [
-        "demo", "tile", "pretrain", "export", "baseline", "evaluate", "embed", "report",
+        "demo", "tile", "views", "pretrain", "export", "baseline", "evaluate", "embed", "report",
     ]  # fmt: skip
 
 

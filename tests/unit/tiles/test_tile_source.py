@@ -80,6 +80,13 @@ def test_transparent_pixels_are_white_and_grey_and_16_bit_images_are_rgb() -> No
     assert (deep == 255).all()
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int16])
+def test_pixels_that_are_no_colours_are_refused_and_not_taken_for_black(kind: type) -> None:
+    encoded = cv2.imencode(".tiff", np.full((4, 4, 3), 0.5 if kind is np.float32 else -3, dtype=kind))[1].tobytes()
+    with pytest.raises(TileStoreError, match=rf"(?s)cohort/7\.tif: cannot be read \(its pixels are {kind.__name__}"):
+        decode_tile(encoded, "cohort/7.tif")
+
+
 @pytest.mark.parametrize("spoil", ["empty", "text", "cut"])
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
 def test_an_unreadable_image_is_refused_by_name_and_never_half_grey(spoil: str, extension: str) -> None:

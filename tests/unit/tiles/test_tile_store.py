@@ -22,8 +22,8 @@ def test_split_and_exclude_choose_slides(store_path: Path) -> None:
 def test_columns_belong_to_their_slides(store_path: Path) -> None:
     store, b = TileStore.open(store_path), TileStore.open(store_path, split="test")
     assert len(store) == 64 + len(b)
-    assert (store.slide_index[:64] == 0).all()
-    assert (store.slide_index[64:] == 1).all()
+    assert store.starts.tolist() == [0, 64, len(store)]
+    assert [store.slide_id(index) for index in (0, 63, 64, len(store) - 1)] == ["a", "a", "b", "b"]
     np.testing.assert_array_equal(store.x_level0[64:], b.x_level0)
     assert store.read_bytes(70) == b.read_bytes(6)
     assert store.name(70) == f"b x={b.x_level0[6]} y={b.y_level0[6]}" == b.name(6)

@@ -86,7 +86,7 @@ def test_teacher_has_no_stochastic_depth_and_the_students_depends_on_seed_and_st
         assert losses.setdefault(step, loss) == loss
     assert losses[0] != losses[1]
     learner = tiny_learner(config)
-    views = [learner.normalised(batch.global_views)]
+    views = [learner.normalised(batch.global_views, batch.global_parameters)]
     assert torch.equal(learner.teacher(views)[0], learner.teacher(views)[0])
     assert not torch.equal(learner.student(views)[0], learner.student(views)[0])
 
@@ -198,7 +198,7 @@ def test_sgd_trains_with_momentum_as_the_paper_does_for_resnets(tiles_folder: Pa
 
 def test_views_are_normalised_by_the_models_mean_and_std(learner: Learner) -> None:
     views = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(2, 4, 5, 3)
-    normalised = learner.normalised(views)
+    normalised = learner.normalised(views, torch.empty(2, 0))
     assert normalised.shape == (2, 3, 4, 5)
     expected = [-0.485 / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert normalised[1, :, 3, 4].tolist() == pytest.approx(expected, abs=1e-6)

@@ -1,15 +1,23 @@
 """Batches are functions of (seed, step, rank): no worker, rank, resume or global random state changes a view."""
 
+import os
 import random
+import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tiny import tiny_batches, tiny_config, write_tiles
 
-from dino_path.errors import TileStoreError
+from dino_path.config import Config, ViewsConfig
+from dino_path.errors import ConfigError, TileStoreError
+from dino_path.tiles.images import ImageFiles, image_files
+from dino_path.tiles.source import Subset, TileSource, open_tiles
 from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
+from dino_path.views.sampling import tile_order
 
 OUT = Path("unused")
 
@@ -48,8 +56,11 @@ def test_the_same_tile_has_other_views_in_the_next_epoch(batches: ViewBatches) -
     assert not np.array_equal(batches.tile_views(0, 3)[0], batches.tile_views(1, 3)[0])
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_change_no_view(batches: ViewBatches, num_workers: int) -> None:
+@pytest.mark.parametrize("setting", ["views.colour_on_device=false", "views.colour_on_device=true"])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # on machines of two cores
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_workers_change_no_view(tiles_folder: Path, num_workers: int, setting: str) -> None:
+    batches = tiny_batches(tiny_config(tiles_folder, OUT, setting))
     alone, made_by_workers = stream(batches), stream(batches, num_workers=num_workers)
     assert len(alone) == len(made_by_workers) == 5
     assert all(is_same(one, other) for one, other in zip(alone, made_by_workers, strict=True))
@@ -97,6 +108,53 @@ def test_making_views_touches_no_global_random_state(batches: ViewBatches, num_w
     assert all(is_same(one, other) for one, other in zip(first, stream(batches, num_steps=2), strict=True))
 
 
+class ThreadCount:
+    """A source whose pixels say how many threads OpenCV and torch have in the process that reads them."""
+
+    mpp, digest = None, "threads"
+
+    def __len__(self) -> int:
+        return 4
+
+    def read_image(self, index: int) -> NDArray[np.uint8]:
+        threads = (cv2.getNumThreads(), torch.get_num_threads(), index)
+        return np.broadcast_to(np.array(threads, np.uint8), (32, 32, 3)).copy()
+
+    def read_bytes(self, index: int) -> bytes:
+        return bytes(index)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+def test_a_worker_has_one_thread() -> None:
+    plain = {"stain_prob": 0, "colour_prob": 0, "blur_prob": (0, 0, 0), "num_local": 0, "global_px": 32}
+    for batch in stream(batches_of(ThreadCount(), ViewsConfig.model_validate(plain)), num_steps=2, num_workers=1):
+        assert {*batch.global_views[..., :2].flatten().tolist()} == {1}
+
+
+def batches_of(source: TileSource, config: ViewsConfig) -> ViewBatches:
+    return ViewBatches(source, config, balance=None, seed=0, batch_size_per_gpu=4, rank=0, world_size=1)
+
+
+def test_sizes_in_microns_need_tiles_whose_mpp_is_known(tiles_folder: Path) -> None:
+    config = ViewsConfig(local_um=(4, 8), global_px=32, local_px=16)
+    with pytest.raises(ConfigError, match=r"views.local_um: gives sizes in microns.*not known"):
+        batches_of(ImageFiles(image_files(tiles_folder)), config)
+    known = batches_of(ImageFiles(image_files(tiles_folder), mpp=0.5), config)
+    assert len(known.batch(0).local_views) == 4 * 8
+    views = known.tile_parameters(0, 3, known.tile_image(3))
+    assert all(3.5 <= 0.5 * np.sqrt(view.width * view.height) <= 8.5 for view in views[2:])
+
+
+def test_tiles_smaller_than_a_view_in_microns_are_refused(tiles_folder: Path) -> None:
+    config = ViewsConfig(global_um=(10, 50), num_local=0, global_px=32)
+    small = batches_of(ImageFiles(image_files(tiles_folder), mpp=0.5), config)
+    with pytest.raises(TileStoreError, match=r"is 24 x 24 um, and views.global_um goes to 50 um") as refusal:
+        small.batch(0)
+    assert "tiles.size_px" in refusal.value.remedy
+
+
 def test_without_local_views_a_batch_has_none(tiles_folder: Path) -> None:
     batch = tiny_batches(tiny_config(tiles_folder, OUT, "views.num_local=0")).batch(0)
     assert batch.local_views.shape == (0, 16, 16, 3)
@@ -117,3 +175,60 @@ def test_an_unreadable_tile_ends_the_stream_with_its_name(tmp_path: Path, num_wo
     with pytest.raises(TileStoreError, match=r"004\.png: cannot be read") as refusal:
         stream(tiny_batches(config), num_workers=num_workers)
     assert refusal.value.remedy
+
+
+def test_each_tile_of_a_batch_is_read_and_decoded_once(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = tiny_batches(tiny_config(store_path, OUT))
+    calls: list[str] = []
+    pread, decode = os.pread, cv2.imdecode
+    monkeypatch.setattr(os, "pread", lambda *arguments: calls.append("read") or pread(*arguments))
+    monkeypatch.setattr(cv2, "imdecode", lambda *arguments: calls.append("decode") or decode(*arguments))
+    batches.batch(0)
+    assert calls == ["read", "decode"] * 4
+
+
+# --- balanced by slide --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def balanced(store_path: Path) -> Config:
+    return tiny_config(store_path, OUT, "training.balance=slide")
+
+
+def test_balanced_batches_hold_as_many_tiles_of_a_small_slide_as_of_a_large_one(balanced: Config) -> None:
+    batches = tiny_batches(balanced)
+    for batch in stream(batches, num_steps=30):
+        assert sorted(batches.source.name(tile).split()[0] for tile in batch.tiles.tolist()) == [
+            "large", "large", "small", "small",
+        ]  # fmt: skip
+
+
+def test_workers_ranks_and_resumes_change_no_balanced_batch(store_path: Path, balanced: Config) -> None:
+    alone = stream(tiny_batches(balanced))
+    for others in (
+        stream(tiny_batches(balanced), num_workers=2),
+        alone[:3] + stream(tiny_batches(balanced), start=3),
+    ):
+        assert all(is_same(one, other) for one, other in zip(alone, others, strict=True))
+    halves = tiny_config(store_path, OUT, "training.balance=slide", "training.batch_size_per_gpu=2")
+    for step, batch in enumerate(alone):
+        ranks = [tiny_batches(halves, rank=rank, world_size=2).batch(step) for rank in range(2)]
+        assert torch.equal(torch.cat([rank.tiles for rank in ranks]), batch.tiles)
+
+
+def test_by_patient_needs_a_patient_of_every_slide(store_path: Path, tmp_path: Path) -> None:
+    names = tiny_batches(tiny_config(store_path, OUT, "training.balance=patient"))
+    assert {names.source.name(tile).split()[0] for tile in names.batch(0).tiles.tolist()} == {"large", "small"}
+    path = shutil.copytree(store_path, tmp_path / "store")
+    record = path / "slides/small.json"
+    record.write_text(record.read_text().replace('"patient_id": "P2"', '"patient_id": null'))
+    with pytest.raises(ConfigError, match="slide small has no patient_id"):
+        tiny_batches(tiny_config(path, OUT, "training.balance=patient"))
+
+
+def test_tiles_of_unknown_slides_cannot_be_balanced(tiles_folder: Path, store_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.balance=slide: .*not known which slides"):
+        tiny_batches(tiny_config(tiles_folder, OUT, "training.balance=slide"))
+    part = Subset(open_tiles(store_path), np.arange(5))
+    with pytest.raises(ConfigError, match="A whole tile store is needed"):
+        tile_order(part, balance="slide", seed=0)

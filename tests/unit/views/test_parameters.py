@@ -67,6 +67,20 @@ def test_aspect_of_crops_is_uniform_on_the_logarithm(histology: list[list[ViewPa
     assert np.allclose(np.histogram(ratios, np.linspace(-limit, limit, 5))[0] / len(ratios), 0.25, atol=0.05)
 
 
+def test_sizes_in_microns_are_kept_whatever_the_tiles_pixels_are() -> None:
+    config = ViewsConfig(global_um=(60, 120), local_um=(20, 50), num_local=2)
+    for mpp, edge in ((0.5, 256), (0.25, 640)):
+        for place, low, high in ((0, 60, 120), (1, 60, 120), (3, 20, 50)):
+            views = [
+                draw_views(config, tile_width=edge, tile_height=edge, mpp=mpp, seed=0, epoch=0, tile=tile)[place]
+                for tile in range(600)
+            ]
+            sizes_um = np.array([mpp * math.sqrt(view.width * view.height) for view in views])
+            assert low - mpp <= sizes_um.min() < low + 0.1 * (high - low)
+            assert high - 0.1 * (high - low) < sizes_um.max() <= high + mpp
+            assert np.mean(sizes_um**2) == pytest.approx((low**2 + high**2) / 2, rel=0.06)  # uniform in area
+
+
 def test_crops_lie_inside_the_tile_and_reach_its_edges(histology: list[list[ViewParameters]]) -> None:
     for place in range(4):
         x = np.array([views[place].x for views in histology])
@@ -78,8 +92,7 @@ def test_crops_lie_inside_the_tile_and_reach_its_edges(histology: list[list[View
 
 
 def test_a_crop_that_never_fits_becomes_the_central_square() -> None:
-    rng = np.random.default_rng(0)
-    assert draw_crop(rng, 100, 10, (1.0, 1.0), (1.0, 1.0)) == (45, 0, 10, 10)
+    assert draw_crop(np.random.default_rng(0).random, 100, 10, (1.0, 1.0), (1.0, 1.0)) == (45, 0, 10, 10)
 
 
 @pytest.mark.parametrize(("place", "rate"), [(0, 0.5), (1, 0.1), (2, 0.5), (3, 0.5)])
