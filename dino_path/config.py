@@ -209,6 +209,12 @@ class ModelConfig(Section):
     arguments: dict[str, bool | int | float | str] = Field(
         {}, description="further arguments of timm.create_model, such as embed_dim, depth, patch_size"
     )
+    shifted_patch_tokenization: bool = Field(
+        False, description="ViTs on little data: each patch is seen with four half-patch shifts (arXiv:2112.13492)"
+    )
+    locality_self_attention: bool = Field(
+        False, description="ViTs on little data: no token attends to itself, heads learn their temperature (ibid.)"
+    )
     weights: str | None = Field(None, description="None: from scratch; `timm`: timm's own weights; else a model folder")
     drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
     num_prototypes: int = Field(65536, ge=2, description="K, the output units of the head")
@@ -224,6 +230,12 @@ class ModelConfig(Section):
     std: tuple[Positive, Positive, Positive] = Field(
         (0.229, 0.224, 0.225), description="RGB std; travels with the export"
     )
+
+    @property
+    def backbone_arguments(self) -> dict[str, bool | int | float | str]:
+        """`arguments`, and the settings of our own that change the backbone, where they are on."""
+        ours = ("shifted_patch_tokenization", "locality_self_attention")
+        return {**self.arguments, **{name: True for name in ours if getattr(self, name)}}
 
 
 class OptimConfig(Section):

@@ -137,7 +137,7 @@ def train_step(learner: Learner, batch: ViewBatch, settings: StepSettings, *, st
 
 def build_network(model: ModelConfig, *, drop_path_rate: float) -> DinoNetwork:
     """A freshly initialised backbone with its head."""
-    backbone = build_backbone(model.backbone, model.arguments, drop_path_rate=drop_path_rate)
+    backbone = build_backbone(model.backbone, model.backbone_arguments, drop_path_rate=drop_path_rate)
     head = DinoHead(
         int(backbone.num_features),  # type: ignore[arg-type]
         model.num_prototypes,
