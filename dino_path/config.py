@@ -263,7 +263,19 @@ class TrainingConfig(Section):
     num_steps: int | None = Field(None, ge=1, description="length of the run in optimizer steps")
     num_epochs: float | None = Field(None, gt=0, description="or in passes over the store")
     num_tiles: float | None = Field(None, ge=1, description="or in tiles seen")
-    batch_size_per_gpu: int = Field(64, ge=1, description="tiles per process and step")
+    batch_size_per_gpu: int = Field(64, ge=1, description="tiles per process and forward pass")
+    accumulate_steps: int = Field(
+        1,
+        ge=1,
+        description="forward and backward passes per optimizer step: the global batch is batch_size_per_gpu x this x"
+        " processes, where one pass of it all does not fit into memory",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute the student's blocks twice instead of keeping their activations: less memory"
+    )
+    compile: bool = Field(
+        False, description="torch.compile each transformer block: faster on a GPU after minutes of compiling"
+    )
     student_temp: float = Field(0.1, gt=0, description="temperature of the student's softmax")
     teacher_temp: float = Field(
         0.04, gt=0, description="after warm-up. Lower sharpens. Above 0.07 the paper saw collapse"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World, usable_cores
-from dino_path.errors import CollapseDetected, NonFiniteLoss
+from dino_path.errors import CollapseDetected, NonFiniteLoss, StoppedBySignal
 from dino_path.model.backbone import check_input_sizes, count_parameters
 from dino_path.progress import meter
 from dino_path.run import RunFolder, atomic_write, environment_record, write_json
@@ -23,11 +25,15 @@ from dino_path.training.learner import Learner, StepReport, train_step
 from dino_path.training.monitor import Collapse, FeatureWindow, feature_spread, find_collapse, rankme
 from dino_path.training.records import Record, Records
 from dino_path.training.schedules import Schedules, StepSettings, resolve_clock, resolve_schedules
+from dino_path.training.signals import stop_signals
 from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
 
 logger = logging.getLogger(__name__)
 step_logger = logging.getLogger("dino_path.steps")  # a terminal shows these facts in its progress bar instead
-AVERAGED = ("loss", "teacher_entropy", "kl", "prototypes_used", "grad_norm")  # of the step reports
+AVERAGED = (  # of the step reports
+    "loss", "teacher_entropy", "kl", "prototypes_used",
+    "grad_norm", "grad_norm_backbone", "grad_norm_head", "grad_norm_prototypes",
+)  # fmt: skip
 
 
 def pretrain(config: Config, world: World) -> Path:
@@ -39,6 +45,7 @@ def pretrain(config: Config, world: World) -> Path:
     Raises:
         ConfigError, TileStoreError, CheckpointError: refused before the first step.
         NonFiniteLoss, CollapseDetected: the run was ended.
+        StoppedBySignal: a process got SIGTERM or SIGUSR1; all have ended the same step, and it is saved.
     """
     assert config.store is not None
     assert config.out is not None
@@ -58,26 +65,37 @@ def pretrain(config: Config, world: World) -> Path:
         describe_run(run, config, learner, schedules, num_tiles=len(tiles))
     batches = view_batches(config, training, tiles, world, start=start, num_steps=clock.num_steps)
     watch = Watch(config, learner, schedules, run, start=start)
-    with watch, meter("pretraining", clock.num_steps, "steps", lines=False) as counter:
+    with stop_signals() as stop, watch, meter("pretraining", clock.num_steps, "steps", lines=False) as counter:
         counter.advance(start)
         for step in range(start, clock.num_steps):
             with watch.waiting():
-                batch = next(batches)
+                micro_batches = [next(batches) for _ in range(training.accumulate_steps)]
             settings = schedules.at(step)
-            report = train_step(learner, batch, settings, step=step)
-            note = watch.after_step(step, batch, settings, report)
+            report = train_step(learner, micro_batches, settings, step=step, wants_stop=stop.is_made)
+            note = watch.after_step(step, micro_batches, settings, report)
             counter.advance(1, note)
-            is_due = (step + 1) % training.checkpoint_every_steps == 0 or step + 1 == clock.num_steps
-            if is_due and world.is_first:
+            is_last = step + 1 == clock.num_steps or report.is_stopping
+            if world.is_first and (is_last or (step + 1) % training.checkpoint_every_steps == 0):
                 save_checkpoint(run, learner, config, tiles, step=step + 1)
+            if is_last:
+                break
     world.barrier()
-    return run.checkpoint_file(clock.num_steps)
+    checkpoint = run.checkpoint_file(step + 1)
+    if step + 1 < clock.num_steps:
+        raise StoppedBySignal(
+            str(run.path),
+            f"stopped by {stop.signal.name if stop.signal else 'another process'} after step {step + 1} of"
+            f" {clock.num_steps}.",
+            f"Everything is saved in {checkpoint}.",
+            "The same command continues.",
+        )
+    return checkpoint
 
 
 def view_batches(
     config: Config, training: TrainingConfig, tiles: TileSource, world: World, *, start: int, num_steps: int
 ) -> Iterator[ViewBatch]:
-    """This rank's batches from step `start` on."""
+    """This rank's micro-batches from step `start` on."""
     batches = ViewBatches(
         tiles,
         config.views,
@@ -85,6 +103,7 @@ def view_batches(
         batch_size_per_gpu=training.batch_size_per_gpu,
         rank=world.rank,
         world_size=world.size,
+        accumulate_steps=training.accumulate_steps,
     )
     pin_memory = world.device.type == "cuda"
     num_workers = min(usable_cores() - 1, 8) if training.num_workers is None else training.num_workers
@@ -140,11 +159,13 @@ class Watch:
         """Times what the loop waits for data."""
         return _Stopwatch(self)
 
-    def after_step(self, step: int, batch: ViewBatch, settings: StepSettings, report: StepReport) -> str:
+    def after_step(
+        self, step: int, micro_batches: Sequence[ViewBatch], settings: StepSettings, report: StepReport
+    ) -> str:
         """Take in one step's report; at the end of an interval write a record. Returns a note for the progress bar."""
         self.reports.append(report)
         if report.is_skipped:
-            self._report_skipped(step, batch)
+            self._report_skipped(step, micro_batches)
         else:
             self.window.add(report.teacher_features)
         clock = self.schedules.clock
@@ -152,9 +173,9 @@ class Watch:
             self._close_interval(step, settings)
         return self.note
 
-    def _report_skipped(self, step: int, batch: ViewBatch) -> None:
+    def _report_skipped(self, step: int, micro_batches: Sequence[ViewBatch]) -> None:
         training, num_skipped = self.learner.training, self.learner.num_skipped
-        tiles = batch.tiles.tolist()
+        tiles = [tile for batch in micro_batches for tile in batch.tiles.tolist()]
         logger.error("step %d: the loss is not finite; nothing was updated. Tiles of this rank: %s", step, tiles)
         if num_skipped > training.max_non_finite_steps:
             raise NonFiniteLoss(
@@ -181,11 +202,10 @@ class Watch:
             "tiles_per_s": num_steps * clock.global_batch_size / elapsed_s,
             "data_wait": self.wait_s / elapsed_s,
             "eta_s": (clock.num_steps - step - 1) * elapsed_s / num_steps,
+            "peak_memory_gb": peak_memory_gb(world.device),
             "num_skipped": self.learner.num_skipped,
             "collapse": None,
         }
-        if world.device.type == "cuda":
-            record["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         collapse = self._find_collapse(step, record)
         record["collapse"] = collapse.mode if collapse else None
         if self.records is not None:
@@ -247,6 +267,14 @@ class _Stopwatch:
 
     def __exit__(self, *error: object) -> None:
         self._watch.wait_s += time.perf_counter() - self._start_s
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most that tensors on a GPU took so far; without one, the most that this process took (no workers)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
 
 def health_line(record: Record) -> str:

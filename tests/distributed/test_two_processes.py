@@ -1,7 +1,6 @@
 """Two gloo processes are one training: the same weights on both, and those of one process with the same batch."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import free_port
 from tiny import ALONE, differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 
 from dino_path.model.checkpoint import read_checkpoint
@@ -21,12 +21,6 @@ NUM_STEPS = 4
 # The gradient is the mean of two means instead of one mean: in float64 only the last digits differ, and AdamW
 # magnifies them where a gradient is almost zero.
 TOLERANCE = 1e-8
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +74,7 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(
     batches, schedules = tiny_batches(config), tiny_schedules(config)
     start = state_of(learner)
     for step in range(NUM_STEPS):
-        train_step(learner, batches.batch(step), schedules.at(step), step=step)
+        train_step(learner, [batches.batch(step)], schedules.at(step), step=step)
     state = state_of(learner)
     assert state["student.backbone.cls_token"].dtype == torch.float64
     assert len(differences(start, state)) > len(start) // 2

@@ -1,0 +1,51 @@
+"""Options that change time and memory, and results by rounding at most."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dino_path.errors import ConfigError
+
+MAX_VARIANTS = (
+    256  # of one block's code: resolutions x blocks with another stochastic depth x with and without gradient
+)
+
+
+def checkpoint_activations(backbone: nn.Module, name: str) -> None:
+    """Let the backward pass compute the blocks' activations again instead of keeping them; random numbers repeat.
+
+    Raises:
+        ConfigError: this timm model cannot.
+    """
+    try:
+        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        raise ConfigError(
+            "training.activation_checkpointing=true",
+            f"timm's {name} has no activation checkpointing.",
+            "A backbone with blocks, such as a ViT, ConvNeXt, Swin or ResNet, is needed.",
+            "Set it to false, and raise training.accumulate_steps where memory is short.",
+        ) from None
+
+
+def compile_blocks(backbone: nn.Module, name: str) -> None:
+    """torch.compile each block by itself, for each resolution: the whole network would compile for much longer.
+
+    Raises:
+        ConfigError: the backbone has no `blocks`.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
+    blocks = [
+        block for path, stack in backbone.named_modules() if path.endswith("blocks") for block in stack.children()
+    ]
+    if not blocks:
+        raise ConfigError(
+            "training.compile=true",
+            f"timm's {name} has no blocks to compile one by one.",
+            "A backbone of blocks, such as a ViT, ConvNeXt or Swin, is needed.",
+            "Set it to false.",
+        )
+    for block in blocks:
+        block.compile(dynamic=False)
