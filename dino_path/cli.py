@@ -113,7 +113,12 @@ def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     check_output_folder(resolved.out)
     with open_world(resolved.training.device) as world:
         log_to(resolved.out / "log.txt" if world.is_first else None, is_first=world.is_first)
-        checkpoint = run_pretraining(resolved, world)
+        knn = None
+        if resolved.monitor.knn_data is not None and world.is_first:
+            from dino_path.evaluation.running import running_knn
+
+            knn = running_knn(resolved, device=world.device)
+        checkpoint = run_pretraining(resolved, world, knn=knn)
         if world.is_first:
             typer.echo(f"checkpoint: {checkpoint}")
 

@@ -313,6 +313,26 @@ class MonitorConfig(Section):
 
     log_every_steps: int = Field(10, ge=1, description="steps that one record of metrics.jsonl averages")
     on_collapse: Literal["warn", "stop"] = Field("warn", description="what a collapsed teacher does to the run")
+    knn_data: str | None = Field(
+        None,
+        description="labelled images (as `evaluate --data`) for a running k-NN of the teacher: their validation part,"
+        " else a fifth of the training part; the test part stays unseen",
+    )
+    knn_every_steps: int = Field(
+        1000, ge=1, description="steps between two of them, a multiple of `log_every_steps`; the last step has one too"
+    )
+    knn_images: int = Field(
+        10_000, ge=10, description="at most so many of the labelled images; other processes wait while the first counts"
+    )
+
+    @model_validator(mode="after")
+    def _knn_at_a_record(self) -> MonitorConfig:
+        if self.knn_data is not None and self.knn_every_steps % self.log_every_steps:
+            raise ValueError(
+                f"knn_every_steps ({self.knn_every_steps}) must be a multiple of log_every_steps"
+                f" ({self.log_every_steps})"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World, usable_cores
@@ -36,11 +38,15 @@ AVERAGED = (  # of the step reports
 )  # fmt: skip
 
 
-def pretrain(config: Config, world: World) -> Path:
+def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] | None = None) -> Path:
     """Pretrain one backbone on the tiles of `config.store` into `config.out`; returns the last checkpoint.
 
     Called again on the same run folder, it continues where the newest checkpoint stands, and a finished run is left
     as it is.
+
+    Args:
+        knn: accuracy of a backbone for `monitor.knn_data`, on rank 0 (evaluation/running.py; this room may not import
+            that one). None: no running k-NN.
 
     Raises:
         ConfigError, TileStoreError, CheckpointError: refused before the first step.
@@ -64,7 +70,7 @@ def pretrain(config: Config, world: World) -> Path:
     if world.is_first:
         describe_run(run, config, learner, schedules, num_tiles=len(tiles))
     batches = view_batches(config, training, tiles, world, start=start, num_steps=clock.num_steps)
-    watch = Watch(config, learner, schedules, run, start=start)
+    watch = Watch(config, learner, schedules, run, start=start, knn=knn)
     with stop_signals() as stop, watch, meter("pretraining", clock.num_steps, "steps", lines=False) as counter:
         counter.advance(start)
         for step in range(start, clock.num_steps):
@@ -138,8 +144,17 @@ def describe_run(run: RunFolder, config: Config, learner: Learner, schedules: Sc
 class Watch:
     """Times, averages and writes what the steps report; ends a run that has gone wrong."""
 
-    def __init__(self, config: Config, learner: Learner, schedules: Schedules, run: RunFolder, *, start: int) -> None:
-        self.config, self.learner, self.schedules, self.run = config, learner, schedules, run
+    def __init__(
+        self,
+        config: Config,
+        learner: Learner,
+        schedules: Schedules,
+        run: RunFolder,
+        *,
+        start: int,
+        knn: Callable[[nn.Module], float] | None,
+    ) -> None:
+        self.config, self.learner, self.schedules, self.knn = config, learner, schedules, knn
         self.records = Records(run, config, start_step=start) if learner.world.is_first else None
         self.window = FeatureWindow()
         self.known_collapse: str | None = None
@@ -204,6 +219,7 @@ class Watch:
             "eta_s": (clock.num_steps - step - 1) * elapsed_s / num_steps,
             "peak_memory_gb": peak_memory_gb(world.device),
             "num_skipped": self.learner.num_skipped,
+            **self._running_knn(step),
             "collapse": None,
         }
         collapse = self._find_collapse(step, record)
@@ -229,6 +245,13 @@ class Watch:
         values = (world.sum_(torch.stack([*means, spread, rank])) / world.size).tolist()
         averages: Record = dict(zip((*AVERAGED, "feature_std", "rankme"), values, strict=True))
         return {"loss": values[0], "loss_minus_ln_k": values[0] - math.log(self.config.model.num_prototypes)} | averages
+
+    def _running_knn(self, step: int) -> Record:
+        """The k-NN accuracy of the teacher, where it is due; measured on a copy, it disturbs nothing."""
+        is_due = (step + 1) % self.config.monitor.knn_every_steps == 0 or step + 1 == self.schedules.clock.num_steps
+        if self.knn is None or not is_due:
+            return {}
+        return {"knn_accuracy": self.knn(copy.deepcopy(self.learner.teacher.backbone).eval())}
 
     def _find_collapse(self, step: int, record: Record) -> Collapse | None:
         """The collapse, once the run is past a tenth."""
@@ -290,7 +313,8 @@ def log_line(record: Record, num_steps: int) -> str:
     eta_s = int(record["eta_s"] or 0)
     hours, minutes, seconds = eta_s // 3600, eta_s % 3600 // 60, eta_s % 60
     eta = f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+    knn = f"  k-NN {record['knn_accuracy']:.3f}" if "knn_accuracy" in record else ""
     return (
-        f"step {done}/{num_steps}  {done / num_steps:.1%}  {health_line(record)}  lr {record['lr']:.1e}"
+        f"step {done}/{num_steps}  {done / num_steps:.1%}  {health_line(record)}{knn}  lr {record['lr']:.1e}"
         f"  {record['tiles_per_s']:.0f} tiles/s  wait {record['data_wait']:.0%}  eta {eta}"
     )
