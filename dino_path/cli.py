@@ -290,6 +290,20 @@ def report(
     typer.echo(f"report: {out}")
 
 
+@app.command()
+def models(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="timm names, or names as S/16")] = None,
+    px: Annotated[list[int] | None, typer.Option(help="edge of the image; may be given again", min=1)] = None,
+    local_px: Annotated[int, typer.Option(help="edge of local views", min=1)] = 96,
+) -> None:
+    """Table of backbones: width, depth, heads, parameters and GFLOPs, counted on the built models."""
+    from dino_path.model.sizes import KNOWN, backbone_size, size_table
+
+    edges_px = px or (224, 384)
+    rows = [backbone_size(name, edges_px, local_px) for name in names or KNOWN]
+    typer.echo(size_table(rows, edges_px, local_px))
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def submit(
     stage: Annotated[Literal["tile", "pretrain", "evaluate"], typer.Argument(help="what the job does")],

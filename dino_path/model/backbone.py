@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import set_fused_attn
+from timm.layers import DropPath, set_fused_attn
 from torch import nn
 
 from dino_path.errors import ConfigError
@@ -17,7 +17,7 @@ from dino_path.model.locality import OUR_ARGUMENTS, add_locality
 Argument = bool | int | float | str
 
 # timm families whose position embedding can follow the input size; without it 96 px local views are refused.
-DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva", "beit", "vision_transformer_hybrid")
+DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")
 
 
 def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_rate: float = 0.0) -> nn.Module:
@@ -26,7 +26,7 @@ def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_ra
     Args:
         name: a timm model name. A pretrained tag after the dot is ignored here: no weights are loaded.
         arguments: further arguments of timm.create_model, such as embed_dim or img_size; and ours, see `locality`.
-        drop_path_rate: stochastic depth (Huang et al. 2016), rising linearly over the blocks.
+        drop_path_rate: stochastic depth (Huang et al. 2016), rising linearly over the blocks; 0: none.
 
     Raises:
         ConfigError: timm does not know the name, or the model does not take the arguments.
@@ -45,6 +45,10 @@ def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_ra
             "Arguments that this timm model takes are needed.",
             "Correct model.arguments (and model.drop_path_rate: not every model has it).",
         ) from None
+    if drop_path_rate == 0:  # Swin and others have some by default, and the teacher must have none
+        for module in model.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
     add_locality(model, name, arguments)
     return model
 

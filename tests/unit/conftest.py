@@ -1,4 +1,4 @@
-"""Fixtures of the export tests."""
+"""Fixtures of the unit tests. What is heavy is imported inside: most tests of slides and tiles do without torch."""
 
 import contextlib
 import io
@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-from dino_path.export import reload
 
 
 @pytest.fixture
 def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the reload script in this process: a fresh one takes seconds to import torch."""
+    """Run the export's reload script in this process: a fresh one takes seconds to import torch."""
+    import torch
+
+    from dino_path.export import reload
 
     def answer(script: str, folder: Path, input_px: int) -> dict[str, object]:
         arguments = ["-c", str(folder), "2", "0", str(input_px), str(torch.get_num_threads())]

@@ -7,11 +7,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from tiny import ALONE, tiny_config
 
 from dino_path.errors import CheckpointError
+from dino_path.export.checkpoint import export_checkpoint
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
+from dino_path.training.loop import pretrain
 
 NAME = "vit_tiny_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -76,3 +79,17 @@ def test_the_card_says_how_to_load_it_and_its_snippet_works(folder: Path) -> Non
     names: dict[str, object] = {}
     exec(snippet.split("```")[0].replace("FOLDER", str(folder)), names)
     assert names["features"].shape == (1, 24)
+
+
+@pytest.mark.usefixtures("reload_here")
+def test_a_pretrained_vit_with_both_is_exported_from_its_run(tiles_folder: Path, tmp_path: Path) -> None:
+    switches = [f"model.{key}=true" for key in BOTH]
+    checkpoint = pretrain(tiny_config(tiles_folder, tmp_path / "run", "training.num_steps=2", *switches), ALONE)
+    weights = torch.load(checkpoint, weights_only=True)["teacher_backbone"]
+    export_checkpoint(tmp_path / "run", tmp_path / "model")
+    module = load_extractor(str(tmp_path / "model"), device=CPU).module
+    assert {key: tensor.shape for key, tensor in module.state_dict().items()} == {
+        key: tensor.shape for key, tensor in weights.items()
+    }
+    temperature = "blocks.1.attn.inverse_temperature"
+    assert torch.equal(module.state_dict()[temperature], weights[temperature])
