@@ -56,7 +56,9 @@ def main(store: Path, out: Path) -> None:
         trained = state_of(learner)
         record = {"state": trained, "tiles": tiles, "skipping": skip_one_step(store, learner, world)}
         torch.save(record, out / f"rank_{world.rank}.pt")
-        pretrain(tiny_config(store, out / "run", *SETTINGS, "training.num_workers=1"), world)
+        torch.set_default_dtype(torch.float64)
+        settings = (*SETTINGS, "training.num_workers=1", "training.checkpoint_every_steps=2")
+        pretrain(tiny_config(store, out / "run", *settings), world)
 
 
 if __name__ == "__main__":
