@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from dino_path.errors import CheckpointError
 from dino_path.model.backbone import build_backbone
 from dino_path.model.head import DinoHead, DinoNetwork
 from dino_path.model.pretrained import load_start
+from dino_path.model.published import load_published
 from dino_path.training.acceleration import checkpoint_activations, compile_blocks
 from dino_path.training.objective import Objective, batch_center, dino_objective
 from dino_path.training.schedules import StepSettings
@@ -52,7 +54,7 @@ class Learner:
         self.model, self.optim, self.training, self.world = model, optim, training, world
         self.student = build_network(model, drop_path_rate=model.drop_path_rate).to(world.device)
         if model.weights is not None:
-            load_start_weights(self.student.backbone, model)
+            load_start_weights(self.student, model)
         self.teacher = build_network(model, drop_path_rate=0.0).to(world.device)
         self.teacher.load_state_dict(self.student.state_dict())
         if world.size > 1 and world.device.type == "cuda":  # as published; a network without batch norm stays as it is
@@ -212,20 +214,23 @@ def build_network(model: ModelConfig, *, drop_path_rate: float) -> DinoNetwork:
     return DinoNetwork(backbone, head)
 
 
-def load_start_weights(backbone: nn.Module, model: ModelConfig) -> None:
-    """Start the backbone from `model.weights`; the head stays random.
+def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
+    """Start from `model.weights`: from a file of facebookresearch/dino with its head, else the head stays random.
 
     Raises:
         CheckpointError: the weights cannot be had, or belong to another architecture.
     """
     assert model.weights is not None
+    if Path(model.weights).is_file():
+        load_published(network, Path(model.weights))
+        return
     start = load_start(model.backbone, model.weights)
     try:
-        backbone.load_state_dict(start.module.state_dict())
+        network.backbone.load_state_dict(start.module.state_dict())
     except RuntimeError as error:
         raise CheckpointError(
             f"model.weights={model.weights}",
-            f"do not fit {model.backbone} with {dict(model.arguments)} ({' '.join(str(error).split())[:200]}).",
+            f"do not fit {model.backbone} with {model.backbone_arguments} ({' '.join(str(error).split())[:200]}).",
             "Weights of the same architecture, with the same arguments, are needed.",
             "Correct model.backbone, model.arguments or model.weights.",
         ) from None

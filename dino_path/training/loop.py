@@ -22,6 +22,7 @@ from dino_path.progress import meter
 from dino_path.run import RunFolder, atomic_write, environment_record, write_json
 from dino_path.settings import as_yaml
 from dino_path.tiles.source import TileSource, open_tiles
+from dino_path.training.advice import advice
 from dino_path.training.checkpoints import restore, save_checkpoint
 from dino_path.training.learner import Learner, StepReport, train_step
 from dino_path.training.monitor import Collapse, FeatureWindow, feature_spread, find_collapse, rankme
@@ -139,6 +140,8 @@ def describe_run(run: RunFolder, config: Config, learner: Learner, schedules: Sc
     logger.info("%d tiles in %s", num_tiles, config.store)
     for line in schedules.lines():
         logger.info("%s", line)
+    for line in advice(config, schedules.clock, num_tiles=num_tiles):
+        logger.info("advice: %s", line)
 
 
 class Watch:
