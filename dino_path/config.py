@@ -215,7 +215,11 @@ class ModelConfig(Section):
     locality_self_attention: bool = Field(
         False, description="ViTs on little data: no token attends to itself, heads learn their temperature (ibid.)"
     )
-    weights: str | None = Field(None, description="None: from scratch; `timm`: timm's own weights; else a model folder")
+    weights: str | None = Field(
+        None,
+        description="None: from scratch; `timm`: timm's own weights; a model folder; or a training checkpoint of"
+        " facebookresearch/dino, whose head is taken too",
+    )
     drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
     num_prototypes: int = Field(65536, ge=2, description="K, the output units of the head")
     head_hidden: int = Field(2048, ge=1, description="width of the head's hidden layers")

@@ -17,6 +17,7 @@ from torch import Tensor
 from dino_path.errors import CheckpointError
 from dino_path.model.backbone import Argument, architecture
 from dino_path.model.checkpoint import UNREADABLE, torn_member
+from dino_path.model.head import DinoNetwork
 
 Weights = dict[str, Tensor]
 Network = Literal["teacher", "student"]
@@ -24,6 +25,11 @@ Network = Literal["teacher", "student"]
 # Its three ViTs, by width: twelve blocks, heads of 64. The number of heads is in no weight's shape.
 VIT_SIZES = {192: "tiny", 384: "small", 768: "base"}
 RESNET50 = (3, 4, 6, 3)
+# Our names of the prototypes, by those of torch's old and new weight norm.
+PROTOTYPE_NAMES = {
+    "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
+    "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class PublishedCheckpoint:
     Attributes:
         network: which one; None: the file holds a bare backbone.
         backbone: weights under timm's key names, which are theirs.
+        head: weights of the projection head under our key names; empty: a bare backbone.
         arch: what its settings call the architecture; None: the file holds no settings.
         epoch: epochs trained; None: not told.
     """
@@ -40,6 +47,7 @@ class PublishedCheckpoint:
     path: Path
     network: Network | None
     backbone: Weights
+    head: Weights
     arch: str | None
     epoch: int | None
 
@@ -76,21 +84,41 @@ def read_published(path: Path, network: Network | None) -> PublishedCheckpoint:
     if holds_networks:
         record = record[wanted]
     elif network is not None:
-        raise _not_published(path, f"holds no {network}.", "Leave out --network if the file is a bare backbone.")
+        raise _not_published(
+            path, f"holds no {network}.", "A bare backbone: `dino-path import-checkpoint`, no --network."
+        )
     if not record or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in record.items()):
         raise _not_published(path, "holds neither a teacher nor a bare backbone.")
     weights = {key.removeprefix("module."): tensor for key, tensor in record.items()}
-    if any(key.startswith("backbone.") for key in weights):
-        weights = {
-            key.removeprefix("backbone."): tensor for key, tensor in weights.items() if key.startswith("backbone.")
-        }
+    backbone, head = _below(weights, "backbone."), _below(weights, "head.")
     return PublishedCheckpoint(
         path=path,
         network=wanted if holds_networks else None,
-        backbone=weights,
+        backbone=backbone or weights,
+        head={PROTOTYPE_NAMES.get(key, key): tensor for key, tensor in head.items()} if backbone else {},
         arch=getattr(settings, "arch", None),
         epoch=epoch if isinstance(epoch, int) else None,
     )
+
+
+def load_published(network: DinoNetwork, path: Path) -> None:
+    """Fill backbone and head with those of the teacher in a training checkpoint; the center is not taken over.
+
+    Raises:
+        CheckpointError: not such a file, it holds a bare backbone, or its shapes are others.
+    """
+    checkpoint = read_published(path, "teacher")
+    try:
+        network.backbone.load_state_dict(checkpoint.backbone)
+        network.head.load_state_dict(checkpoint.head)
+    except RuntimeError as error:
+        raise CheckpointError(
+            str(path),
+            f"its backbone and head do not fit ({' '.join(str(error).split())[:300]}).",
+            "The same backbone, and a head of the same layers and number of prototypes, are needed.",
+            "Set model.backbone, model.num_prototypes, head_hidden, head_bottleneck and head_layers as in that"
+            " training, or start from its backbone alone: the model folder that `dino-path import-checkpoint` writes.",
+        ) from None
 
 
 def timm_model_of(checkpoint: PublishedCheckpoint, arch: str | None) -> tuple[str, dict[str, Argument], int]:
@@ -119,6 +147,10 @@ def timm_model_of(checkpoint: PublishedCheckpoint, arch: str | None) -> tuple[st
     if not timm.is_model(name):
         name, arguments = f"vit_{size}_patch16_224", {"patch_size": patch_px, **arguments}
     return name, arguments, input_px
+
+
+def _below(weights: Weights, prefix: str) -> Weights:
+    return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dino_path.model.backbone import Argument, build_backbone, count_parameters
 
 SMALLER = {"embed_dim": 256, "depth": 6, "num_heads": 8}
-# The ViT sizes of Zhai et al. 2022 ("Scaling Vision Transformers", table 2) by their names there, and three others.
+# The ViT sizes of Zhai et al. 2022 ("Scaling Vision Transformers") by their names there, and three others.
 KNOWN: dict[str, tuple[str, Mapping[str, Argument]]] = {
     "s/28": ("vit_small_patch16_224", {"patch_size": 28, **SMALLER}),
     "s/16": ("vit_small_patch16_224", SMALLER),

@@ -4,7 +4,7 @@ import pytest
 
 from dino_path.model.sizes import KNOWN, BackboneSize, backbone_size, size_table
 
-# Zhai et al. 2022, table 2: width, depth, MLP, heads, million parameters, GFLOPs at 224 and 384 px.
+# Zhai et al. 2022: width, depth, MLP, heads, million parameters, GFLOPs at 224 and 384 px.
 PUBLISHED = {
     "s/28": (256, 6, 1024, 8, 5.4, 0.7, 2.0),
     "s/16": (256, 6, 1024, 8, 5.0, 2.2, 7.8),
@@ -18,7 +18,7 @@ PUBLISHED = {
     "g/14": (1408, 40, 6144, 16, 1011, 533.1, 1596.4),
     "G/14": (1664, 48, 8192, 16, 1843, 965.3, 2859.9),
 }
-# The published models pool by attention over the patches, ours by a class token that joins them.
+# The published counts are not explained to the last percent; no classifier is in either.
 TOLERANCE = 0.015
 
 
