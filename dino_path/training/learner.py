@@ -18,7 +18,7 @@ from dino_path.model.backbone import build_backbone
 from dino_path.model.head import DinoHead, DinoNetwork
 from dino_path.model.pretrained import load_start
 from dino_path.model.published import load_published
-from dino_path.training.acceleration import checkpoint_activations, compile_blocks
+from dino_path.training.acceleration import attend_explicitly, checkpoint_activations, compile_blocks
 from dino_path.training.objective import Objective, batch_center, dino_objective
 from dino_path.training.schedules import StepSettings
 from dino_path.views.batches import ViewBatch
@@ -71,6 +71,9 @@ class Learner:
         self.mean = torch.tensor(model.mean, device=world.device).view(1, 3, 1, 1)
         self.std = torch.tensor(model.std, device=world.device).view(1, 3, 1, 1)
         self.precision = resolve_precision(training, world.device)
+        if world.device.type == "cpu" and self.precision == "bf16":
+            for network in (self.student, self.teacher):
+                attend_explicitly(network.backbone)
         if training.activation_checkpointing:  # the teacher keeps none anyway
             checkpoint_activations(self.student.backbone, model.backbone)
         if training.compile:

@@ -114,6 +114,17 @@ def test_activations_computed_twice_are_not_kept(tiles_folder: Path) -> None:
     assert kept[1] < 0.5 * kept[0]
 
 
+@pytest.mark.parametrize(("precision", "is_fused"), [("fp32", True), ("bf16", False)])
+def test_attention_on_a_cpu_is_explicit_where_the_fused_kernel_is_slow(
+    tiles_folder: Path, precision: str, is_fused: bool
+) -> None:
+    learner = tiny_learner(tiny_config(tiles_folder, OUT, f"training.precision={precision}"))
+    choices = [
+        m.fused_attn for n in (learner.student, learner.teacher) for m in n.modules() if hasattr(m, "fused_attn")
+    ]
+    assert choices == [is_fused] * 4
+
+
 def test_a_backbone_without_such_options_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no activation checkpointing"):
         checkpoint_activations(torch.nn.Linear(2, 2), "linear")
