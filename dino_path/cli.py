@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dino_path.errors import ConfigError, DinoPathError, SlideError
+from dino_path.errors import ConfigError, DinoPathError, SlideError, StoppedBySignal
 
 if TYPE_CHECKING:
     from dino_path.config import Config
@@ -35,7 +35,7 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CU
 Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]
 
 SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
-EXIT_SOME_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_SOME_FAILED, EXIT_REFUSED, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 85, 130  # slurm/pretrain.sbatch knows 85
 
 
 @app.command()
@@ -124,7 +124,11 @@ def views(
 
 @app.command()
 def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
-    """DINO on the tiles of `store=STORE` into the run folder `out=RUN`. Called again, it continues."""
+    """DINO on the tiles of `store=STORE` into the run folder `out=RUN`. Called again, it continues.
+
+    SIGTERM or SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second signal
+    ends the process at once.
+    """
     from dino_path.distributed import open_world
     from dino_path.training.loop import pretrain as run_pretraining
 
@@ -134,7 +138,12 @@ def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     check_output_folder(resolved.out)
     with open_world(resolved.training.device) as world:
         log_to(resolved.out / "log.txt" if world.is_first else None, is_first=world.is_first)
-        checkpoint = run_pretraining(resolved, world)
+        knn = None
+        if resolved.monitor.knn_data is not None and world.is_first:
+            from dino_path.evaluation.running import running_knn
+
+            knn = running_knn(resolved, device=world.device)
+        checkpoint = run_pretraining(resolved, world, knn=knn)
         if world.is_first:
             typer.echo(f"checkpoint: {checkpoint}")
 
@@ -149,11 +158,26 @@ def export(
     from dino_path.export.checkpoint import export_checkpoint
 
     log_to(None)
-    result = export_checkpoint(run, out, network=network)
-    typer.echo(
-        f"{result.folder}: {result.num_parameters / 1e6:.2f} M parameters, {result.num_features} features;"
-        f" reloaded by timm, largest relative difference {result.reload.relative_difference:.1e}"
-    )
+    typer.echo(export_checkpoint(run, out, network=network).text())
+
+
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="checkpoint of facebookresearch/dino: of a training, or a backbone")],
+    out: Annotated[Path, typer.Option(help="model folder")],
+    arch: Annotated[str | None, typer.Option(help="timm model name; default: told by the file")] = None,
+    network: Annotated[
+        Literal["teacher", "student"] | None, typer.Option(help="default: the teacher, or the only network there is")
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="microns per pixel of its training tiles; default: unknown", min=0.05, max=50)
+    ] = None,
+) -> None:
+    """Turn a checkpoint of facebookresearch/dino into a model folder, as `export` writes it."""
+    from dino_path.export.checkpoint import import_checkpoint as run_import
+
+    log_to(None)
+    typer.echo(run_import(file, out, arch=arch, network=network, mpp=mpp).text())
 
 
 @app.command()
@@ -289,6 +313,20 @@ def report(
         raise ConfigError(f"--out {out}", "is a folder.", "The name of an HTML file is needed.", "Correct --out.")
     write_report(runs, out, store=store, models=model or (), evaluations=evaluation or ())
     typer.echo(f"report: {out}")
+
+
+@app.command()
+def models(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="timm names, or names as S/16")] = None,
+    px: Annotated[list[int] | None, typer.Option(help="edge of the image; may be given again", min=1)] = None,
+    local_px: Annotated[int, typer.Option(help="edge of local views", min=1)] = 96,
+) -> None:
+    """Table of backbones: width, depth, heads, parameters and GFLOPs, counted on the built models."""
+    from dino_path.model.sizes import KNOWN, backbone_size, size_table
+
+    edges_px = px or (224, 384)
+    rows = [backbone_size(name, edges_px, local_px) for name in names or KNOWN]
+    typer.echo(size_table(rows, edges_px, local_px))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -488,6 +526,9 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
+    except StoppedBySignal as stopped:
+        typer.echo(str(stopped), err=True)
+        sys.exit(EXIT_STOPPED)
     except DinoPathError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_REFUSED)

@@ -226,7 +226,17 @@ class ModelConfig(Section):
     arguments: dict[str, bool | int | float | str] = Field(
         {}, description="further arguments of timm.create_model, such as embed_dim, depth, patch_size"
     )
-    weights: str | None = Field(None, description="None: from scratch; `timm`: timm's own weights; else a model folder")
+    shifted_patch_tokenization: bool = Field(
+        False, description="ViTs on little data: each patch is seen with four half-patch shifts (arXiv:2112.13492)"
+    )
+    locality_self_attention: bool = Field(
+        False, description="ViTs on little data: no token attends to itself, heads learn their temperature (ibid.)"
+    )
+    weights: str | None = Field(
+        None,
+        description="None: from scratch; `timm`: timm's own weights; a model folder; or a training checkpoint of"
+        " facebookresearch/dino, whose head is taken too",
+    )
     drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
     num_prototypes: int = Field(65536, ge=2, description="K, the output units of the head")
     head_hidden: int = Field(2048, ge=1, description="width of the head's hidden layers")
@@ -241,6 +251,12 @@ class ModelConfig(Section):
     std: tuple[Positive, Positive, Positive] = Field(
         (0.229, 0.224, 0.225), description="RGB std; travels with the export"
     )
+
+    @property
+    def backbone_arguments(self) -> dict[str, bool | int | float | str]:
+        """`arguments`, and the settings of our own that change the backbone, where they are on."""
+        ours = ("shifted_patch_tokenization", "locality_self_attention")
+        return {**self.arguments, **{name: True for name in ours if getattr(self, name)}}
 
 
 class OptimConfig(Section):
@@ -268,7 +284,19 @@ class TrainingConfig(Section):
     num_steps: int | None = Field(None, ge=1, description="length of the run in optimizer steps")
     num_epochs: float | None = Field(None, gt=0, description="or in passes over the store")
     num_tiles: float | None = Field(None, ge=1, description="or in tiles seen")
-    batch_size_per_gpu: int = Field(64, ge=1, description="tiles per process and step")
+    batch_size_per_gpu: int = Field(64, ge=1, description="tiles per process and forward pass")
+    accumulate_steps: int = Field(
+        1,
+        ge=1,
+        description="forward and backward passes per optimizer step: the global batch is batch_size_per_gpu x this x"
+        " processes, where one pass of it all does not fit into memory",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute the student's blocks twice instead of keeping their activations: less memory"
+    )
+    compile: bool = Field(
+        False, description="torch.compile each transformer block: faster on a GPU after minutes of compiling"
+    )
     student_temp: float = Field(0.1, gt=0, description="temperature of the student's softmax")
     teacher_temp: float = Field(
         0.04, gt=0, description="after warm-up. Lower sharpens. Above 0.07 the paper saw collapse"
@@ -311,6 +339,26 @@ class MonitorConfig(Section):
 
     log_every_steps: int = Field(10, ge=1, description="steps that one record of metrics.jsonl averages")
     on_collapse: Literal["warn", "stop"] = Field("warn", description="what a collapsed teacher does to the run")
+    knn_data: str | None = Field(
+        None,
+        description="labelled images (as `evaluate --data`) for a running k-NN of the teacher: their validation part,"
+        " else a fifth of the training part; the test part stays unseen",
+    )
+    knn_every_steps: int = Field(
+        1000, ge=1, description="steps between two of them, a multiple of `log_every_steps`; the last step has one too"
+    )
+    knn_images: int = Field(
+        10_000, ge=10, description="at most so many of the labelled images; other processes wait while the first counts"
+    )
+
+    @model_validator(mode="after")
+    def _knn_at_a_record(self) -> MonitorConfig:
+        if self.knn_data is not None and self.knn_every_steps % self.log_every_steps:
+            raise ValueError(
+                f"knn_every_steps ({self.knn_every_steps}) must be a multiple of log_every_steps"
+                f" ({self.log_every_steps})"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

@@ -15,6 +15,18 @@ from dino_path.errors import LaunchError
 
 
 @dataclass(frozen=True)
+class PendingSum:
+    """A sum over ranks under way; see `World.start_sum`."""
+
+    work: dist.Work | None
+
+    def wait(self) -> None:
+        """What the device is given next comes after the sum (a CPU waits for it)."""
+        if self.work is not None:
+            self.work.wait()
+
+
+@dataclass(frozen=True)
 class World:
     """One process among `size`; `rank` 0 writes files and speaks."""
 
@@ -32,6 +44,10 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def start_sum(self, tensor: torch.Tensor) -> PendingSum:
+        """As `sum_`, but it returns at once; `tensor` holds the sum after `wait` of what comes back."""
+        return PendingSum(dist.all_reduce(tensor, async_op=True) if self.size > 1 else None)
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -44,5 +44,9 @@ class NonFiniteLoss(DinoPathError):
     """Too many steps had a loss that is not finite."""
 
 
+class StoppedBySignal(DinoPathError):
+    """Training was told to stop, and has saved its state; `cli` ends with a code of its own."""
+
+
 class CollapseDetected(DinoPathError):
     """The teacher's output collapsed and `monitor.on_collapse` is `stop`."""

@@ -77,6 +77,7 @@ def tiny_batches(config: Config, *, rank: int = 0, world_size: int = 1) -> ViewB
         batch_size_per_gpu=training.batch_size_per_gpu,
         rank=rank,
         world_size=world_size,
+        accumulate_steps=training.accumulate_steps,
     )
 
 

@@ -232,7 +232,7 @@ def loader(folder: Path) -> None:
         for num_workers in (0, 1, 2):
             batches = ViewBatches(
                 open_tiles(folder), ViewsConfig.model_validate(settings), balance=None, seed=0, batch_size_per_gpu=16,
-                rank=0, world_size=1,
+                rank=0, world_size=1, accumulate_steps=1,
             )  # fmt: skip
             stream = iterate_batches(batches, start=0, num_steps=40, num_workers=num_workers, pin_memory=False)
             for _ in range(8):  # workers start, and fill their queues

@@ -174,7 +174,9 @@ def loaded(path: Path, num_workers: int) -> tuple[float, ...]:
     multiprocessing.set_start_method("fork", force=True)  # the default on Linux, but not of a spawned process
     source = WithoutPixels(TileStore.open(path))
     config = ViewsConfig(global_px=16, num_local=0)
-    batches = ViewBatches(source, config, balance=None, seed=0, batch_size_per_gpu=BATCH, rank=0, world_size=1)
+    batches = ViewBatches(
+        source, config, balance=None, seed=0, batch_size_per_gpu=BATCH, rank=0, world_size=1, accumulate_steps=1
+    )
     start = 781_250  # the middle of the first epoch of 100 M
     start_s = time.perf_counter()
     stream = iterate_batches(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_path.model.folder import WEIGHTS_NAME, Triple
+from dino_path.model.locality import OUR_ARGUMENTS, is_plain
 
 HEADER = """---
 # No licence was chosen by the software that wrote this card: set one before you share the model.
@@ -22,6 +23,7 @@ tags:
 ---
 """
 
+OURSELVES = "dino_path"
 PROTOCOL_NAMES = {"knn": "k-NN", "linear": "linear probe", "end-to-end": "end to end"}
 
 USES = """## Intended use
@@ -58,10 +60,11 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
         provenance: how the weights came about, as plain values.
         results: contents of the `results.json` that `dino-path evaluate table` writes.
     """
+    trainer = provenance.get("trained_by", OURSELVES)
     parts = [
         HEADER,
-        f"# {facts.architecture}, self-supervised on histology",
-        f"A frozen feature extractor, pretrained with DINO (Caron et al. 2021) by dino_path. It turns a tile of "
+        f"# {facts.architecture}, self-supervised" + (" on histology" if trainer == OURSELVES else ""),
+        f"A frozen feature extractor, pretrained with DINO (Caron et al. 2021) by {trainer}. It turns a tile of "
         f"{facts.input_px} px{_at_mpp(facts)} into {facts.num_features} numbers.",
         _expectations(facts),
         _usage(facts),
@@ -91,6 +94,24 @@ def _expectations(facts: ModelFacts) -> str:
 
 
 def _usage(facts: ModelFacts) -> str:
+    if not is_plain(facts.model_args):
+        ours = " and ".join(key for key in OUR_ARGUMENTS if facts.model_args.get(key))
+        return f"""## Use
+
+timm cannot load this model, and says so: its ViT has no {ours} (Lee,
+Lee and Song 2021). dino_path can (`FOLDER` is the folder that holds this file), and so can its commands, such as
+`dino-path embed FOLDER STORE --out FEATURES`:
+
+```python
+import torch
+from dino_path.features.extractor import load_extractor
+
+extractor = load_extractor("FOLDER", device=torch.device("cpu"))
+tiles = torch.zeros(1, 3, {facts.input_px}, {facts.input_px})  # RGB in [0, 1]{_at_mpp(facts)}
+mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (extractor.mean, extractor.std))
+with torch.inference_mode():
+    features = extractor.module((tiles - mean) / std)  # (1, {facts.num_features})
+```"""
     arguments = ", ".join(
         [repr(facts.architecture), "num_classes=0", *(f"{k}={v!r}" for k, v in facts.model_args.items())]
     )

@@ -6,11 +6,13 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dino_path.config import Config
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
 from dino_path.model.checkpoint import read_checkpoint
+from dino_path.model.folder import Triple
+from dino_path.model.published import Network, read_published, timm_model_of
 from dino_path.run import RunFolder, newest_checkpoint
 from dino_path.settings import digest, section_from_file
 
@@ -18,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 VERSIONS_TOLD = ("dino-path", "torch", "timm")
 
-Network = Literal["teacher", "student"]
+# What facebookresearch/dino normalises by, in training and evaluation.
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
 def export_checkpoint(path: Path, out: Path, *, network: Network = "teacher") -> ExportResult:
@@ -37,6 +41,45 @@ def export_checkpoint(path: Path, out: Path, *, network: Network = "teacher") ->
     return export_model(export_source(record, run, name=str(file), network=network), out)
 
 
+def import_checkpoint(
+    path: Path, out: Path, *, arch: str | None, network: Network | None, mpp: float | None
+) -> ExportResult:
+    """Write the backbone of a facebookresearch/dino checkpoint as a model folder.
+
+    At the image size of its position embedding the features are theirs; at other sizes timm resamples the position
+    embedding with antialiasing, which theirs does not.
+
+    Args:
+        arch: timm model name; None: told by the weights or the settings in the file.
+        network: None: the teacher, or the only network there is.
+        mpp: microns per pixel of the images that it was trained on; None: unknown.
+
+    Raises:
+        CheckpointError: no such checkpoint, its architecture cannot be told, or its weights do not fit `arch`.
+        DataError: `out` exists and is not a model folder.
+    """
+    checkpoint = read_published(path, network)
+    backbone, arguments, input_px = timm_model_of(checkpoint, arch)
+    provenance = {
+        "method": "DINO",
+        "trained_by": "facebookresearch/dino",
+        "file": path.name,
+        "network": checkpoint.network,
+        "epochs": checkpoint.epoch,
+    }
+    source = ExportSource(
+        backbone=backbone,
+        arguments=arguments,
+        state_dict=checkpoint.backbone,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        input_px=input_px,
+        mpp=mpp,
+        provenance=provenance,
+    )
+    return export_model(source, out)
+
+
 def export_source(record: Mapping[str, Any], run: RunFolder, *, name: str, network: Network) -> ExportSource:
     """What a checkpoint record says about its backbone; the run folder adds the environment and evaluation results.
 
@@ -47,7 +90,7 @@ def export_source(record: Mapping[str, Any], run: RunFolder, *, name: str, netwo
     config = section_from_file(Config, record["config"], name)
     return ExportSource(
         backbone=config.model.backbone,
-        arguments=config.model.arguments,
+        arguments=config.model.backbone_arguments,
         state_dict=weights,
         mean=config.model.mean,
         std=config.model.std,

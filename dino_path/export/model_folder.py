@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError, DataError
 from dino_path.export.card import ModelFacts, model_card
-from dino_path.export.reload import ReloadCheck, check_reload
+from dino_path.export.reload import Loader, ReloadCheck, check_reload
 from dino_path.model.backbone import Argument, architecture, backbone_arguments, build_backbone, count_parameters
 from dino_path.model.folder import (
     CARD_NAME,
@@ -26,6 +26,7 @@ from dino_path.model.folder import (
     build_untrained,
     read_model_folder,
 )
+from dino_path.model.locality import is_plain
 from dino_path.run import atomic_write, write_json
 
 
@@ -64,6 +65,13 @@ class ExportResult:
     num_parameters: int
     reload: ReloadCheck
 
+    def text(self) -> str:
+        """One line for the command line."""
+        return (
+            f"{self.folder}: {self.num_parameters / 1e6:.2f} M parameters, {self.num_features} features;"
+            f" reloaded by {self.reload.loader}, largest relative difference {self.reload.relative_difference:.1e}"
+        )
+
 
 def export_model(state: ExportSource, out: Path) -> ExportResult:
     """Write `config.json`, `model.safetensors` and `README.md` to `out`, after a reload in a fresh process agreed.
@@ -81,7 +89,8 @@ def export_model(state: ExportSource, out: Path) -> ExportResult:
         building.mkdir(parents=True)
         write_json(building / CONFIG_NAME, timm_config(state, backbone))
         _write_weights(building / WEIGHTS_NAME, backbone)
-        check = check_reload(building, backbone, state.mean, state.std, state.input_px)
+        loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
+        check = check_reload(building, backbone, state.mean, state.std, state.input_px, loader=loader)
         write_card(building, state.results)
         _move(building, out)
     finally:

@@ -1,4 +1,4 @@
-"""Does a written folder give the features of its source? Asked of timm alone, in a fresh process."""
+"""Does a written folder give the features of its source? Asked in a fresh process: of timm alone, where it can tell."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,15 +21,27 @@ TOLERANCE = 1e-5
 NUM_IMAGES = 2
 SEED = 0
 
-# What a user of the folder would run: timm and torch, nothing of ours.
-RELOAD_SCRIPT = """
+_START = """
 import json, sys
+from pathlib import Path
 import timm, torch
 
 folder, num_images, seed, edge_px, threads = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(threads)
+"""
+# What a user of the folder would run: timm and torch, nothing of ours.
+_LOAD_BY_TIMM = """
 model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 data = timm.data.resolve_model_data_config(model)
+"""
+# A backbone that timm alone cannot build.
+_LOAD_BY_US = """
+from dino_path.model.folder import load_backbone, read_model_folder
+model = load_backbone(read_model_folder(Path(folder))).eval()
+config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+data = timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
+"""
+_ANSWER = """
 transform = timm.data.create_transform(**data, is_training=False)
 normalize = next(step for step in transform.transforms if hasattr(step, "mean"))
 crop = next(step for step in transform.transforms if type(step).__name__ == "CenterCrop")
@@ -45,25 +58,35 @@ print(json.dumps({
 }))
 """
 
+Loader = Literal["timm", "dino_path"]
+SCRIPTS: dict[Loader, str] = {
+    "timm": _START + _LOAD_BY_TIMM + _ANSWER,
+    "dino_path": _START + _LOAD_BY_US + _ANSWER,
+}
+
 
 @dataclass(frozen=True)
 class ReloadCheck:
     """How far the reloaded model was from its source: largest difference of a feature, relative to the largest one."""
 
     relative_difference: float
+    loader: Loader
     tolerance: float = TOLERANCE
 
 
-def check_reload(folder: Path, backbone: nn.Module, mean: Triple, std: Triple, input_px: int) -> ReloadCheck:
-    """Load `folder` with timm in a fresh process and compare features (seeded noise, fp32) and preprocessing.
+def check_reload(
+    folder: Path, backbone: nn.Module, mean: Triple, std: Triple, input_px: int, *, loader: Loader
+) -> ReloadCheck:
+    """Load `folder` in a fresh process and compare features (seeded noise, fp32) and preprocessing.
 
     Args:
         backbone: the source, in eval mode, on the CPU.
+        loader: who loads it: timm alone, or this package.
 
     Raises:
-        CheckpointError: timm cannot load the folder, or what it loads differs from the source.
+        CheckpointError: the folder cannot be loaded, or what is loaded differs from the source.
     """
-    record = _reload(folder, input_px)
+    record = _reload(SCRIPTS[loader], folder, input_px)
     found = np.asarray(record["features"], np.float32)
     expected = _features(backbone, input_px)
     if found.shape != expected.shape:
@@ -75,13 +98,13 @@ def check_reload(folder: Path, backbone: nn.Module, mean: Triple, std: Triple, i
         raise _differs(folder, f"mean {record['mean']} and std {record['std']} instead of {mean} and {std}")
     if record["input_size"] != [3, input_px, input_px] or record["crop"] != [input_px, input_px]:
         raise _differs(folder, f"images of {record['crop']} px instead of {input_px} px")
-    return ReloadCheck(difference)
+    return ReloadCheck(difference, loader)
 
 
-def _reload(folder: Path, input_px: int) -> dict[str, list[float]]:
+def _reload(script: str, folder: Path, input_px: int) -> dict[str, list[float]]:
     numbers = (NUM_IMAGES, SEED, input_px, torch.get_num_threads())
     answer = subprocess.run(
-        [sys.executable, "-c", RELOAD_SCRIPT, str(folder.resolve()), *map(str, numbers)],
+        [sys.executable, "-c", script, str(folder.resolve()), *map(str, numbers)],
         capture_output=True,
         text=True,
         check=False,
@@ -106,7 +129,7 @@ def _features(backbone: nn.Module, input_px: int) -> np.ndarray[tuple[int, ...],
 def _differs(folder: Path, what: str) -> CheckpointError:
     return CheckpointError(
         str(folder),
-        f"timm, loading this folder in a fresh process, gives {what}.",
+        f"loading this folder in a fresh process gives {what}.",
         "It must give what the trained backbone gives; nothing was exported.",
         "Check the timm version (`dino-path doctor`), and report this with the config of the run.",
     )

@@ -8,15 +8,16 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import set_fused_attn
+from timm.layers import DropPath, set_fused_attn
 from torch import nn
 
 from dino_path.errors import ConfigError
+from dino_path.model.locality import OUR_ARGUMENTS, add_locality
 
 Argument = bool | int | float | str
 
 # timm families whose position embedding can follow the input size; without it 96 px local views are refused.
-DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva", "beit", "vision_transformer_hybrid")
+DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")
 
 
 def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_rate: float = 0.0) -> nn.Module:
@@ -24,14 +25,15 @@ def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_ra
 
     Args:
         name: a timm model name. A pretrained tag after the dot is ignored here: no weights are loaded.
-        arguments: further arguments of timm.create_model, such as embed_dim or img_size.
-        drop_path_rate: stochastic depth (Huang et al. 2016), rising linearly over the blocks.
+        arguments: further arguments of timm.create_model, such as embed_dim or img_size; and ours, see `locality`.
+        drop_path_rate: stochastic depth (Huang et al. 2016), rising linearly over the blocks; 0: none.
 
     Raises:
         ConfigError: timm does not know the name, or the model does not take the arguments.
     """
     set_fused_attn(True)
-    keywords: dict[str, Any] = {**backbone_arguments(name), **arguments}
+    plain = {key: value for key, value in arguments.items() if key not in OUR_ARGUMENTS}
+    keywords: dict[str, Any] = {**backbone_arguments(name), **plain}
     if drop_path_rate > 0:
         keywords["drop_path_rate"] = drop_path_rate
     try:
@@ -43,6 +45,11 @@ def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_ra
             "Arguments that this timm model takes are needed.",
             "Correct model.arguments (and model.drop_path_rate: not every model has it).",
         ) from None
+    if drop_path_rate == 0:  # Swin and others have some by default, and the teacher must have none
+        for module in model.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+    add_locality(model, name, arguments)
     return model
 
 
@@ -93,6 +100,7 @@ def check_input_sizes(backbone: nn.Module, name: str, sizes_px: tuple[int, ...])
                 f"model.backbone={name}",
                 f"it does not take views of {size_px} px ({' '.join(str(error).split())[:200]}).",
                 "Every view size must fit the backbone: for a ViT a multiple of its patch size.",
-                "Change views.global_px or views.local_px, or take another backbone.",
+                "Change views.global_px or views.local_px, or take another backbone. A Swin pads other sizes with"
+                " model.arguments={strict_img_size: false}.",
             ) from None
     backbone.train(was_training)

@@ -15,7 +15,7 @@ from dino_path.errors import CheckpointError
 FORMAT = "dino_path checkpoint"
 VERSION = 1
 # What torch's reader raises on files that are damaged, or no checkpoints at all (tried with random bytes).
-_UNREADABLE = (
+UNREADABLE = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, struct.error,
     pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
@@ -30,8 +30,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
-        torn = _torn_member(path)
-    except _UNREADABLE as error:
+        torn = torn_member(path)
+    except UNREADABLE as error:
         raise _not_ours(path, f"cannot be read as a checkpoint ({' '.join(str(error).split())[:160]}).") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise _not_ours(path, "is a torch file, but no checkpoint of dino_path.")
@@ -45,7 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return record
 
 
-def _torn_member(path: Path) -> str | None:
+def torn_member(path: Path) -> str | None:
     """The first tensor whose checksum does not match: torch writes checksums, and does not look at them."""
     if not zipfile.is_zipfile(path):
         return None

@@ -154,7 +154,11 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 def _not_a_model_folder(path: Path) -> CheckpointError:
     needed = f"A model folder ({CONFIG_NAME}, {WEIGHTS_NAME}) is needed."
     if path.is_file():
-        found, remedy = "this is a file.", f"If it is a checkpoint: `dino-path export {path} --out MODEL` first."
+        found = "this is a file."
+        remedy = (
+            f"If it is a checkpoint: `dino-path export {path} --out MODEL` first, or `dino-path import-checkpoint` if "
+            "facebookresearch/dino wrote it."
+        )
     elif (path / "checkpoints").is_dir():
         found, remedy = "this is a run folder.", f"`dino-path export {path} --out MODEL` makes a model folder of it."
     elif path.is_dir():

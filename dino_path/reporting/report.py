@@ -43,6 +43,7 @@ class Curve:
 
 CURVES: dict[str, tuple[Curve, ...]] = {
     "Learning": (
+        Curve("knn_accuracy", "k-NN of the teacher", "Accuracy on the validation part of monitor.knn_data."),
         Curve("loss", "Loss", "Student against teacher. Flat at ln K: the teacher says nothing.", has_ln_k=True),
         Curve("teacher_entropy", "Teacher entropy", "At ln K: uniform. At 0: one prototype for all.", has_ln_k=True),
         Curve("kl", "KL, teacher to student", "What there is left to learn. At 0: nothing is learned."),
@@ -60,7 +61,7 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         Curve("grad_norm", "Gradient norm", "Before clipping."),
         Curve("tiles_per_s", "Tiles per second", "All processes together."),
         Curve("data_wait", "Waiting for data", "Share of the time. Above 0.1 the loader is the brake."),
-        Curve("peak_memory_gb", "Peak GPU memory, GB", ""),
+        Curve("peak_memory_gb", "Peak memory, GB", "Of the GPU; without one, of the process."),
     ),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from dino_path.config import Config
 from dino_path.errors import CheckpointError
@@ -23,6 +24,9 @@ def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: Til
     """Write the state after `step` updates, then delete all but the newest `training.keep_checkpoints` up to it.
 
     Views, tile order and stochastic depth are functions of (seed, step): no random state needs to be kept.
+
+    Raises:
+        CheckpointError: the disk is full; what was there before is as it was.
     """
     record = {
         "format": FORMAT,
@@ -33,6 +37,7 @@ def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: Til
         "tiles_digest": tiles.digest,
         "tile_mpp": tiles.mpp,
         "world_size": learner.world.size,
+        "global_batch_size": learner.global_batch_size,
         "num_skipped": learner.num_skipped,
         "student_backbone": learner.student.backbone.state_dict(),
         "student_head": learner.student.head.state_dict(),
@@ -44,13 +49,28 @@ def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: Til
     path = run.checkpoint_file(step)
     for torn in run.checkpoints.glob(".step_*.tmp"):  # a run that was killed while it wrote
         torn.unlink(missing_ok=True)
-    with atomic_write(path, "wb") as stream:
-        torch.save(record, stream)
+    try:
+        with atomic_write(path, "wb") as stream:
+            torch.save(record, stream)
+    except (OSError, RuntimeError) as error:  # torch's writer may hide the first behind the second
+        raise CheckpointError(
+            str(path),
+            f"cannot be written ({_root_of(error)}).",
+            "Room on the disk, and in the quota, is needed; the checkpoints before it are good.",
+            "Make room (training.keep_checkpoints), then start the same command again.",
+        ) from error
     # A later file is a damaged one that `restore` passed over: it must not count as one of the newest.
     written = [file for file in run.checkpoint_files() if file <= path]
     for old in written[: -learner.training.keep_checkpoints]:
         old.unlink()
     return path
+
+
+def _root_of(error: BaseException) -> BaseException:
+    """The first of the errors that led to one another."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource) -> int:
@@ -94,21 +114,32 @@ def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource)
     )
 
 
-# Settings that may change between two starts of one run: they do not change what is computed.
+# Settings that may change between two starts of one run: they do not change what is computed, but for rounding. How
+# the global batch is divided may change too; its size may not.
 _FREE_SECTIONS = ("monitor", "evaluation", "baseline", "wandb", "cluster", "tiles")
-_FREE_TRAINING = ("num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device")
+_FREE_TRAINING = (
+    "num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device",
+    "batch_size_per_gpu", "accumulate_steps", "activation_checkpointing", "compile",
+)  # fmt: skip
 
 
 def _refuse_other_run(path: Path, record: dict[str, Any], config: Config, tiles: TileSource, learner: Learner) -> None:
-    before, now = _decisive(record["config"]), _decisive(as_plain(config))
+    try:  # validated, so that a setting which is younger than the checkpoint has its default there
+        before = _decisive(as_plain(Config.model_validate(record["config"])))
+    except ValidationError as error:
+        raise CheckpointError(
+            str(path),
+            f"was made by another version of dino_path ({' '.join(str(error).split())[:200]}).",
+            "A run ends with the version that it began with.",
+            "Install that version (environment.json names it), or use another `out`.",
+        ) from None
+    now = _decisive(as_plain(config))
     keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     differing = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in keys]
     if record.get("tiles_digest") != tiles.digest:
         differing.append(f"the tiles ({record['num_tiles']} -> {len(tiles)}, or others of the same number)")
-    if record["world_size"] * record["config"]["training"]["batch_size_per_gpu"] != (
-        learner.world.size * learner.training.batch_size_per_gpu
-    ):
-        differing.append("global batch size")
+    if record["global_batch_size"] != learner.global_batch_size:
+        differing.append(f"global batch size ({record['global_batch_size']} -> {learner.global_batch_size})")
     if differing:
         raise CheckpointError(
             str(path),
@@ -125,7 +156,7 @@ def _decisive(config: dict[str, Any]) -> dict[str, Any]:
         if section in _FREE_SECTIONS or not isinstance(values, dict):
             continue
         for key, value in values.items():
-            if section == "training" and (key in _FREE_TRAINING or key == "batch_size_per_gpu"):
+            if section == "training" and key in _FREE_TRAINING:
                 continue
             flat[f"{section}.{key}"] = value
     return flat

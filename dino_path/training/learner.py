@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,9 @@ from dino_path.errors import CheckpointError
 from dino_path.model.backbone import build_backbone
 from dino_path.model.head import DinoHead, DinoNetwork
 from dino_path.model.pretrained import load_start
-from dino_path.training.objective import batch_center, dino_objective
+from dino_path.model.published import load_published
+from dino_path.training.acceleration import attend_explicitly, checkpoint_activations, compile_blocks
+from dino_path.training.objective import Objective, batch_center, dino_objective
 from dino_path.training.schedules import StepSettings
 from dino_path.views.batches import ViewBatch
 from dino_path.views.device import finish_views
@@ -22,17 +27,24 @@ from dino_path.views.device import finish_views
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step tells the log; scalars on the device."""
+    """What one step tells the log; scalars on the device, means over the micro-batches."""
 
     loss: Tensor
     teacher_entropy: Tensor
     kl: Tensor
     prototypes_used: Tensor
+    """Of one micro-batch."""
     grad_norm: Tensor
+    """Of all gradients, before clipping; then of their three parts."""
+    grad_norm_backbone: Tensor
+    grad_norm_head: Tensor
+    grad_norm_prototypes: Tensor
     teacher_features: Tensor
-    """(B, D) of the first global view."""
+    """(B, D) of the first global view of every tile."""
     is_skipped: bool
     """The loss was not finite on some rank: nothing was updated."""
+    is_stopping: bool
+    """Some rank wants to stop after this step; every rank is told so in the same step."""
 
 
 class Learner:
@@ -43,7 +55,7 @@ class Learner:
         self.model, self.optim, self.training, self.world = model, optim, training, world
         self.student = build_network(model, drop_path_rate=model.drop_path_rate).to(world.device)
         if model.weights is not None:
-            load_start_weights(self.student.backbone, model)
+            load_start_weights(self.student, model)
         self.teacher = build_network(model, drop_path_rate=0.0).to(world.device)
         self.teacher.load_state_dict(self.student.state_dict())
         if world.size > 1 and world.device.type == "cuda":  # as published; a network without batch norm stays as it is
@@ -52,16 +64,33 @@ class Learner:
         self.teacher.requires_grad_(False)
         self.center = torch.zeros(1, model.num_prototypes, device=world.device)
         self.num_skipped = 0
+        head = self.student.head
+        self.parts = tuple(list(part) for part in (
+            self.student.backbone.parameters(), head.mlp.parameters(), head.last_layer.values()
+        ))  # fmt: skip
         self.optimizer = build_optimizer(self.student, optim)
         self.mean = torch.tensor(model.mean, device=world.device).view(1, 3, 1, 1)
         self.std = torch.tensor(model.std, device=world.device).view(1, 3, 1, 1)
         self.precision = resolve_precision(training, world.device)
+        if world.device.type == "cpu" and self.precision == "bf16":
+            for network in (self.student, self.teacher):
+                attend_explicitly(network.backbone)
+        if training.activation_checkpointing:  # the teacher keeps none anyway
+            checkpoint_activations(self.student.backbone, model.backbone)
+        if training.compile:
+            for network in (self.student, self.teacher):
+                compile_blocks(network.backbone, model.backbone)
         self._forward_student: nn.Module = self.student
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
             self._forward_student = DistributedDataParallel(
                 self.student, device_ids=devices, gradient_as_bucket_view=True
             )
+
+    @property
+    def global_batch_size(self) -> int:
+        """Tiles per step on all ranks."""
+        return self.training.batch_size_per_gpu * self.training.accumulate_steps * self.world.size
 
     def normalised(self, views: Tensor, parameters: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, H, W) float on our device, finished and normalised by the model's mean and std.
@@ -74,6 +103,12 @@ class Learner:
     def autocast(self) -> torch.autocast:
         """The precision of backbone and head; loss, softmax and center are fp32 in any case."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def gradients_stay_here(self) -> AbstractContextManager[None]:
+        """Inside, a backward pass adds to this rank's gradients without averaging them over the ranks."""
+        if isinstance(self._forward_student, DistributedDataParallel):
+            return self._forward_student.no_sync()
+        return nullcontext()
 
     def forward(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Student logits of all views, teacher logits and teacher features of the global views."""
@@ -88,60 +123,92 @@ class Learner:
         return student_logits, teacher_logits, teacher_features
 
 
-def train_step(learner: Learner, batch: ViewBatch, settings: StepSettings, *, step: int) -> StepReport:
+def train_step(
+    learner: Learner,
+    micro_batches: Sequence[ViewBatch],
+    settings: StepSettings,
+    *,
+    step: int,
+    wants_stop: bool = False,
+) -> StepReport:
     """One update: loss, gradients, student, then teacher, then center (facebookresearch/dino, train_one_epoch).
 
-    The global random state is set from (seed, step, rank) first, so that stochastic depth depends on nothing else
-    and a resumed run repeats it. A loss that is not finite on any rank moves nothing on all of them.
+    With several micro-batches it is the update of one batch of them all: the loss and the center's new value are
+    means over them, and all meet the same center and teacher. The global random state is set from (seed, step, rank)
+    first, so that stochastic depth depends on nothing else and a resumed run repeats it. A loss that is not finite on
+    any rank moves nothing on all of them.
+
+    Args:
+        wants_stop: this rank asks all to stop after this step; see `StepReport.is_stopping`.
     """
     training, world = learner.training, learner.world
     torch.manual_seed(_step_seed(training.seed, step, world.rank))
     set_schedules(learner.optimizer, settings)
+    learner.optimizer.zero_grad(set_to_none=True)
     # Batch norms move in the forward pass; a skipped step puts them back. ViTs have no buffers.
     buffers = [*learner.student.buffers(), *learner.teacher.buffers()]
     buffers_before = [buffer.clone() for buffer in buffers]
 
-    student_logits, teacher_logits, teacher_features = learner.forward(batch)
-    objective = dino_objective(
-        student_logits,
-        teacher_logits,
-        learner.center,
-        student_temp=training.student_temp,
-        teacher_temp=settings.teacher_temp,
-    )
-    num_bad = world.sum_((~objective.loss.detach().isfinite()).float())
-    is_skipped = bool(num_bad.item() > 0)
-    grad_norm = torch.zeros((), device=world.device)
+    objectives: list[Objective] = []
+    features: list[Tensor] = []
+    teacher_mean = torch.zeros_like(learner.center)
+    for number, batch in enumerate(micro_batches, 1):
+        is_last = number == len(micro_batches)
+        with nullcontext() if is_last else learner.gradients_stay_here():
+            student_logits, teacher_logits, teacher_features = learner.forward(batch)
+            objective = dino_objective(
+                student_logits,
+                teacher_logits,
+                learner.center,
+                student_temp=training.student_temp,
+                teacher_temp=settings.teacher_temp,
+            )
+            objectives.append(replace(objective, loss=objective.loss.detach()))
+            features.append(teacher_features[: len(batch.tiles)].float())
+            teacher_mean += batch_center(teacher_logits) / len(micro_batches)
+            if is_last:
+                # Queued before the last backward pass: the center's sum travels while that runs, and the verdict is
+                # on the host by the time it is wanted, without the device ever running out of work.
+                center_sum = world.start_sum(teacher_mean)
+                verdict = _verdict([each.loss for each in objectives], world, wants_stop=wants_stop)
+            (objective.loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
+
+    num_bad, num_stopping = verdict.read()
+    center_sum.wait()
+    is_skipped = num_bad > 0
+    part_norms = [torch.zeros((), device=world.device)] * len(learner.parts)
     if is_skipped:
         learner.num_skipped += 1
         for buffer, before in zip(buffers, buffers_before, strict=True):
             buffer.copy_(before)
     else:
-        learner.optimizer.zero_grad(set_to_none=True)
-        objective.loss.backward()  # type: ignore[no-untyped-call]
         if settings.last_layer_frozen:
             # No gradient at all, as published: AdamW then skips the prototypes (no moments, no decay), and they do
             # not count in a global norm.
             for parameter in learner.student.head.last_layer.values():
                 parameter.grad = None
-        grad_norm = clip_gradients(learner.student, learner.optim)
+        part_norms = clip_gradients(learner.parts, learner.optim)
         learner.optimizer.step()
         update_teacher(learner.teacher, learner.student, settings.momentum)
-        update_center(learner.center, teacher_logits, training.center_momentum, world)
+        update_center(learner.center, teacher_mean / world.size, training.center_momentum)
     return StepReport(
-        loss=objective.loss.detach(),
-        teacher_entropy=objective.teacher_entropy,
-        kl=objective.kl,
-        prototypes_used=objective.prototypes_used,
-        grad_norm=grad_norm,
-        teacher_features=teacher_features[: len(batch.tiles)].float(),
+        loss=_mean(each.loss for each in objectives),
+        teacher_entropy=_mean(each.teacher_entropy for each in objectives),
+        kl=_mean(each.kl for each in objectives),
+        prototypes_used=_mean(each.prototypes_used for each in objectives),
+        grad_norm=torch.stack(part_norms).norm(),
+        grad_norm_backbone=part_norms[0],
+        grad_norm_head=part_norms[1],
+        grad_norm_prototypes=part_norms[2],
+        teacher_features=torch.cat(features),
         is_skipped=is_skipped,
+        is_stopping=num_stopping > 0,
     )
 
 
 def build_network(model: ModelConfig, *, drop_path_rate: float) -> DinoNetwork:
     """A freshly initialised backbone with its head."""
-    backbone = build_backbone(model.backbone, model.arguments, drop_path_rate=drop_path_rate)
+    backbone = build_backbone(model.backbone, model.backbone_arguments, drop_path_rate=drop_path_rate)
     head = DinoHead(
         int(backbone.num_features),  # type: ignore[arg-type]
         model.num_prototypes,
@@ -154,20 +221,23 @@ def build_network(model: ModelConfig, *, drop_path_rate: float) -> DinoNetwork:
     return DinoNetwork(backbone, head)
 
 
-def load_start_weights(backbone: nn.Module, model: ModelConfig) -> None:
-    """Start the backbone from `model.weights`; the head stays random.
+def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
+    """Start from `model.weights`: from a file of facebookresearch/dino with its head, else the head stays random.
 
     Raises:
         CheckpointError: the weights cannot be had, or belong to another architecture.
     """
     assert model.weights is not None
+    if Path(model.weights).is_file():
+        load_published(network, Path(model.weights))
+        return
     start = load_start(model.backbone, model.weights)
     try:
-        backbone.load_state_dict(start.module.state_dict())
+        network.backbone.load_state_dict(start.module.state_dict())
     except RuntimeError as error:
         raise CheckpointError(
             f"model.weights={model.weights}",
-            f"do not fit {model.backbone} with {dict(model.arguments)} ({' '.join(str(error).split())[:200]}).",
+            f"do not fit {model.backbone} with {model.backbone_arguments} ({' '.join(str(error).split())[:200]}).",
             "Weights of the same architecture, with the same arguments, are needed.",
             "Correct model.backbone, model.arguments or model.weights.",
         ) from None
@@ -199,20 +269,20 @@ def set_schedules(optimizer: torch.optim.Optimizer, settings: StepSettings) -> N
             group["weight_decay"] = settings.weight_decay
 
 
-def clip_gradients(student: nn.Module, optim: OptimConfig) -> Tensor:
-    """Clip in place; returns the global gradient norm from before.
+def clip_gradients(parts: Sequence[Sequence[nn.Parameter]], optim: OptimConfig) -> list[Tensor]:
+    """Clip all gradients in place; returns the norm of each part from before, 0 for a part without gradients.
 
     `parameter`: each tensor whose own norm exceeds the limit is scaled to it (facebookresearch/dino); `global`: all
     tensors by one factor (dinov2). The first bites far less often; the numbers are not comparable.
     """
-    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    by_part = [[parameter.grad for parameter in part if parameter.grad is not None] for part in parts]
+    gradients = [gradient for part in by_part for gradient in part]
     norms = torch.stack(torch._foreach_norm(gradients))
-    total: Tensor = norms.norm()
     if optim.clip_norm is not None:
-        measured = norms if optim.clip_scope == "parameter" else total.expand(len(gradients))
+        measured = norms if optim.clip_scope == "parameter" else norms.norm().expand(len(gradients))
         factors = (optim.clip_norm / (measured + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, list(factors.unbind()))
-    return total
+    return [part.norm() for part in torch.split(norms, [len(gradients) for gradients in by_part])]
 
 
 @torch.no_grad()
@@ -222,10 +292,9 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 
 
 @torch.no_grad()
-def update_center(center: Tensor, teacher_logits: Tensor, center_momentum: float, world: World) -> None:
-    """center <- center_momentum * center + (1 - center_momentum) * mean logit of the global batch, in place."""
-    mean = world.sum_(batch_center(teacher_logits)) / world.size
-    center.lerp_(mean, 1.0 - center_momentum)
+def update_center(center: Tensor, teacher_mean: Tensor, center_momentum: float) -> None:
+    """center <- center_momentum * center + (1 - center_momentum) * mean logit of the global batch, all (1, K)."""
+    center.lerp_(teacher_mean, 1.0 - center_momentum)
 
 
 def resolve_precision(training: TrainingConfig, device: torch.device) -> str:
@@ -241,3 +310,34 @@ def _step_seed(*numbers: int) -> int:
     for number in numbers:
         state = (state * 6364136223846793005 + number + 1442695040888963407) % 2**63
     return state
+
+
+def _mean(scalars: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(scalars)).mean()
+
+
+def _verdict(losses: Sequence[Tensor], world: World, *, wants_stop: bool) -> _HostCopy:
+    """How many ranks have a loss that is not finite, and how many want to stop."""
+    is_bad = ~torch.stack(list(losses)).isfinite().all()
+    stops = torch.full((), float(wants_stop), device=world.device)  # filled there: a copy from the host would wait
+    return _HostCopy(world.sum_(torch.stack([is_bad.float(), stops])))
+
+
+class _HostCopy:
+    """Numbers on their way to the host. `read` waits for them, and not for what was queued on the device after them.
+
+    A plain `.item()` after the backward pass would let the device run dry once a step: everything queued must end
+    before the host may queue the optimizer.
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.Event() if numbers.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrival is not None:
+            self._arrival.record()
+
+    def read(self) -> list[float]:
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        numbers: list[float] = self._numbers.tolist()
+        return numbers

@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
+import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World, usable_cores
-from dino_path.errors import CollapseDetected, NonFiniteLoss
+from dino_path.errors import CollapseDetected, NonFiniteLoss, StoppedBySignal
 from dino_path.model.backbone import check_input_sizes, count_parameters
 from dino_path.progress import meter
 from dino_path.run import RunFolder, atomic_write, environment_record, write_json
 from dino_path.settings import as_yaml
 from dino_path.tiles.source import TileSource, open_tiles
+from dino_path.training.acceleration import has_fast_bf16
+from dino_path.training.advice import advice
 from dino_path.training.checkpoints import restore, save_checkpoint
 from dino_path.training.learner import Learner, StepReport, train_step
 from dino_path.training.monitor import Collapse, FeatureWindow, feature_spread, find_collapse, rankme
 from dino_path.training.records import Record, Records
 from dino_path.training.schedules import Schedules, StepSettings, resolve_clock, resolve_schedules
+from dino_path.training.signals import stop_signals
 from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
 
 logger = logging.getLogger(__name__)
 step_logger = logging.getLogger("dino_path.steps")  # a terminal shows these facts in its progress bar instead
-AVERAGED = ("loss", "teacher_entropy", "kl", "prototypes_used", "grad_norm")  # of the step reports
+AVERAGED = (  # of the step reports
+    "loss", "teacher_entropy", "kl", "prototypes_used",
+    "grad_norm", "grad_norm_backbone", "grad_norm_head", "grad_norm_prototypes",
+)  # fmt: skip
 
 
-def pretrain(config: Config, world: World) -> Path:
+def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] | None = None) -> Path:
     """Pretrain one backbone on the tiles of `config.store` into `config.out`; returns the last checkpoint.
 
     Called again on the same run folder, it continues where the newest checkpoint stands, and a finished run is left
     as it is.
 
+    Args:
+        knn: accuracy of a backbone for `monitor.knn_data`, on rank 0 (evaluation/running.py; this room may not import
+            that one). None: no running k-NN.
+
     Raises:
         ConfigError, TileStoreError, CheckpointError: refused before the first step.
         NonFiniteLoss, CollapseDetected: the run was ended.
+        StoppedBySignal: a process got SIGTERM or SIGUSR1; all have ended the same step, and it is saved.
     """
     assert config.store is not None
     assert config.out is not None
@@ -57,27 +72,38 @@ def pretrain(config: Config, world: World) -> Path:
     if world.is_first:
         describe_run(run, config, learner, schedules, num_tiles=len(tiles))
     batches = view_batches(config, training, tiles, world, start=start, num_steps=clock.num_steps)
-    watch = Watch(config, learner, schedules, run, start=start)
-    with watch, meter("pretraining", clock.num_steps, "steps", lines=False) as counter:
+    watch = Watch(config, learner, schedules, run, start=start, knn=knn)
+    with stop_signals() as stop, watch, meter("pretraining", clock.num_steps, "steps", lines=False) as counter:
         counter.advance(start)
         for step in range(start, clock.num_steps):
             with watch.waiting():
-                batch = next(batches)
+                micro_batches = [next(batches) for _ in range(training.accumulate_steps)]
             settings = schedules.at(step)
-            report = train_step(learner, batch, settings, step=step)
-            note = watch.after_step(step, batch, settings, report)
+            report = train_step(learner, micro_batches, settings, step=step, wants_stop=stop.is_made)
+            note = watch.after_step(step, micro_batches, settings, report)
             counter.advance(1, note)
-            is_due = (step + 1) % training.checkpoint_every_steps == 0 or step + 1 == clock.num_steps
-            if is_due and world.is_first:
+            is_last = step + 1 == clock.num_steps or report.is_stopping
+            if world.is_first and (is_last or (step + 1) % training.checkpoint_every_steps == 0):
                 save_checkpoint(run, learner, config, tiles, step=step + 1)
+            if is_last:
+                break
     world.barrier()
-    return run.checkpoint_file(clock.num_steps)
+    checkpoint = run.checkpoint_file(step + 1)
+    if step + 1 < clock.num_steps:
+        raise StoppedBySignal(
+            str(run.path),
+            f"stopped by {stop.signal.name if stop.signal else 'another process'} after step {step + 1} of"
+            f" {clock.num_steps}.",
+            f"Everything is saved in {checkpoint}.",
+            "The same command continues.",
+        )
+    return checkpoint
 
 
 def view_batches(
     config: Config, training: TrainingConfig, tiles: TileSource, world: World, *, start: int, num_steps: int
 ) -> Iterator[ViewBatch]:
-    """This rank's batches from step `start` on."""
+    """This rank's micro-batches from step `start` on."""
     batches = ViewBatches(
         tiles,
         config.views,
@@ -86,6 +112,7 @@ def view_batches(
         batch_size_per_gpu=training.batch_size_per_gpu,
         rank=world.rank,
         world_size=world.size,
+        accumulate_steps=training.accumulate_steps,
     )
     pin_memory = world.device.type == "cuda"
     num_workers = min(usable_cores() - 1, 8) if training.num_workers is None else training.num_workers
@@ -116,13 +143,28 @@ def describe_run(run: RunFolder, config: Config, learner: Learner, schedules: Sc
     logger.info("%d tiles in %s%s", num_tiles, config.store, f", as many of every {balance}" if balance else "")
     for line in schedules.lines():
         logger.info("%s", line)
+    for line in advice(config, schedules.clock, num_tiles=num_tiles):
+        logger.info("advice: %s", line)
+    if learner.training.precision == "auto" and learner.world.device.type == "cpu" and has_fast_bf16():
+        logger.info(
+            "advice: this CPU has bf16 arithmetic, in which a ViT takes two thirds of the time: training.precision=bf16"
+        )
 
 
 class Watch:
     """Times, averages and writes what the steps report; ends a run that has gone wrong."""
 
-    def __init__(self, config: Config, learner: Learner, schedules: Schedules, run: RunFolder, *, start: int) -> None:
-        self.config, self.learner, self.schedules, self.run = config, learner, schedules, run
+    def __init__(
+        self,
+        config: Config,
+        learner: Learner,
+        schedules: Schedules,
+        run: RunFolder,
+        *,
+        start: int,
+        knn: Callable[[nn.Module], float] | None,
+    ) -> None:
+        self.config, self.learner, self.schedules, self.knn = config, learner, schedules, knn
         self.records = Records(run, config, start_step=start) if learner.world.is_first else None
         self.window = FeatureWindow()
         self.known_collapse: str | None = None
@@ -142,11 +184,13 @@ class Watch:
         """Times what the loop waits for data."""
         return _Stopwatch(self)
 
-    def after_step(self, step: int, batch: ViewBatch, settings: StepSettings, report: StepReport) -> str:
+    def after_step(
+        self, step: int, micro_batches: Sequence[ViewBatch], settings: StepSettings, report: StepReport
+    ) -> str:
         """Take in one step's report; at the end of an interval write a record. Returns a note for the progress bar."""
         self.reports.append(report)
         if report.is_skipped:
-            self._report_skipped(step, batch)
+            self._report_skipped(step, micro_batches)
         else:
             self.window.add(report.teacher_features)
         clock = self.schedules.clock
@@ -154,9 +198,9 @@ class Watch:
             self._close_interval(step, settings)
         return self.note
 
-    def _report_skipped(self, step: int, batch: ViewBatch) -> None:
+    def _report_skipped(self, step: int, micro_batches: Sequence[ViewBatch]) -> None:
         training, num_skipped = self.learner.training, self.learner.num_skipped
-        tiles = batch.tiles.tolist()
+        tiles = [tile for batch in micro_batches for tile in batch.tiles.tolist()]
         logger.error("step %d: the loss is not finite; nothing was updated. Tiles of this rank: %s", step, tiles)
         if num_skipped > training.max_non_finite_steps:
             raise NonFiniteLoss(
@@ -183,11 +227,11 @@ class Watch:
             "tiles_per_s": num_steps * clock.global_batch_size / elapsed_s,
             "data_wait": self.wait_s / elapsed_s,
             "eta_s": (clock.num_steps - step - 1) * elapsed_s / num_steps,
+            "peak_memory_gb": peak_memory_gb(world.device),
             "num_skipped": self.learner.num_skipped,
+            **self._running_knn(step),
             "collapse": None,
         }
-        if world.device.type == "cuda":
-            record["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         collapse = self._find_collapse(step, record)
         record["collapse"] = collapse.mode if collapse else None
         if self.records is not None:
@@ -211,6 +255,13 @@ class Watch:
         values = (world.sum_(torch.stack([*means, spread, rank])) / world.size).tolist()
         averages: Record = dict(zip((*AVERAGED, "feature_std", "rankme"), values, strict=True))
         return {"loss": values[0], "loss_minus_ln_k": values[0] - math.log(self.config.model.num_prototypes)} | averages
+
+    def _running_knn(self, step: int) -> Record:
+        """The k-NN accuracy of the teacher, where it is due; measured on a copy, it disturbs nothing."""
+        is_due = (step + 1) % self.config.monitor.knn_every_steps == 0 or step + 1 == self.schedules.clock.num_steps
+        if self.knn is None or not is_due:
+            return {}
+        return {"knn_accuracy": self.knn(copy.deepcopy(self.learner.teacher.backbone).eval())}
 
     def _find_collapse(self, step: int, record: Record) -> Collapse | None:
         """The collapse, once the run is past a tenth."""
@@ -251,6 +302,14 @@ class _Stopwatch:
         self._watch.wait_s += time.perf_counter() - self._start_s
 
 
+def peak_memory_gb(device: torch.device) -> float:
+    """The most that tensors on a GPU took so far; without one, the most that this process took (no workers)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
 def health_line(record: Record) -> str:
     """The few facts that say whether a run is well."""
     if record["loss"] is None:
@@ -264,7 +323,8 @@ def log_line(record: Record, num_steps: int) -> str:
     eta_s = int(record["eta_s"] or 0)
     hours, minutes, seconds = eta_s // 3600, eta_s % 3600 // 60, eta_s % 60
     eta = f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+    knn = f"  k-NN {record['knn_accuracy']:.3f}" if "knn_accuracy" in record else ""
     return (
-        f"step {done}/{num_steps}  {done / num_steps:.1%}  {health_line(record)}  lr {record['lr']:.1e}"
+        f"step {done}/{num_steps}  {done / num_steps:.1%}  {health_line(record)}{knn}  lr {record['lr']:.1e}"
         f"  {record['tiles_per_s']:.0f} tiles/s  wait {record['data_wait']:.0%}  eta {eta}"
     )

@@ -79,7 +79,7 @@ def _start_wandb(run: RunFolder, config: Config) -> Any | None:
 
 
 def _wandb_errors() -> tuple[type[BaseException], ...]:
-    """What W&B raises when its service, disk or network fails."""
+    """What W&B raises when its service, disk or network fails, or something in it: no training ends for that."""
     import wandb
 
-    return (wandb.Error, OSError, TimeoutError, RuntimeError)
+    return (wandb.Error, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)

@@ -78,7 +78,7 @@ class Schedules:
 
 def resolve_clock(training: TrainingConfig, *, num_tiles: int, world_size: int) -> Clock:
     """Steps, tiles per step and steps per epoch of this run."""
-    global_batch_size = training.batch_size_per_gpu * world_size
+    global_batch_size = training.batch_size_per_gpu * training.accumulate_steps * world_size
     steps_per_epoch = num_tiles / global_batch_size
     if training.num_steps is not None:
         num_steps = training.num_steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -49,9 +50,10 @@ class ViewBatch:
 
 
 class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
-    """`self[step]` is this rank's batch of that step: a pure function of (seed, step, rank), in any process.
+    """`self[number]` is this rank's micro-batch of that number: a pure function of (seed, number, rank).
 
-    At step s the world reads the stream's positions s * global_batch ... ; rank r takes the r-th part of them.
+    At step s the world reads the stream's positions s * global_batch ... ; rank r takes the r-th part of them, in
+    `accumulate_steps` pieces: its micro-batches s * accumulate_steps ... (without accumulation: batch s).
     """
 
     def __init__(
@@ -64,12 +66,13 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         batch_size_per_gpu: int,
         rank: int,
         world_size: int,
+        accumulate_steps: int,
     ) -> None:
         self.source = source
         self.config = config
         self.seed = seed
         self.batch_size = batch_size_per_gpu
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.accumulate_steps = rank, world_size, accumulate_steps
         self.order = tile_order(source, balance=balance, seed=seed)
         if source.mpp is None and self._sizes_um():
             raise ConfigError(
@@ -79,19 +82,20 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
                 "Tile the slides with `dino-path tile`, or use views.global_scale and views.local_scale.",
             )
 
-    def __getitem__(self, step: int) -> ViewBatch | DinoPathError:
+    def __getitem__(self, number: int) -> ViewBatch | DinoPathError:
         try:
-            return self.batch(step)
+            return self.batch(number)
         except DinoPathError as error:  # raised again by `iterate_batches`: a worker would turn it into a RuntimeError
             return error
 
-    def batch(self, step: int) -> ViewBatch:
-        """This rank's views of step `step`.
+    def batch(self, number: int) -> ViewBatch:
+        """This rank's views of its micro-batch `number`.
 
         Raises:
             TileStoreError: a tile cannot be read or decoded.
         """
-        first = (step * self.world_size + self.rank) * self.batch_size
+        step, piece = divmod(number, self.accumulate_steps)
+        first = ((step * self.world_size + self.rank) * self.accumulate_steps + piece) * self.batch_size
         epochs, tiles = self.order(np.arange(first, first + self.batch_size))
         config, size = self.config, self.batch_size
         global_views = np.empty((2, size, config.global_px, config.global_px, 3), np.uint8)
@@ -100,11 +104,11 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         packed = np.empty((2 + config.num_local, size, num_columns), np.float32)
         for place, (epoch, tile) in enumerate(zip(epochs.tolist(), tiles.tolist(), strict=True)):
             image = self.tile_image(tile)
-            for number, view in enumerate(self.tile_parameters(epoch, tile, image)):
-                target = global_views[number] if number < 2 else local_views[number - 2]
+            for of_tile, view in enumerate(self.tile_parameters(epoch, tile, image)):
+                target = global_views[of_tile] if of_tile < 2 else local_views[of_tile - 2]
                 if config.colour_on_device:
                     target[place] = crop_and_resize(image, view)
-                    packed[number, place] = pack(view)
+                    packed[of_tile, place] = pack(view)
                 else:
                     target[place] = render_view(image, view)
         return ViewBatch(
@@ -149,14 +153,14 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
 def iterate_batches(
     batches: ViewBatches, *, start: int, num_steps: int, num_workers: int, pin_memory: bool
 ) -> Iterator[ViewBatch]:
-    """The batches of steps `start` to `num_steps` - 1, made ahead of time by `num_workers` processes."""
+    """The micro-batches of steps `start` to `num_steps` - 1, made ahead of time by `num_workers` processes."""
     loader: DataLoader[ViewBatch | DinoPathError] = DataLoader(
         batches,
         batch_size=None,
-        sampler=range(start, num_steps),
+        sampler=range(start * batches.accumulate_steps, num_steps * batches.accumulate_steps),
         num_workers=num_workers,
         prefetch_factor=2 if num_workers else None,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_prepare_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else the loader draws from the global random state
     )
@@ -166,7 +170,13 @@ def iterate_batches(
         yield batch
 
 
-def _quiet_worker(_: int) -> None:
-    """One thread per worker: OpenCV and torch would otherwise start one per core in every worker."""
+def _prepare_worker(_: int) -> None:
+    """One thread per worker: OpenCV and torch would otherwise start one per core in every worker.
+
+    SLURM sends its warnings to every process. The main one answers them at the end of its step, and until then it
+    needs its workers; they end with it.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

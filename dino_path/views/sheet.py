@@ -68,8 +68,9 @@ def write_sheet(
     for name, config in recipes.items():
         blocks += [_text("", HEADING_PX), _text(name, HEADING_PX), _text(_summary(config), TEXT_PX, PALE)]
         batches = ViewBatches(
-            source, config, balance=balance, seed=seed, batch_size_per_gpu=num_tiles, rank=0, world_size=1
-        )
+            source, config, balance=balance, seed=seed, batch_size_per_gpu=num_tiles, rank=0, world_size=1,
+            accumulate_steps=1,
+        )  # fmt: skip
         blocks += _rows(batches)
     content = _below(blocks)
     sheet = Image.new("RGB", (WIDTH_PX, content.height + 2 * MARGIN_PX), WHITE)

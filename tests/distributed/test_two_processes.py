@@ -1,14 +1,17 @@
 """Two gloo processes are one training: the same weights on both, and those of one process with the same batch."""
 
 import os
-import socket
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from runs import free_port, keep_only_step, state_in
 from tiny import ALONE, differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 
 from dino_path.model.checkpoint import read_checkpoint
@@ -23,10 +26,14 @@ NUM_STEPS = 4
 TOLERANCE = 1e-8
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+@contextmanager
+def doubles() -> Iterator[None]:
+    """New tensors are in double precision."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +79,12 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(
     ranks: list[dict[str, Any]], tiles_folder: Path
 ) -> None:
     config = tiny_config(tiles_folder, Path("unused"), "model.drop_path_rate=0", f"training.num_steps={NUM_STEPS}")
-    torch.set_default_dtype(torch.float64)
-    try:
+    with doubles():
         learner = tiny_learner(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
     batches, schedules = tiny_batches(config), tiny_schedules(config)
     start = state_of(learner)
     for step in range(NUM_STEPS):
-        train_step(learner, batches.batch(step), schedules.at(step), step=step)
+        train_step(learner, [batches.batch(step)], schedules.at(step), step=step)
     state = state_of(learner)
     assert state["student.backbone.cls_token"].dtype == torch.float64
     assert len(differences(start, state)) > len(start) // 2
@@ -105,7 +109,8 @@ def test_a_run_of_two_processes_writes_one_folder_with_the_means_of_both(
 ) -> None:
     run = RunFolder(out / "run")
     alone = tiny_config(tiles_folder, tmp_path / "run", "model.drop_path_rate=0", f"training.num_steps={NUM_STEPS}")
-    pretrain(alone, ALONE)
+    with doubles():
+        pretrain(alone, ALONE)
     two, one = run.read_metrics(), RunFolder(tmp_path / "run").read_metrics()
     assert [record["step"] for record in two] == [*range(NUM_STEPS)]
     assert [record["tiles_seen"] for record in two] == [4, 8, 12, 16]
@@ -114,3 +119,24 @@ def test_a_run_of_two_processes_writes_one_folder_with_the_means_of_both(
     checkpoint = read_checkpoint(run.checkpoint_file(NUM_STEPS))
     assert checkpoint["world_size"] == 2
     assert not [name for name in checkpoint["student_backbone"] if name.startswith("module.")]
+
+
+@pytest.mark.parametrize("divided", [("4", "1"), ("1", "4")])
+def test_what_two_processes_began_one_ends_with_the_same_global_batch(
+    out: Path, tiles_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, divided: tuple[str, str]
+) -> None:
+    shutil.copytree(out / "run", tmp_path / "run")
+    both = RunFolder(tmp_path / "run").checkpoint_file(NUM_STEPS)
+    expected = state_in(both)
+    keep_only_step(RunFolder(tmp_path / "run"), 2)
+    settings = ("model.drop_path_rate=0", f"training.num_steps={NUM_STEPS}", "training.checkpoint_every_steps=2")
+    sizes = (f"training.batch_size_per_gpu={divided[0]}", f"training.accumulate_steps={divided[1]}")
+    with doubles():
+        pretrain(tiny_config(tiles_folder, tmp_path / "run", *settings, *sizes), ALONE)
+    assert "was written by 2 process(es), this is a run of 1" in caplog.text
+    state = state_in(both)
+    assert state["student_backbone.cls_token"].dtype == torch.float64
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            state[name], value, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda text, n=name: f"{n}: {text}"
+        )

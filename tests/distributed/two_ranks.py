@@ -28,7 +28,7 @@ def train(store: Path, world: World) -> tuple[Learner, list[int]]:
     schedules, tiles = tiny_schedules(tiny_config(store, Path("unused"), "training.num_steps=4")), []
     for step in range(NUM_STEPS):
         batch = batches.batch(step)
-        train_step(learner, batch, schedules.at(step), step=step)
+        train_step(learner, [batch], schedules.at(step), step=step)
         tiles += batch.tiles.tolist()
     return learner, tiles
 
@@ -40,10 +40,10 @@ def skip_one_step(store: Path, learner: Learner, world: World) -> dict[str, obje
     before, std = state_of(learner), learner.std
     if world.rank == 1:
         learner.std = std * math.nan
-    report = train_step(learner, batches.batch(4), schedules.at(3), step=4)
+    report = train_step(learner, [batches.batch(4)], schedules.at(3), step=4)
     after_skip = state_of(learner)
     learner.std = std
-    train_step(learner, batches.batch(5), schedules.at(3), step=5)
+    train_step(learner, [batches.batch(5)], schedules.at(3), step=5)
     return {
         "is_skipped": report.is_skipped, "num_skipped": learner.num_skipped, "before": before,
         "after_skip": after_skip, "after": state_of(learner),
@@ -56,7 +56,9 @@ def main(store: Path, out: Path) -> None:
         trained = state_of(learner)
         record = {"state": trained, "tiles": tiles, "skipping": skip_one_step(store, learner, world)}
         torch.save(record, out / f"rank_{world.rank}.pt")
-        pretrain(tiny_config(store, out / "run", *SETTINGS, "training.num_workers=1"), world)
+        torch.set_default_dtype(torch.float64)
+        settings = (*SETTINGS, "training.num_workers=1", "training.checkpoint_every_steps=2")
+        pretrain(tiny_config(store, out / "run", *settings), world)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,29 @@
 """Train 10 steps = train 5, die, resume 5: bit for bit."""
 
-import os
+import random
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import ALONE, TINY, differences, tiny_config
+from runs import Command, keep_only_step, state_in, two_ranks
+from tiny import ALONE, differences, tiny_config
 
-from dino_path.model.checkpoint import read_checkpoint
 from dino_path.run import RunFolder
 from dino_path.training.loop import pretrain
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 SETTINGS = ("model.drop_path_rate=0.2", "model.norm_last_layer=false")  # stochastic depth is part of what must repeat
-NUM_STEPS = 200  # of the command that is killed
+NUM_STEPS = 200  # of the commands that are killed
 LONG = (*SETTINGS, f"training.num_steps={NUM_STEPS}", "training.checkpoint_every_steps=10")
+WITH_WORKERS = (*LONG, "training.num_workers=2")
+EXIT_STOPPED = 85
 
 
-def state_in(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint by name: both networks, center, optimizer moments."""
-    record = read_checkpoint(checkpoint)
-    state = {"center": record["center"]}
-    for part in ("student_backbone", "student_head", "teacher_backbone", "teacher_head"):
-        state |= {f"{part}.{name}": value for name, value in record[part].items()}
-    for number, moments in record["optimizer"]["state"].items():
-        state |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    return state
-
-
-def keep_only_step(run: RunFolder, step: int) -> None:
-    """The folder as a run killed between `step` and the next checkpoint leaves it."""
-    for file in run.checkpoint_files():
-        if file != run.checkpoint_file(step):
-            file.unlink()
+@pytest.fixture(scope="module")
+def undisturbed(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The state after all steps of `LONG` in one go."""
+    return state_in(pretrain(tiny_config(tiles_folder, tmp_path_factory.mktemp("whole"), *LONG), ALONE))
 
 
 @pytest.mark.parametrize(
@@ -60,50 +47,91 @@ def test_five_steps_resumed_for_five_equal_ten(
     assert len(differences(halfway, state)) > len(state) // 2, "the second half must have moved something"
 
 
-def pretrain_command(store: Path, out: Path) -> list[str]:
-    settings = [*TINY, *LONG]
-    return [
-        sys.executable, "-c", "from dino_path.cli import main; main()", "pretrain",
-        f"store={store}", f"out={out}", *settings,
-    ]  # fmt: skip
-
-
-def run_to_end(store: Path, out: Path) -> Path:
-    answer = subprocess.run(pretrain_command(store, out), capture_output=True, text=True, check=False, env=ONE_THREAD)
-    assert answer.returncode == 0, answer.stderr
-    checkpoint = RunFolder(out).checkpoint_file(NUM_STEPS)
-    assert f"checkpoint: {checkpoint}" in answer.stdout
-    return checkpoint
-
-
-def kill_in_the_middle(store: Path, out: Path) -> None:
-    """Start the command, and kill it without warning when it has written its second checkpoint."""
-    process = subprocess.Popen(
-        pretrain_command(store, out),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=ONE_THREAD,
-    )
-    deadline_s = time.monotonic() + 120
-    while len(RunFolder(out).checkpoint_files()) < 2:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline_s, "it wrote no checkpoint"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+@pytest.mark.slow
+def test_a_run_killed_twice_at_random_steps_ends_with_the_weights_of_an_undisturbed_one(
+    tiles_folder: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    run = RunFolder(tmp_path / "killed")
+    before = 0
+    for _ in range(2):
+        command = Command(tiles_folder, run.path, *WITH_WORKERS, "training.keep_checkpoints=100")
+        command.wait_for_checkpoints(before + random.randint(1, 6))
+        command.signal_group(signal.SIGKILL)
+        assert command.end()[0] == -signal.SIGKILL
+        before = len(run.checkpoint_files())
+    assert not run.checkpoint_file(NUM_STEPS).exists()
+    code, out, err = Command(tiles_folder, run.path, *WITH_WORKERS).end()
+    assert (code, out) == (0, f"checkpoint: {run.checkpoint_file(NUM_STEPS)}\n"), err
+    assert differences(undisturbed, state_in(run.checkpoint_file(NUM_STEPS))) == []
+    assert [record["step"] for record in run.read_metrics()] == [*range(NUM_STEPS)]
+    assert not list(run.path.rglob("*.tmp"))
+    assert run.log_file.read_text().count("continuing from") == 2
 
 
 @pytest.mark.slow
-def test_a_killed_command_called_again_ends_with_the_weights_of_an_undisturbed_one(
-    tiles_folder: Path, tmp_path: Path
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_with_the_weights_of_an_undisturbed_one(
+    tiles_folder: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = pretrain(tiny_config(tiles_folder, tmp_path / "whole", *LONG), ALONE)
-    killed = RunFolder(tmp_path / "killed")
-    kill_in_the_middle(tiles_folder, killed.path)
-    assert not killed.checkpoint_file(NUM_STEPS).exists()
-    resumed = run_to_end(tiles_folder, killed.path)
+    run = RunFolder(tmp_path / "damaged")
+    config = tiny_config(tiles_folder, run.path, *LONG)
+    pretrain(config, ALONE)
+    run.checkpoint_file(NUM_STEPS).unlink()
+    newest = run.checkpoint_files()[-1]
+    newest.write_bytes(newest.read_bytes()[:10_000])
+    pretrain(config, ALONE)
+    assert f"{newest}: cannot be read as a checkpoint" in caplog.text
+    assert differences(undisturbed, state_in(run.checkpoint_file(NUM_STEPS))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_all_processes_ends_the_step_saves_it_and_loses_nothing(
+    tiles_folder: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor], number: signal.Signals
+) -> None:
+    settings = (*WITH_WORKERS, "training.checkpoint_every_steps=50")
+    command = Command(tiles_folder, tmp_path / "run", *settings)
+    command.wait_for_checkpoints(1)
+    command.signal_group(number)
+    code, _, err = command.end()
+    assert code == EXIT_STOPPED, err
+    stopped = command.run.checkpoint_files()[-1]
+    assert 50 <= int(stopped.stem.removeprefix("step_")) < NUM_STEPS
+    assert f"stopped by {number.name} after step" in err
+    assert f"Everything is saved in {stopped}" in err
+    assert "Traceback" not in err
+    code, _, err = Command(tiles_folder, tmp_path / "run", *settings).end()
+    assert code == 0, err
+    assert differences(undisturbed, state_in(command.run.checkpoint_file(NUM_STEPS))) == []
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_ranks_stops_both_after_the_same_step(tiles_folder: Path, tmp_path: Path) -> None:
+    settings = (*LONG, "training.batch_size_per_gpu=2", "training.checkpoint_every_steps=50")
+    ranks = two_ranks(tiles_folder, tmp_path / "run", *settings)
+    ranks[0].wait_for_checkpoints(1)
+    ranks[1].process.send_signal(signal.SIGTERM)
+    ends = [rank.end() for rank in ranks]
+    assert [code for code, _, _ in ends] == [EXIT_STOPPED, EXIT_STOPPED], ends
+    stopped = ranks[0].run.checkpoint_files()[-1]
+    assert stopped != ranks[0].run.checkpoint_file(NUM_STEPS)
+    assert "stopped by another process after step" in ends[0][2]
+    assert "stopped by SIGTERM after step" in ends[1][2]
+    for out in ("run", "whole"):
+        ends = [rank.end() for rank in two_ranks(tiles_folder, tmp_path / out, *settings)]
+        assert [code for code, _, _ in ends] == [0, 0], ends
+    whole, resumed = (RunFolder(tmp_path / out).checkpoint_file(NUM_STEPS) for out in ("whole", "run"))
     assert differences(state_in(whole), state_in(resumed)) == []
-    assert [record["step"] for record in killed.read_metrics()] == [*range(NUM_STEPS)]
-    assert not list(killed.path.rglob("*.tmp"))
-    assert "continuing from" in killed.log_file.read_text()
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_run_at_once(tiles_folder: Path, tmp_path: Path) -> None:
+    slow = ("training.accumulate_steps=4000", "training.num_steps=100")  # a first step that takes a while
+    command = Command(tiles_folder, tmp_path / "run", *slow)
+    while not command.run.metrics_file.exists():  # opened after the handlers are in place
+        assert command.process.poll() is None, command.end()
+    command.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        command.process.wait(timeout=1)
+    command.process.send_signal(signal.SIGTERM)
+    assert command.end()[0] == -signal.SIGTERM
+    assert command.run.checkpoint_files() == []

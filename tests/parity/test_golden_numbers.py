@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ALONE, tiny_config, tiny_learner
+from tiny import tiny_config, tiny_learner
 
 from dino_path.config import OptimConfig, TrainingConfig
 from dino_path.model.head import DinoHead
 from dino_path.training.learner import set_schedules, update_center
-from dino_path.training.objective import dino_objective
+from dino_path.training.objective import batch_center, dino_objective
 from dino_path.training.schedules import StepSettings, resolve_clock, resolve_schedules
 
 # DINOLoss in float64, K = 5, B = 2, V = 4, student temperature 0.1, center momentum 0.9: three consecutive calls with
@@ -30,7 +30,7 @@ def test_loss_gradient_and_center_equal_the_published_code_over_three_calls() ->
         (gradient,) = torch.autograd.grad(objective.loss, student)
         assert float(objective.loss.detach()) == pytest.approx(loss, abs=1e-8)
         assert float(gradient.norm()) == pytest.approx(gradient_norm, abs=1e-8)
-        update_center(center, teacher, 0.9, ALONE)
+        update_center(center, batch_center(teacher), 0.9)
         assert center[0].tolist() == pytest.approx(center_after, abs=1e-8)
 
 

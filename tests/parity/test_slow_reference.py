@@ -45,7 +45,7 @@ def test_five_steps_equal_the_reference_in_every_parameter(tiles_folder: Path, n
     for step in range(5):
         batch, settings = batches.batch(step), schedules.at(step)
         assert settings.last_layer_frozen == (step < 2)
-        report = train_step(learner, batch, settings, step=step)
+        report = train_step(learner, [batch], settings, step=step)
         loss = reference.step(
             views_of(batch),
             settings,

@@ -274,6 +274,31 @@ def test_export_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("nowhere.pth", ["cannot be read"]),
+        ("text.pth", ["cannot be read"]),
+        ("ours.pth", ["holds neither a teacher nor a bare backbone", "`dino-path export`"]),
+        ("other.pth", ["its architecture cannot be told", "--arch NAME"]),
+    ],
+)
+def test_import_checkpoint_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -> None:
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    torch.save({"format": "dino_path checkpoint", "teacher_backbone": {}}, tmp_path / "ours.pth")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    run("import-checkpoint", path, "--out", "model").check_refused(path, *parts)
+    assert not (tmp_path / "model").exists()
+
+
+def test_models_refuses_an_unknown_name_and_counts_a_known_one(run: Run) -> None:
+    run("models", "resnet_5").check_refused("resnet_5", "has no such model")
+    answer = run("models", "Ti/16", "--px", 224)
+    assert answer.code == 0
+    row = " ".join(answer.out.splitlines()[1].split())
+    assert row == "Ti/16 192 12 768 3 5.5 2.5 yes vit_tiny_patch16_224"
+
+
 BAD_MODELS = [
     ("nowhere", ["nowhere"]),
     ("empty", ["empty"]),

@@ -31,7 +31,10 @@ def faults_of(*overrides: str, file: Path | None = None, needs: tuple[str, ...] 
     [
         ("optim.wieght_decay=0.1", "unknown key 'optim.wieght_decay'. Did you mean 'weight_decay'?"),
         ("trainin.num_steps=3", "unknown key 'trainin'. Did you mean 'training'?"),
-        ("monitor.zzz=1", "unknown key 'monitor.zzz'. Known here: log_every_steps, on_collapse."),
+        (
+            "monitor.zzz=1",
+            "unknown key 'monitor.zzz'. Known here: knn_data, knn_every_steps, ",
+        ),
         ("views.blur_prob.first=1", "'views.blur_prob': Input should be a valid tuple"),
     ],
 )

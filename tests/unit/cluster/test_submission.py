@@ -81,8 +81,8 @@ def test_pretraining_asks_for_one_process_per_gpu_on_every_node() -> None:
     assert options(script) == {
         "job-name": "dino-pretrain", "nodes": "4", "ntasks-per-node": "8", "gpus-per-node": "8", "cpus-per-task": "12",
         "mem": "900G", "time": "2-00:00:00", "partition": "gpu", "account": "lab", "constraint": "h200",
-        "chdir": "/work", "requeue": "", "open-mode": "append", "output": "/runs/a/slurm/%x-%j.out",
-        "signal": "USR1@180",
+        "chdir": "/work", "signal": "USR1@180", "requeue": "", "open-mode": "append",
+        "output": "/runs/a/slurm/%x-%j.out",
     }  # fmt: skip
 
 
@@ -167,6 +167,27 @@ def test_without_slurm_a_dry_run_shows_the_script_and_a_submission_is_refused(
     assert "no SLURM here" in dry.text()
     with pytest.raises(LaunchError, match="not on this machine"):
         submit("pretrain", Config(), [], out=tmp_path / "run", dry_run=False)
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "queued"),
+    [(0, "RUNNING", False), (85, "RUNNING", True), (85, "COMPLETING", False), (2, "RUNNING", False)],
+)
+def test_a_job_that_was_told_to_stop_and_still_runs_goes_back_into_the_queue(
+    tmp_path: Path, code: int, state: str, queued: bool
+) -> None:
+    note = tmp_path / "note"
+    programs = {"srun": f"exit {code}", "squeue": f"echo {state}", "scontrol": f'echo "$@" >> {note}'}
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "2",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+    }  # fmt: skip
+    answer = subprocess.run(["bash", "-c", rendered("pretrain")], env=environment, capture_output=True, check=False)
+    assert answer.returncode == code, answer.stderr
+    assert ("requeue 4711" in note.read_text()) is queued
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Model folders: what timm loads, what the checks catch, what is refused."""
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -44,21 +42,6 @@ def source(seed: int = 0) -> ExportSource:
         mpp=0.5,
         provenance={"method": "DINO", "steps": 1200, "versions": {"timm": "1"}, "git_commit": None},
     )
-
-
-@pytest.fixture
-def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the reload script in this process: a fresh one takes seconds to import torch."""
-
-    def answer(folder: Path, input_px: int) -> dict[str, object]:
-        arguments = ["-c", str(folder), "2", "0", str(input_px), str(torch.get_num_threads())]
-        printed = io.StringIO()
-        monkeypatch.setattr(sys, "argv", arguments)
-        with contextlib.redirect_stdout(printed):
-            exec(reload.RELOAD_SCRIPT, {})
-        return json.loads(printed.getvalue())
-
-    monkeypatch.setattr(reload, "_reload", answer)
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +204,10 @@ def test_every_difference_after_the_reload_is_refused(
     monkeypatch.setattr(reload, "_features", lambda *arguments: np.asarray([[1.0, 2.0]], np.float32))
     backbone = build_backbone(ARCHITECTURE, ARGUMENTS)
     monkeypatch.setattr(reload, "_reload", lambda *arguments: reload_answer())
-    assert reload.check_reload(Path("folder"), backbone, MEAN, STD, 40).relative_difference == 0
+    assert reload.check_reload(Path("folder"), backbone, MEAN, STD, 40, loader="timm").relative_difference == 0
     monkeypatch.setattr(reload, "_reload", lambda *arguments: reload_answer(**changes))
     with pytest.raises(CheckpointError, match=message):
-        reload.check_reload(Path("folder"), backbone, MEAN, STD, 40)
+        reload.check_reload(Path("folder"), backbone, MEAN, STD, 40, loader="timm")
 
 
 def write_run(run: Path) -> Config:

@@ -1,6 +1,9 @@
 """Checkpoints: complete or not there, readable without unpickling code, and never those of another run."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from dino_path.training.learner import Learner, train_step
 def trained_learner(config: Config, num_steps: int = 3) -> Learner:
     learner, batches, schedules = tiny_learner(config), tiny_batches(config), tiny_schedules(config)
     for step in range(num_steps):
-        train_step(learner, batches.batch(step), schedules.at(step), step=step)
+        train_step(learner, [batches.batch(step)], schedules.at(step), step=step)
     return learner
 
 
@@ -68,22 +71,28 @@ def test_checkpoints_hold_tensors_and_plain_values_only(config: Config) -> None:
     assert record["config"]["optim"]["lr_warmup"] == "2 steps"
 
 
-def test_a_write_that_fails_leaves_the_old_checkpoint_and_no_rubbish(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """No file may grow beyond `num_bytes`, as if the disk were full then."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_rubbish(config: Config, step: int) -> None:
     learner = trained_learner(config)
     path = save(config, learner, step=3)
     before = path.read_bytes()
-
-    def fill_the_disk(record: object, stream: object) -> None:
-        stream.write(b"half of it")  # type: ignore[attr-defined]
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", fill_the_disk)
-    with pytest.raises(OSError, match="No space left"):
-        save(config, learner, step=3)
+    with room_for(len(before) // 2), pytest.raises(CheckpointError, match=r"cannot be written") as refusal:
+        save(config, learner, step=step)
+    assert "File too large" in refusal.value.found
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert resume(config)[1] == 3
 
 
 def test_what_a_kill_left_half_written_is_removed_at_the_next_checkpoint(config: Config) -> None:
@@ -150,7 +159,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(config: Config) -> N
         ("training.num_steps=20", r"training\.num_steps"),
         ("views.blur_prob=[0, 0, 0]", r"views\.blur_prob"),
         ("model.num_prototypes=32", r"model\.num_prototypes"),
-        ("training.batch_size_per_gpu=2", "global batch size"),
+        ("training.batch_size_per_gpu=2", r"global batch size \(4 -> 2\)"),
+        ("training.accumulate_steps=2", r"global batch size \(4 -> 8\)"),
     ],
 )
 def test_checkpoints_of_other_settings_are_refused_by_name(config: Config, setting: str, named: str) -> None:
@@ -159,6 +169,14 @@ def test_checkpoints_of_other_settings_are_refused_by_name(config: Config, setti
     assert config.out is not None
     with pytest.raises(CheckpointError, match=named):
         resume(tiny_config(config.store, config.out, setting))
+
+
+def test_the_same_global_batch_may_be_divided_otherwise(config: Config) -> None:
+    save(config, tiny_learner(config), step=1)
+    assert config.store is not None
+    assert config.out is not None
+    divided = ("training.batch_size_per_gpu=1", "training.accumulate_steps=4")
+    assert resume(tiny_config(config.store, config.out, *divided))[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -182,13 +200,25 @@ def test_checkpoints_of_another_set_of_tiles_are_refused(tmp_path: Path, change:
         resume(config)
 
 
+def test_a_checkpoint_from_before_a_setting_existed_goes_on_with_its_default(config: Config) -> None:
+    file = save(config, tiny_learner(config), step=1)
+    record = read_checkpoint(file)
+    del record["config"]["optim"]["clip_scope"]
+    torch.save(record, file)
+    assert resume(config)[1] == 1
+    record["config"]["optim"]["no_longer_known"] = 1
+    torch.save(record, file)
+    with pytest.raises(CheckpointError, match="another version of dino_path"):
+        resume(config)
+
+
 def test_another_number_of_processes_with_the_same_global_batch_goes_on_with_a_warning(
     config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(config, tiny_learner(config), step=1)
     file = RunFolder(config.out).checkpoint_file(1)  # type: ignore[arg-type]
     record = read_checkpoint(file)
-    record["world_size"], record["config"]["training"]["batch_size_per_gpu"] = 2, 2
+    record["world_size"] = 2
     torch.save(record, file)
     assert resume(config)[1] == 1
     assert "written by 2 process(es)" in caplog.text

@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from tiny import ALONE, tiny_config
+from runs import state_in
+from tiny import ALONE, differences, tiny_config
 
 from dino_path.errors import CollapseDetected, ConfigError, NonFiniteLoss, TileStoreError
 from dino_path.run import RunFolder
@@ -86,6 +88,46 @@ def test_metrics_after_a_resume_have_every_step_once(
     assert [record["step"] for record in killed] == [*range(8)]
     for name in ("loss", "teacher_entropy", "grad_norm", "lr", "momentum", "epoch", "tiles_seen", "num_skipped"):
         assert [record[name] for record in killed] == [record[name] for record in whole]
+
+
+def test_a_running_knn_is_recorded_and_changes_no_weight(tiles_folder: Path, tmp_path: Path) -> None:
+    settings = ("training.num_steps=5", "monitor.log_every_steps=2", "monitor.knn_every_steps=2")
+    settings = (*settings, "model.head_batch_norm=true", "model.drop_path_rate=0.3")
+    plain = pretrain(tiny_config(tiles_folder, tmp_path / "plain", *settings), ALONE)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def draw_and_spoil(backbone: torch.nn.Module) -> float:
+        assert not backbone.training
+        seen.append({name: value.clone() for name, value in backbone.state_dict().items()})
+        for value in backbone.parameters():
+            value.data.zero_()
+        torch.manual_seed(5)
+        return len(seen) / 10
+
+    config = tiny_config(tiles_folder, tmp_path / "watched", *settings)
+    watched = pretrain(config, ALONE, knn=draw_and_spoil)
+    assert differences(state_in(plain), state_in(watched)) == []
+    records = strict_records(tmp_path / "watched")
+    assert [(record["step"], record.get("knn_accuracy")) for record in records] == [(1, 0.1), (3, 0.2), (4, 0.3)]
+    last = torch.load(watched, weights_only=True)["teacher_backbone"]
+    assert differences(seen[-1], last) == [], "it is the teacher of after the step"
+
+
+def test_a_running_knn_between_two_records_is_refused(tiles_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"knn_every_steps \(5\) must be a multiple of log_every_steps \(2\)"):
+        tiny_config(
+            tiles_folder, tmp_path, "monitor.knn_data=x", "monitor.knn_every_steps=5", "monitor.log_every_steps=2"
+        )
+
+
+def test_gradient_norms_by_part_make_up_the_whole_and_memory_is_recorded(tiles_folder: Path, tmp_path: Path) -> None:
+    pretrain(tiny_config(tiles_folder, tmp_path / "run", "training.num_steps=4"), ALONE)
+    for record in strict_records(tmp_path / "run"):
+        parts = [float(str(record[f"grad_norm_{part}"])) for part in ("backbone", "head", "prototypes")]
+        assert math.hypot(*parts) == pytest.approx(record["grad_norm"], rel=1e-5)
+        assert min(parts[:2]) > 0
+        assert (parts[2] == 0) == (int(str(record["step"])) < 2), "prototypes are frozen for two steps"
+        assert 0.05 < float(str(record["peak_memory_gb"])) < 50
 
 
 def test_a_finished_run_is_left_as_it_is(tiles_folder: Path, tmp_path: Path) -> None:

@@ -85,30 +85,35 @@ def test_training_goes_on_when_wandb_does_not_start(
 class DyingWandb:
     """A W&B run whose second record and whose end fail."""
 
-    def __init__(self) -> None:
-        self.num_logged = 0
+    def __init__(self, error: Exception) -> None:
+        self.error, self.num_logged = error, 0
 
     def log(self, values: dict[str, object], step: int) -> None:
         self.num_logged += 1
         if self.num_logged == 2:
-            raise OSError("disk full")
+            raise self.error
 
     def finish(self, exit_code: int) -> None:
         raise RuntimeError("socket closed")
 
 
 @pytest.mark.usefixtures("wandb_home")
+@pytest.mark.parametrize("error", [OSError("disk full"), ValueError("disk full"), KeyError("disk full")])
 def test_training_goes_on_when_wandb_dies_on_the_way(
-    tiles_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiles_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ) -> None:
     import wandb
 
-    dying = DyingWandb()
+    dying = DyingWandb(error)
     monkeypatch.setattr(wandb, "init", lambda **settings: dying)
     pretrain(tiny_config(tiles_folder, tmp_path / "run", "wandb.mode=offline", "training.num_steps=4"), ALONE)
     assert [record["step"] for record in RunFolder(tmp_path / "run").read_metrics()] == [0, 1, 2, 3]
     assert dying.num_logged == 2, "once it has failed it is left alone"
-    assert caplog.text.count("W&B stopped (disk full)") == 1
+    assert caplog.text.count(f"W&B stopped ({error})") == 1
 
 
 @pytest.mark.usefixtures("wandb_home")
@@ -117,7 +122,7 @@ def test_a_wandb_run_that_does_not_close_is_no_failure(
 ) -> None:
     import wandb
 
-    monkeypatch.setattr(wandb, "init", lambda **settings: DyingWandb())
+    monkeypatch.setattr(wandb, "init", lambda **settings: DyingWandb(OSError()))
     with Records(RunFolder(tmp_path), tiny_config(tiles_folder, tmp_path, "wandb.mode=offline"), start_step=0) as out:
         out.write({"step": 0, "loss": 1.5})
     assert "W&B did not close its run (socket closed)" in caplog.text

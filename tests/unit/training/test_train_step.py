@@ -57,17 +57,17 @@ def test_two_learners_of_one_seed_are_equal_and_of_two_seeds_are_not(tiles_folde
 
 
 def test_teacher_gets_no_gradient(learner: Learner, batch: ViewBatch) -> None:
-    train_step(learner, batch, SETTINGS, step=0)
+    train_step(learner, [batch], SETTINGS, step=0)
     assert all(value.grad is None and not value.requires_grad for value in learner.teacher.parameters())
     optimized = {id(value) for group in learner.optimizer.param_groups for value in group["params"]}
     assert optimized.isdisjoint(id(value) for value in learner.teacher.parameters())
 
 
 def test_teacher_follows_the_student_of_after_the_step(learner: Learner, batch: ViewBatch) -> None:
-    train_step(learner, batch, SETTINGS, step=0)
+    train_step(learner, [batch], SETTINGS, step=0)
     teacher_before = [value.clone() for value in learner.teacher.parameters()]
     student_before = [value.detach().clone() for value in learner.student.parameters()]
-    train_step(learner, batch, SETTINGS, step=1)
+    train_step(learner, [batch], SETTINGS, step=1)
     student_after, teacher_after = list(learner.student.parameters()), list(learner.teacher.parameters())
     for before, student, teacher in zip(teacher_before, student_after, teacher_after, strict=True):
         torch.testing.assert_close(teacher, 0.75 * before + 0.25 * student, rtol=1e-6, atol=1e-7)
@@ -82,7 +82,7 @@ def test_teacher_has_no_stochastic_depth_and_the_students_depends_on_seed_and_st
     losses = {}
     for step in (0, 0, 1):
         torch.manual_seed(step + 17)  # what was drawn before has no influence
-        loss = train_step(tiny_learner(config), batch, SETTINGS, step=step).loss
+        loss = train_step(tiny_learner(config), [batch], SETTINGS, step=step).loss
         assert losses.setdefault(step, loss) == loss
     assert losses[0] != losses[1]
     learner = tiny_learner(config)
@@ -93,10 +93,10 @@ def test_teacher_has_no_stochastic_depth_and_the_students_depends_on_seed_and_st
 
 def test_frozen_prototypes_get_neither_update_nor_moments(learner: Learner, batch: ViewBatch) -> None:
     before = learner.student.head.last_layer["weight_v"].detach().clone()
-    train_step(learner, batch, replace(SETTINGS, last_layer_frozen=True), step=0)
+    train_step(learner, [batch], replace(SETTINGS, last_layer_frozen=True), step=0)
     assert torch.equal(learner.student.head.last_layer["weight_v"], before)
     assert learner.student.head.last_layer["weight_v"] not in learner.optimizer.state
-    train_step(learner, batch, SETTINGS, step=1)
+    train_step(learner, [batch], SETTINGS, step=1)
     assert not torch.equal(learner.student.head.last_layer["weight_v"], before)
     assert float(learner.optimizer.state[learner.student.head.last_layer["weight_v"]]["step"]) == 1
 
@@ -106,16 +106,16 @@ def test_a_loss_that_is_not_finite_moves_nothing_and_is_counted(
     tiles_folder: Path, batch: ViewBatch, monkeypatch: pytest.MonkeyPatch, extra: str
 ) -> None:
     learner = tiny_learner(tiny_config(tiles_folder, OUT, extra))
-    train_step(learner, batch, SETTINGS, step=0)
+    train_step(learner, [batch], SETTINGS, step=0)
     before = state_of(learner)
     with monkeypatch.context() as patch:
         with_broken_student(learner, patch)
-        report = train_step(learner, batch, SETTINGS, step=1)
+        report = train_step(learner, [batch], SETTINGS, step=1)
     assert report.is_skipped
     assert not report.loss.isfinite()
     assert learner.num_skipped == 1
     assert differences(before, state_of(learner)) == []
-    report = train_step(learner, batch, SETTINGS, step=2)
+    report = train_step(learner, [batch], SETTINGS, step=2)
     assert not report.is_skipped
     assert learner.num_skipped == 1
     assert {"center", "student.backbone.pos_embed", "teacher.backbone.pos_embed"} <= {
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_moves_nothing_and_is_counted(
 def gradients_of(config: Config, batch: ViewBatch, *, frozen: bool = False) -> tuple[list[Tensor], float]:
     """All gradients that the optimizer sees in the first step, and the norm that it reports."""
     learner = tiny_learner(config)
-    report = train_step(learner, batch, replace(SETTINGS, last_layer_frozen=frozen), step=0)
+    report = train_step(learner, [batch], replace(SETTINGS, last_layer_frozen=frozen), step=0)
     gradients = [value.grad for value in learner.student.parameters() if value.grad is not None]
     return gradients, float(report.grad_norm)
 
@@ -184,14 +184,14 @@ def test_gradients_below_the_limit_stay_to_the_bit() -> None:
     for value in module.parameters():
         value.grad = torch.full_like(value, 0.1)
     before = [value.grad.clone() for value in module.parameters() if value.grad is not None]
-    clip_gradients(module, OptimConfig(clip_norm=3.0))
+    clip_gradients([list(module.parameters())], OptimConfig(clip_norm=3.0))
     assert all(torch.equal(a, b.grad) for a, b in zip(before, module.parameters(), strict=True) if b.grad is not None)
 
 
 def test_sgd_trains_with_momentum_as_the_paper_does_for_resnets(tiles_folder: Path, batch: ViewBatch) -> None:
     learner = tiny_learner(tiny_config(tiles_folder, OUT, "optim.optimizer=sgd"))
     before = state_of(learner)
-    train_step(learner, batch, SETTINGS, step=0)
+    train_step(learner, [batch], SETTINGS, step=0)
     assert learner.optimizer.param_groups[0]["momentum"] == 0.9
     assert "student.backbone.cls_token" in differences(before, state_of(learner))
 
@@ -207,8 +207,8 @@ def test_views_are_normalised_by_the_models_mean_and_std(learner: Learner) -> No
 def test_a_short_run_in_bfloat16_keeps_weights_loss_and_center_in_fp32(tiles_folder: Path, batch: ViewBatch) -> None:
     config = tiny_config(tiles_folder, OUT, "training.precision=bf16")
     learner, schedules = tiny_learner(config), tiny_schedules(config)
-    report = train_step(learner, batch, schedules.at(3), step=3)
-    exact = train_step(tiny_learner(tiny_config(tiles_folder, OUT)), batch, schedules.at(3), step=3)
+    report = train_step(learner, [batch], schedules.at(3), step=3)
+    exact = train_step(tiny_learner(tiny_config(tiles_folder, OUT)), [batch], schedules.at(3), step=3)
     assert report.loss.dtype == learner.center.dtype == torch.float32
     assert {value.dtype for value in learner.student.parameters()} == {torch.float32}
     assert float(report.loss) == pytest.approx(float(exact.loss), rel=0.02)

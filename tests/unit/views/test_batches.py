@@ -134,7 +134,9 @@ def test_a_worker_has_one_thread() -> None:
 
 
 def batches_of(source: TileSource, config: ViewsConfig) -> ViewBatches:
-    return ViewBatches(source, config, balance=None, seed=0, batch_size_per_gpu=4, rank=0, world_size=1)
+    return ViewBatches(
+        source, config, balance=None, seed=0, batch_size_per_gpu=4, rank=0, world_size=1, accumulate_steps=1
+    )
 
 
 def test_sizes_in_microns_need_tiles_whose_mpp_is_known(tiles_folder: Path) -> None:

@@ -1,0 +1,128 @@
+"""How large backbones are, counted on the built models: the table of `dino-path models`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dino_path.model.backbone import Argument, build_backbone, count_parameters
+
+SMALLER = {"embed_dim": 256, "depth": 6, "num_heads": 8}
+# The ViT sizes of Zhai et al. 2022 ("Scaling Vision Transformers") by their names there, and three others.
+KNOWN: dict[str, tuple[str, Mapping[str, Argument]]] = {
+    "s/28": ("vit_small_patch16_224", {"patch_size": 28, **SMALLER}),
+    "s/16": ("vit_small_patch16_224", SMALLER),
+    "S/32": ("vit_small_patch32_224", {}),
+    "Ti/16": ("vit_tiny_patch16_224", {}),
+    "B/32": ("vit_base_patch32_224", {}),
+    "S/16": ("vit_small_patch16_224", {}),
+    "B/28": ("vit_base_patch16_224", {"patch_size": 28}),
+    "B/16": ("vit_base_patch16_224", {}),
+    "L/16": ("vit_large_patch16_224", {}),
+    "g/14": ("vit_giant_patch14_224", {}),
+    "G/14": ("vit_gigantic_patch14_224", {}),
+    "ResNet-50": ("resnet50", {}),
+    "ConvNeXt-T": ("convnext_tiny", {}),
+    "Swin-T": ("swin_tiny_patch4_window7_224", {}),
+}
+FOOTNOTES = """M: million parameters, without a classifier.
+GFLOPs: 1e9 operations for one image, matrix products and convolutions; a multiply-add counts as two (GMACs are half).
+* at the largest multiple of the patch size below that edge.  -: does not take this edge, or has no such number."""
+
+
+@dataclass(frozen=True)
+class BackboneSize:
+    """One row of the table.
+
+    Attributes:
+        width: features per image. Depth, MLP and heads are None for what is no ViT.
+        gflops: per edge in pixels; None: the model does not take it.
+        counted_px: the edge that was counted: the same, or the largest multiple of the patch size below.
+        takes_local_views: whether images of the edge of local views are taken.
+    """
+
+    name: str
+    backbone: str
+    arguments: Mapping[str, Argument]
+    width: int
+    depth: int | None
+    mlp: int | None
+    heads: int | None
+    num_parameters: int
+    gflops: Mapping[int, float | None]
+    counted_px: Mapping[int, int]
+    takes_local_views: bool
+
+
+def backbone_size(name: str, edges_px: Sequence[int], local_px: int) -> BackboneSize:
+    """Build a backbone without memory for its weights, and count.
+
+    Args:
+        name: a name of `KNOWN`, or a timm model name.
+
+    Raises:
+        ConfigError: timm has no such model.
+    """
+    backbone, arguments = KNOWN.get(name, (name, {}))
+    with torch.device("meta"):
+        model = build_backbone(backbone, arguments).eval()
+    patch_px = int(model.patch_embed.patch_size[0]) if _is_vit(model) else 1  # type: ignore[union-attr, index]
+    block = model.blocks[0] if _is_vit(model) else None  # type: ignore[index]
+    counted_px = {edge: edge // patch_px * patch_px for edge in edges_px}
+    return BackboneSize(
+        name=name,
+        backbone=backbone,
+        arguments=arguments,
+        width=int(model.num_features),  # type: ignore[arg-type]
+        depth=len(model.blocks) if block else None,  # type: ignore[arg-type]
+        mlp=block.mlp.fc1.out_features if block else None,  # type: ignore[union-attr]
+        heads=block.attn.num_heads if block else None,  # type: ignore[union-attr]
+        num_parameters=count_parameters(model),
+        gflops={edge: _gflops(model, counted) for edge, counted in counted_px.items()},
+        counted_px=counted_px,
+        takes_local_views=_gflops(model, local_px) is not None,
+    )
+
+
+def size_table(rows: Sequence[BackboneSize], edges_px: Sequence[int], local_px: int) -> str:
+    """The rows as aligned text, with footnotes."""
+    head = ["", "width", "depth", "MLP", "heads", "M", *(f"GFLOPs {edge}" for edge in edges_px), f"{local_px} px views"]
+    cells = [[*head, "model.backbone and model.arguments"], *(_cells(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *middle, last in cells:
+        aligned = [cell.rjust(width) for cell, width in zip(middle, widths[1:-1], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *aligned, last]))
+    return "\n".join([*lines, FOOTNOTES])
+
+
+def _cells(row: BackboneSize) -> list[str]:
+    gflops = [
+        "-" if count is None else f"{count:.1f}" + ("" if row.counted_px[edge] == edge else "*")
+        for edge, count in row.gflops.items()
+    ]
+    shape = ["-" if value is None else str(value) for value in (row.width, row.depth, row.mlp, row.heads)]
+    arguments = ", ".join(f"{key}: {value}" for key, value in row.arguments.items())
+    told = row.backbone + (f" {{{arguments}}}" if arguments else "")
+    takes_local_views = "yes" if row.takes_local_views else "no"
+    return [row.name, *shape, f"{row.num_parameters / 1e6:.1f}", *gflops, takes_local_views, told]
+
+
+def _is_vit(model: nn.Module) -> bool:
+    block = next(iter(getattr(model, "blocks", [])), None)
+    return all(hasattr(block, part) for part in ("attn", "mlp")) and hasattr(model, "patch_embed")
+
+
+@torch.inference_mode()
+def _gflops(model: nn.Module, edge_px: int) -> float | None:
+    """1e9 operations of one forward pass; None: the model refuses an image of this edge."""
+    with FlopCounterMode(display=False) as counter:
+        try:
+            model(torch.empty(1, 3, edge_px, edge_px, device="meta"))
+        except (RuntimeError, AssertionError, ValueError):
+            return None
+    return float(counter.get_total_flops()) / 1e9

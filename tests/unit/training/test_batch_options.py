@@ -1,0 +1,163 @@
+"""Options of memory and time: the numbers stay those of the plain step."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules, training_of
+
+from dino_path.config import Config
+from dino_path.errors import ConfigError
+from dino_path.training.acceleration import checkpoint_activations, compile_blocks
+from dino_path.training.learner import StepReport, train_step
+from dino_path.views.batches import ViewBatch
+
+OUT = Path("unused")
+DIVIDED = ("training.batch_size_per_gpu=1", "training.accumulate_steps=4")
+
+
+def micro_batches(config: Config, step: int) -> list[ViewBatch]:
+    batches, count = tiny_batches(config), training_of(config).accumulate_steps
+    return [batches.batch(step * count + piece) for piece in range(count)]
+
+
+def trained(
+    config: Config, *, num_steps: int = 4, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
+    """The state after some steps in `dtype`, and their reports."""
+    torch.set_default_dtype(dtype)
+    try:
+        learner = tiny_learner(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    schedules = tiny_schedules(config)
+    reports = [
+        train_step(learner, micro_batches(config, step), schedules.at(step), step=step) for step in range(num_steps)
+    ]
+    return state_of(learner), reports
+
+
+def tiles_of(batches: Sequence[ViewBatch]) -> list[int]:
+    return [tile for batch in batches for tile in batch.tiles.tolist()]
+
+
+def test_micro_batches_are_the_tiles_of_the_whole_batch(tiles_folder: Path) -> None:
+    whole, divided = tiny_config(tiles_folder, OUT), tiny_config(tiles_folder, OUT, *DIVIDED)
+    for step in range(3):
+        assert tiles_of(micro_batches(divided, step)) == tiles_of(micro_batches(whole, step))
+
+
+def test_two_ranks_with_two_micro_batches_each_see_the_tiles_of_the_whole_batch(tiles_folder: Path) -> None:
+    settings = ("training.batch_size_per_gpu=1", "training.accumulate_steps=2")
+    config = tiny_config(tiles_folder, OUT, *settings)
+    ranks = [tiny_batches(config, rank=rank, world_size=2) for rank in range(2)]
+    for step in range(3):
+        seen = [rank.batch(2 * step + piece) for rank in ranks for piece in range(2)]
+        assert tiles_of(seen) == tiles_of(micro_batches(tiny_config(tiles_folder, OUT), step))
+
+
+def test_accumulated_steps_equal_those_of_the_whole_batch(tiles_folder: Path) -> None:
+    plain = ("model.drop_path_rate=0", "optim.clip_norm=0.05")
+    whole, reports = trained(tiny_config(tiles_folder, OUT, *plain), dtype=torch.float64)
+    divided, parts = trained(tiny_config(tiles_folder, OUT, *plain, *DIVIDED), dtype=torch.float64)
+    assert whole.keys() == divided.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(divided[name], value, rtol=1e-8, atol=1e-8, msg=lambda text, n=name: f"{n}: {text}")
+    assert bool(whole["center"].any())
+    for report, part in zip(reports, parts, strict=True):
+        for name in ("loss", "teacher_entropy", "kl", "grad_norm", "grad_norm_backbone", "teacher_features"):
+            torch.testing.assert_close(getattr(part, name), getattr(report, name), rtol=1e-5, atol=1e-6)
+
+
+def test_one_micro_batch_that_is_not_finite_skips_the_whole_step(
+    tiles_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tiles_folder, OUT, *DIVIDED)
+    learner, schedules = tiny_learner(config), tiny_schedules(config)
+    train_step(learner, micro_batches(config, 0), schedules.at(0), step=0)
+    before, forward, calls = state_of(learner), learner.forward, []
+
+    def broken_once(batch: ViewBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        student_logits, teacher_logits, features = forward(batch)
+        calls.append(batch)
+        return student_logits * (math.nan if len(calls) == 2 else 1), teacher_logits, features
+
+    monkeypatch.setattr(learner, "forward", broken_once)
+    report = train_step(learner, micro_batches(config, 1), schedules.at(1), step=1)
+    assert len(calls) == 4
+    assert report.is_skipped
+    assert differences(before, state_of(learner)) == []
+
+
+def test_activations_computed_twice_change_no_bit_stochastic_depth_included(tiles_folder: Path) -> None:
+    depth = "model.drop_path_rate=0.5"
+    plain, _ = trained(tiny_config(tiles_folder, OUT, depth))
+    twice, _ = trained(tiny_config(tiles_folder, OUT, depth, "training.activation_checkpointing=true"))
+    assert differences(plain, twice) == []
+
+
+def test_activations_computed_twice_are_not_kept(tiles_folder: Path) -> None:
+    learners = [
+        tiny_learner(tiny_config(tiles_folder, OUT, f"training.activation_checkpointing={choice}"))
+        for choice in ("false", "true")
+    ]
+    batch = tiny_batches(tiny_config(tiles_folder, OUT)).batch(0)
+    kept = []
+    for learner in learners:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            learner.student.backbone(learner.normalised(batch.global_views))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.parametrize(("precision", "is_fused"), [("fp32", True), ("bf16", False)])
+def test_attention_on_a_cpu_is_explicit_where_the_fused_kernel_is_slow(
+    tiles_folder: Path, precision: str, is_fused: bool
+) -> None:
+    learner = tiny_learner(tiny_config(tiles_folder, OUT, f"training.precision={precision}"))
+    choices = [
+        m.fused_attn for n in (learner.student, learner.teacher) for m in n.modules() if hasattr(m, "fused_attn")
+    ]
+    assert choices == [is_fused] * 4
+
+
+def test_a_backbone_without_such_options_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has no activation checkpointing"):
+        checkpoint_activations(torch.nn.Linear(2, 2), "linear")
+    with pytest.raises(ConfigError, match="has no blocks to compile"):
+        compile_blocks(torch.nn.Linear(2, 2), "linear")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler itself
+def test_compiled_blocks_change_results_by_rounding_only(tiles_folder: Path) -> None:
+    plain, reports = trained(tiny_config(tiles_folder, OUT, "model.drop_path_rate=0"))
+    compiled, others = trained(tiny_config(tiles_folder, OUT, "model.drop_path_rate=0", "training.compile=true"))
+    for report, other in zip(reports, others, strict=True):
+        torch.testing.assert_close(other.loss, report.loss, rtol=1e-5, atol=1e-5)
+    assert plain.keys() == compiled.keys(), "a compiled model has the names of a plain one"
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_step_on_a_gpu_never_waits_for_all_that_is_queued(tiles_folder: Path) -> None:
+    from dino_path.distributed import World
+
+    config = tiny_config(tiles_folder, OUT)
+    learner = tiny_learner(config, World(rank=0, size=1, local_rank=0, device=torch.device("cuda")))
+    schedules = tiny_schedules(config)
+    batches = [tiny_batches(config).batch(step).pin_memory() for step in range(4)]
+    for step in (0, 1):
+        train_step(learner, [batches[step]], schedules.at(step), step=step)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        reports = [train_step(learner, [batches[step]], schedules.at(step), step=step) for step in (2, 3)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(bool(report.loss.isfinite()) for report in reports)

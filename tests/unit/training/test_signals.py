@@ -1,0 +1,50 @@
+"""A signal is noted, a second one is not; and what was there before comes back."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from dino_path.training.signals import SIGNALS, stop_signals
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted_and_nothing_else_happens(number: signal.Signals) -> None:
+    with stop_signals() as stop:
+        assert not stop.is_made
+        os.kill(os.getpid(), number)
+        assert stop.is_made
+        assert stop.signal is number
+
+
+def test_after_the_first_signal_and_after_the_end_the_old_handlers_are_back() -> None:
+    seen: list[int] = []
+    before = [signal.signal(number, lambda number, _: seen.append(number)) for number in SIGNALS]
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal is signal.SIGUSR1
+        assert seen == [signal.SIGTERM], "the second does what it did before"
+        with stop_signals() as stop:
+            pass
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert seen == [signal.SIGTERM, signal.SIGUSR1]
+        assert not stop.is_made
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_thread_that_cannot_take_signals_trains_without_them() -> None:
+    made: list[bool] = []
+
+    def work() -> None:
+        with stop_signals() as stop:
+            made.append(stop.is_made)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert made == [False]
