@@ -100,7 +100,10 @@ def our_contender(arguments: Namespace, precision: str, device: torch.device) ->
 
     def staged_step(watch: Stopwatch) -> None:
         watch.lap()
-        views = [learner.normalised(batch.global_views), learner.normalised(batch.local_views)]
+        views = [
+            learner.normalised(batch.global_views, batch.global_parameters),
+            learner.normalised(batch.local_views, batch.local_parameters),
+        ]
         with learner.autocast():
             with torch.no_grad():
                 _, teacher_logits = learner.teacher(views[:1])

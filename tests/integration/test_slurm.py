@@ -5,18 +5,20 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from runs import state_in
 from slide_files import tissue_image, write_jpeg_slide
-from tiny import tiny_config, write_tiles
+from tiny import ALONE, differences, tiny_config, write_tiles
 
 from dino_path.cluster.pipeline import submit_pipeline
 from dino_path.cluster.status import run_status
 from dino_path.cluster.submission import submit
 from dino_path.errors import LaunchError
 from dino_path.run import RunFolder
+from dino_path.training.loop import pretrain
 
 TOOL = Path(__file__).parents[3] / "shared" / "tools" / "slurm-cluster"
 REPOSITORY = Path(__file__).parents[2]
@@ -108,3 +110,66 @@ def test_a_pipeline_walks_the_whole_road_and_a_failed_stage_stops_what_depends_o
     again = submit_pipeline(config, [], None, dry_run=False)
     assert wait_for(str(again[0].job_id)) == "FAILED"
     assert {wait_for(str(job.job_id)) for job in again[1:]} == {"CANCELLED"}
+
+
+def show(job_id: str) -> dict[str, str]:
+    answer = subprocess.run(["scontrol", "show", "job", job_id, "-o"], capture_output=True, text=True, check=True)
+    return dict(re.findall(r"(\w+)=(\S*)", answer.stdout))
+
+
+def wait_for_steps(run: RunFolder, count: int, *, timeout_s: float = 180) -> None:
+    """Return as soon as so many records are there."""
+    end_s = time.monotonic() + timeout_s
+    while len(run.read_metrics()) < count:
+        assert time.monotonic() < end_s, "the job makes no steps"
+        time.sleep(0.2)
+
+
+def preempt(job_id: str) -> None:
+    """A job of a partition with a higher priority takes the whole node."""
+    subprocess.run(
+        ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def warn_of_the_time_limit(job_id: str) -> None:
+    """What `--signal=USR1@180` sends to every process of every step; SLURM looks at the clock only every 30 s."""
+    subprocess.run(["scancel", "--signal=USR1", job_id], check=True)
+
+
+def crash_its_node(job_id: str) -> None:
+    """The node loses its power, and comes back a little later."""
+    node = show(job_id)["NodeList"]
+    subprocess.run([TOOL, "crash", node], check=True, capture_output=True)
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
+    time.sleep(1)
+    subprocess.run([TOOL, "start", node], check=True, capture_output=True)
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
+
+
+@pytest.mark.parametrize("interrupt", [warn_of_the_time_limit, preempt, crash_its_node])
+def test_an_interrupted_job_is_queued_again_and_ends_with_the_weights_of_an_undisturbed_run(
+    slurm: None, tmp_path: Path, interrupt: Callable[[str], None]
+) -> None:
+    settings = (
+        "training.num_steps=120", "training.checkpoint_every_steps=10", "training.num_workers=1",
+        "cluster.partition=low", "cluster.gpus_per_node=0", "cluster.cpus_per_gpu=1", "cluster.time=10",
+    )  # fmt: skip
+    tiles = write_tiles(tmp_path / "tiles")
+    config = tiny_config(tiles, tmp_path / "run", *settings)
+    assert config.out is not None
+    job_id = submit("pretrain", config, [], out=config.out, dry_run=False).job_id
+    assert job_id is not None
+    run = RunFolder(config.out)
+    wait_for_steps(run, 15)
+    interrupt(job_id)
+    state = wait_for(job_id, timeout_s=300)
+    log = (config.out / "slurm" / f"dino-pretrain-{job_id}.out").read_text()
+    assert state == "COMPLETED", log
+    assert int(show(job_id)["Restarts"]) >= 1, log
+    assert [record["step"] for record in run.read_metrics()] == list(range(120))  # none repeated, none missing
+    undisturbed = tiny_config(tiles, tmp_path / "undisturbed", *settings)
+    pretrain(undisturbed, ALONE)
+    expected = state_in(RunFolder(tmp_path / "undisturbed").checkpoint_file(120))
+    assert differences(state_in(run.checkpoint_file(120)), expected) == []

@@ -109,7 +109,7 @@ def test_activations_computed_twice_are_not_kept(tiles_folder: Path) -> None:
     for learner in learners:
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            learner.student.backbone(learner.normalised(batch.global_views))
+            learner.student.backbone(learner.normalised(batch.global_views, batch.global_parameters))
         kept.append(sum(sizes))
     assert kept[1] < 0.5 * kept[0]
 
