@@ -34,14 +34,16 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A SLURM of this test's own, with its SLURM_CONF in the environment."""
-    settings = {**os.environ, "SC_DIR": str(tmp_path_factory.mktemp("slurm")), "SC_PORT": "18300", "SC_GPUS": "0"}
-    answer = subprocess.run([TOOL, "up"], env=settings, capture_output=True, text=True, check=True)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SC_DIR", str(tmp_path_factory.mktemp("slurm")))
+        patch.setenv("SC_PORT", "18300")
+        patch.setenv("SC_GPUS", "0")
+        answer = subprocess.run([TOOL, "up"], capture_output=True, text=True, check=True)
         patch.setenv("SLURM_CONF", re.search(r"SLURM_CONF=(\S+)", answer.stdout)[1])  # type: ignore[index]
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
-    subprocess.run([TOOL, "down"], env=settings, capture_output=True, check=True)
+        subprocess.run([TOOL, "down"], capture_output=True, check=True)
 
 
 def wait_for(job_id: str, *, timeout_s: float = 180) -> str:
