@@ -204,6 +204,18 @@ def test_views_are_normalised_by_the_models_mean_and_std(learner: Learner) -> No
     assert normalised[1, :, 3, 4].tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_step_sees_the_same_views_whether_workers_or_the_device_finish_them(tiles_folder: Path) -> None:
+    batches = [
+        tiny_batches(tiny_config(tiles_folder, Path("unused"), f"views.colour_on_device={where}")).batch(0)
+        for where in ("false", "true")
+    ]
+    learner = tiny_learner(tiny_config(tiles_folder, Path("unused")))
+    (_, finished, _), (_, on_device, _) = (learner.forward(batch) for batch in batches)
+    raw = learner.forward(replace(batches[1], global_parameters=torch.empty(8, 0), local_parameters=torch.empty(8, 0)))
+    assert torch.isfinite(on_device).all()
+    assert (on_device - finished).abs().mean() < 0.2 * (raw[1] - finished).abs().mean()
+
+
 def test_a_short_run_in_bfloat16_keeps_weights_loss_and_center_in_fp32(tiles_folder: Path, batch: ViewBatch) -> None:
     config = tiny_config(tiles_folder, OUT, "training.precision=bf16")
     learner, schedules = tiny_learner(config), tiny_schedules(config)
