@@ -29,7 +29,11 @@ app = typer.Typer(
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see configs/")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings: dotted.key=value")]
 DataSpec = Annotated[
-    str, typer.Option("--data", help="labelled images: class folders, manifest CSV, store:STORE, nct-crc:FOLDER")
+    str,
+    typer.Option(
+        "--data",
+        help="class folders, manifest CSV, store:STORE, or nct-crc: pcam: mhist: breakhis: bach: + FOLDER",
+    ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is one")]
 Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]

@@ -307,6 +307,9 @@ class EvaluationConfig(Section):
     min_region_fraction: float = Field(
         0.75, gt=0.5, le=1, description="share of a tile that one region class must cover to label it"
     )
+    breakhis_magnification: Literal["40X", "100X", "200X", "400X"] = Field(
+        "40X", description="which images of `breakhis:` are read"
+    )
     allow_duplicates: bool = Field(
         False, description="accept a given split that has the very same image in training and test"
     )

@@ -23,19 +23,20 @@ from dino_path.evaluation.layouts import (
     Listing,
     read_folder,
     read_manifest,
-    read_nct_crc,
     refuse_unknown_layout,
 )
 from dino_path.evaluation.metrics import Units
+from dino_path.evaluation.published import read_bach, read_breakhis, read_mhist, read_nct_crc, read_pcam
 from dino_path.evaluation.regions import read_store
 from dino_path.evaluation.splits import Ints, draw_part, linked_units
 from dino_path.progress import meter
+from dino_path.tiles.images import ImageFiles
 from dino_path.tiles.source import TileSource
 from dino_path.tiles.tables import TABLE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = ("store", "nct-crc")
+LAYOUTS = ("store", "nct-crc", "pcam", "mhist", "breakhis", "bach")
 READING_THREADS = 8
 # JPEG, PNG, TIFF (both byte orders, and BigTIFF), BMP, WebP.
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"RIFF")
@@ -143,7 +144,8 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
 
     Args:
         spec: a folder of class folders | a CSV or Parquet table (path, label[, patient_id][, slide_id][, split]) |
-            `store:` + tile store, labelled by `config.regions` | `nct-crc:` + folder.
+            `store:` + tile store, labelled by `config.regions` | a published set by name: `nct-crc:`, `pcam:`,
+            `mhist:`, `breakhis:` or `bach:` + folder.
 
     Raises:
         DataError: nothing is there, it is malformed, or a given split leaks.
@@ -203,7 +205,8 @@ def hash_contents(source: TileSource, name: str) -> NDArray[np.bytes_]:
 
     def hash_one(index: int) -> str:
         encoded = source.read_bytes(index)
-        if not encoded.startswith(IMAGE_STARTS):
+        # Tile stores and HDF5 files give what they were made to hold, which may be raw pixels.
+        if isinstance(source, ImageFiles) and not encoded.startswith(IMAGE_STARTS):
             raise DataError(
                 source.name(index),
                 f"{len(encoded)} bytes that are no image." if encoded else "the file is empty.",
@@ -231,6 +234,14 @@ def _read_listing(spec: str, config: EvaluationConfig) -> Listing:
                 return read_store(Path(rest), config)
             case "nct-crc":
                 return read_nct_crc(Path(rest))
+            case "pcam":
+                return read_pcam(Path(rest))
+            case "mhist":
+                return read_mhist(Path(rest))
+            case "breakhis":
+                return read_breakhis(Path(rest), config.breakhis_magnification)
+            case "bach":
+                return read_bach(Path(rest))
             case _:
                 raise refuse_unknown_layout(spec, LAYOUTS)
     if path.suffix.lower() in TABLE_SUFFIXES:

@@ -189,7 +189,7 @@ def test_nct_crc_takes_its_nine_classes_and_the_published_split(tmp_path, write_
         ("{tmp}/nowhere.csv", "no such file or folder"),
         ("nct_crc:{tmp}/data", "Did you mean 'nct-crc:"),
         ("store:{tmp}/data", "evaluation.regions is not set"),
-        ("nct-crc:{tmp}/data", "The nine classes ADI"),
+        ("nct-crc:{tmp}/data", "The 9 classes ADI"),
         ("{tmp}/data/blood/00.png", "this is a file, and no table"),
         ("{tmp}/data/blood", "it holds no class folders"),
     ],
