@@ -215,7 +215,10 @@ def baseline(
 
 @app.command()
 def evaluate(
-    protocol: Annotated[Literal["knn", "linear", "table"], typer.Argument(help="table is both, side by side")],
+    protocol: Annotated[
+        Literal["knn", "knn-uni", "linear", "linear-uni", "table"],
+        typer.Argument(help="table is all of evaluation.protocols, side by side"),
+    ],
     models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...", help="as for `dino-path embed`")],
     data: DataSpec,
     out: Annotated[Path, typer.Option(help="folder for the results")] = Path("eval"),
@@ -227,11 +230,11 @@ def evaluate(
     """Frozen features on labelled images: k-NN, linear probe, or both, beside the supervised ResNet-50.
 
     knn: cosine, k = 20, T = 0.07 (Caron et al. 2021). linear: logistic regression, its strength chosen on a validation
-    part of the training data.
+    part of the training data. knn-uni, linear-uni: as in Chen et al. 2024.
     """
     from dino_path.distributed import choose_device
     from dino_path.evaluation.datasets import load_labelled
-    from dino_path.evaluation.table import PROTOCOLS, evaluate_table
+    from dino_path.evaluation.table import evaluate_table
 
     log_to(None)
     check_output_folder(out)
@@ -243,7 +246,7 @@ def evaluate(
         resolved.evaluation,
         device=choose_device(device, 0),
         out=out,
-        protocols=PROTOCOLS if protocol == "table" else (protocol,),
+        protocols=resolved.evaluation.protocols if protocol == "table" else (protocol,),
         baseline=baseline,
         num_workers=workers,
     )

@@ -7,30 +7,26 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.config import EvaluationConfig
+from dino_path.config import EvaluationConfig, FrozenProtocol
 from dino_path.errors import ConfigError
 from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.knn import knn_classify
-from dino_path.evaluation.linear import C_GRID, VALIDATION_FRACTION, linear_probe
 from dino_path.evaluation.metrics import Metrics, Score, measure, paired_difference
+from dino_path.evaluation.protocols import TITLES, run_protocol
 from dino_path.features.extractor import Extractor, extract_features, load_extractor
 from dino_path.run import atomic_write, environment_record, write_json
 from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)
 
-Protocol = Literal["knn", "linear"]
-PROTOCOLS: tuple[Protocol, ...] = ("knn", "linear")
-TITLES = {"knn": "k-NN", "linear": "linear", "end-to-end": "end to end"}
 BASELINE_MISSING = "missing, run `dino-path baseline`"
 MPP_TOLERANCE = 0.1  # relative; beyond it the row says that model and data differ in scale
 
@@ -48,7 +44,7 @@ class Row:
 
     model: str
     spec: str
-    protocol: Literal["knn", "linear", "end-to-end"]
+    protocol: FrozenProtocol | Literal["end-to-end"]
     metrics: Metrics
     settings: dict[str, Any]
     predicted: NDArray[np.int64]
@@ -94,7 +90,23 @@ class Table:
         if differences:
             header = ["difference", "protocol", "accuracy", "balanced accuracy"]
             lines += ["", _markdown_line(header), _markdown_line(["---"] * 4), *differences]
+        lines += self._by_k()
         return "\n".join([f"# {self.labelled_name}", "", *lines, "", *(f"- {note}" for note in self.notes), ""])
+
+    def _by_k(self) -> list[str]:
+        """Accuracy for every number of neighbours, so that none can be picked in silence."""
+        rows = [row for row in self.rows if "by_k" in row.settings]
+        if not rows:
+            return []
+        ks = list(rows[0].settings["by_k"])
+        header = ["accuracy by number of neighbours", "protocol", *ks]
+        lines = ["", _markdown_line(header), _markdown_line(["---"] * len(header))]
+        return lines + [
+            _markdown_line(
+                [row.model, TITLES[row.protocol], *(f"{row.settings['by_k'][k]['accuracy']:.3f}" for k in ks)]
+            )
+            for row in rows
+        ]
 
 
 def evaluate_table(
@@ -104,7 +116,7 @@ def evaluate_table(
     *,
     device: torch.device,
     out: Path,
-    protocols: Sequence[Protocol],
+    protocols: Sequence[FrozenProtocol],
     baseline: Path | None,
     num_workers: int,
 ) -> Table:
@@ -148,42 +160,6 @@ def evaluate_table(
     with atomic_write(out / "results.md") as stream:
         stream.write(table.markdown())
     return table
-
-
-def run_protocol(
-    protocol: Protocol, features_ND: NDArray[np.float32], labelled: LabelledSet, config: EvaluationConfig
-) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Class scores of the test images, and what the protocol used or chose.
-
-    Raises:
-        DataError: a class has too few training units for the linear probe's validation part.
-    """
-    train, test, labels = labelled.part("train"), labelled.part("test"), labelled.labels
-    num_classes = len(labelled.classes)
-    match protocol:
-        case "knn":
-            knn = knn_classify(
-                features_ND[train], labels[train], features_ND[test], num_classes=num_classes, k=config.knn_k,
-                temperature=config.knn_temperature,
-            )  # fmt: skip
-            return knn.scores, {"k": knn.k, "temperature": config.knn_temperature, "similarity": "cosine"}
-        case "linear":
-            fit, validation = labelled.fit_and_validation(VALIDATION_FRACTION, seed=config.seed)
-            is_carved = labelled.part("val").size == 0
-            probe = linear_probe(
-                features_ND[fit], labels[fit], features_ND[validation], labels[validation], features_ND[test],
-                num_classes=num_classes, refit_with_validation=is_carved,
-            )  # fmt: skip
-            return probe.scores, {
-                "c": probe.c,
-                "c_grid": list(C_GRID),
-                "c_chosen_by": "lowest log-loss on validation images: "
-                + (f"{VALIDATION_FRACTION:g} of the training {labelled.unit_name}" if is_carved else "the given ones"),
-                "last_fit_on": "all training images" if is_carved else "the training images, without validation",
-                "trials": [asdict(trial) for trial in probe.trials],
-                "has_converged": probe.has_converged,
-            }
-    assert_never(protocol)
 
 
 def cached_features(
@@ -232,7 +208,7 @@ def _load_all(specs: Sequence[str], device: torch.device) -> dict[str, tuple[str
 def _row(
     model: str,
     spec: str,
-    protocol: Literal["knn", "linear", "end-to-end"],
+    protocol: FrozenProtocol | Literal["end-to-end"],
     scores_NC: NDArray[np.float64],
     settings: dict[str, Any],
     labelled: LabelledSet,
