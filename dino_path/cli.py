@@ -216,7 +216,7 @@ def baseline(
 @app.command()
 def evaluate(
     protocol: Annotated[
-        Literal["knn", "knn-uni", "linear", "linear-uni", "table"],
+        Literal["knn", "knn-uni", "linear", "linear-uni", "fewshot", "table"],
         typer.Argument(help="table is all of evaluation.protocols, side by side"),
     ],
     models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...", help="as for `dino-path embed`")],
@@ -230,7 +230,8 @@ def evaluate(
     """Frozen features on labelled images: k-NN, linear probe, or both, beside the supervised ResNet-50.
 
     knn: cosine, k = 20, T = 0.07 (Caron et al. 2021). linear: logistic regression, its strength chosen on a validation
-    part of the training data. knn-uni, linear-uni: as in Chen et al. 2024.
+    part of the training data. knn-uni, linear-uni: as in Chen et al. 2024. fewshot: episodes of few labelled images
+    per class (SimpleShot).
     """
     from dino_path.distributed import choose_device
     from dino_path.evaluation.datasets import load_labelled
@@ -240,11 +241,28 @@ def evaluate(
     check_output_folder(out)
     specs, overrides = split_arguments(models)
     resolved = _config(config, overrides)
+    labelled = load_labelled(data, resolved.evaluation)
+    torch_device = choose_device(device, 0)
+    if protocol == "fewshot":
+        from dino_path.evaluation.fewshot import evaluate_fewshot
+
+        text = evaluate_fewshot(
+            specs,
+            labelled,
+            resolved.evaluation,
+            device=torch_device,
+            out=out,
+            baseline=baseline,
+            num_workers=workers,
+        )
+        typer.echo(text)
+        typer.echo(f"results: {out / 'fewshot.json'}")
+        return
     table = evaluate_table(
         specs,
-        load_labelled(data, resolved.evaluation),
+        labelled,
         resolved.evaluation,
-        device=choose_device(device, 0),
+        device=torch_device,
         out=out,
         protocols=resolved.evaluation.protocols if protocol == "table" else (protocol,),
         baseline=baseline,

@@ -69,7 +69,7 @@ class Table:
         """The table for people: one line per model, then differences, then what to keep in mind."""
         protocols = list(dict.fromkeys(row.protocol for row in self.rows))
         header = ["model"] + [f"{TITLES[p]} {m}" for p in protocols for m in ("accuracy", "balanced accuracy")]
-        lines = [_markdown_line(header), _markdown_line(["---"] * len(header))]
+        lines = [markdown_line(header), markdown_line(["---"] * len(header))]
         for model in dict.fromkeys(row.model for row in self.rows):
             of_model = {row.protocol: row.metrics for row in self.rows if row.model == model}
             cells = [
@@ -77,11 +77,11 @@ class Table:
                 for protocol in protocols
                 for metric in ("accuracy", "balanced_accuracy")
             ]
-            lines.append(_markdown_line([model, *cells]))
+            lines.append(markdown_line([model, *cells]))
         if self.baseline is None:
-            lines.append(_markdown_line(["supervised ResNet-50", BASELINE_MISSING, *[""] * (len(header) - 2)]))
+            lines.append(markdown_line(["supervised ResNet-50", BASELINE_MISSING, *[""] * (len(header) - 2)]))
         differences = [
-            _markdown_line(
+            markdown_line(
                 [f"{row.model} - {other}", TITLES[row.protocol], str(d["accuracy"]), str(d["balanced_accuracy"])]
             )
             for row in self.rows
@@ -89,7 +89,7 @@ class Table:
         ]
         if differences:
             header = ["difference", "protocol", "accuracy", "balanced accuracy"]
-            lines += ["", _markdown_line(header), _markdown_line(["---"] * 4), *differences]
+            lines += ["", markdown_line(header), markdown_line(["---"] * 4), *differences]
         lines += self._by_k()
         return "\n".join([f"# {self.labelled_name}", "", *lines, "", *(f"- {note}" for note in self.notes), ""])
 
@@ -100,9 +100,9 @@ class Table:
             return []
         ks = list(rows[0].settings["by_k"])
         header = ["accuracy by number of neighbours", "protocol", *ks]
-        lines = ["", _markdown_line(header), _markdown_line(["---"] * len(header))]
+        lines = ["", markdown_line(header), markdown_line(["---"] * len(header))]
         return lines + [
-            _markdown_line(
+            markdown_line(
                 [row.model, TITLES[row.protocol], *(f"{row.settings['by_k'][k]['accuracy']:.3f}" for k in ks)]
             )
             for row in rows
@@ -136,7 +136,7 @@ def evaluate_table(
         TileStoreError: an image cannot be read.
     """
     baseline_scores = None if baseline is None else BaselineFolder(baseline).read_scores(labelled)
-    extractors = _load_all(specs, device)
+    extractors = load_models(specs, device)
     rows = []
     for name, (spec, extractor) in extractors.items():
         features_ND = cached_features(
@@ -192,7 +192,7 @@ def cached_features(
     return features_ND
 
 
-def _load_all(specs: Sequence[str], device: torch.device) -> dict[str, tuple[str, Extractor]]:
+def load_models(specs: Sequence[str], device: torch.device) -> dict[str, tuple[str, Extractor]]:
     """Spec and extractor by the name that the table shows; all are loaded before the first is run."""
     repeated = sorted({spec for spec in specs if specs.count(spec) > 1})
     if repeated:
@@ -327,5 +327,5 @@ def _write_csv(file: Path, table: Table) -> None:
             lines.writerow(["supervised ResNet-50", "end-to-end", BASELINE_MISSING, "", "", "", ""])
 
 
-def _markdown_line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
