@@ -186,31 +186,38 @@ def baseline(
     out: Annotated[Path, typer.Option(help="folder for the baseline")],
     settings: Overrides = None,
     config: ConfigFile = None,
+    fraction: Annotated[float, typer.Option(help="of the training labels: once for each draw of them")] = 1.0,
     device: Device = "auto",
     workers: Workers = 2,
 ) -> None:
     """Train the supervised ResNet-50 end to end on the train part of the data and test it once."""
     from dino_path.distributed import choose_device
     from dino_path.evaluation.baseline import train_baseline
+    from dino_path.evaluation.baseline_files import BaselineFolder
     from dino_path.evaluation.datasets import load_labelled
 
     log_to(None)
     check_output_folder(out)
     resolved = _config(config, _overrides_only(settings))
     labelled = load_labelled(data, resolved.evaluation)
-    result = train_baseline(
-        labelled,
-        resolved.baseline,
-        num_bootstrap=resolved.evaluation.num_bootstrap,
-        seed=resolved.evaluation.seed,
-        out=out,
-        device=choose_device(device, 0),
-        num_workers=workers,
+    draws = labelled.label_draws(
+        _fractions(str(fraction))[0], resolved.evaluation.fraction_draws, seed=resolved.evaluation.seed
     )
-    typer.echo(
-        f"test accuracy {result.metrics.accuracy}, balanced {result.metrics.balanced_accuracy}"
-        f" [95 % over {result.metrics.num_units} {result.metrics.unit}]; best epoch {result.best_epoch}; {out}"
-    )
+    for number, drawn in enumerate(draws):
+        result = train_baseline(
+            drawn,
+            resolved.baseline,
+            num_bootstrap=resolved.evaluation.num_bootstrap,
+            seed=resolved.evaluation.seed,
+            out=BaselineFolder(out).of_draw(fraction, number).path,
+            device=choose_device(device, 0),
+            num_workers=workers,
+        )
+        typer.echo(
+            f"test accuracy {result.metrics.accuracy}, balanced {result.metrics.balanced_accuracy}"
+            f" [95 % over {result.metrics.num_units} {result.metrics.unit}]; best epoch {result.best_epoch};"
+            f" {result.out}"
+        )
 
 
 @app.command()
@@ -224,6 +231,9 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="folder for the results")] = Path("eval"),
     config: ConfigFile = None,
     baseline: Annotated[Path | None, typer.Option(help="folder of `dino-path baseline`")] = None,
+    fractions: Annotated[
+        str | None, typer.Option(help="table at these fractions of the labels instead, such as 1,0.1,0.01")
+    ] = None,
     device: Device = "auto",
     workers: Workers = 2,
 ) -> None:
@@ -243,6 +253,26 @@ def evaluate(
     resolved = _config(config, overrides)
     labelled = load_labelled(data, resolved.evaluation)
     torch_device = choose_device(device, 0)
+    if fractions is not None:
+        from dino_path.evaluation.fractions import evaluate_fractions
+
+        if protocol != "table":
+            raise ConfigError(
+                "--fractions", f"was given to evaluate {protocol}.", "It belongs to evaluate table.", "Leave it out."
+            )
+        text = evaluate_fractions(
+            specs,
+            labelled,
+            resolved.evaluation,
+            _fractions(fractions),
+            device=torch_device,
+            out=out,
+            baseline=baseline,
+            num_workers=workers,
+        )
+        typer.echo(text)
+        typer.echo(f"results: {out / 'fractions.json'}")
+        return
     if protocol == "fewshot":
         from dino_path.evaluation.fewshot import evaluate_fewshot
 
@@ -431,6 +461,22 @@ def _config(file: Path | None, overrides: Sequence[str], *, needs: Sequence[str]
     from dino_path.settings import load_config
 
     return load_config(file, overrides, needs=needs)
+
+
+def _fractions(text: str) -> list[float]:
+    """`1,0.1` -> [1.0, 0.1]."""
+    try:
+        fractions = [float(word) for word in text.split(",")]
+    except ValueError:
+        fractions = []
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions) or len({*fractions}) < len(fractions):
+        raise ConfigError(
+            f"fraction {text!r}",
+            "not a list of different fractions.",
+            "Numbers above 0 and up to 1 are needed, with commas between, such as 1,0.1,0.01.",
+            "Correct --fractions or --fraction.",
+        )
+    return fractions
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 MAX_ITERATIONS = 1000
 SMALL_PROBLEM = 5_000_000  # numbers in the feature matrix
-# Of the training units: what the strength is chosen on where the data bring no validation images.
-VALIDATION_FRACTION = 0.2
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig, FrozenProtocol
-from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.datasets import VALIDATION_FRACTION, LabelledSet
 from dino_path.evaluation.knn import KnnResult, NeighbourIndex, centred, knn_classify
-from dino_path.evaluation.linear import C_GRID, VALIDATION_FRACTION, linear_probe, logistic_uni
+from dino_path.evaluation.linear import C_GRID, linear_probe, logistic_uni
 from dino_path.evaluation.metrics import confusion_matrix, summarise
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from dino_path.evaluation.metrics import (
     Units,
     auroc,
     confusion_matrix,
+    mean_over_draws,
     measure,
     paired_difference,
     summarise,
@@ -146,6 +147,34 @@ def test_a_paired_difference_is_narrower_than_two_intervals_side_by_side(predict
     assert gain.value == pytest.approx(10 / 300)
     assert gain.low > 0
     assert gain.high - gain.low < (alone.accuracy.high - alone.accuracy.low) / 2
+
+
+def test_one_draw_of_labels_has_the_interval_of_plain_predictions(predictions):
+    labels, predicted, scores = predictions
+    plain = measure(labels, predicted, scores, images(300), num_bootstrap=200, seed=3)
+    single = mean_over_draws(labels, predicted[None], None, images(300), num_classes=4, num_bootstrap=200, seed=3)
+    assert single["accuracy"] == plain.accuracy
+    assert single["kappa"] == plain.kappa
+
+
+def test_draws_of_labels_that_differ_widen_the_interval_and_common_ones_cancel(predictions):
+    labels, predicted, _ = predictions
+    rng = np.random.default_rng(0)
+    draws = np.stack([np.where(rng.random(300) < share, rng.integers(4, size=300), predicted)
+                      for share in (0.1, 0.3, 0.5, 0.7, 0.9)])  # fmt: skip
+    better = draws.copy()
+    better[:, :30] = labels[:30]
+
+    def score(one, other=None):
+        return mean_over_draws(labels, one, other, images(300), num_classes=4, num_bootstrap=500, seed=0)["accuracy"]
+
+    wide, alike = score(draws), score(np.stack([draws[2]] * 5))
+    assert wide.value == pytest.approx(np.mean(draws == labels))
+    assert wide.high - wide.low > 1.5 * (alike.high - alike.low)
+    gain = score(better, draws)
+    assert gain.value == pytest.approx(np.mean(better == labels) - np.mean(draws == labels))
+    assert gain.low > 0
+    assert gain.high - gain.low < (wide.high - wide.low) / 2
 
 
 def test_a_model_does_not_differ_from_itself(predictions):
