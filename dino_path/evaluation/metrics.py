@@ -148,6 +148,14 @@ def paired_difference(
     }
 
 
+def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int) -> Score:
+    """Mean of a value between 0 and 1 of each image, with its interval."""
+    total_G = np.bincount(units.index, values_N, minlength=units.count)
+    count_G = np.bincount(units.index, minlength=units.count)
+    draws = [(weights @ total_G) / (weights @ count_G) for weights in _resamples(units, num_bootstrap, seed)]
+    return _interval(float(values_N.mean()), np.concatenate(draws), units.count)
+
+
 def mean_over_draws(
     labels_N: Ints, predicted_LN: Ints, reference_LN: Ints | None, units: Units, *, num_classes: int,
     num_bootstrap: int, seed: int,

@@ -21,6 +21,7 @@ from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.metrics import Metrics, Score, measure, paired_difference
 from dino_path.evaluation.protocols import TITLES, run_protocol
+from dino_path.evaluation.signature import NEIGHBOURS, Signature, slide_signature
 from dino_path.features.extractor import Extractor, extract_features, load_extractor
 from dino_path.run import atomic_write, environment_record, write_json
 from dino_path.settings import as_plain
@@ -57,12 +58,14 @@ class Table:
 
     Attributes:
         baseline: name of the supervised row; None when no baseline was given (the texts say so).
+        signatures: what each model's features tell about slides; empty where no groups are known.
         notes: what to keep in mind when reading the numbers, as sentences.
     """
 
     labelled_name: str
     rows: tuple[Row, ...]
     baseline: str | None
+    signatures: dict[str, Signature]
     notes: tuple[str, ...]
 
     def markdown(self) -> str:
@@ -90,7 +93,7 @@ class Table:
         if differences:
             header = ["difference", "protocol", "accuracy", "balanced accuracy"]
             lines += ["", markdown_line(header), markdown_line(["---"] * 4), *differences]
-        lines += self._by_k()
+        lines += self._by_k() + self._signatures()
         return "\n".join([f"# {self.labelled_name}", "", *lines, "", *(f"- {note}" for note in self.notes), ""])
 
     def _by_k(self) -> list[str]:
@@ -107,6 +110,20 @@ class Table:
             )
             for row in rows
         ]
+
+    def _signatures(self) -> list[str]:
+        """How much features tell about the slide: lower identity and higher robustness are better."""
+        if not self.signatures:
+            return []
+        header = ["slide signature", "slide found within its class", "neighbours of the class, other slide"]
+        lines = ["", markdown_line(header), markdown_line(["---"] * len(header))]
+        lines += [
+            markdown_line([model, "-" if one.identity is None else str(one.identity), str(one.robustness)])
+            for model, one in self.signatures.items()
+        ]
+        any_one = next(iter(self.signatures.values()))
+        identity = "-" if any_one.identity_chance is None else f"{any_one.identity_chance:.3f}"
+        return [*lines, markdown_line(["chance", identity, f"{any_one.robustness_chance:.3f}"])]
 
 
 def evaluate_table(
@@ -138,6 +155,7 @@ def evaluate_table(
     baseline_scores = None if baseline is None else BaselineFolder(baseline).read_scores(labelled)
     extractors = load_models(specs, device)
     rows = []
+    signatures = {}
     for name, (spec, extractor) in extractors.items():
         features_ND = cached_features(
             extractor, labelled, config, device=device, folder=out / "features", num_workers=num_workers
@@ -146,6 +164,9 @@ def evaluate_table(
             scores_NC, settings = run_protocol(protocol, features_ND, labelled, config)
             rows.append(_row(name, spec, protocol, scores_NC, settings, labelled, config))
             logger.info("%s, %s: balanced accuracy %s", name, TITLES[protocol], rows[-1].metrics.balanced_accuracy)
+        signature = slide_signature(features_ND, labelled, num_bootstrap=config.num_bootstrap, seed=config.seed)
+        if signature is not None:
+            signatures[name] = signature
     if baseline is not None and baseline_scores is not None:
         rows.append(_baseline_row(baseline, baseline_scores, labelled, config))
     rows = _with_differences(rows, labelled, config)
@@ -153,7 +174,8 @@ def evaluate_table(
         labelled_name=labelled.name,
         rows=tuple(rows),
         baseline=rows[-1].model if baseline is not None else None,
-        notes=_notes(labelled, rows, [extractor for _, extractor in extractors.values()], baseline),
+        signatures=signatures,
+        notes=_notes(labelled, rows, signatures, [extractor for _, extractor in extractors.values()], baseline),
     )
     write_json(out / "results.json", _record(table, labelled, config, extractors))
     _write_csv(out / "results.csv", table)
@@ -254,7 +276,11 @@ def _with_differences(rows: Sequence[Row], labelled: LabelledSet, config: Evalua
 
 
 def _notes(
-    labelled: LabelledSet, rows: Sequence[Row], extractors: Sequence[Extractor], baseline: Path | None
+    labelled: LabelledSet,
+    rows: Sequence[Row],
+    signatures: dict[str, Signature],
+    extractors: Sequence[Extractor],
+    baseline: Path | None,
 ) -> tuple[str, ...]:
     metrics = rows[0].metrics
     notes = [
@@ -264,6 +290,13 @@ def _notes(
     ]
     if baseline is None:
         notes.append(f"supervised ResNet-50: {BASELINE_MISSING}; without it no number here says what labels alone give")
+    for signature in list(signatures.values())[:1]:
+        notes.append(
+            f"slide signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
+            f"{NEIGHBOURS} neighbours; a found {signature.unit[:-1]} is a leak of stain and scanner: lower is better"
+        )
+    if not signatures:
+        notes.append("slide signature: not known without patients or slides")
     data_mpp = labelled.source.mpp
     for extractor in extractors:
         if extractor.mpp and data_mpp and abs(extractor.mpp / data_mpp - 1) > MPP_TOLERANCE:
@@ -307,6 +340,7 @@ def _record(
             }
             for row in table.rows
         ],
+        "slide_signature": {model: signature.record() for model, signature in table.signatures.items()},
         "notes": list(table.notes),
         "environment": environment_record(),
     }
@@ -323,6 +357,11 @@ def _write_csv(file: Path, table: Table) -> None:
                 score: Score = getattr(row.metrics, metric)
                 numbers = [f"{number:.6f}" for number in (score.value, score.low, score.high)]
                 lines.writerow([row.model, row.protocol, metric, *numbers, unit])
+        for model, one in table.signatures.items():
+            for metric, known in (("slide_identity", one.identity), ("slide_robustness", one.robustness)):
+                if known is not None:
+                    numbers = [f"{number:.6f}" for number in (known.value, known.low, known.high)]
+                    lines.writerow([model, "signature", metric, *numbers, one.unit])
         if table.baseline is None:
             lines.writerow(["supervised ResNet-50", "end-to-end", BASELINE_MISSING, "", "", "", ""])
 
