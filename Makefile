@@ -16,3 +16,4 @@ demo:
 bench:
 	uv run python benchmarks/tiling/bench.py
 	uv run python benchmarks/views/bench.py
+	uv run python benchmarks/knn/bench.py

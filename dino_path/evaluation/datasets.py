@@ -5,6 +5,7 @@ Shape suffixes: N images.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from dino_path.evaluation.published import read_bach, read_breakhis, read_mhist,
 from dino_path.evaluation.regions import read_store
 from dino_path.evaluation.splits import Ints, draw_labelled, draw_part, linked_units
 from dino_path.progress import meter
+from dino_path.run import atomic_write
 from dino_path.tiles.images import ImageFiles
 from dino_path.tiles.source import TileSource
 from dino_path.tiles.tables import TABLE_SUFFIXES
@@ -140,6 +142,24 @@ class LabelledSet:
             units = linked_units(None, self.content)
             return replace(drawn, units=units, unit_name="images", notes=(*self.notes, note))
         return drawn
+
+    def write_split(self, file: Path) -> None:
+        """Write one row per image: path, label, the group's id, split, and the hash of its content.
+
+        For image files this is a manifest: given as `--data` it is the same experiment.
+        """
+        is_files = isinstance(self.source, ImageFiles)
+        group_column = [] if self.groups is None else [f"{self.group_kind}_id"]
+        with atomic_write(file) as stream:
+            rows = csv.writer(stream, lineterminator="\n")
+            rows.writerow(["path", "label", *group_column, "split", "content"])
+            for index, label in enumerate(self.labels):
+                name = self.source.name(index)
+                group = [] if self.groups is None else [self.groups[index]]
+                rows.writerow(
+                    [Path(name).resolve() if is_files else name, self.classes[label], *group, self.split[index],
+                     self.content[index].decode()]
+                )  # fmt: skip
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per split and class."""

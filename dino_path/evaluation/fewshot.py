@@ -163,6 +163,7 @@ def evaluate_fewshot(
         "notes": notes,
         "environment": environment_record(),
     }
+    labelled.write_split(out / "split.csv")
     write_json(out / "fewshot.json", record)
     with atomic_write(out / "fewshot.csv") as stream:
         table = csv.writer(stream, lineterminator="\n")

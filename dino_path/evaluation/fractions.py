@@ -133,6 +133,7 @@ def evaluate_fractions(
         "notes": notes,
         "environment": environment_record(),
     }  # fmt: skip
+    labelled.write_split(out / "split.csv")
     write_json(out / "fractions.json", record)
     _write_csv(out / "fractions.csv", cells, [fraction for fraction in fractions if supervised[fraction] is None])
     with atomic_write(out / "fractions.md") as stream:

@@ -137,7 +137,7 @@ def evaluate_table(
     baseline: Path | None,
     num_workers: int,
 ) -> Table:
-    """Run the protocols on every model; write results.json, results.csv and results.md to `out`.
+    """Run the protocols on every model; write results.json, results.csv, results.md and split.csv to `out`.
 
     Features are kept in `out/features`: called again, only what is new is computed.
 
@@ -177,6 +177,7 @@ def evaluate_table(
         signatures=signatures,
         notes=_notes(labelled, rows, signatures, [extractor for _, extractor in extractors.values()], baseline),
     )
+    labelled.write_split(out / "split.csv")
     write_json(out / "results.json", _record(table, labelled, config, extractors))
     _write_csv(out / "results.csv", table)
     with atomic_write(out / "results.md") as stream:

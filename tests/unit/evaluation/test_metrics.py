@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 from dino_path.evaluation.metrics import (
     Score,
     Units,
-    auroc,
+    areas,
     confusion_matrix,
     mean_over_draws,
     measure,
@@ -39,16 +39,21 @@ def test_values_agree_with_scikit_learn(predictions):
     assert result.kappa.value == pytest.approx(sk.cohen_kappa_score(labels, predicted))
     one_versus_rest = [sk.roc_auc_score(labels == label, scores[:, label]) for label in range(4)]
     assert result.auroc.value == pytest.approx(np.mean(one_versus_rest))
-    assert [score.value for score in result.recall] == pytest.approx(sk.recall_score(labels, predicted, average=None))
+    of_class = {name: [score.value for score in scores] for name, scores in result.by_class.items()}
+    assert of_class["auroc"] == pytest.approx(one_versus_rest)
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, predicted)
+    assert of_class["recall"] == pytest.approx(recall)
+    assert of_class["precision"] == pytest.approx(precision)
+    assert of_class["f1"] == pytest.approx(f1)
     assert (result.confusion == sk.confusion_matrix(labels, predicted)).all()
 
 
 def test_auroc_with_weights_agrees_with_scikit_learn(predictions):
     labels, _, scores = predictions
     weights = np.random.default_rng(1).integers(0, 3, (2, 300))
-    for row, got in zip(weights, auroc(labels, scores, weights), strict=True):
+    for row, got in zip(weights, areas(labels, scores, weights), strict=True):
         wanted = [sk.roc_auc_score(labels == c, scores[:, c], sample_weight=row) for c in range(4)]
-        assert got == pytest.approx(np.mean(wanted))
+        assert got == pytest.approx(wanted)
 
 
 def test_a_bootstrap_draw_equals_measuring_the_repeated_images(predictions):
@@ -111,6 +116,30 @@ def simulate_coverage(*, by_group):
 def test_intervals_over_slides_cover_the_truth_and_intervals_over_their_tiles_do_not():
     assert 0.89 <= simulate_coverage(by_group=True) <= 0.99
     assert simulate_coverage(by_group=False) < 0.8
+
+
+def test_a_class_that_is_never_predicted_has_no_precision():
+    labels = np.array([0, 0, 1, 1])
+    result = measure(labels, np.zeros(4, np.int64), np.eye(2)[[0] * 4], images(4), num_bootstrap=100, seed=0)
+    assert math.isnan(result.by_class["precision"][1].value)
+    assert result.by_class["recall"][1].value == 0
+    assert result.record(("a", "b"))["by_class"]["precision"]["b"]["value"] is None
+
+
+@pytest.mark.slow
+def test_the_interval_of_a_paired_difference_over_slides_covers_the_truth():
+    rng = np.random.default_rng(2)
+    slides = np.repeat(np.arange(40), 10).astype(str)
+    labels, units = np.tile(np.arange(2), 200), Units.of(slides, "slide", 400)
+    inside = 0
+    for _ in range(150):
+        # Slides are hard for both models alike; the second loses 0.1 of the images, more on some slides than on others.
+        is_right = rng.random(400) < rng.beta(1.6, 0.4, 40).repeat(10)
+        is_lost = rng.random(400) < rng.beta(0.5, 3.5, 40).repeat(10)
+        first, second = np.where(is_right, labels, 1 - labels), np.where(is_right & ~is_lost, labels, 1 - labels)
+        difference = paired_difference(labels, first, second, units, num_classes=2, num_bootstrap=200, seed=0)
+        inside += difference["accuracy"].low <= 0.8 * 0.125 <= difference["accuracy"].high
+    assert 0.87 <= inside / 150 <= 0.99
 
 
 def test_a_perfect_score_does_not_claim_certainty():
