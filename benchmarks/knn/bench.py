@@ -27,7 +27,7 @@ PEER = "facebookresearch/dino"
 
 
 def example_features(num_train: int, num_queries: int, num_features: int) -> tuple[np.ndarray, ...]:
-    """Features and labels of training images and of queries: 200 clusters in 32 dimensions, mapped to all, with noise."""
+    """Features and labels of training images and of queries: 200 clusters in 32 dimensions, with noise in all."""
     rng = np.random.default_rng(0)
     spread = rng.standard_normal((32, num_features), dtype=np.float32)
     centres = rng.standard_normal((200, 32), dtype=np.float32)
