@@ -168,8 +168,8 @@ def _notes(
     notes = [
         f"balanced accuracy; in brackets: 95 % bootstrap interval over {units.count} test {units.name} and over the "
         f"draws of the labelled images ({config.fraction_draws} below 100 %); split: {labelled.split_rule}",
-        f"a fraction is of the training images of each class, at least one, labelled {labelled.unit_name} by "
-        f"{labelled.unit_name} in random order; all models see the same draws",
+        f"a fraction is of the training images of each class, at least one; {labelled.unit_name} are labelled one after "
+        "the other, in random order, until a class has enough; all models see the same draws",
         *labelled.notes,
     ]
     for fraction, of_fraction in draws.items():
@@ -189,7 +189,9 @@ def _markdown(
     found = {(cell.model, cell.protocol, cell.fraction): cell for cell in cells}
     lines = [f"# {title}, label fractions"]
     for protocol in FRACTION_PROTOCOLS:
-        pairs = [(model, models[0]) for model in models[1:]] + [(model, SUPERVISED) for model in models]
+        pairs = [(model, models[0]) for model in models[1:]]
+        if any(cell.model == SUPERVISED for cell in cells):
+            pairs += [(model, SUPERVISED) for model in models]
         header = ["labels", *models, SUPERVISED, *(f"{model} - {other}" for model, other in pairs)]
         lines += ["", f"## {TITLES[protocol]}", "", markdown_line(header), markdown_line(["---"] * len(header))]
         for fraction in fractions:

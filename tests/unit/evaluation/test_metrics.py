@@ -118,6 +118,22 @@ def test_intervals_over_slides_cover_the_truth_and_intervals_over_their_tiles_do
     assert simulate_coverage(by_group=False) < 0.8
 
 
+@pytest.mark.slow
+def test_the_interval_over_slides_and_label_draws_covers_the_truth():
+    rng = np.random.default_rng(3)
+    slides = np.repeat(np.arange(40), 10).astype(str)
+    labels, units = np.tile(np.arange(2), 200), Units.of(slides, "slide", 400)
+    inside = 0
+    for _ in range(150):
+        # Slides differ in difficulty, and models in how good their five labelled sets made them; 0.8 on average.
+        of_slide, of_draw = rng.normal(0, 0.08, 40).repeat(10), rng.normal(0, 0.04, 5)
+        is_right = rng.random((5, 400)) < np.clip(0.8 + of_slide + of_draw[:, None], 0, 1)
+        predicted = np.where(is_right, labels, 1 - labels)
+        score = mean_over_draws(labels, predicted, None, units, num_classes=2, num_bootstrap=200, seed=0)["accuracy"]
+        inside += score.low <= 0.8 <= score.high
+    assert 0.9 <= inside / 150 <= 1
+
+
 def test_a_class_that_is_never_predicted_has_no_precision():
     labels = np.array([0, 0, 1, 1])
     result = measure(labels, np.zeros(4, np.int64), np.eye(2)[[0] * 4], images(4), num_bootstrap=100, seed=0)
