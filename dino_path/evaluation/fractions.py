@@ -168,8 +168,8 @@ def _notes(
     notes = [
         f"balanced accuracy; in brackets: 95 % bootstrap interval over {units.count} test {units.name} and over the "
         f"draws of the labelled images ({config.fraction_draws} below 100 %); split: {labelled.split_rule}",
-        f"a fraction is of the training images of each class, at least one; {labelled.unit_name} are labelled one after "
-        "the other, in random order, until a class has enough; all models see the same draws",
+        f"a fraction is of the training images of each class, at least one; {labelled.unit_name} are labelled one by "
+        "one in random order until a class has enough; all models see the same draws",
         *labelled.notes,
     ]
     for fraction, of_fraction in draws.items():

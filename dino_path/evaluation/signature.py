@@ -28,7 +28,7 @@ from dino_path.evaluation.metrics import Score, Units, mean_score
 
 logger = logging.getLogger(__name__)
 
-MAX_IMAGES = 20_000  # 20,000 x 20,000 x 384 is a quarter of a minute on two cores
+MAX_IMAGES = 20_000  # 20,000 x 384 features of 9 classes: 5 CPU seconds
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 
