@@ -17,3 +17,4 @@ bench:
 	uv run python benchmarks/tiling/bench.py
 	uv run python benchmarks/views/bench.py
 	uv run python benchmarks/training/bench.py
+	uv run python benchmarks/knn/bench.py

@@ -29,7 +29,11 @@ app = typer.Typer(
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see configs/")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings: dotted.key=value")]
 DataSpec = Annotated[
-    str, typer.Option("--data", help="labelled images: class folders, manifest CSV, store:STORE, nct-crc:FOLDER")
+    str,
+    typer.Option(
+        "--data",
+        help="class folders, manifest CSV, store:STORE, or nct-crc: pcam: mhist: breakhis: bach: + FOLDER",
+    ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is one")]
 Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]
@@ -231,64 +235,115 @@ def baseline(
     out: Annotated[Path, typer.Option(help="folder for the baseline")],
     settings: Overrides = None,
     config: ConfigFile = None,
+    fraction: Annotated[float, typer.Option(help="of the training labels: once for each draw of them")] = 1.0,
     device: Device = "auto",
     workers: Workers = 2,
 ) -> None:
     """Train the supervised ResNet-50 end to end on the train part of the data and test it once."""
     from dino_path.distributed import choose_device
     from dino_path.evaluation.baseline import train_baseline
+    from dino_path.evaluation.baseline_files import BaselineFolder
     from dino_path.evaluation.datasets import load_labelled
 
     log_to(None)
     check_output_folder(out)
     resolved = _config(config, _overrides_only(settings))
     labelled = load_labelled(data, resolved.evaluation)
-    result = train_baseline(
-        labelled,
-        resolved.baseline,
-        num_bootstrap=resolved.evaluation.num_bootstrap,
-        seed=resolved.evaluation.seed,
-        out=out,
-        device=choose_device(device, 0),
-        num_workers=workers,
+    draws = labelled.label_draws(
+        _fractions(str(fraction))[0], resolved.evaluation.fraction_draws, seed=resolved.evaluation.seed
     )
-    typer.echo(
-        f"test accuracy {result.metrics.accuracy}, balanced {result.metrics.balanced_accuracy}"
-        f" [95 % over {result.metrics.num_units} {result.metrics.unit}]; best epoch {result.best_epoch}; {out}"
-    )
+    for number, drawn in enumerate(draws):
+        result = train_baseline(
+            drawn,
+            resolved.baseline,
+            num_bootstrap=resolved.evaluation.num_bootstrap,
+            seed=resolved.evaluation.seed,
+            out=BaselineFolder(out).of_draw(fraction, number).path,
+            device=choose_device(device, 0),
+            num_workers=workers,
+        )
+        typer.echo(
+            f"test accuracy {result.metrics.accuracy}, balanced {result.metrics.balanced_accuracy}"
+            f" [95 % over {result.metrics.num_units} {result.metrics.unit}]; best epoch {result.best_epoch};"
+            f" {result.out}"
+        )
 
 
 @app.command()
 def evaluate(
-    protocol: Annotated[Literal["knn", "linear", "table"], typer.Argument(help="table is both, side by side")],
+    protocol: Annotated[
+        Literal["knn", "knn-uni", "linear", "linear-uni", "fewshot", "table"],
+        typer.Argument(help="table is all of evaluation.protocols, side by side"),
+    ],
     models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...", help="as for `dino-path embed`")],
     data: DataSpec,
     out: Annotated[Path, typer.Option(help="folder for the results")] = Path("eval"),
     config: ConfigFile = None,
     baseline: Annotated[Path | None, typer.Option(help="folder of `dino-path baseline`")] = None,
+    fractions: Annotated[
+        str | None, typer.Option(help="table at these fractions of the labels instead, such as 1,0.1,0.01")
+    ] = None,
     device: Device = "auto",
     workers: Workers = 2,
 ) -> None:
     """Frozen features on labelled images: k-NN, linear probe, or both, beside the supervised ResNet-50.
 
     knn: cosine, k = 20, T = 0.07 (Caron et al. 2021). linear: logistic regression, its strength chosen on a validation
-    part of the training data.
+    part of the training data. knn-uni, linear-uni: as in Chen et al. 2024. fewshot: episodes of few labelled images
+    per class (SimpleShot).
     """
     from dino_path.distributed import choose_device
     from dino_path.evaluation.datasets import load_labelled
-    from dino_path.evaluation.table import PROTOCOLS, evaluate_table
+    from dino_path.evaluation.table import evaluate_table
 
     log_to(None)
     check_output_folder(out)
     specs, overrides = split_arguments(models)
     resolved = _config(config, overrides)
+    labelled = load_labelled(data, resolved.evaluation)
+    torch_device = choose_device(device, 0)
+    if fractions is not None:
+        from dino_path.evaluation.fractions import evaluate_fractions
+
+        if protocol != "table":
+            raise ConfigError(
+                "--fractions", f"was given to evaluate {protocol}.", "It belongs to evaluate table.", "Leave it out."
+            )
+        text = evaluate_fractions(
+            specs,
+            labelled,
+            resolved.evaluation,
+            _fractions(fractions),
+            device=torch_device,
+            out=out,
+            baseline=baseline,
+            num_workers=workers,
+        )
+        typer.echo(text)
+        typer.echo(f"results: {out / 'fractions.json'}")
+        return
+    if protocol == "fewshot":
+        from dino_path.evaluation.fewshot import evaluate_fewshot
+
+        text = evaluate_fewshot(
+            specs,
+            labelled,
+            resolved.evaluation,
+            device=torch_device,
+            out=out,
+            baseline=baseline,
+            num_workers=workers,
+        )
+        typer.echo(text)
+        typer.echo(f"results: {out / 'fewshot.json'}")
+        return
     table = evaluate_table(
         specs,
-        load_labelled(data, resolved.evaluation),
+        labelled,
         resolved.evaluation,
-        device=choose_device(device, 0),
+        device=torch_device,
         out=out,
-        protocols=PROTOCOLS if protocol == "table" else (protocol,),
+        protocols=resolved.evaluation.protocols if protocol == "table" else (protocol,),
         baseline=baseline,
         num_workers=workers,
     )
@@ -469,6 +524,22 @@ def _config(file: Path | None, overrides: Sequence[str], *, needs: Sequence[str]
     from dino_path.settings import load_config
 
     return load_config(file, overrides, needs=needs)
+
+
+def _fractions(text: str) -> list[float]:
+    """`1,0.1` -> [1.0, 0.1]."""
+    try:
+        fractions = [float(word) for word in text.split(",")]
+    except ValueError:
+        fractions = []
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions) or len({*fractions}) < len(fractions):
+        raise ConfigError(
+            f"fraction {text!r}",
+            "not a list of different fractions.",
+            "Numbers above 0 and up to 1 are needed, with commas between, such as 1,0.1,0.01.",
+            "Correct --fractions or --fraction.",
+        )
+    return fractions
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -361,11 +361,28 @@ class MonitorConfig(Section):
         return self
 
 
-class EvaluationConfig(Section):
-    """Frozen-feature protocols."""
+FrozenProtocol = Literal["knn", "knn-uni", "linear", "linear-uni"]
+IndexKind = Literal["flat", "ivf", "hnsw"]
+Count = Annotated[int, Field(ge=1)]
 
+
+class EvaluationConfig(Section):
+    """Frozen-feature protocols; docs/evaluation.md says what they are."""
+
+    protocols: tuple[FrozenProtocol, ...] = Field(
+        ("knn", "linear"), min_length=1, description="what `evaluate table` runs: knn, knn-uni, linear, linear-uni"
+    )
     knn_k: int = Field(20, ge=1, description="neighbours; clamped to the size of the training set")
+    knn_ks: tuple[Count, ...] = Field(
+        (10, 20, 100, 200), description="further numbers of neighbours, reported beside `knn_k`; nothing is chosen"
+    )
     knn_temperature: float = Field(0.07, gt=0, description="of the votes exp(similarity / T)")
+    knn_index: IndexKind = Field(
+        "flat", description="`flat` is exact; `ivf` and `hnsw` are for millions of images, and their recall is measured"
+    )
+    shots: tuple[Count, ...] = Field((1, 5, 10, 20), description="labelled images per class in few-shot episodes")
+    num_episodes: int = Field(1000, ge=100, description="few-shot episodes for each number of shots")
+    fraction_draws: int = Field(5, ge=5, description="draws of the labelled images for each label fraction below 1")
     num_bootstrap: int = Field(1000, ge=100, description="resamples behind each confidence interval")
     test_fraction: float = Field(0.3, gt=0, lt=1, description="of the groups, where the data bring no split")
     seed: int = Field(0, ge=0, description="of splits, bootstrap and whatever else is drawn")
@@ -376,6 +393,9 @@ class EvaluationConfig(Section):
     )
     min_region_fraction: float = Field(
         0.75, gt=0.5, le=1, description="share of a tile that one region class must cover to label it"
+    )
+    breakhis_magnification: Literal["40X", "100X", "200X", "400X"] = Field(
+        "40X", description="which images of `breakhis:` are read"
     )
     allow_duplicates: bool = Field(
         False, description="accept a given split that has the very same image in training and test"

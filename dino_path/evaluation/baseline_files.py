@@ -4,6 +4,7 @@ OUT/result.json         metrics with intervals, settings, split, history
     predictions.csv     one row per test image: content (hash of the file), image, label, predicted, one score per class
     config.json, model.safetensors    the trained backbone as a model folder: its frozen features can be evaluated too
     checkpoint.pt       while it trains
+    fraction_F/draw_N/  the same for baselines that saw a fraction F of the labels
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class BaselineFolder:
     @property
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoint.pt"
+
+    def of_draw(self, fraction: float, draw: int) -> BaselineFolder:
+        """The folder of the baseline that saw a draw of a fraction of the labels; for all of them, this one."""
+        return self if fraction == 1 else BaselineFolder(self.path / f"fraction_{fraction:g}" / f"draw_{draw}")
 
     def is_finished(self) -> bool:
         return self.result_file.is_file()

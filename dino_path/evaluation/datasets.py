@@ -5,10 +5,11 @@ Shape suffixes: N images.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,24 @@ from dino_path.evaluation.layouts import (
     Listing,
     read_folder,
     read_manifest,
-    read_nct_crc,
     refuse_unknown_layout,
 )
 from dino_path.evaluation.metrics import Units
+from dino_path.evaluation.published import read_bach, read_breakhis, read_mhist, read_nct_crc, read_pcam
 from dino_path.evaluation.regions import read_store
-from dino_path.evaluation.splits import Ints, draw_part, linked_units
+from dino_path.evaluation.splits import Ints, draw_labelled, draw_part, linked_units
 from dino_path.progress import meter
+from dino_path.run import atomic_write
+from dino_path.tiles.images import ImageFiles
 from dino_path.tiles.source import TileSource
 from dino_path.tiles.tables import TABLE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = ("store", "nct-crc")
+LAYOUTS = ("store", "nct-crc", "pcam", "mhist", "breakhis", "bach")
 READING_THREADS = 8
+# Of the training units: what settings are chosen on where the data bring no validation images.
+VALIDATION_FRACTION = 0.2
 # JPEG, PNG, TIFF (both byte orders, and BigTIFF), BMP, WebP.
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"RIFF")
 
@@ -50,7 +55,9 @@ class LabelledSet:
         labels: class numbers, into `classes`.
         groups: patient or slide of each image (`group_kind`); None: the data name none.
         units: number of the unit of each image: what no split tears apart (same group or same content).
+        unit_name: what the units are: "patients", "slides" or "images".
         split: "train", "val" or "test". "val" comes with the data or not at all: it then serves to choose settings.
+            "unused" where only a fraction is labelled.
         split_rule: how the split came about, in words.
         notes: what the user should know, as sentences.
         content: hash of each image file; byte for byte the same images have the same.
@@ -64,6 +71,7 @@ class LabelledSet:
     groups: NDArray[np.str_] | None
     group_kind: GroupKind | None
     units: Ints
+    unit_name: str
     split: NDArray[np.str_]
     split_rule: str
     notes: tuple[str, ...]
@@ -74,11 +82,6 @@ class LabelledSet:
     def content_digest(self) -> str:
         """Of all image files in order: the key under which features may be kept."""
         return hashlib.sha256(self.content.tobytes()).hexdigest()
-
-    @property
-    def unit_name(self) -> str:
-        """What the units are: "patients", "slides" or "images"."""
-        return f"{self.group_kind}s" if self.group_kind else "images"
 
     def part(self, name: str) -> Ints:
         """Indices of the images of one split, ascending."""
@@ -112,6 +115,52 @@ class LabelledSet:
         )
         return train[~is_validation], train[is_validation]
 
+    def label_draws(self, fraction: float, num_draws: int, *, seed: int) -> list[LabelledSet]:
+        """The same set with only `fraction` of the training (and given validation) images labelled, drawn anew each
+        time, as `splits.draw_labelled` does; the test part stays whole. For 1: the set itself, once.
+        """
+        if fraction == 1:
+            return [self]
+        return [self._label_draw(fraction, draw, seed) for draw in range(num_draws)]
+
+    def _label_draw(self, fraction: float, draw: int, seed: int) -> LabelledSet:
+        split = self.split.astype("<U6")
+        for number, name in enumerate(("train", "val")):
+            if (part := self.part(name)).size:
+                is_labelled = draw_labelled(self.labels[part], self.units[part], fraction, seed=[seed, number, draw])
+                split[part[~is_labelled]] = "unused"
+        drawn = replace(
+            self,
+            split=split,
+            split_rule=f"{self.split_rule}; {fraction:g} of the training labels, draw {draw}",
+            split_digest=_split_digest(self.content, tuple(self.classes[label] for label in self.labels), split),
+        )
+        try:
+            drawn.fit_and_validation(VALIDATION_FRACTION, seed=seed)
+        except DataError:
+            note = f"so few {self.unit_name} are labelled that validation images are of the same as those trained on"
+            units = linked_units(None, self.content)
+            return replace(drawn, units=units, unit_name="images", notes=(*self.notes, note))
+        return drawn
+
+    def write_split(self, file: Path) -> None:
+        """Write one row per image: path, label, the group's id, split, and the hash of its content.
+
+        For image files this is a manifest: given as `--data` it is the same experiment.
+        """
+        is_files = isinstance(self.source, ImageFiles)
+        group_column = [] if self.groups is None else [f"{self.group_kind}_id"]
+        with atomic_write(file) as stream:
+            rows = csv.writer(stream, lineterminator="\n")
+            rows.writerow(["path", "label", *group_column, "split", "content"])
+            for index, label in enumerate(self.labels):
+                name = self.source.name(index)
+                group = [] if self.groups is None else [self.groups[index]]
+                rows.writerow(
+                    [Path(name).resolve() if is_files else name, self.classes[label], *group, self.split[index],
+                     self.content[index].decode()]
+                )  # fmt: skip
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per split and class."""
         return {
@@ -143,7 +192,8 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
 
     Args:
         spec: a folder of class folders | a CSV or Parquet table (path, label[, patient_id][, slide_id][, split]) |
-            `store:` + tile store, labelled by `config.regions` | `nct-crc:` + folder.
+            `store:` + tile store, labelled by `config.regions` | a published set by name: `nct-crc:`, `pcam:`,
+            `mhist:`, `breakhis:` or `bach:` + folder.
 
     Raises:
         DataError: nothing is there, it is malformed, or a given split leaks.
@@ -185,6 +235,7 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
         groups=groups,
         group_kind=listing.group_kind,
         units=units,
+        unit_name=unit_name,
         split=split,
         split_rule=rule,
         notes=tuple(notes),
@@ -203,7 +254,8 @@ def hash_contents(source: TileSource, name: str) -> NDArray[np.bytes_]:
 
     def hash_one(index: int) -> str:
         encoded = source.read_bytes(index)
-        if not encoded.startswith(IMAGE_STARTS):
+        # Tile stores and HDF5 files give what they were made to hold, which may be raw pixels.
+        if isinstance(source, ImageFiles) and not encoded.startswith(IMAGE_STARTS):
             raise DataError(
                 source.name(index),
                 f"{len(encoded)} bytes that are no image." if encoded else "the file is empty.",
@@ -231,6 +283,14 @@ def _read_listing(spec: str, config: EvaluationConfig) -> Listing:
                 return read_store(Path(rest), config)
             case "nct-crc":
                 return read_nct_crc(Path(rest))
+            case "pcam":
+                return read_pcam(Path(rest))
+            case "mhist":
+                return read_mhist(Path(rest))
+            case "breakhis":
+                return read_breakhis(Path(rest), config.breakhis_magnification)
+            case "bach":
+                return read_bach(Path(rest))
             case _:
                 raise refuse_unknown_layout(spec, LAYOUTS)
     if path.suffix.lower() in TABLE_SUFFIXES:

@@ -21,9 +21,6 @@ GROUPS_FILE = "groups.csv"
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 UNLABELLED = ("unlabelled", "unlabeled")
-NCT_CLASSES = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
-NCT_TRAIN = ("NCT-CRC-HE-100K", "NCT-CRC-HE-100K-NONORM")
-NCT_TEST = "CRC-VAL-HE-7K"
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ def read_folder(folder: Path) -> Listing:
         DataError: no such folder, no classes, an empty class, or `groups.csv` does not fit.
     """
     if not folder.is_dir():
-        raise _no_such_path(folder)
-    names = [path.name for path in _subfolders(folder)]
+        raise no_such_path(folder)
+    names = [path.name for path in subfolders(folder)]
     if names and all(name.lower() in SPLIT_NAMES for name in names):
         return _read_split_folders(folder)
     paths, labels, notes = _read_class_folders(folder)
@@ -74,7 +71,7 @@ def read_manifest(file: Path) -> Listing:
         DataError: no such file, a missing column or value, a missing or repeated image, an unknown split.
     """
     if not file.is_file():
-        raise _no_such_path(file)
+        raise no_such_path(file)
     columns = read_table(file, needed=("path", "label"))
     for name in ("path", "label", "split"):
         _refuse_empty(file, columns, name)
@@ -96,40 +93,6 @@ def read_manifest(file: Path) -> Listing:
     return _with_group_column(listing, file, columns)
 
 
-def read_nct_crc(folder: Path) -> Listing:
-    """NCT-CRC-HE (Kather et al. 2018): the folder of its nine class folders, or the one that holds the published sets.
-
-    With NCT-CRC-HE-100K (or -NONORM) and CRC-VAL-HE-7K side by side, the published split is used. The training set
-    names no patients.
-
-    Raises:
-        DataError: neither is there, or both training sets.
-    """
-    if not folder.is_dir():
-        raise _no_such_path(folder)
-    train = [name for name in NCT_TRAIN if (folder / name).is_dir()]
-    if len(train) > 1:
-        raise DataError(
-            f"nct-crc:{folder}",
-            f"holds {' and '.join(train)}.",
-            "One training set is needed: with or without colour normalisation are different experiments.",
-            f"Link one of them and {NCT_TEST} into a folder of their own.",
-        )
-    if train and (folder / NCT_TEST).is_dir():
-        parts = {"train": folder / train[0], "test": folder / NCT_TEST}
-        listing = replace(_join_parts(folder, parts), name=train[0])
-    else:
-        listing = replace(read_folder(folder / train[0] if train else folder), name="nct-crc")
-    if set(listing.labels) != set(NCT_CLASSES):
-        raise DataError(
-            f"nct-crc:{folder}",
-            f"its class folders are {', '.join(sorted(set(listing.labels)))}.",
-            f"The nine classes {', '.join(NCT_CLASSES)} are needed.",
-            f"Check the path; other class folders are read without the `nct-crc:` (--data {folder}).",
-        )
-    return listing
-
-
 def refuse_unknown_layout(spec: str, layouts: tuple[str, ...]) -> DataError:
     """The refusal of `NAME:PATH` with an unknown name."""
     name = spec.partition(":")[0]
@@ -146,7 +109,7 @@ def refuse_unknown_layout(spec: str, layouts: tuple[str, ...]) -> DataError:
 # --- class folders ------------------------------------------------------------------------------------------------
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -155,7 +118,7 @@ def _read_class_folders(folder: Path) -> tuple[list[Path], list[str], list[str]]
     paths: list[Path] = []
     labels: list[str] = []
     notes: list[str] = []
-    for subfolder in _subfolders(folder):
+    for subfolder in subfolders(folder):
         images = image_files(subfolder)
         if subfolder.name.lower() in UNLABELLED:
             notes.append(f"{subfolder.name}: {len(images)} images without label left out")
@@ -180,11 +143,11 @@ def _read_class_folders(folder: Path) -> tuple[list[Path], list[str], list[str]]
 
 
 def _read_split_folders(folder: Path) -> Listing:
-    parts = {SPLIT_NAMES[path.name.lower()]: path for path in _subfolders(folder)}
-    return _join_parts(folder, parts)
+    parts = {SPLIT_NAMES[path.name.lower()]: path for path in subfolders(folder)}
+    return join_parts(folder, parts)
 
 
-def _join_parts(folder: Path, parts: dict[str, Path]) -> Listing:
+def join_parts(folder: Path, parts: dict[str, Path]) -> Listing:
     """One listing of several class-folder trees, one per split."""
     paths: list[Path] = []
     labels: list[str] = []
@@ -272,7 +235,7 @@ def _read_split(file: Path, columns: dict[str, list[str]]) -> tuple[str, ...] | 
     return tuple(SPLIT_NAMES[value.lower()] for value in columns["split"])
 
 
-def _no_such_path(path: Path) -> DataError:
+def no_such_path(path: Path) -> DataError:
     return DataError(
         str(path),
         "no such file or folder.",

@@ -1,4 +1,7 @@
-"""Linear probe: logistic regression on standardised frozen features.
+"""Linear probes: logistic regression on frozen features, in two ways.
+
+`linear_probe` standardises and chooses the L2 strength on validation images; `logistic_uni` follows UNI's fixed rule
+and needs no validation images.
 
 Shape suffixes: N training images, Q queries, D features, C classes.
 """
@@ -22,8 +25,6 @@ logger = logging.getLogger(__name__)
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 MAX_ITERATIONS = 1000
 SMALL_PROBLEM = 5_000_000  # numbers in the feature matrix
-# Of the training units: what the strength is chosen on where the data bring no validation images.
-VALIDATION_FRACTION = 0.2
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,24 @@ def linear_probe(
         logger.warning("linear probe: stopped after %d iterations at C=%g", MAX_ITERATIONS, best.c)
     scores_QC: NDArray[np.float64] = model.predict_proba((query_QD - mean_D) / std_D)
     return ProbeResult(scores_QC.argmax(axis=1), scores_QC, best.c, trials, has_converged)
+
+
+def logistic_uni(
+    train_ND: NDArray[np.float32],
+    labels_N: NDArray[np.int64],
+    query_QD: NDArray[np.float32],
+) -> ProbeResult:
+    """Fit once by L-BFGS on the features as they are, with C = D x classes / 100 and at most 1000 iterations.
+
+    Every class must occur. Source: Chen et al. 2024 (UNI), mahmoodlab/UNI `linear_probe.py` with `use_sklearn`, whose C
+    multiplies the summed cross-entropy. That file's default, a torch version, adds the norm of the weights (not its
+    square) / 2C to the mean cross-entropy: the same C means another strength there.
+    """
+    c = train_ND.shape[1] * (int(labels_N.max()) + 1) / 100
+    model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
+    has_converged = _fit(model, train_ND.astype(np.float64), labels_N)
+    scores_QC: NDArray[np.float64] = model.predict_proba(query_QD.astype(np.float64))
+    return ProbeResult(scores_QC.argmax(axis=1), scores_QC, c, (), has_converged)
 
 
 def _try_strengths(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from scipy.special import stdtrit
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -68,7 +69,8 @@ class Metrics:
 
     Attributes:
         auroc: mean of the one-versus-rest areas under the ROC curve.
-        recall: of each class, in class order.
+        by_class: recall, precision, f1 and auroc (one versus rest) of each class, in class order; NaN where a class was
+            never predicted or does not occur.
         confusion: (C, C) counts, rows are true classes.
         unit: what the bootstrap drew, and num_units how many of them were tested.
     """
@@ -78,7 +80,7 @@ class Metrics:
     macro_f1: Score
     kappa: Score
     auroc: Score
-    recall: tuple[Score, ...]
+    by_class: dict[str, tuple[Score, ...]]
     confusion: Ints
     num_images: int
     num_units: int
@@ -89,16 +91,20 @@ class Metrics:
         scores = ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc")
         return {
             **{name: getattr(self, name).record() for name in scores},
-            "recall": {name: score.record() for name, score in zip(classes, self.recall, strict=True)},
+            "recall": self._class_records("recall", classes),
+            "by_class": {name: self._class_records(name, classes) for name in self.by_class},
             "confusion": self.confusion.tolist(),
             "num_test_images": self.num_images,
             "interval": f"95 % bootstrap over {self.num_units} {self.unit}",
         }
 
+    def _class_records(self, name: str, classes: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+        return {label: score.record() for label, score in zip(classes, self.by_class[name], strict=True)}
+
 
 def measure(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, units: Units, *, num_bootstrap: int, seed: int
             ) -> Metrics:  # fmt: skip
-    """Accuracy, balanced accuracy, macro F1, Cohen's kappa, AUROC and recalls, with intervals.
+    """Accuracy, balanced accuracy, macro F1, Cohen's kappa and AUROC, and the scores of each class, with intervals.
 
     Args:
         scores_NC: class scores, larger is likelier.
@@ -107,21 +113,23 @@ def measure(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, units: Units, 
     confusion_CC = confusion_matrix(labels_N, predicted_N, num_classes)
     confusion_BCC = _resampled_confusions(labels_N, predicted_N, num_classes, units, num_bootstrap, seed)
     values, draws = summarise(confusion_CC), summarise(confusion_BCC)
-    auroc_B = np.concatenate(
-        [
-            auroc(labels_N, scores_NC, weights_BG[:, units.index])
-            for weights_BG in _resamples(units, num_bootstrap, seed)
-        ]
+    areas_BC = np.concatenate(
+        [areas(labels_N, scores_NC, weights[:, units.index]) for weights in _resamples(units, num_bootstrap, seed)]
     )
-    auroc_value = float(auroc(labels_N, scores_NC, np.ones((1, len(labels_N))))[0])
-    recall_C, recall_BC = _recalls(confusion_CC), _recalls(confusion_BCC)
+    areas_C = areas(labels_N, scores_NC, np.ones((1, len(labels_N))))[0]
+    values_C = {**_class_scores(confusion_CC), "auroc": areas_C}
+    draws_BC = {**_class_scores(confusion_BCC), "auroc": areas_BC}
+    units_of_C = [len(np.unique(units.index[labels_N == label])) for label in range(num_classes)]
     return Metrics(
         **{name: _interval(float(values[name]), draws[name], units.count) for name in values},
-        auroc=_interval(auroc_value, auroc_B, units.count),
-        recall=tuple(
-            _interval(float(recall_C[label]), recall_BC[:, label], len(np.unique(units.index[labels_N == label])))
-            for label in range(num_classes)
-        ),
+        auroc=_interval(float(_mean_where_known(areas_C)), _mean_where_known(areas_BC), units.count),
+        by_class={
+            name: tuple(
+                _interval(float(values_C[name][label]), draws_BC[name][:, label], units_of_C[label])
+                for label in range(num_classes)
+            )
+            for name in values_C
+        },
         confusion=confusion_CC,
         num_images=len(labels_N),
         num_units=units.count,
@@ -148,6 +156,50 @@ def paired_difference(
     }
 
 
+def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int) -> Score:
+    """Mean of a value between 0 and 1 of each image, with its interval."""
+    total_G = np.bincount(units.index, values_N, minlength=units.count)
+    count_G = np.bincount(units.index, minlength=units.count)
+    draws = [(weights @ total_G) / (weights @ count_G) for weights in _resamples(units, num_bootstrap, seed)]
+    return _interval(float(values_N.mean()), np.concatenate(draws), units.count)
+
+
+def mean_over_draws(
+    labels_N: Ints, predicted_LN: Ints, reference_LN: Ints | None, units: Units, *, num_classes: int,
+    num_bootstrap: int, seed: int,
+) -> dict[str, Score]:  # fmt: skip
+    """Mean of each metric over L sets of predictions of the same images, made from L draws of the labelled images.
+
+    The interval holds what either choice may do: the bootstrap interval over units of the mean, and the t interval over
+    the draws, put together by their squares (Zou and Donner 2008). Five draws resampled would give too narrow an
+    interval: five values know their spread badly.
+
+    Args:
+        reference_LN: the other model's, from the same label draws: the result is the mean difference. None: no other.
+    """
+
+    def measured(all_LN: Ints) -> list[tuple[dict[str, Floats], dict[str, Floats]]]:
+        return [
+            (
+                summarise(confusion_matrix(labels_N, one_N, num_classes)),
+                summarise(_resampled_confusions(labels_N, one_N, num_classes, units, num_bootstrap, seed)),
+            )
+            for one_N in all_LN
+        ]
+
+    own, other = measured(predicted_LN), None if reference_LN is None else measured(reference_LN)
+    result = {}
+    for name in own[0][0]:
+        values_L, draws_LB = (np.stack([part[kind][name] for part in own]) for kind in (0, 1))
+        if other is not None:
+            values_L = values_L - np.stack([values[name] for values, _ in other])
+            draws_LB = draws_LB - np.stack([draws[name] for _, draws in other])
+        interval = _interval if other is None else _percentiles
+        over_units = interval(float(values_L.mean()), draws_LB.mean(axis=0), units.count)
+        result[name] = over_units if len(values_L) == 1 else _widened(over_units, values_L)
+    return result
+
+
 def confusion_matrix(labels_N: Ints, predicted_N: Ints, num_classes: int) -> Ints:
     """Counts (C, C), rows are true classes."""
     cells = np.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2)
@@ -163,28 +215,28 @@ def summarise(confusion_CC: NDArray[Any]) -> dict[str, Floats]:
     total = confusion_CC.sum(axis=(-2, -1))
     hits_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
     true_C, predicted_C = confusion_CC.sum(axis=-1), confusion_CC.sum(axis=-2)
+    by_class = _class_scores(confusion_CC)
     accuracy = hits_C.sum(axis=-1) / total
     by_chance = (true_C * predicted_C).sum(axis=-1) / total**2
     with np.errstate(invalid="ignore", divide="ignore"):
-        f1_C = 2 * hits_C / (true_C + predicted_C)
         kappa = (accuracy - by_chance) / (1 - by_chance)
     return {
         "accuracy": accuracy,
-        "balanced_accuracy": _mean_where_known(_recalls(confusion_CC)),
-        "macro_f1": _mean_where_known(f1_C),
+        "balanced_accuracy": _mean_where_known(by_class["recall"]),
+        "macro_f1": _mean_where_known(by_class["f1"]),
         "kappa": kappa,
     }
 
 
-def auroc(labels_N: Ints, scores_NC: Floats, weights_BN: NDArray[Any]) -> Floats:
-    """Mean (B,) over the classes of the weighted one-versus-rest area under the ROC curve; ties count half.
+def areas(labels_N: Ints, scores_NC: Floats, weights_BN: NDArray[Any]) -> Floats:
+    """Weighted one-versus-rest area (B, C) under each class's ROC curve; ties count half.
 
     Args:
-        weights_BN: how often each image counts; a row of ones gives the ordinary AUROC. Classes without weight on
-            either side are left out of the mean.
+        weights_BN: how often each image counts; a row of ones gives the ordinary areas. A class without weight on
+            either side has NaN.
     """
-    areas = [_area(labels_N == label, scores_NC[:, label], weights_BN) for label in range(scores_NC.shape[1])]
-    return _mean_where_known(np.stack(areas, axis=-1))
+    by_class = [_area(labels_N == label, scores_NC[:, label], weights_BN) for label in range(scores_NC.shape[1])]
+    return np.stack(by_class, axis=-1)
 
 
 def _area(is_positive_N: NDArray[np.bool_], score_N: Floats, weights_BN: NDArray[Any]) -> Floats:
@@ -201,11 +253,16 @@ def _area(is_positive_N: NDArray[np.bool_], score_N: Floats, weights_BN: NDArray
     return area_B
 
 
-def _recalls(confusion_CC: NDArray[Any]) -> Floats:
-    """Recall (..., C) of each class; NaN for a class that does not occur."""
+def _class_scores(confusion_CC: NDArray[Any]) -> dict[str, Floats]:
+    """Recall, precision and F1 (..., C) of each class; NaN where they are not defined."""
+    hits_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
+    true_C, predicted_C = confusion_CC.sum(axis=-1), confusion_CC.sum(axis=-2)
     with np.errstate(invalid="ignore"):
-        recall: Floats = np.diagonal(confusion_CC, axis1=-2, axis2=-1) / confusion_CC.sum(axis=-1)
-    return recall
+        return {
+            "recall": hits_C / true_C,
+            "precision": hits_C / predicted_C,
+            "f1": 2 * hits_C / (true_C + predicted_C),
+        }
 
 
 def _mean_where_known(values_C: Floats) -> Floats:
@@ -252,6 +309,14 @@ def _interval(value: float, draws_B: Floats, num_units: int) -> Score:
     if value <= 0.0 and not math.isnan(score.high):
         return Score(value, score.low, max(score.high, 1 - bound))
     return score
+
+
+def _widened(over_units: Score, values_L: Floats) -> Score:
+    """The interval with that of the mean of L values added, by the squares of their arms; scores end at 1."""
+    arm = float(stdtrit(len(values_L) - 1, UPPER / 100) * values_L.std(ddof=1) / math.sqrt(len(values_L)))
+    low = over_units.value - math.hypot(over_units.value - over_units.low, arm)
+    high = over_units.value + math.hypot(over_units.high - over_units.value, arm)
+    return Score(over_units.value, low, min(high, 1.0))
 
 
 def _percentiles(value: float, draws_B: Floats, num_units: int) -> Score:

@@ -5,6 +5,7 @@ Shape suffixes: N images, G units (what is never torn apart), C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,22 @@ def draw_part(labels_N: Ints, units_N: Ints, fraction: float, *, seed: int, what
         f"Every class needs {unit_name} for both sides.",
         "Add data, leave a class out, or give the split yourself (a `split` column with train, val, test).",
     )
+
+
+def draw_labelled(labels_N: Ints, units_N: Ints, fraction: float, *, seed: Sequence[int]) -> NDArray[np.bool_]:
+    """Which images (N,) are labelled when `fraction` of every class is, rounded, and at least one.
+
+    Units come in random order and each is labelled as far as its classes still need: labels are made slide by slide,
+    so few labels come from few patients, not a few from every patient.
+    """
+    rng = np.random.default_rng(seed)
+    place_N = rng.permutation(int(units_N.max()) + 1)[units_N]
+    order = np.lexsort((rng.random(len(labels_N)), place_N))
+    chosen_N = np.zeros(len(labels_N), bool)
+    for label in np.unique(labels_N):
+        members = order[labels_N[order] == label]
+        chosen_N[members[: max(1, round(fraction * len(members)))]] = True
+    return chosen_N
 
 
 def _draw_single_images(counts_GC: Ints, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:

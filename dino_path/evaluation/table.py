@@ -7,30 +7,27 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.config import EvaluationConfig
+from dino_path.config import EvaluationConfig, FrozenProtocol
 from dino_path.errors import ConfigError
 from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.knn import knn_classify
-from dino_path.evaluation.linear import C_GRID, VALIDATION_FRACTION, linear_probe
 from dino_path.evaluation.metrics import Metrics, Score, measure, paired_difference
+from dino_path.evaluation.protocols import TITLES, run_protocol
+from dino_path.evaluation.signature import NEIGHBOURS, Signature, slide_signature
 from dino_path.features.extractor import Extractor, extract_features, load_extractor
 from dino_path.run import atomic_write, environment_record, write_json
 from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)
 
-Protocol = Literal["knn", "linear"]
-PROTOCOLS: tuple[Protocol, ...] = ("knn", "linear")
-TITLES = {"knn": "k-NN", "linear": "linear", "end-to-end": "end to end"}
 BASELINE_MISSING = "missing, run `dino-path baseline`"
 MPP_TOLERANCE = 0.1  # relative; beyond it the row says that model and data differ in scale
 
@@ -48,7 +45,7 @@ class Row:
 
     model: str
     spec: str
-    protocol: Literal["knn", "linear", "end-to-end"]
+    protocol: FrozenProtocol | Literal["end-to-end"]
     metrics: Metrics
     settings: dict[str, Any]
     predicted: NDArray[np.int64]
@@ -61,19 +58,21 @@ class Table:
 
     Attributes:
         baseline: name of the supervised row; None when no baseline was given (the texts say so).
+        signatures: what each model's features tell about slides; empty where no groups are known.
         notes: what to keep in mind when reading the numbers, as sentences.
     """
 
     labelled_name: str
     rows: tuple[Row, ...]
     baseline: str | None
+    signatures: dict[str, Signature]
     notes: tuple[str, ...]
 
     def markdown(self) -> str:
         """The table for people: one line per model, then differences, then what to keep in mind."""
         protocols = list(dict.fromkeys(row.protocol for row in self.rows))
         header = ["model"] + [f"{TITLES[p]} {m}" for p in protocols for m in ("accuracy", "balanced accuracy")]
-        lines = [_markdown_line(header), _markdown_line(["---"] * len(header))]
+        lines = [markdown_line(header), markdown_line(["---"] * len(header))]
         for model in dict.fromkeys(row.model for row in self.rows):
             of_model = {row.protocol: row.metrics for row in self.rows if row.model == model}
             cells = [
@@ -81,11 +80,11 @@ class Table:
                 for protocol in protocols
                 for metric in ("accuracy", "balanced_accuracy")
             ]
-            lines.append(_markdown_line([model, *cells]))
+            lines.append(markdown_line([model, *cells]))
         if self.baseline is None:
-            lines.append(_markdown_line(["supervised ResNet-50", BASELINE_MISSING, *[""] * (len(header) - 2)]))
+            lines.append(markdown_line(["supervised ResNet-50", BASELINE_MISSING, *[""] * (len(header) - 2)]))
         differences = [
-            _markdown_line(
+            markdown_line(
                 [f"{row.model} - {other}", TITLES[row.protocol], str(d["accuracy"]), str(d["balanced_accuracy"])]
             )
             for row in self.rows
@@ -93,8 +92,38 @@ class Table:
         ]
         if differences:
             header = ["difference", "protocol", "accuracy", "balanced accuracy"]
-            lines += ["", _markdown_line(header), _markdown_line(["---"] * 4), *differences]
+            lines += ["", markdown_line(header), markdown_line(["---"] * 4), *differences]
+        lines += self._by_k() + self._signatures()
         return "\n".join([f"# {self.labelled_name}", "", *lines, "", *(f"- {note}" for note in self.notes), ""])
+
+    def _by_k(self) -> list[str]:
+        """Accuracy for every number of neighbours, so that none can be picked in silence."""
+        rows = [row for row in self.rows if "by_k" in row.settings]
+        if not rows:
+            return []
+        ks = list(rows[0].settings["by_k"])
+        header = ["accuracy by number of neighbours", "protocol", *ks]
+        lines = ["", markdown_line(header), markdown_line(["---"] * len(header))]
+        return lines + [
+            markdown_line(
+                [row.model, TITLES[row.protocol], *(f"{row.settings['by_k'][k]['accuracy']:.3f}" for k in ks)]
+            )
+            for row in rows
+        ]
+
+    def _signatures(self) -> list[str]:
+        """How much features tell about the slide: lower identity and higher robustness are better."""
+        if not self.signatures:
+            return []
+        header = ["slide signature", "slide found within its class", "neighbours of the class, other slide"]
+        lines = ["", markdown_line(header), markdown_line(["---"] * len(header))]
+        lines += [
+            markdown_line([model, "-" if one.identity is None else str(one.identity), str(one.robustness)])
+            for model, one in self.signatures.items()
+        ]
+        any_one = next(iter(self.signatures.values()))
+        identity = "-" if any_one.identity_chance is None else f"{any_one.identity_chance:.3f}"
+        return [*lines, markdown_line(["chance", identity, f"{any_one.robustness_chance:.3f}"])]
 
 
 def evaluate_table(
@@ -104,11 +133,11 @@ def evaluate_table(
     *,
     device: torch.device,
     out: Path,
-    protocols: Sequence[Protocol],
+    protocols: Sequence[FrozenProtocol],
     baseline: Path | None,
     num_workers: int,
 ) -> Table:
-    """Run the protocols on every model; write results.json, results.csv and results.md to `out`.
+    """Run the protocols on every model; write results.json, results.csv, results.md and split.csv to `out`.
 
     Features are kept in `out/features`: called again, only what is new is computed.
 
@@ -124,8 +153,9 @@ def evaluate_table(
         TileStoreError: an image cannot be read.
     """
     baseline_scores = None if baseline is None else BaselineFolder(baseline).read_scores(labelled)
-    extractors = _load_all(specs, device)
+    extractors = load_models(specs, device)
     rows = []
+    signatures = {}
     for name, (spec, extractor) in extractors.items():
         features_ND = cached_features(
             extractor, labelled, config, device=device, folder=out / "features", num_workers=num_workers
@@ -134,6 +164,9 @@ def evaluate_table(
             scores_NC, settings = run_protocol(protocol, features_ND, labelled, config)
             rows.append(_row(name, spec, protocol, scores_NC, settings, labelled, config))
             logger.info("%s, %s: balanced accuracy %s", name, TITLES[protocol], rows[-1].metrics.balanced_accuracy)
+        signature = slide_signature(features_ND, labelled, num_bootstrap=config.num_bootstrap, seed=config.seed)
+        if signature is not None:
+            signatures[name] = signature
     if baseline is not None and baseline_scores is not None:
         rows.append(_baseline_row(baseline, baseline_scores, labelled, config))
     rows = _with_differences(rows, labelled, config)
@@ -141,49 +174,15 @@ def evaluate_table(
         labelled_name=labelled.name,
         rows=tuple(rows),
         baseline=rows[-1].model if baseline is not None else None,
-        notes=_notes(labelled, rows, [extractor for _, extractor in extractors.values()], baseline),
+        signatures=signatures,
+        notes=_notes(labelled, rows, signatures, [extractor for _, extractor in extractors.values()], baseline),
     )
+    labelled.write_split(out / "split.csv")
     write_json(out / "results.json", _record(table, labelled, config, extractors))
     _write_csv(out / "results.csv", table)
     with atomic_write(out / "results.md") as stream:
         stream.write(table.markdown())
     return table
-
-
-def run_protocol(
-    protocol: Protocol, features_ND: NDArray[np.float32], labelled: LabelledSet, config: EvaluationConfig
-) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Class scores of the test images, and what the protocol used or chose.
-
-    Raises:
-        DataError: a class has too few training units for the linear probe's validation part.
-    """
-    train, test, labels = labelled.part("train"), labelled.part("test"), labelled.labels
-    num_classes = len(labelled.classes)
-    match protocol:
-        case "knn":
-            knn = knn_classify(
-                features_ND[train], labels[train], features_ND[test], num_classes=num_classes, k=config.knn_k,
-                temperature=config.knn_temperature,
-            )  # fmt: skip
-            return knn.scores, {"k": knn.k, "temperature": config.knn_temperature, "similarity": "cosine"}
-        case "linear":
-            fit, validation = labelled.fit_and_validation(VALIDATION_FRACTION, seed=config.seed)
-            is_carved = labelled.part("val").size == 0
-            probe = linear_probe(
-                features_ND[fit], labels[fit], features_ND[validation], labels[validation], features_ND[test],
-                num_classes=num_classes, refit_with_validation=is_carved,
-            )  # fmt: skip
-            return probe.scores, {
-                "c": probe.c,
-                "c_grid": list(C_GRID),
-                "c_chosen_by": "lowest log-loss on validation images: "
-                + (f"{VALIDATION_FRACTION:g} of the training {labelled.unit_name}" if is_carved else "the given ones"),
-                "last_fit_on": "all training images" if is_carved else "the training images, without validation",
-                "trials": [asdict(trial) for trial in probe.trials],
-                "has_converged": probe.has_converged,
-            }
-    assert_never(protocol)
 
 
 def cached_features(
@@ -216,7 +215,7 @@ def cached_features(
     return features_ND
 
 
-def _load_all(specs: Sequence[str], device: torch.device) -> dict[str, tuple[str, Extractor]]:
+def load_models(specs: Sequence[str], device: torch.device) -> dict[str, tuple[str, Extractor]]:
     """Spec and extractor by the name that the table shows; all are loaded before the first is run."""
     repeated = sorted({spec for spec in specs if specs.count(spec) > 1})
     if repeated:
@@ -232,7 +231,7 @@ def _load_all(specs: Sequence[str], device: torch.device) -> dict[str, tuple[str
 def _row(
     model: str,
     spec: str,
-    protocol: Literal["knn", "linear", "end-to-end"],
+    protocol: FrozenProtocol | Literal["end-to-end"],
     scores_NC: NDArray[np.float64],
     settings: dict[str, Any],
     labelled: LabelledSet,
@@ -278,7 +277,11 @@ def _with_differences(rows: Sequence[Row], labelled: LabelledSet, config: Evalua
 
 
 def _notes(
-    labelled: LabelledSet, rows: Sequence[Row], extractors: Sequence[Extractor], baseline: Path | None
+    labelled: LabelledSet,
+    rows: Sequence[Row],
+    signatures: dict[str, Signature],
+    extractors: Sequence[Extractor],
+    baseline: Path | None,
 ) -> tuple[str, ...]:
     metrics = rows[0].metrics
     notes = [
@@ -288,6 +291,13 @@ def _notes(
     ]
     if baseline is None:
         notes.append(f"supervised ResNet-50: {BASELINE_MISSING}; without it no number here says what labels alone give")
+    for signature in list(signatures.values())[:1]:
+        notes.append(
+            f"slide signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
+            f"{NEIGHBOURS} neighbours; a found {signature.unit[:-1]} is a leak of stain and scanner: lower is better"
+        )
+    if not signatures:
+        notes.append("slide signature: not known without patients or slides")
     data_mpp = labelled.source.mpp
     for extractor in extractors:
         if extractor.mpp and data_mpp and abs(extractor.mpp / data_mpp - 1) > MPP_TOLERANCE:
@@ -331,6 +341,7 @@ def _record(
             }
             for row in table.rows
         ],
+        "slide_signature": {model: signature.record() for model, signature in table.signatures.items()},
         "notes": list(table.notes),
         "environment": environment_record(),
     }
@@ -347,9 +358,14 @@ def _write_csv(file: Path, table: Table) -> None:
                 score: Score = getattr(row.metrics, metric)
                 numbers = [f"{number:.6f}" for number in (score.value, score.low, score.high)]
                 lines.writerow([row.model, row.protocol, metric, *numbers, unit])
+        for model, one in table.signatures.items():
+            for metric, known in (("slide_identity", one.identity), ("slide_robustness", one.robustness)):
+                if known is not None:
+                    numbers = [f"{number:.6f}" for number in (known.value, known.low, known.high)]
+                    lines.writerow([model, "signature", metric, *numbers, one.unit])
         if table.baseline is None:
             lines.writerow(["supervised ResNet-50", "end-to-end", BASELINE_MISSING, "", "", "", ""])
 
 
-def _markdown_line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"

@@ -355,6 +355,10 @@ BAD_DATA = [
     ("no_label.csv", ["no_label.csv", "label"]),
     ("gone.csv", ["gone.csv", "gone.png"]),
     ("nct-crc:nowhere", ["nowhere"]),
+    ("pcam:empty", ["pcam:empty", "_x.h5"]),
+    ("mhist:empty", ["annotations.csv"]),
+    ("breakhis:empty", ["breakhis:empty"]),
+    ("bach:empty", ["empty"]),
     ("store:nowhere", ["nowhere"]),
     ("pcamm:x", ["pcamm:x"]),
 ]
@@ -379,6 +383,31 @@ def test_evaluate_refuses_unknown_settings_and_a_baseline_that_is_none(run: Run,
     words = ["evaluate", "knn", "mean-colour", "--data", labelled, "--workers", 0]
     run(*words, "evaluation.knn_kk=3").check_refused("Did you mean 'knn_k'?")
     run(*words, "--baseline", "nowhere").check_refused("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["evaluate", "knn", "mean-colour", "--fractions", "1,0.1"], ["--fractions", "evaluate table"]),
+        (["evaluate", "table", "mean-colour", "--fractions", "1,10"], ["'1,10'", "up to 1"]),
+        (["evaluate", "table", "mean-colour", "--fractions", "all"], ["'all'"]),
+        (["baseline", "--fraction", "0"], ["fraction", "above 0"]),
+        (["evaluate", "fewshot", "mean-colour", "evaluation.num_episodes=3"], ["num_episodes"]),
+    ],
+)
+def test_evaluate_refuses_fractions_and_episodes_that_cannot_be(
+    run: Run, labelled: Path, words: list[str], parts: list[str]
+) -> None:
+    run(*words, "--data", labelled, "--out", "results", "--workers", 0).check_refused(*parts)
+
+
+def test_a_fraction_of_the_labels_and_few_shots_are_evaluated(run: Run, labelled: Path) -> None:
+    words = ["mean-colour", "--data", labelled, "--out", "results", "--workers", 0]
+    answer = run("evaluate", "table", *words, "--fractions", "1,0.5", "evaluation.num_bootstrap=100")
+    assert "| 50 % |" in answer.out, answer.err
+    assert "dino-path baseline --fraction 0.5" in answer.out
+    answer = run("evaluate", "fewshot", *words, "evaluation.num_episodes=100", "evaluation.shots=[1]")
+    assert "| 1 per class |" in answer.out, answer.err
 
 
 @pytest.mark.parametrize("path", ["nowhere", "empty"])

@@ -121,6 +121,15 @@ def test_the_digest_does_not_depend_on_order_or_place_but_on_seed_and_labels(man
     assert load_labelled(manifest, EvaluationConfig(seed=1)).split_digest != first.split_digest
 
 
+def test_a_written_split_is_a_manifest_of_the_same_experiment(manifest, tmp_path):
+    labelled = load_labelled(manifest, CONFIG)
+    labelled.write_split(tmp_path / "elsewhere" / "split.csv")
+    again = load_labelled(str(tmp_path / "elsewhere" / "split.csv"), EvaluationConfig(seed=5))
+    assert again.split_digest == labelled.split_digest
+    assert again.group_kind == "patient"
+    assert again.content_digest == labelled.content_digest
+
+
 def test_slides_group_where_no_patients_are_named(tmp_path, rows):
     path = write_csv(tmp_path / "slides.csv", ["path", "label", "slide_id"], rows)
     assert load_labelled(path, CONFIG).group_kind == "slide"
@@ -189,7 +198,7 @@ def test_nct_crc_takes_its_nine_classes_and_the_published_split(tmp_path, write_
         ("{tmp}/nowhere.csv", "no such file or folder"),
         ("nct_crc:{tmp}/data", "Did you mean 'nct-crc:"),
         ("store:{tmp}/data", "evaluation.regions is not set"),
-        ("nct-crc:{tmp}/data", "The nine classes ADI"),
+        ("nct-crc:{tmp}/data", "The 9 classes ADI"),
         ("{tmp}/data/blood/00.png", "this is a file, and no table"),
         ("{tmp}/data/blood", "it holds no class folders"),
     ],

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from dino_path.evaluation import linear
-from dino_path.evaluation.linear import C_GRID, linear_probe
+from dino_path.evaluation.linear import C_GRID, linear_probe, logistic_uni
 
 
 def make(num_images, num_features, num_classes=3, noise=1.0, seed=0):
@@ -70,6 +70,15 @@ def test_a_fit_that_runs_out_of_iterations_says_so(monkeypatch):
     monkeypatch.setattr(linear, "MAX_ITERATIONS", 1)
     fit, validation = make(120, 6), make(60, 6, seed=1)
     assert not probe(fit, validation, validation[0]).has_converged
+
+
+def test_unis_rule_is_scikit_learns_fit_of_the_plain_features_with_its_c():
+    (train, labels), (query, _) = make(200, 50, noise=3.0), make(90, 50, noise=3.0, seed=1)
+    result = logistic_uni(train, labels, query)
+    assert result.c == 50 * 3 / 100
+    model = LogisticRegression(C=1.5, max_iter=1000).fit(train.astype(np.float64), labels)
+    assert result.scores == pytest.approx(model.predict_proba(query.astype(np.float64)), abs=1e-4)
+    assert result.trials == ()
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ from sklearn import metrics as sk
 from dino_path.evaluation.metrics import (
     Score,
     Units,
-    auroc,
+    areas,
     confusion_matrix,
+    mean_over_draws,
     measure,
     paired_difference,
     summarise,
@@ -38,16 +39,21 @@ def test_values_agree_with_scikit_learn(predictions):
     assert result.kappa.value == pytest.approx(sk.cohen_kappa_score(labels, predicted))
     one_versus_rest = [sk.roc_auc_score(labels == label, scores[:, label]) for label in range(4)]
     assert result.auroc.value == pytest.approx(np.mean(one_versus_rest))
-    assert [score.value for score in result.recall] == pytest.approx(sk.recall_score(labels, predicted, average=None))
+    of_class = {name: [score.value for score in scores] for name, scores in result.by_class.items()}
+    assert of_class["auroc"] == pytest.approx(one_versus_rest)
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, predicted)
+    assert of_class["recall"] == pytest.approx(recall)
+    assert of_class["precision"] == pytest.approx(precision)
+    assert of_class["f1"] == pytest.approx(f1)
     assert (result.confusion == sk.confusion_matrix(labels, predicted)).all()
 
 
 def test_auroc_with_weights_agrees_with_scikit_learn(predictions):
     labels, _, scores = predictions
     weights = np.random.default_rng(1).integers(0, 3, (2, 300))
-    for row, got in zip(weights, auroc(labels, scores, weights), strict=True):
+    for row, got in zip(weights, areas(labels, scores, weights), strict=True):
         wanted = [sk.roc_auc_score(labels == c, scores[:, c], sample_weight=row) for c in range(4)]
-        assert got == pytest.approx(np.mean(wanted))
+        assert got == pytest.approx(wanted)
 
 
 def test_a_bootstrap_draw_equals_measuring_the_repeated_images(predictions):
@@ -112,6 +118,46 @@ def test_intervals_over_slides_cover_the_truth_and_intervals_over_their_tiles_do
     assert simulate_coverage(by_group=False) < 0.8
 
 
+@pytest.mark.slow
+def test_the_interval_over_slides_and_label_draws_covers_the_truth():
+    rng = np.random.default_rng(3)
+    slides = np.repeat(np.arange(40), 10).astype(str)
+    labels, units = np.tile(np.arange(2), 200), Units.of(slides, "slide", 400)
+    inside = 0
+    for _ in range(150):
+        # Slides differ in difficulty, and models in how good their five labelled sets made them; 0.8 on average.
+        of_slide, of_draw = rng.normal(0, 0.08, 40).repeat(10), rng.normal(0, 0.04, 5)
+        is_right = rng.random((5, 400)) < np.clip(0.8 + of_slide + of_draw[:, None], 0, 1)
+        predicted = np.where(is_right, labels, 1 - labels)
+        score = mean_over_draws(labels, predicted, None, units, num_classes=2, num_bootstrap=200, seed=0)["accuracy"]
+        inside += score.low <= 0.8 <= score.high
+    assert 0.9 <= inside / 150 <= 1
+
+
+def test_a_class_that_is_never_predicted_has_no_precision():
+    labels = np.array([0, 0, 1, 1])
+    result = measure(labels, np.zeros(4, np.int64), np.eye(2)[[0] * 4], images(4), num_bootstrap=100, seed=0)
+    assert math.isnan(result.by_class["precision"][1].value)
+    assert result.by_class["recall"][1].value == 0
+    assert result.record(("a", "b"))["by_class"]["precision"]["b"]["value"] is None
+
+
+@pytest.mark.slow
+def test_the_interval_of_a_paired_difference_over_slides_covers_the_truth():
+    rng = np.random.default_rng(2)
+    slides = np.repeat(np.arange(40), 10).astype(str)
+    labels, units = np.tile(np.arange(2), 200), Units.of(slides, "slide", 400)
+    inside = 0
+    for _ in range(150):
+        # Slides are hard for both models alike; the second loses 0.1 of the images, more on some slides than on others.
+        is_right = rng.random(400) < rng.beta(1.6, 0.4, 40).repeat(10)
+        is_lost = rng.random(400) < rng.beta(0.5, 3.5, 40).repeat(10)
+        first, second = np.where(is_right, labels, 1 - labels), np.where(is_right & ~is_lost, labels, 1 - labels)
+        difference = paired_difference(labels, first, second, units, num_classes=2, num_bootstrap=200, seed=0)
+        inside += difference["accuracy"].low <= 0.8 * 0.125 <= difference["accuracy"].high
+    assert 0.87 <= inside / 150 <= 0.99
+
+
 def test_a_perfect_score_does_not_claim_certainty():
     labels = np.array([0, 1] * 5)
     units = Units.of(np.array([str(index // 2) for index in range(10)]), "patient", 10)
@@ -146,6 +192,34 @@ def test_a_paired_difference_is_narrower_than_two_intervals_side_by_side(predict
     assert gain.value == pytest.approx(10 / 300)
     assert gain.low > 0
     assert gain.high - gain.low < (alone.accuracy.high - alone.accuracy.low) / 2
+
+
+def test_one_draw_of_labels_has_the_interval_of_plain_predictions(predictions):
+    labels, predicted, scores = predictions
+    plain = measure(labels, predicted, scores, images(300), num_bootstrap=200, seed=3)
+    single = mean_over_draws(labels, predicted[None], None, images(300), num_classes=4, num_bootstrap=200, seed=3)
+    assert single["accuracy"] == plain.accuracy
+    assert single["kappa"] == plain.kappa
+
+
+def test_draws_of_labels_that_differ_widen_the_interval_and_common_ones_cancel(predictions):
+    labels, predicted, _ = predictions
+    rng = np.random.default_rng(0)
+    draws = np.stack([np.where(rng.random(300) < share, rng.integers(4, size=300), predicted)
+                      for share in (0.1, 0.3, 0.5, 0.7, 0.9)])  # fmt: skip
+    better = draws.copy()
+    better[:, :30] = labels[:30]
+
+    def score(one, other=None):
+        return mean_over_draws(labels, one, other, images(300), num_classes=4, num_bootstrap=500, seed=0)["accuracy"]
+
+    wide, alike = score(draws), score(np.stack([draws[2]] * 5))
+    assert wide.value == pytest.approx(np.mean(draws == labels))
+    assert wide.high - wide.low > 1.5 * (alike.high - alike.low)
+    gain = score(better, draws)
+    assert gain.value == pytest.approx(np.mean(better == labels) - np.mean(draws == labels))
+    assert gain.low > 0
+    assert gain.high - gain.low < (wide.high - wide.low) / 2
 
 
 def test_a_model_does_not_differ_from_itself(predictions):

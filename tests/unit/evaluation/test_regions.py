@@ -3,13 +3,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from slide_files import stained_image, write_slide_file
 
 from dino_path.config import EvaluationConfig, TilesConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.datasets import load_labelled
 from dino_path.evaluation.regions import Polygon, covered_share, label_tiles, read_regions
+from dino_path.slides.find import SlideRow
 from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
 from dino_path.tiles.tile_table import TileRow, TileTable, limits_of, write_tile_table
+from dino_path.tiles.tiling import tile_slides
 from dino_path.tiles.writing import TileWriter
 
 TILE_LEVEL0 = 100
@@ -181,3 +184,20 @@ def test_a_store_without_a_labelled_tile_is_refused_with_the_file_names_we_looke
     spec, config = make_store(("s1", "p1", None))
     with pytest.raises(DataError, match=r"no tile lies in a region \(1 of 1 slides have no regions file\)"):
         load_labelled(spec, config)
+
+
+def test_tiles_of_a_store_of_coordinates_are_labelled_too(tmp_path):
+    rows = [
+        SlideRow(write_slide_file(tmp_path / f"{n}.tif", [stained_image(512, 512, seed=n)]), str(n)) for n in (1, 2)
+    ]
+    config = TilesConfig(mpp=0.5, size_px=128, coordinates_only=True, min_tissue_fraction=0)
+    tile_slides(rows, config, tmp_path / "store", num_workers=0)
+    (tmp_path / "regions").mkdir()
+    features = [feature("Tumour", square(0, 0, 256)), feature("Stroma", square(256, 256, 256))]
+    for slide in rows:
+        text = json.dumps({"type": "FeatureCollection", "features": features})
+        (tmp_path / "regions" / f"{slide.slide_id}.geojson").write_text(text)
+    labelled = load_labelled(f"store:{tmp_path / 'store'}", EvaluationConfig(regions=tmp_path / "regions"))
+    assert labelled.classes == ("Stroma", "Tumour")
+    assert len(labelled.source) == 16
+    assert labelled.source.read_image(0).shape == (128, 128, 3)

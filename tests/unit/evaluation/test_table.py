@@ -75,7 +75,10 @@ def test_the_record_says_what_is_needed_to_repeat_the_numbers(labelled, tmp_path
     assert record["data"]["split_digest"] == labelled.split_digest
     assert record["data"]["split_rule"] == "0.3 of the images for testing, stratified by class, seed 0"
     assert record["config"]["seed"] == 0
-    assert knn["settings"] == {"k": 20, "temperature": 0.07, "similarity": "cosine"}
+    by_k = knn["settings"].pop("by_k")
+    assert knn["settings"] == {"k": 20, "temperature": 0.07, "similarity": "cosine", "index": "flat"}
+    assert list(by_k) == ["10", "20", "24"]  # 100 and 200 are clamped to the training images
+    assert by_k["20"]["accuracy"] == knn["metrics"]["accuracy"]["value"]
     assert linear["settings"]["c"] in linear["settings"]["c_grid"]
     assert len(linear["settings"]["trials"]) == len(linear["settings"]["c_grid"])
     assert knn["metrics"]["interval"] == "95 % bootstrap over 12 images"
@@ -89,6 +92,17 @@ def test_the_csv_has_one_line_per_number(labelled, tmp_path):
         lines = list(csv.DictReader(stream))
     assert [line["metric"] for line in lines[:5]] == ["accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc"]
     assert float(lines[0]["low"]) <= float(lines[0]["value"]) <= float(lines[0]["high"])
+
+
+def test_unis_protocols_stand_beside_the_others_and_approximate_indexes_tell_their_recall(labelled, tmp_path):
+    config = EvaluationConfig(num_bootstrap=100, input_px=32, knn_index="hnsw")
+    table = run(["mean-colour"], labelled, tmp_path / "out", protocols=("knn-uni", "linear-uni"), config=config)
+    knn, linear = table.rows
+    assert knn.settings["temperature"] is None
+    assert knn.settings["recall"] > 0.9
+    assert linear.settings["c"] == 4 * 3 / 100
+    assert "| model | k-NN (UNI) accuracy |" in table.markdown()
+    assert "| accuracy by number of neighbours | protocol | 10 | 20 | 24 |" in table.markdown()
 
 
 def test_features_are_computed_once_and_again_when_damaged(labelled, tmp_path, monkeypatch):

@@ -1,0 +1,220 @@
+"""How much the features are worth when few labels are known: Table 10 of the DINO paper (Caron et al. 2021).
+
+Logistic regression and k-NN at several fractions of the training labels, every model on the same draws, beside the
+supervised network that saw the same labels. Logistic regression is UNI's, whose strength needs no validation images:
+at 1 % there are none to spare.
+
+Shape suffixes: N test images, L draws of the labelled images.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dino_path.config import EvaluationConfig, FrozenProtocol
+from dino_path.evaluation.baseline_files import BaselineFolder
+from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.metrics import Score, mean_over_draws
+from dino_path.evaluation.protocols import TITLES, run_protocol
+from dino_path.evaluation.table import cached_features, load_models, markdown_line
+from dino_path.run import atomic_write, environment_record, write_json
+from dino_path.settings import as_plain
+
+logger = logging.getLogger(__name__)
+
+FRACTION_PROTOCOLS: tuple[FrozenProtocol, ...] = ("linear-uni", "knn")
+SUPERVISED = "supervised ResNet-50"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model under one protocol at one fraction of the labels.
+
+    Attributes:
+        predicted: (L, N) class numbers of the test images, one row per draw.
+        differences: other model, or the supervised network -> metric -> this one minus the other.
+    """
+
+    model: str
+    protocol: str
+    fraction: float
+    predicted: NDArray[np.int64]
+    scores: dict[str, Score]
+    differences: dict[str, dict[str, Score]] = field(default_factory=dict)
+
+
+def evaluate_fractions(
+    specs: Sequence[str],
+    labelled: LabelledSet,
+    config: EvaluationConfig,
+    fractions: Sequence[float],
+    *,
+    device: torch.device,
+    out: Path,
+    baseline: Path | None,
+    num_workers: int,
+) -> str:
+    """Every model at every fraction; writes fractions.json, .csv and .md to `out`, and returns the last.
+
+    Args:
+        specs: models, as `features.extractor.load_extractor` reads them; the others are compared with the first.
+        fractions: of the training labels, each above 0 and at most 1.
+        baseline: folder of `dino-path baseline`, with `--fraction` for the fractions; what is missing is said.
+
+    Raises:
+        CheckpointError: a model cannot be loaded.
+        DataError: a baseline is of another split.
+        TileStoreError: an image cannot be read.
+    """
+    models = load_models(specs, device)
+    test_labels_N, units = labelled.labels[labelled.part("test")], labelled.test_units()
+
+    def score(predicted_LN: NDArray[np.int64], other_LN: NDArray[np.int64] | None) -> dict[str, Score]:
+        return mean_over_draws(
+            test_labels_N, predicted_LN, other_LN, units, num_classes=len(labelled.classes),
+            num_bootstrap=config.num_bootstrap, seed=config.seed,
+        )  # fmt: skip
+
+    draws = {
+        fraction: labelled.label_draws(fraction, config.fraction_draws, seed=config.seed) for fraction in fractions
+    }
+    supervised = {fraction: _supervised(baseline, fraction, draws[fraction]) for fraction in fractions}
+    cells = [
+        Cell(SUPERVISED, "end-to-end", fraction, predicted_LN, score(predicted_LN, None))
+        for fraction, predicted_LN in supervised.items()
+        if predicted_LN is not None
+    ]
+    first: dict[tuple[str, float], Cell] = {}
+    for name, (_, extractor) in models.items():
+        features_ND = cached_features(
+            extractor, labelled, config, device=device, folder=out / "features", num_workers=num_workers
+        )
+        for protocol in FRACTION_PROTOCOLS:
+            for fraction in fractions:
+                predicted_LN = np.stack(
+                    [run_protocol(protocol, features_ND, drawn, config)[0].argmax(axis=1) for drawn in draws[fraction]]
+                )
+                others = {SUPERVISED: supervised[fraction]}
+                if (protocol, fraction) in first:
+                    others[first[protocol, fraction].model] = first[protocol, fraction].predicted
+                differences = {other: score(predicted_LN, p_LN) for other, p_LN in others.items() if p_LN is not None}
+                cell = Cell(name, protocol, fraction, predicted_LN, score(predicted_LN, None), differences)
+                first.setdefault((protocol, fraction), cell)
+                cells.append(cell)
+                logger.info("%s, %s, %s of the labels: balanced accuracy %s", name, TITLES[protocol],
+                            _percent(fraction), cell.scores["balanced_accuracy"])  # fmt: skip
+    notes = _notes(labelled, config, draws, [f for f in fractions if supervised[f] is None])
+    text = _markdown(labelled.name, cells, list(models), fractions, notes)
+    record: dict[str, Any] = {
+        "format": "dino_path label fractions, 1",
+        "data": labelled.record(),
+        "labelled_images": {f"{fraction:g}": [one.counts()["train"] for one in draws[fraction]] for fraction in draws},
+        "config": as_plain(config),
+        "models": {name: {"spec": spec, "digest": extractor.digest} for name, (spec, extractor) in models.items()},
+        "rows": [
+            {
+                "model": cell.model, "protocol": cell.protocol, "fraction": cell.fraction,
+                "num_draws": len(cell.predicted),
+                "metrics": {name: one.record() for name, one in cell.scores.items()},
+                "differences": {other: {name: one.record() for name, one in scores.items()}
+                                for other, scores in cell.differences.items()},
+            }
+            for cell in cells
+        ],
+        "notes": notes,
+        "environment": environment_record(),
+    }  # fmt: skip
+    labelled.write_split(out / "split.csv")
+    write_json(out / "fractions.json", record)
+    _write_csv(out / "fractions.csv", cells, [fraction for fraction in fractions if supervised[fraction] is None])
+    with atomic_write(out / "fractions.md") as stream:
+        stream.write(text)
+    return text
+
+
+def _supervised(baseline: Path | None, fraction: float, draws: Sequence[LabelledSet]) -> NDArray[np.int64] | None:
+    """Predictions (L, N) of the baselines that saw these draws; None where one is missing."""
+    if baseline is None:
+        return None
+    folders = [BaselineFolder(baseline).of_draw(fraction, number) for number in range(len(draws))]
+    if not all(folder.is_finished() for folder in folders):
+        return None
+    scores = [folder.read_scores(drawn) for folder, drawn in zip(folders, draws, strict=True)]
+    return np.stack([scores_NC.argmax(axis=1) for scores_NC in scores])
+
+
+def _missing(fraction: float) -> str:
+    option = "" if fraction == 1 else f" --fraction {fraction:g}"
+    return f"missing, run `dino-path baseline{option}`"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:g} %"
+
+
+def _notes(
+    labelled: LabelledSet, config: EvaluationConfig, draws: dict[float, list[LabelledSet]], missing: Sequence[float]
+) -> list[str]:
+    units = labelled.test_units()
+    notes = [
+        f"balanced accuracy; in brackets: 95 % bootstrap interval over {units.count} test {units.name} and over the "
+        f"draws of the labelled images ({config.fraction_draws} below 100 %); split: {labelled.split_rule}",
+        f"a fraction is of the training images of each class, at least one; {labelled.unit_name} are labelled one by "
+        "one in random order until a class has enough; all models see the same draws",
+        *labelled.notes,
+    ]
+    for fraction, of_fraction in draws.items():
+        counts = of_fraction[0].counts()["train"]
+        notes.append(f"{_percent(fraction)}: {sum(counts.values())} labelled images, {min(counts.values())} to "
+                     f"{max(counts.values())} per class")  # fmt: skip
+    if missing:
+        at = ", ".join(map(_percent, missing))
+        notes.append(f"{SUPERVISED} at {at}: missing; without it no number there says what labels alone give")
+    return notes
+
+
+def _markdown(
+    title: str, cells: Sequence[Cell], models: Sequence[str], fractions: Sequence[float], notes: Sequence[str]
+) -> str:
+    """For each protocol one line per fraction: the models, the supervised network, and the differences."""
+    found = {(cell.model, cell.protocol, cell.fraction): cell for cell in cells}
+    lines = [f"# {title}, label fractions"]
+    for protocol in FRACTION_PROTOCOLS:
+        pairs = [(model, models[0]) for model in models[1:]]
+        if any(cell.model == SUPERVISED for cell in cells):
+            pairs += [(model, SUPERVISED) for model in models]
+        header = ["labels", *models, SUPERVISED, *(f"{model} - {other}" for model, other in pairs)]
+        lines += ["", f"## {TITLES[protocol]}", "", markdown_line(header), markdown_line(["---"] * len(header))]
+        for fraction in fractions:
+            row = [str(found[model, protocol, fraction].scores["balanced_accuracy"]) for model in models]
+            supervised = found.get((SUPERVISED, "end-to-end", fraction))
+            row.append(_missing(fraction) if supervised is None else str(supervised.scores["balanced_accuracy"]))
+            for model, other in pairs:
+                difference = found[model, protocol, fraction].differences.get(other)
+                row.append("" if difference is None else str(difference["balanced_accuracy"]))
+            lines.append(markdown_line([_percent(fraction), *row]))
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+
+
+def _write_csv(file: Path, cells: Sequence[Cell], missing: Sequence[float]) -> None:
+    with atomic_write(file) as stream:
+        lines = csv.writer(stream, lineterminator="\n")
+        lines.writerow(["model", "minus", "protocol", "fraction", "num_draws", "metric", "value", "low", "high"])
+        for cell in cells:
+            for other, scores in {"": cell.scores, **cell.differences}.items():
+                for metric, one in scores.items():
+                    numbers = [f"{number:.6f}" for number in (one.value, one.low, one.high)]
+                    lines.writerow(
+                        [cell.model, other, cell.protocol, cell.fraction, len(cell.predicted), metric, *numbers]
+                    )
+        for fraction in missing:
+            lines.writerow([SUPERVISED, "", "end-to-end", fraction, "", _missing(fraction), "", "", ""])
