@@ -11,9 +11,8 @@ from torch import nn
 
 from dino_path.config import Config
 from dino_path.distributed import usable_cores
-from dino_path.evaluation.datasets import load_labelled
+from dino_path.evaluation.datasets import VALIDATION_FRACTION, load_labelled
 from dino_path.evaluation.knn import knn_classify
-from dino_path.evaluation.linear import VALIDATION_FRACTION
 from dino_path.features.extractor import Extractor, iterate_features
 from dino_path.tiles.source import Subset
 
@@ -69,9 +68,9 @@ def running_knn(config: Config, *, device: torch.device) -> Callable[[nn.Module]
             labelled.labels[fit],
             features_ND[len(fit) :],
             num_classes=len(labelled.classes),
-            k=evaluation.knn_k,
+            ks=[evaluation.knn_k],
             temperature=evaluation.knn_temperature,
         )
-        return float((result.predicted == labelled.labels[validation]).mean())
+        return float((result[evaluation.knn_k].predicted == labelled.labels[validation]).mean())
 
     return measure
