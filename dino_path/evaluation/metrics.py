@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from scipy.special import stdtrit
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc")
 LOWER, UPPER = 2.5, 97.5
 MAX_WEIGHTS_PER_CHUNK = 2**23
 
@@ -73,6 +74,7 @@ class Metrics:
             never predicted or does not occur.
         confusion: (C, C) counts, rows are true classes.
         unit: what the bootstrap drew, and num_units how many of them were tested.
+        draws: (B,) of each of METRICS over the resamples; not part of the record.
     """
 
     accuracy: Score
@@ -85,12 +87,12 @@ class Metrics:
     num_images: int
     num_units: int
     unit: str
+    draws: dict[str, Floats] = field(repr=False, compare=False)
 
     def record(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """For JSON."""
-        scores = ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc")
         return {
-            **{name: getattr(self, name).record() for name in scores},
+            **{name: getattr(self, name).record() for name in METRICS},
             "recall": self._class_records("recall", classes),
             "by_class": {name: self._class_records(name, classes) for name in self.by_class},
             "confusion": self.confusion.tolist(),
@@ -112,17 +114,17 @@ def measure(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, units: Units, 
     num_classes = scores_NC.shape[1]
     confusion_CC = confusion_matrix(labels_N, predicted_N, num_classes)
     confusion_BCC = _resampled_confusions(labels_N, predicted_N, num_classes, units, num_bootstrap, seed)
-    values, draws = summarise(confusion_CC), summarise(confusion_BCC)
+    areas_C = areas(labels_N, scores_NC, np.ones((1, len(labels_N))))[0]
     areas_BC = np.concatenate(
         [areas(labels_N, scores_NC, weights[:, units.index]) for weights in _resamples(units, num_bootstrap, seed)]
     )
-    areas_C = areas(labels_N, scores_NC, np.ones((1, len(labels_N))))[0]
+    values = {**summarise(confusion_CC), "auroc": _mean_where_known(areas_C)}
+    draws = {**summarise(confusion_BCC), "auroc": _mean_where_known(areas_BC)}
     values_C = {**_class_scores(confusion_CC), "auroc": areas_C}
     draws_BC = {**_class_scores(confusion_BCC), "auroc": areas_BC}
     units_of_C = [len(np.unique(units.index[labels_N == label])) for label in range(num_classes)]
     return Metrics(
-        **{name: _interval(float(values[name]), draws[name], units.count) for name in values},
-        auroc=_interval(float(_mean_where_known(areas_C)), _mean_where_known(areas_BC), units.count),
+        **{name: _interval(float(values[name]), draws[name], units.count) for name in METRICS},
         by_class={
             name: tuple(
                 _interval(float(values_C[name][label]), draws_BC[name][:, label], units_of_C[label])
@@ -134,25 +136,23 @@ def measure(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, units: Units, 
         num_images=len(labels_N),
         num_units=units.count,
         unit=units.name,
+        draws=draws,
     )
 
 
-def paired_difference(
-    labels_N: Ints, predicted_N: Ints, reference_N: Ints, units: Units, *, num_classes: int, num_bootstrap: int,
-    seed: int,
-) -> dict[str, Score]:  # fmt: skip
-    """Predictions minus reference in accuracy, balanced accuracy, macro F1 and kappa, on the same images.
+def paired_difference(metrics: Metrics, reference: Metrics) -> dict[str, Score]:
+    """Metrics minus reference, each of METRICS, both measured on the same images with the same resamples.
 
-    Both are measured on the same resamples, which leaves out what they have in common (hard slides are hard for
-    both): the interval is narrower, and rightly so, than two intervals side by side suggest.
+    That leaves out what they have in common (hard slides are hard for both): the interval is narrower, and rightly so,
+    than two intervals side by side suggest.
     """
-    points, draws = [], []
-    for predictions_N in (predicted_N, reference_N):
-        points.append(summarise(confusion_matrix(labels_N, predictions_N, num_classes)))
-        draws.append(summarise(_resampled_confusions(labels_N, predictions_N, num_classes, units, num_bootstrap, seed)))
     return {
-        name: _percentiles(float(points[0][name] - points[1][name]), draws[0][name] - draws[1][name], units.count)
-        for name in points[0]
+        name: _percentiles(
+            getattr(metrics, name).value - getattr(reference, name).value,
+            metrics.draws[name] - reference.draws[name],
+            metrics.num_units,
+        )
+        for name in METRICS
     }
 
 

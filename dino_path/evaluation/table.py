@@ -19,7 +19,7 @@ from dino_path.config import EvaluationConfig, FrozenProtocol
 from dino_path.errors import ConfigError
 from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.metrics import Metrics, Score, measure, paired_difference
+from dino_path.evaluation.metrics import METRICS, Metrics, Score, measure, paired_difference
 from dino_path.evaluation.protocols import TITLES, run_protocol
 from dino_path.evaluation.signature import NEIGHBOURS, Signature, slide_signature
 from dino_path.features.extractor import Extractor, extract_features, load_extractor
@@ -169,7 +169,7 @@ def evaluate_table(
             signatures[name] = signature
     if baseline is not None and baseline_scores is not None:
         rows.append(_baseline_row(baseline, baseline_scores, labelled, config))
-    rows = _with_differences(rows, labelled, config)
+    rows = _with_differences(rows)
     table = Table(
         labelled_name=labelled.name,
         rows=tuple(rows),
@@ -253,9 +253,8 @@ def _baseline_row(folder: Path, scores_NC: NDArray[np.float64], labelled: Labell
     return _row(name, str(folder), "end-to-end", scores_NC, settings, labelled, config)
 
 
-def _with_differences(rows: Sequence[Row], labelled: LabelledSet, config: EvaluationConfig) -> list[Row]:
+def _with_differences(rows: Sequence[Row]) -> list[Row]:
     """Every row compared with the baseline, and with the first model under the same protocol."""
-    labels_N, units = labelled.labels[labelled.part("test")], labelled.test_units()
     compared = []
     for row in rows:
         others = [
@@ -265,13 +264,7 @@ def _with_differences(rows: Sequence[Row], labelled: LabelledSet, config: Evalua
             and other.model != row.model
             and (other.protocol == "end-to-end" or (other.model == rows[0].model and other.protocol == row.protocol))
         ]
-        differences = {
-            other.model: paired_difference(
-                labels_N, row.predicted, other.predicted, units, num_classes=len(labelled.classes),
-                num_bootstrap=config.num_bootstrap, seed=config.seed,
-            )
-            for other in others
-        }  # fmt: skip
+        differences = {other.model: paired_difference(row.metrics, other.metrics) for other in others}
         compared.append(replace(row, differences=differences))
     return compared
 
@@ -354,7 +347,7 @@ def _write_csv(file: Path, table: Table) -> None:
         lines.writerow(["model", "protocol", "metric", "value", "low", "high", "interval_over"])
         for row in table.rows:
             unit = f"{row.metrics.num_units} {row.metrics.unit}"
-            for metric in ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc"):
+            for metric in METRICS:
                 score: Score = getattr(row.metrics, metric)
                 numbers = [f"{number:.6f}" for number in (score.value, score.low, score.high)]
                 lines.writerow([row.model, row.protocol, metric, *numbers, unit])

@@ -153,7 +153,9 @@ def test_the_interval_of_a_paired_difference_over_slides_covers_the_truth():
         is_right = rng.random(400) < rng.beta(1.6, 0.4, 40).repeat(10)
         is_lost = rng.random(400) < rng.beta(0.5, 3.5, 40).repeat(10)
         first, second = np.where(is_right, labels, 1 - labels), np.where(is_right & ~is_lost, labels, 1 - labels)
-        difference = paired_difference(labels, first, second, units, num_classes=2, num_bootstrap=200, seed=0)
+        difference = paired_difference(
+            *(measure(labels, one, np.eye(2)[one], units, num_bootstrap=200, seed=0) for one in (first, second))
+        )
         inside += difference["accuracy"].low <= 0.8 * 0.125 <= difference["accuracy"].high
     assert 0.87 <= inside / 150 <= 0.99
 
@@ -186,12 +188,15 @@ def test_a_paired_difference_is_narrower_than_two_intervals_side_by_side(predict
     better = predicted.copy()
     wrong = np.flatnonzero(predicted != labels)
     better[wrong[:10]] = labels[wrong[:10]]
-    difference = paired_difference(labels, better, predicted, images(300), num_classes=4, num_bootstrap=500, seed=0)
     alone = measure(labels, predicted, scores, images(300), num_bootstrap=500, seed=0)
+    with_gain = measure(labels, better, np.eye(4)[better], images(300), num_bootstrap=500, seed=0)
+    difference = paired_difference(with_gain, alone)
     gain = difference["accuracy"]
     assert gain.value == pytest.approx(10 / 300)
     assert gain.low > 0
     assert gain.high - gain.low < (alone.accuracy.high - alone.accuracy.low) / 2
+    assert difference["auroc"].value == pytest.approx(with_gain.auroc.value - alone.auroc.value)
+    assert difference["auroc"].low < difference["auroc"].value < difference["auroc"].high
 
 
 def test_one_draw_of_labels_has_the_interval_of_plain_predictions(predictions):
@@ -223,8 +228,9 @@ def test_draws_of_labels_that_differ_widen_the_interval_and_common_ones_cancel(p
 
 
 def test_a_model_does_not_differ_from_itself(predictions):
-    labels, predicted, _ = predictions
-    difference = paired_difference(labels, predicted, predicted, images(300), num_classes=4, num_bootstrap=100, seed=0)
+    labels, predicted, scores = predictions
+    metrics = measure(labels, predicted, scores, images(300), num_bootstrap=100, seed=0)
+    difference = paired_difference(metrics, metrics)
     assert set(difference.values()) == {Score(0.0, 0.0, 0.0)}
 
 
