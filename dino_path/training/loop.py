@@ -72,8 +72,11 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     if world.is_first:
         describe_run(run, config, learner, schedules, num_tiles=len(tiles))
     batches = view_batches(config, training, tiles, world, start=start, num_steps=clock.num_steps)
-    watch = Watch(config, learner, schedules, run, start=start, knn=knn)
-    with stop_signals() as stop, watch, meter("pretraining", clock.num_steps, "steps", lines=False) as counter:
+    with (
+        stop_signals() as stop,
+        Watch(config, learner, schedules, run, start=start, knn=knn) as watch,
+        meter("pretraining", clock.num_steps, "steps", lines=False) as counter,
+    ):
         counter.advance(start)
         for step in range(start, clock.num_steps):
             with watch.waiting():
