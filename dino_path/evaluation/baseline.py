@@ -168,11 +168,12 @@ class Training:
             model = Classifier(backbone, len(labelled.classes))
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        total_steps = config.num_epochs * len(_cut(fit, config.batch_size)) + 1
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=config.lr,
-            total_steps=config.num_epochs * len(_cut(fit, config.batch_size)) + 1,
-            pct_start=WARMUP_SHARE,
+            total_steps=total_steps,
+            pct_start=max(WARMUP_SHARE, 2 / total_steps),  # a rise of no step would divide by zero
         )
         return cls(
             config=config, images=images, labels=torch.from_numpy(labelled.labels), num_classes=len(labelled.classes),

@@ -68,6 +68,16 @@ class BaselineFolder:
             raise self._no_baseline("result.json was not written by this version's `dino-path baseline`.")
         return record
 
+    def title(self) -> str:
+        """What tables call it: the network, and what its training started from.
+
+        Raises:
+            DataError: not there, or not written by `dino-path baseline`.
+        """
+        config = self.read_result()["config"]
+        start = "from scratch" if config["weights"] is None else f"from {config['weights']}"
+        return f"supervised {config['backbone']} ({start})"
+
     def write_predictions(self, labelled: LabelledSet, test: NDArray[np.int64], scores_NC: NDArray[np.float64]) -> None:
         """Write the class scores of the test images, given as their numbers in the set."""
         with atomic_write(self.predictions_file) as stream:

@@ -20,7 +20,7 @@ from dino_path.config import EvaluationConfig
 from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.metrics import LOWER, UPPER, confusion_matrix, summarise
-from dino_path.evaluation.table import BASELINE_MISSING, cached_features, load_models, markdown_line
+from dino_path.evaluation.table import BASELINE_MISSING, SUPERVISED, cached_features, load_models, markdown_line
 from dino_path.run import atomic_write, environment_record, write_json
 from dino_path.settings import as_plain
 
@@ -147,17 +147,18 @@ def evaluate_fewshot(
             )
             for number in shots
         ]  # fmt: skip
+    title = SUPERVISED if baseline is None else BaselineFolder(baseline).title()
     supervised = _supervised(baseline_scores, labels[test], len(labelled.classes))
     header = ["balanced accuracy", *(f"{number} per class" for number in shots)]
     lines = [markdown_line(header), markdown_line(["---"] * len(header))]
     lines += [markdown_line([name, *(e.text("balanced_accuracy") for e in rows)]) for name, rows in results.items()]
-    notes.append(f"supervised ResNet-50, trained end to end on all {len(train)} training images: {supervised}")
+    notes.append(f"{title}, trained end to end on all {len(train)} training images: {supervised}")
     text = "\n".join([f"# {labelled.name}, few-shot", "", *lines, "", *(f"- {note}" for note in notes), ""])
     record: dict[str, Any] = {
         "format": "dino_path few-shot evaluation, 1",
         "data": labelled.record(),
         "config": as_plain(config),
-        "baseline": supervised,
+        "baseline": f"{title}: {supervised}",
         "models": {name: {"spec": spec, "digest": extractor.digest} for name, (spec, extractor) in models.items()},
         "rows": [{"model": name, **asdict(episodes)} for name, rows in results.items() for episodes in rows],
         "notes": notes,
@@ -172,7 +173,7 @@ def evaluate_fewshot(
             for e in rows:
                 for metric in METRICS:
                     table.writerow([name, e.shots, metric, *(f"{v[metric]:.6f}" for v in (e.mean, e.low, e.high))])
-        table.writerow(["supervised ResNet-50", "all", "balanced_accuracy", supervised, "", ""])
+        table.writerow([title, "all", "balanced_accuracy", supervised, "", ""])
     with atomic_write(out / "fewshot.md") as stream:
         stream.write(text)
     return text

@@ -25,14 +25,13 @@ from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.metrics import Score, mean_over_draws
 from dino_path.evaluation.protocols import TITLES, run_protocol
-from dino_path.evaluation.table import cached_features, load_models, markdown_line
+from dino_path.evaluation.table import SUPERVISED, cached_features, load_models, markdown_line
 from dino_path.run import atomic_write, environment_record, write_json
 from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)
 
 FRACTION_PROTOCOLS: tuple[FrozenProtocol, ...] = ("linear-uni", "knn")
-SUPERVISED = "supervised ResNet-50"
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def evaluate_fractions(
 
     Raises:
         CheckpointError: a model cannot be loaded.
-        DataError: a baseline is of another split.
+        DataError: a baseline is of another split, or there is none in the folder.
         TileStoreError: an image cannot be read.
     """
     models = load_models(specs, device)
@@ -87,33 +86,36 @@ def evaluate_fractions(
     draws = {
         fraction: labelled.label_draws(fraction, config.fraction_draws, seed=config.seed) for fraction in fractions
     }
-    supervised = {fraction: _supervised(baseline, fraction, draws[fraction]) for fraction in fractions}
+    supervised, title = _supervised(baseline, draws)
     cells = [
-        Cell(SUPERVISED, "end-to-end", fraction, predicted_LN, score(predicted_LN, None))
+        Cell(title, "end-to-end", fraction, predicted_LN, score(predicted_LN, None))
         for fraction, predicted_LN in supervised.items()
-        if predicted_LN is not None
     ]
+    missing = [fraction for fraction in fractions if fraction not in supervised]
     first: dict[tuple[str, float], Cell] = {}
+    unfinished: list[str] = []
     for name, (_, extractor) in models.items():
         features_ND = cached_features(
             extractor, labelled, config, device=device, folder=out / "features", num_workers=num_workers
         )
         for protocol in FRACTION_PROTOCOLS:
             for fraction in fractions:
-                predicted_LN = np.stack(
-                    [run_protocol(protocol, features_ND, drawn, config)[0].argmax(axis=1) for drawn in draws[fraction]]
-                )
-                others = {SUPERVISED: supervised[fraction]}
+                results = [run_protocol(protocol, features_ND, drawn, config) for drawn in draws[fraction]]
+                predicted_LN = np.stack([scores_NC.argmax(axis=1) for scores_NC, _ in results])
+                if stopped := sum(settings.get("has_converged") is False for _, settings in results):
+                    what = f"{name}, {TITLES[protocol]}, {_percent(fraction)}"
+                    unfinished.append(f"{what}: {stopped} of {len(results)} fits stopped before they converged")
+                others = {title: supervised[fraction]} if fraction in supervised else {}
                 if (protocol, fraction) in first:
                     others[first[protocol, fraction].model] = first[protocol, fraction].predicted
-                differences = {other: score(predicted_LN, p_LN) for other, p_LN in others.items() if p_LN is not None}
+                differences = {other: score(predicted_LN, other_LN) for other, other_LN in others.items()}
                 cell = Cell(name, protocol, fraction, predicted_LN, score(predicted_LN, None), differences)
                 first.setdefault((protocol, fraction), cell)
                 cells.append(cell)
                 logger.info("%s, %s, %s of the labels: balanced accuracy %s", name, TITLES[protocol],
                             _percent(fraction), cell.scores["balanced_accuracy"])  # fmt: skip
-    notes = _notes(labelled, config, draws, [f for f in fractions if supervised[f] is None])
-    text = _markdown(labelled.name, cells, list(models), fractions, notes)
+    notes = [*_notes(labelled, config, draws, missing, title), *unfinished]
+    text = _markdown(labelled.name, cells, list(models), title, fractions, notes)
     record: dict[str, Any] = {
         "format": "dino_path label fractions, 1",
         "data": labelled.record(),
@@ -135,21 +137,28 @@ def evaluate_fractions(
     }  # fmt: skip
     labelled.write_split(out / "split.csv")
     write_json(out / "fractions.json", record)
-    _write_csv(out / "fractions.csv", cells, [fraction for fraction in fractions if supervised[fraction] is None])
+    _write_csv(out / "fractions.csv", cells, missing)
     with atomic_write(out / "fractions.md") as stream:
         stream.write(text)
     return text
 
 
-def _supervised(baseline: Path | None, fraction: float, draws: Sequence[LabelledSet]) -> NDArray[np.int64] | None:
-    """Predictions (L, N) of the baselines that saw these draws; None where one is missing."""
+def _supervised(
+    baseline: Path | None, draws: dict[float, list[LabelledSet]]
+) -> tuple[dict[float, NDArray[np.int64]], str]:
+    """Predictions (L, N) of the baselines that saw these draws, by fraction, and what to call them."""
     if baseline is None:
-        return None
-    folders = [BaselineFolder(baseline).of_draw(fraction, number) for number in range(len(draws))]
-    if not all(folder.is_finished() for folder in folders):
-        return None
-    scores = [folder.read_scores(drawn) for folder, drawn in zip(folders, draws, strict=True)]
-    return np.stack([scores_NC.argmax(axis=1) for scores_NC in scores])
+        return {}, SUPERVISED
+    predictions, titles = {}, set()
+    for fraction, of_fraction in draws.items():
+        folders = [BaselineFolder(baseline).of_draw(fraction, number) for number in range(len(of_fraction))]
+        if all(folder.is_finished() for folder in folders):
+            scores = [folder.read_scores(drawn) for folder, drawn in zip(folders, of_fraction, strict=True)]
+            predictions[fraction] = np.stack([scores_NC.argmax(axis=1) for scores_NC in scores])
+            titles |= {folder.title() for folder in folders}
+    if not predictions:
+        BaselineFolder(baseline).read_result()  # refuses a folder that is no baseline at all
+    return predictions, " / ".join(sorted(titles)) or SUPERVISED
 
 
 def _missing(fraction: float) -> str:
@@ -162,8 +171,9 @@ def _percent(fraction: float) -> str:
 
 
 def _notes(
-    labelled: LabelledSet, config: EvaluationConfig, draws: dict[float, list[LabelledSet]], missing: Sequence[float]
-) -> list[str]:
+    labelled: LabelledSet, config: EvaluationConfig, draws: dict[float, list[LabelledSet]], missing: Sequence[float],
+    supervised: str,
+) -> list[str]:  # fmt: skip
     units = labelled.test_units()
     notes = [
         f"balanced accuracy; in brackets: 95 % bootstrap interval over {units.count} test {units.name} and over the "
@@ -178,26 +188,27 @@ def _notes(
                      f"{max(counts.values())} per class")  # fmt: skip
     if missing:
         at = ", ".join(map(_percent, missing))
-        notes.append(f"{SUPERVISED} at {at}: missing; without it no number there says what labels alone give")
+        notes.append(f"{supervised} at {at}: missing; without it no number there says what labels alone give")
     return notes
 
 
 def _markdown(
-    title: str, cells: Sequence[Cell], models: Sequence[str], fractions: Sequence[float], notes: Sequence[str]
-) -> str:
+    name: str, cells: Sequence[Cell], models: Sequence[str], supervised: str, fractions: Sequence[float],
+    notes: Sequence[str],
+) -> str:  # fmt: skip
     """For each protocol one line per fraction: the models, the supervised network, and the differences."""
     found = {(cell.model, cell.protocol, cell.fraction): cell for cell in cells}
-    lines = [f"# {title}, label fractions"]
+    pairs = [(model, models[0]) for model in models[1:]]
+    if any(cell.model == supervised for cell in cells):
+        pairs += [(model, supervised) for model in models]
+    lines = [f"# {name}, label fractions"]
     for protocol in FRACTION_PROTOCOLS:
-        pairs = [(model, models[0]) for model in models[1:]]
-        if any(cell.model == SUPERVISED for cell in cells):
-            pairs += [(model, SUPERVISED) for model in models]
-        header = ["labels", *models, SUPERVISED, *(f"{model} - {other}" for model, other in pairs)]
+        header = ["labels", *models, supervised, *(f"{model} - {other}" for model, other in pairs)]
         lines += ["", f"## {TITLES[protocol]}", "", markdown_line(header), markdown_line(["---"] * len(header))]
         for fraction in fractions:
             row = [str(found[model, protocol, fraction].scores["balanced_accuracy"]) for model in models]
-            supervised = found.get((SUPERVISED, "end-to-end", fraction))
-            row.append(_missing(fraction) if supervised is None else str(supervised.scores["balanced_accuracy"]))
+            end_to_end = found.get((supervised, "end-to-end", fraction))
+            row.append(_missing(fraction) if end_to_end is None else str(end_to_end.scores["balanced_accuracy"]))
             for model, other in pairs:
                 difference = found[model, protocol, fraction].differences.get(other)
                 row.append("" if difference is None else str(difference["balanced_accuracy"]))

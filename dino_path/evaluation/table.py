@@ -28,6 +28,7 @@ from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)
 
+SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there is none
 BASELINE_MISSING = "missing, run `dino-path baseline`"
 MPP_TOLERANCE = 0.1  # relative; beyond it the row says that model and data differ in scale
 
@@ -82,7 +83,7 @@ class Table:
             ]
             lines.append(markdown_line([model, *cells]))
         if self.baseline is None:
-            lines.append(markdown_line(["supervised ResNet-50", BASELINE_MISSING, *[""] * (len(header) - 2)]))
+            lines.append(markdown_line([SUPERVISED, BASELINE_MISSING, *[""] * (len(header) - 2)]))
         differences = [
             markdown_line(
                 [f"{row.model} - {other}", TITLES[row.protocol], str(d["accuracy"]), str(d["balanced_accuracy"])]
@@ -248,9 +249,7 @@ def _row(
 def _baseline_row(folder: Path, scores_NC: NDArray[np.float64], labelled: LabelledSet, config: EvaluationConfig) -> Row:
     record = BaselineFolder(folder).read_result()
     settings = {key: record[key] for key in ("config", "seed", "input_px", "augmentation", "best_epoch", "validation")}
-    start = "from scratch" if record["config"]["weights"] is None else f"from {record['config']['weights']}"
-    name = f"supervised {record['config']['backbone']} ({start})"
-    return _row(name, str(folder), "end-to-end", scores_NC, settings, labelled, config)
+    return _row(BaselineFolder(folder).title(), str(folder), "end-to-end", scores_NC, settings, labelled, config)
 
 
 def _with_differences(rows: Sequence[Row]) -> list[Row]:
@@ -283,7 +282,7 @@ def _notes(
         *labelled.notes,
     ]
     if baseline is None:
-        notes.append(f"supervised ResNet-50: {BASELINE_MISSING}; without it no number here says what labels alone give")
+        notes.append(f"{SUPERVISED}: {BASELINE_MISSING}; without it no number here says what labels alone give")
     for signature in list(signatures.values())[:1]:
         notes.append(
             f"slide signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
@@ -308,7 +307,7 @@ def _record(
         "format": "dino_path evaluation, 1",
         "data": labelled.record(),
         "config": as_plain(config),
-        "baseline": table.baseline or f"supervised ResNet-50: {BASELINE_MISSING}",
+        "baseline": table.baseline or f"{SUPERVISED}: {BASELINE_MISSING}",
         "has_baseline": table.baseline is not None,
         "models": {
             name: {
@@ -357,7 +356,7 @@ def _write_csv(file: Path, table: Table) -> None:
                     numbers = [f"{number:.6f}" for number in (known.value, known.low, known.high)]
                     lines.writerow([model, "signature", metric, *numbers, one.unit])
         if table.baseline is None:
-            lines.writerow(["supervised ResNet-50", "end-to-end", BASELINE_MISSING, "", "", "", ""])
+            lines.writerow([SUPERVISED, "end-to-end", BASELINE_MISSING, "", "", "", ""])
 
 
 def markdown_line(cells: Sequence[str]) -> str:

@@ -84,6 +84,12 @@ def test_killed_and_continued_it_ends_with_the_same_scores(labelled, trained, tm
     assert (continued.scores == trained.scores).all()
 
 
+@pytest.mark.parametrize(("num_epochs", "batch_size"), [(1, 32), (2, 32), (4, 32), (2, 12)])
+def test_a_training_of_very_few_steps_is_possible(labelled, tmp_path, num_epochs, batch_size):
+    config = CONFIG.model_copy(update={"num_epochs": num_epochs, "batch_size": batch_size})
+    assert len(train(labelled, tmp_path / "few", config).history) == num_epochs
+
+
 def test_called_again_when_finished_it_only_reads(labelled, trained, monkeypatch):
     monkeypatch.setattr(Training, "run_epoch", None)
     again = train(labelled, trained.out)

@@ -7,6 +7,7 @@ import torch
 
 from dino_path.config import BaselineConfig, EvaluationConfig
 from dino_path.errors import DataError
+from dino_path.evaluation import linear
 from dino_path.evaluation.baseline import train_baseline
 from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.datasets import load_labelled
@@ -122,7 +123,20 @@ def test_the_supervised_network_stands_beside_with_the_same_labels(labelled, tmp
     text = run(labelled, tmp_path / "out", baseline=folder.path, specs=["mean-colour"])
     assert "missing" not in text
     rows = json.loads((tmp_path / "out" / "fractions.json").read_text())["rows"]
-    assert all("supervised ResNet-50" in row["differences"] for row in rows if row["protocol"] != "end-to-end")
+    title = "supervised resnet10t (from scratch)"
+    assert all(title in row["differences"] for row in rows if row["protocol"] != "end-to-end")
+    assert f"| labels | mean-colour | {title} | mean-colour - {title} |" in text
+
+
+def test_a_folder_without_any_baseline_is_refused(labelled, tmp_path):
+    with pytest.raises(DataError, match=r"result\.json cannot be read"):
+        run(labelled, tmp_path / "out", baseline=tmp_path / "nowhere", specs=["mean-colour"])
+
+
+def test_fits_that_did_not_converge_are_counted(labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(linear, "MAX_ITERATIONS", 1)
+    text = run(labelled, tmp_path / "out", specs=["mean-colour"])
+    assert "mean-colour, logistic (UNI), 25 %: 5 of 5 fits stopped before they converged" in text
 
 
 def test_a_baseline_of_other_labels_is_refused(labelled, tmp_path):
