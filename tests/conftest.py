@@ -21,3 +21,8 @@ def tiles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import write_tiles  # imports torch, which most tests of slides and tiles do without
 
     return write_tiles(tmp_path_factory.mktemp("tiles"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: a mistake shows within a minute."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
