@@ -17,8 +17,8 @@ from dino_path.slides.slide import RgbImage
 # Ink covers areas of many cells evenly, so it is looked for in means over so many microns: single red cells, carbon
 # grains and the coloured fringes at the edges of nuclei do not count.
 INK_CELL_UM = 8.0
-# Mean optical density of a cell. Single layers of colon, lung and lymph node reach it in 0 to 2 % of their cells, the same
-# pixels at twice the density in 3 % (normal lung) to 31 %, at three times in 22 to 67 %: a thin fold may not show.
+# Mean optical density of a cell. Single layers of colon, lung and lymph node reach it in 0 to 2 % of their cells, the
+# same pixels at twice the density in 3 % (normal lung) to 31 %, at three times in 22 to 67 %: a thin fold may not show.
 DARK_DENSITY = 0.5
 BLACK_LEVEL = 30  # brightest channel of a pixel that holds no light: padding, scanner gaps, solid marker
 DENSITIES = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # of grey levels
