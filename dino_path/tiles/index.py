@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_path.errors import TileStoreError
 from dino_path.progress import progress
 from dino_path.run import atomic_write, is_abandoned
-from dino_path.tiles.layout import SlideRecord, StoreFolder
+from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide
 from dino_path.tiles.tile_table import COLUMNS, read_tile_table
 
 logger = logging.getLogger(__name__)
@@ -69,16 +68,6 @@ def open_places(
         return _in_memory(folder, records, num_bytes)
 
 
-def damaged(file: Path, found: str) -> TileStoreError:
-    """The refusal of one slide's file."""
-    return TileStoreError(
-        str(file),
-        f"is missing or damaged ({' '.join(found.split())}).",
-        "The files of a slide must be as `dino-path tile` wrote them.",
-        f"Delete slides/{file.stem}.json in the store and run `dino-path tile` again.",
-    )
-
-
 def _content(records: Sequence[SlideRecord], num_bytes: Sequence[int]) -> str:
     """A digest of what the rows follow from. Whoever writes a slide's table writes its record after it."""
     content = hashlib.sha256(str(PLACE).encode())
@@ -106,15 +95,15 @@ def _rows(folder: StoreFolder, records: Sequence[SlideRecord], num_bytes: Sequen
         try:
             table = read_tile_table(file)
         except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are ValueErrors
-            raise damaged(file, str(error)) from None
+            raise damaged_slide(file, str(error)) from None
         num_kept = int(table.kept.sum())
         if num_kept != record.num_tiles or num_kept == 0:
-            raise damaged(file, f"{num_kept} tiles are kept, but {record.num_tiles} in the slide's record")
+            raise damaged_slide(file, f"{num_kept} tiles are kept, but {record.num_tiles} in the slide's record")
         rows = np.empty(num_kept, PLACE)
         for name in PLACE.names or ():
             rows[name] = getattr(table, name)[table.kept]
         if int((rows["offset"] + rows["length"]).max()) > size:
-            raise damaged(folder.tar_file(record.slide_id), f"{size} bytes, fewer than its table says")
+            raise damaged_slide(folder.tar_file(record.slide_id), f"{size} bytes, fewer than its table says")
         yield rows
 
 

@@ -278,6 +278,16 @@ def read_json(file: Path) -> dict[str, Any]:
     return tree
 
 
+def damaged_slide(file: Path, found: str) -> TileStoreError:
+    """The refusal of one slide's file."""
+    return TileStoreError(
+        str(file),
+        f"is missing or damaged ({' '.join(found.split())}).",
+        "The files of a slide must be as `dino-path tile` wrote them.",
+        f"Delete slides/{file.stem}.json in the store and run `dino-path tile` again.",
+    )
+
+
 def _damaged(file: Path, found: str) -> TileStoreError:
     return TileStoreError(
         str(file),

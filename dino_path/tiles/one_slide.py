@@ -22,7 +22,7 @@ from dino_path.slides.resolution import FROM_OBJECTIVE
 from dino_path.slides.slide import Slide
 from dino_path.slides.tissue import TissueMask, tissue_mask
 from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid
-from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
+from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide, write_record
 from dino_path.tiles.pictures import write_contours, write_overlay, write_thumbnail
 from dino_path.tiles.reading import TileReader, spec_of
 from dino_path.tiles.tile_table import TileRow, TileTable, judge, limits_of, read_tile_table, write_tile_table
@@ -104,7 +104,7 @@ def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
         reason,
         patient_id=work.row.patient_id,
         split=work.row.split,
-        file_bytes=_file_bytes(work.row.path),
+        file_bytes=file_bytes(work.row.path),
         overrides=work.overrides,
     )
     write_record(work.folder, record)
@@ -128,7 +128,7 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         str(work.row.path),
         "empty",
         _why_no_candidates(mask, len(grid)),
-        file_bytes=_file_bytes(work.row.path),
+        file_bytes=file_bytes(work.row.path),
         mpp=slide.mpp,
         mpp_source=slide.mpp_source,
         tile_mpp=spec.tile_mpp,
@@ -208,7 +208,10 @@ def _open_tar(work: SlideWork) -> Iterator[TileWriter | None]:
 def _judge_again(before: SlideRecord, work: SlideWork) -> SlideRecord:
     """The record under other quality limits: from the numbers in the table, without the slide."""
     file = work.folder.table_file(before.slide_id)
-    table = read_tile_table(file) if before.num_candidates else TileTable.from_rows([])
+    try:
+        table = read_tile_table(file) if before.num_candidates else TileTable.from_rows([])
+    except (OSError, ValueError, KeyError) as error:
+        raise damaged_slide(file, str(error)) from None
     return _judged(before, table, work)
 
 
@@ -273,5 +276,6 @@ def _flags(slide: Slide, mask: TissueMask, reading: _Reading) -> tuple[str, ...]
     return tuple(flags)
 
 
-def _file_bytes(path: Path) -> int:
+def file_bytes(path: Path) -> int:
+    """Size of a slide's file; 0 where it is gone."""
     return path.stat().st_size if path.is_file() else 0

@@ -16,6 +16,7 @@ from dino_path.slides.overview import Overview, read_overview
 from dino_path.slides.slide import RgbImage, Slide
 from dino_path.slides.tissue import TissueMask
 from dino_path.tiles.geometry import Corners
+from dino_path.tiles.images import decode_tile
 from dino_path.tiles.layout import SlideRecord, StoreFolder
 from dino_path.tiles.tile_table import TileTable, why_refused
 from dino_path.tiles.writing import encode_jpeg
@@ -52,7 +53,8 @@ def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, co
 
 def marked_thumbnail(folder: StoreFolder, record: SlideRecord, table: TileTable) -> RgbImage:
     """The slide with its tissue contour (green), kept tiles (blue) and tiles refused for quality (orange)."""
-    picture = _read_jpeg(folder.thumbnail_file(record.slide_id).read_bytes())
+    thumbnail = folder.thumbnail_file(record.slide_id)
+    picture = decode_tile(thumbnail.read_bytes(), str(thumbnail))
     height, width = picture.shape[:2]
     scale = (width / record.width_level0, height / record.height_level0)
     for corners, colour in ((table.corners[table.kept], KEPT_COLOUR), (table.corners[~table.kept], REFUSED_COLOUR)):
@@ -78,7 +80,7 @@ def _some_tiles(tar: Path, table: TileTable, record: SlideRecord, width: int) ->
     with tar.open("rb") as stream:
         for place, number in enumerate(chosen):
             stream.seek(int(table.offset[number]))
-            tile = _read_jpeg(stream.read(int(table.length[number])))
+            tile = decode_tile(stream.read(int(table.length[number])), f"tile {number} of {tar}")
             left = place * (SAMPLE_PX + SAMPLE_GAP_PX)
             small = cv2.resize(tile, (SAMPLE_PX, SAMPLE_PX), interpolation=cv2.INTER_AREA)
             strip[:SAMPLE_PX, left : left + SAMPLE_PX] = small
@@ -96,12 +98,6 @@ def _spread(numbers: NDArray[np.int64], count: int) -> list[int]:
         return []
     places = np.linspace(0, len(numbers) - 1, min(count, len(numbers)) + 2)[1:-1]
     return [int(numbers[round(place)]) for place in places] if len(numbers) > count else numbers.tolist()
-
-
-def _read_jpeg(encoded: bytes) -> RgbImage:
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    assert image is not None
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def write_contours(path: Path, slide_id: str, mask: TissueMask, bounds_origin: tuple[int, int]) -> None:

@@ -14,8 +14,8 @@ from dino_path.settings import digest
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.handles import FileHandles
 from dino_path.tiles.images import decode_tile
-from dino_path.tiles.index import damaged, open_places
-from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, slide_config
+from dino_path.tiles.index import open_places
+from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide, read_record, slide_config
 from dino_path.tiles.slide_tiles import SlideTiles
 from dino_path.tiles.tile_table import limits_of, read_tile_table
 
@@ -108,9 +108,9 @@ class TileStore:
         try:
             encoded = self._handles.read(tar, int(self.offset[index]), length)
         except OSError as error:
-            raise damaged(tar, str(error)) from None
+            raise damaged_slide(tar, str(error)) from None
         if len(encoded) != length:
-            raise damaged(tar, f"it ends before {self.name(index)}")
+            raise damaged_slide(tar, f"it ends before {self.name(index)}")
         return encoded
 
     def slide_id(self, index: int) -> str:
@@ -137,7 +137,7 @@ class TileStore:
         try:
             return tar.stat().st_size
         except OSError as error:
-            raise damaged(tar, str(error)) from None
+            raise damaged_slide(tar, str(error)) from None
 
     def _refuse_other_limits(self, record: SlideRecord) -> None:
         limits = limits_of(slide_config(self._config, record.overrides, record.slide_id))

@@ -17,7 +17,7 @@ import numpy as np
 from dino_path.run import atomic_write
 from dino_path.slides.resolution import FROM_CSV
 from dino_path.slides.slide import RgbImage
-from dino_path.tiles.layout import PER_SLIDE, SlideRecord, StoreFolder, read_record
+from dino_path.tiles.layout import PER_SLIDE, SlideRecord, StoreFolder, damaged_slide, read_record
 from dino_path.tiles.pictures import FONT, LONG_EDGE_PX
 from dino_path.tiles.writing import encode_jpeg
 
@@ -86,7 +86,7 @@ def _cell(folder: StoreFolder, record: SlideRecord) -> RgbImage:
     cell: RgbImage = np.full((CELL_HEIGHT_PX, CELL_WIDTH_PX, 3), 255, dtype=np.uint8)
     overlay = folder.overlay_file(record.slide_id)
     if record.status != "failed" and overlay.is_file():
-        _paste(cell, _marked_slide(overlay.read_bytes(), record))
+        _paste(cell, _marked_slide(overlay, record))
     lines = (record.slide_id, f"{record.status}  {record.num_tiles:,} tiles  {'; '.join(record.flags)}")
     for number, (text, colour) in enumerate(zip(lines, ((0, 0, 0), STATUS_COLOURS[record.status]), strict=True)):
         at = (4, CELL_HEIGHT_PX - CELL_TEXT_PX + 13 + 15 * number)
@@ -94,10 +94,11 @@ def _cell(folder: StoreFolder, record: SlideRecord) -> RgbImage:
     return cell
 
 
-def _marked_slide(overlay: bytes, record: SlideRecord) -> RgbImage:
+def _marked_slide(overlay: Path, record: SlideRecord) -> RgbImage:
     """The slide's part of an overlay, decoded at a quarter; what is below it is left out."""
-    small = cv2.imdecode(np.frombuffer(overlay, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
-    assert small is not None
+    small = cv2.imdecode(np.fromfile(overlay, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
+    if small is None:
+        raise damaged_slide(overlay, "no JPEG")
     long_edge = max(record.width_level0, record.height_level0)
     scale = min(1.0, LONG_EDGE_PX / long_edge) / 4
     height, width = (max(1, round(edge * scale)) for edge in (record.height_level0, record.width_level0))

@@ -14,7 +14,7 @@ from dino_path.settings import as_plain
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, slide_config, write_record
-from dino_path.tiles.one_slide import SlideWork, failed_slide, tile_one_slide
+from dino_path.tiles.one_slide import SlideWork, failed_slide, file_bytes, tile_one_slide
 from dino_path.tiles.summary import write_summary
 from dino_path.tiles.tile_table import limits_of
 from dino_path.tiles.workers import work_in_processes
@@ -128,7 +128,7 @@ def _look_up(folder: StoreFolder, row: SlideRow, config: TilesConfig) -> SlideRe
     """The record of a slide that needs no work (patient and split brought up to date), or the work that it needs."""
     file = folder.record_file(row.slide_id)
     record = read_record(file) if file.exists() else None
-    if record is not None and record.path != str(row.path) and record.file_bytes != _file_bytes(row.path):
+    if record is not None and record.path != str(row.path) and record.file_bytes != file_bytes(row.path):
         raise TileStoreError(
             str(folder.path),
             f"slide id {row.slide_id!r} stands for {record.path} there, and for {row.path} now.",
@@ -170,7 +170,3 @@ def _is_tiled_as(record: SlideRecord, work: SlideWork, config: TilesConfig) -> b
     if work.mask_file is None or not work.mask_file.is_file():
         return work.mask_file is None and not record.mask_digest
     return record.mask_digest == mask_digest(work.mask_file)
-
-
-def _file_bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0

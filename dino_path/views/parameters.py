@@ -17,9 +17,8 @@ import numpy as np
 from dino_path.config import ViewsConfig
 
 CROP_TRIES = 10
-MOST_NUMBERS_PER_VIEW = (
-    2 * CROP_TRIES + 2 + 1 + 7 + 6 + 1 + 2 + 1
-)  # crop, dihedral, stain, colour, grey, blur, solarize
+# Of a crop, its turn, stain, colour, grey, blur and solarisation.
+MOST_NUMBERS_PER_VIEW = (2 * CROP_TRIES + 2) + 1 + 7 + 6 + 1 + 2 + 1
 COLOUR_ORDERS = tuple(itertools.permutations(range(4)))
 Draw = Callable[[], float]
 """The next of a row of random numbers, uniform in [0, 1)."""

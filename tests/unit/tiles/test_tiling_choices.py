@@ -82,6 +82,17 @@ def test_a_store_half_of_which_was_judged_by_other_limits_is_refused_until_tile_
     assert len(TileStore.open(store).slides) == 2
 
 
+@pytest.mark.parametrize(("file", "kept_bytes"), [("tiles/a.parquet", 200), ("thumbnails/a.jpg", 300)])
+def test_a_damaged_file_of_a_slide_that_is_judged_again_is_named(
+    spoiled: SlideRow, tmp_path: Path, file: str, kept_bytes: int
+) -> None:
+    tile_slides([spoiled], TILES, tmp_path / "store", num_workers=0)
+    damaged = tmp_path / "store" / file
+    damaged.write_bytes(damaged.read_bytes()[:kept_bytes])
+    with pytest.raises(TileStoreError, match=file.rpartition("/")[2].replace(".", r"\.")):
+        tile_slides([spoiled], with_settings(max_pen_fraction=1.0), tmp_path / "store", num_workers=0)
+
+
 def test_the_table_holds_the_numbers_of_every_tile_and_says_which_are_kept(spoiled: SlideRow, tmp_path: Path) -> None:
     (record,) = tile_slides([spoiled], TILES, tmp_path / "store", num_workers=0).records
     table = read_tile_table(tmp_path / "store/tiles/a.parquet")
