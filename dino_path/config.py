@@ -268,6 +268,11 @@ class OptimConfig(Section):
     lr_warmup: AsDuration = Field(Duration(amount=10, unit="epochs"), description="linear, from 0")
     weight_decay: float = Field(0.04, ge=0, description="at the start; not for biases and norms")
     final_weight_decay: float = Field(0.4, ge=0, description="at the end of the cosine")
+    decay_embeddings: bool = Field(
+        True,
+        description="weight decay on position embeddings and [CLS] token too, as in the published code; false: none on"
+        " what timm says should have none",
+    )
     clip_norm: float | None = Field(3.0, gt=0, description="gradient clipping; None: off")
     clip_scope: Literal["parameter", "global"] = Field(
         "parameter",
@@ -275,6 +280,11 @@ class OptimConfig(Section):
     )
     freeze_last_layer: AsDuration = Field(
         Duration(amount=1, unit="epochs"), description="the prototypes get no update for so long (stability)"
+    )
+    freeze_by: Literal["no_gradient", "zero_lr"] = Field(
+        "no_gradient",
+        description="how they are frozen: `no_gradient` as in the published code, the optimizer does not know them"
+        " until then; `zero_lr` as in dinov2, its moments start at once, and a global norm counts them",
     )
 
 

@@ -182,9 +182,8 @@ def train_step(
         for buffer, before in zip(buffers, buffers_before, strict=True):
             buffer.copy_(before)
     else:
-        if settings.last_layer_frozen:
-            # No gradient at all, as published: AdamW then skips the prototypes (no moments, no decay), and they do
-            # not count in a global norm.
+        if settings.last_layer_frozen and learner.optim.freeze_by == "no_gradient":
+            # AdamW then skips the prototypes (no moments, no decay), and they do not count in a global norm.
             for parameter in learner.student.head.last_layer.values():
                 parameter.grad = None
         part_norms = clip_gradients(learner.parts, learner.optim)
@@ -243,17 +242,34 @@ def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
         ) from None
 
 
-def build_optimizer(student: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(student: DinoNetwork, optim: OptimConfig) -> torch.optim.Optimizer:
     """AdamW or SGD over two groups: decayed, and not decayed (biases and everything one-dimensional).
 
-    As published, position embeddings, class token and prototypes are decayed.
+    As published, position embeddings, class token and prototypes are decayed; without `optim.decay_embeddings` what
+    timm's `no_weight_decay` names is not. Prototypes that `optim.freeze_by` freezes by their learning rate are a
+    third group.
     """
+    spared: set[str] = set()
+    if not optim.decay_embeddings and hasattr(student.backbone, "no_weight_decay"):
+        spared = {f"backbone.{name}" for name in student.backbone.no_weight_decay()}  # type: ignore[operator]
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    prototypes: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
-        if parameter.requires_grad:
-            (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
-    groups = [{"params": decayed, "is_decayed": True}, {"params": plain, "is_decayed": False, "weight_decay": 0.0}]
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("head.last_layer.") and optim.freeze_by == "zero_lr":
+            prototypes.append(parameter)
+        elif name.endswith(".bias") or parameter.ndim == 1 or name in spared:
+            plain.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [
+        {"params": decayed, "is_decayed": True},
+        {"params": plain, "is_decayed": False, "weight_decay": 0.0},
+    ]
+    if prototypes:
+        groups.append({"params": prototypes, "is_decayed": True, "is_frozen_first": True})
     match optim.optimizer:
         case "adamw":
             return torch.optim.AdamW(groups, lr=0.0, fused=True)
@@ -262,9 +278,9 @@ def build_optimizer(student: nn.Module, optim: OptimConfig) -> torch.optim.Optim
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
-    """Write this step's learning rate to all groups, and its weight decay to the decayed one."""
+    """Write this step's learning rate to all groups, and its weight decay to the decayed ones."""
     for group in optimizer.param_groups:
-        group["lr"] = settings.lr
+        group["lr"] = 0.0 if settings.last_layer_frozen and group.get("is_frozen_first") else settings.lr
         if group["is_decayed"]:
             group["weight_decay"] = settings.weight_decay
 

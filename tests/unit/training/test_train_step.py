@@ -101,6 +101,28 @@ def test_frozen_prototypes_get_neither_update_nor_moments(learner: Learner, batc
     assert float(learner.optimizer.state[learner.student.head.last_layer["weight_v"]]["step"]) == 1
 
 
+def test_prototypes_frozen_by_their_learning_rate_get_moments_and_no_update(
+    tiles_folder: Path, batch: ViewBatch
+) -> None:
+    learner = tiny_learner(tiny_config(tiles_folder, OUT, "optim.freeze_by=zero_lr"))
+    prototypes = learner.student.head.last_layer["weight_v"]
+    before = prototypes.detach().clone()
+    train_step(learner, [batch], replace(SETTINGS, last_layer_frozen=True), step=0)
+    assert torch.equal(prototypes, before)
+    assert learner.optimizer.state[prototypes]["exp_avg"].any()
+    train_step(learner, [batch], SETTINGS, step=1)
+    assert not torch.equal(prototypes, before)
+    assert float(learner.optimizer.state[prototypes]["step"]) == 2
+
+
+def test_embeddings_may_be_spared_from_weight_decay(tiles_folder: Path) -> None:
+    learner = tiny_learner(tiny_config(tiles_folder, OUT, "optim.decay_embeddings=false"))
+    decayed, plain = ([*group["params"]] for group in learner.optimizer.param_groups)
+    backbone = learner.student.backbone
+    assert {id(backbone.pos_embed), id(backbone.cls_token)} <= {id(value) for value in plain}
+    assert id(backbone.patch_embed.proj.weight) in {id(value) for value in decayed}
+
+
 @pytest.mark.parametrize("extra", ["model.head_batch_norm=false", "model.head_batch_norm=true"])
 def test_a_loss_that_is_not_finite_moves_nothing_and_is_counted(
     tiles_folder: Path, batch: ViewBatch, monkeypatch: pytest.MonkeyPatch, extra: str
