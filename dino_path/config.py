@@ -234,8 +234,9 @@ class ModelConfig(Section):
     )
     weights: str | None = Field(
         None,
-        description="None: from scratch; `timm`: timm's own weights; a model folder; or a training checkpoint of"
-        " facebookresearch/dino, whose head is taken too",
+        description="None: from scratch; `timm`: timm's own weights; a model folder, such as a timm model downloaded"
+        " whole; a .safetensors file with timm's key names; or a file of facebookresearch/dino: a bare backbone, or a"
+        " training checkpoint, whose head is taken too",
     )
     drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
     num_prototypes: int = Field(65536, ge=2, description="K, the output units of the head")

@@ -54,7 +54,7 @@ class ModelFolder:
     """What a model folder says about its model.
 
     Attributes:
-        arguments: further arguments of timm.create_model.
+        arguments: further arguments of timm.create_model; no num_classes, classifiers are left out.
         mean, std: RGB, of images in [0, 1].
         input_px: edge of the image that the model expects, in pixels.
         mpp: microns per pixel of the tiles it was trained on; None where the folder does not say.
@@ -88,7 +88,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     return ModelFolder(
         path=path,
         architecture=config.architecture,
-        arguments=config.model_args,
+        arguments={name: value for name, value in config.model_args.items() if name != "num_classes"},
         mean=config.pretrained_cfg.mean,
         std=config.pretrained_cfg.std,
         input_px=config.pretrained_cfg.input_size[1],
@@ -117,10 +117,10 @@ def load_backbone(folder: ModelFolder) -> nn.Module:
         CheckpointError: the weights are missing, damaged, or belong to another architecture.
     """
     file = folder.path / WEIGHTS_NAME
-    weights = _read_weights(file)
+    weights = read_weights(file)
     backbone = build_untrained(folder, seed=0)
     try:
-        backbone.load_state_dict(weights, strict=True)
+        backbone.load_state_dict(without_classifier(weights, backbone), strict=True)
     except RuntimeError as error:
         raise CheckpointError(
             str(file),
@@ -131,7 +131,20 @@ def load_backbone(folder: ModelFolder) -> nn.Module:
     return backbone
 
 
-def _read_weights(file: Path) -> dict[str, Tensor]:
+def without_classifier(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """All but the weights of the classifier, which a timm model downloaded whole brings along (`fc.`, `head.`)."""
+    named = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
+    prefixes = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
+    own = backbone.state_dict().keys()
+    return {key: value for key, value in weights.items() if key in own or not key.startswith(prefixes)}
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
     try:
         weights: dict[str, Tensor] = load_file(file, device="cpu")
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from torch import Tensor
 from dino_path.errors import CheckpointError
 from dino_path.model.backbone import Argument, architecture
 from dino_path.model.checkpoint import UNREADABLE, torn_member
+from dino_path.model.folder import without_classifier
 from dino_path.model.head import DinoNetwork
 
 Weights = dict[str, Tensor]
@@ -104,13 +105,16 @@ def read_published(path: Path, network: Network | None) -> PublishedCheckpoint:
 def load_published(network: DinoNetwork, path: Path) -> None:
     """Fill backbone and head with those of the teacher in a training checkpoint; the center is not taken over.
 
+    From the file of a bare backbone the backbone is filled, and the head stays as it is.
+
     Raises:
-        CheckpointError: not such a file, it holds a bare backbone, or its shapes are others.
+        CheckpointError: not such a file, or its shapes are others.
     """
-    checkpoint = read_published(path, "teacher")
+    checkpoint = read_published(path, None)
     try:
-        network.backbone.load_state_dict(checkpoint.backbone)
-        network.head.load_state_dict(checkpoint.head)
+        network.backbone.load_state_dict(without_classifier(checkpoint.backbone, network.backbone))
+        if checkpoint.network is not None:
+            network.head.load_state_dict(checkpoint.head)
     except RuntimeError as error:
         raise CheckpointError(
             str(path),

@@ -15,6 +15,7 @@ from dino_path.config import ModelConfig, OptimConfig, TrainingConfig
 from dino_path.distributed import World
 from dino_path.errors import CheckpointError
 from dino_path.model.backbone import build_backbone
+from dino_path.model.folder import read_weights, without_classifier
 from dino_path.model.head import DinoHead, DinoNetwork
 from dino_path.model.pretrained import load_start
 from dino_path.model.published import load_published
@@ -221,18 +222,19 @@ def build_network(model: ModelConfig, *, drop_path_rate: float) -> DinoNetwork:
 
 
 def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
-    """Start from `model.weights`: from a file of facebookresearch/dino with its head, else the head stays random.
+    """Start from `model.weights`: from a training of facebookresearch/dino with its head, else the head stays random.
 
     Raises:
         CheckpointError: the weights cannot be had, or belong to another architecture.
     """
     assert model.weights is not None
-    if Path(model.weights).is_file():
-        load_published(network, Path(model.weights))
+    file = Path(model.weights)
+    if file.is_file() and file.suffix != ".safetensors":
+        load_published(network, file)
         return
-    start = load_start(model.backbone, model.weights)
+    weights = read_weights(file) if file.is_file() else load_start(model.backbone, model.weights).module.state_dict()
     try:
-        network.backbone.load_state_dict(start.module.state_dict())
+        network.backbone.load_state_dict(without_classifier(weights, network.backbone))
     except RuntimeError as error:
         raise CheckpointError(
             f"model.weights={model.weights}",

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from timm.layers import DropPath
+from timm.models import save_for_hf
 
 from dino_path.errors import ConfigError
 from dino_path.export.model_folder import ExportSource, export_model
@@ -56,6 +58,16 @@ def test_a_backbone_takes_both_sizes_of_views_and_comes_back_from_its_folder(
             features = module(images)
             torch.testing.assert_close(features, backbone(images))
         assert features.shape == (2, backbone.num_features)
+
+
+def test_a_timm_model_downloaded_whole_loads_without_its_classifier(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=7)
+    save_for_hf(model, tmp_path / "model", safe_serialization=True)
+    module = load_extractor(str(tmp_path / "model"), device=torch.device("cpu")).module
+    weights = model.state_dict()
+    assert {*weights} - {*module.state_dict()} == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in module.state_dict().items())
 
 
 @pytest.mark.parametrize(

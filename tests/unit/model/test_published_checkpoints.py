@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from tiny import tiny_config, tiny_learner
 from torch import Tensor, nn
 
@@ -67,13 +68,33 @@ def test_both_networks_start_from_its_teacher_and_its_head_gives_the_same_logits
         torch.testing.assert_close(network.head(features), head(features))
 
 
-@pytest.mark.parametrize("what", ["another head", "a bare backbone"])
-def test_what_does_not_fit_whole_is_refused(tiles_folder: Path, tmp_path: Path, what: str) -> None:
+def test_a_head_of_another_size_is_refused(tiles_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.pth"
     learner = tiny_learner(tiny_config(tiles_folder, tmp_path))
-    if what == "another head":
-        write_checkpoint(file, learner, TheirHead(is_new_api=True, hidden=24))
+    write_checkpoint(file, learner, TheirHead(is_new_api=True, hidden=24))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        tiny_learner(tiny_config(tiles_folder, tmp_path, f"model.weights={file}"))
+
+
+@pytest.mark.parametrize("kind", ["a bare backbone", "safetensors with a classifier"])
+def test_a_file_with_a_backbone_alone_is_a_start_with_a_new_head(tiles_folder: Path, tmp_path: Path, kind: str) -> None:
+    scratch = tiny_learner(tiny_config(tiles_folder, tmp_path))
+    weights = {key: torch.randn_like(tensor) for key, tensor in scratch.student.backbone.state_dict().items()}
+    if kind == "a bare backbone":
+        file = tmp_path / "dino_deitsmall16_pretrain.pth"
+        torch.save(weights, file)
     else:
-        torch.save(learner.student.backbone.state_dict(), file)
-    with pytest.raises(CheckpointError, match=r"do not fit|holds no teacher"):
+        file = tmp_path / "model.safetensors"
+        save_file(weights | {"head.weight": torch.ones(5, FEATURES), "head.bias": torch.ones(5)}, file)
+    learner = tiny_learner(tiny_config(tiles_folder, tmp_path, f"model.weights={file}"))
+    for network in (learner.student, learner.teacher):
+        assert all(torch.equal(network.backbone.state_dict()[key], tensor) for key, tensor in weights.items())
+    fresh, head = scratch.student.head.state_dict(), learner.student.head.state_dict()
+    assert all(torch.equal(head[key], tensor) for key, tensor in fresh.items())
+
+
+def test_a_file_of_another_backbone_is_refused(tiles_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"cls_token": torch.zeros(1, 1, FEATURES)}, file)
+    with pytest.raises(CheckpointError, match="do not fit"):
         tiny_learner(tiny_config(tiles_folder, tmp_path, f"model.weights={file}"))
