@@ -130,8 +130,8 @@ def views(
 def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     """DINO on the tiles of `store=STORE` into the run folder `out=RUN`. Called again, it continues.
 
-    SIGTERM or SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second signal
-    ends the process at once.
+    SIGTERM or SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second signal,
+    three seconds later or more, ends the process at once.
     """
     from dino_path.distributed import open_world
     from dino_path.training.global_batch import keep_global_batch

@@ -18,8 +18,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 PATH = os.pathsep.join((os.environ["PATH"], "/usr/local/sbin", "/usr/sbin", "/sbin"))  # Debian's place for daemons
 MARK = "DINO_PATH_TEST_NODE"  # in the environment of a node's slurmd, which its slurmstepd inherit
 
-# Two partitions: jobs of `high` put jobs of `low` back into the queue. Waiting times are as short as SLURM allows: it
-# holds a requeued job for `cred_expire` + 1 s and kills what ignores SIGTERM after KillWait, both 5 s at least.
+# Two partitions: jobs of `high` put jobs of `low` back into the queue. A requeued job waits `cred_expire` + 1 s; 5 is
+# the least.
 SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -48,7 +48,7 @@ EnforcePartLimits=ALL
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 ReturnToService=2
-KillWait=5
+KillWait=30
 SlurmdTimeout=10
 InactiveLimit=0
 MailProg=/bin/true

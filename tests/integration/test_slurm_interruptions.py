@@ -89,6 +89,9 @@ def test_an_interrupted_job_is_queued_again_and_ends_with_the_weights_of_an_undi
     job_id, run = submitted(config), RunFolder(tmp_path / "run")
     interrupt(cluster, job_id)
     check_finished(run, job_id)
+    if interrupt is not crash_its_node:
+        log = (run.path / "slurm" / f"dino-pretrain-{job_id}.out").read_text()
+        assert "stopped by SIG" in log, "it had the time to save, and lost no step"
     assert differences(state_in(run.checkpoint_file(NUM_STEPS)), undisturbed) == []
     wandb_id = run.wandb_id_file.read_text().strip()
     starts = [folder.name.rpartition("-")[2] for folder in (run.path / "wandb").glob("offline-run-*")]
