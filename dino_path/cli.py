@@ -130,10 +130,11 @@ def views(
 def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     """DINO on the tiles of `store=STORE` into the run folder `out=RUN`. Called again, it continues.
 
-    SIGTERM or SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second signal
-    ends the process at once.
+    SIGTERM or SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second signal,
+    three seconds later or more, ends the process at once.
     """
     from dino_path.distributed import open_world
+    from dino_path.training.global_batch import keep_global_batch
     from dino_path.training.loop import pretrain as run_pretraining
 
     resolved = _config(config, _overrides_only(settings), needs=("store", "out", "training"))
@@ -142,6 +143,7 @@ def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     check_output_folder(resolved.out)
     with open_world(resolved.training.device) as world:
         log_to(resolved.out / "log.txt" if world.is_first else None, is_first=world.is_first)
+        resolved = keep_global_batch(resolved, world.size)
         knn = None
         if resolved.monitor.knn_data is not None and world.is_first:
             from dino_path.evaluation.running import running_knn

@@ -131,7 +131,7 @@ def _global_batch_size(record: Mapping[str, Any], config: Config) -> int | None:
     world_size = record.get("world_size")
     if config.training is None or not isinstance(world_size, int):
         return None
-    return config.training.batch_size_per_gpu * world_size
+    return config.training.batch_size_per_gpu * config.training.accumulate_steps * world_size
 
 
 def _read_results(run: RunFolder) -> Iterator[dict[str, Any]]:

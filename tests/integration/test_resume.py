@@ -12,6 +12,7 @@ from tiny import ALONE, differences, tiny_config
 
 from dino_path.run import RunFolder
 from dino_path.training.loop import pretrain
+from dino_path.training.signals import SAME_REQUEST_S
 
 SETTINGS = ("model.drop_path_rate=0.2", "model.norm_last_layer=false")  # stochastic depth is part of what must repeat
 NUM_STEPS = 200  # of the commands that are killed
@@ -131,7 +132,7 @@ def test_a_second_signal_ends_the_run_at_once(tiles_folder: Path, tmp_path: Path
         assert command.process.poll() is None, command.end()
     command.process.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        command.process.wait(timeout=1)
+        command.process.wait(timeout=SAME_REQUEST_S + 0.5)
     command.process.send_signal(signal.SIGTERM)
     assert command.end()[0] == -signal.SIGTERM
     assert command.run.checkpoint_files() == []

@@ -177,16 +177,17 @@ def test_a_job_that_was_told_to_stop_and_still_runs_goes_back_into_the_queue(
     tmp_path: Path, code: int, state: str, queued: bool
 ) -> None:
     note = tmp_path / "note"
-    programs = {"srun": f"exit {code}", "squeue": f"echo {state}", "scontrol": f'echo "$@" >> {note}'}
+    programs = {"srun": f'echo "$@"; exit {code}', "squeue": f"echo {state}", "scontrol": f'echo "$@" >> {note}'}
     for name, body in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     environment = {
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "2",
-        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "4",
     }  # fmt: skip
     answer = subprocess.run(["bash", "-c", rendered("pretrain")], env=environment, capture_output=True, check=False)
     assert answer.returncode == code, answer.stderr
+    assert b"--ntasks=8 " in answer.stdout
     assert ("requeue 4711" in note.read_text()) is queued
 
 

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from dino_path.training import signals
 from dino_path.training.signals import SIGNALS, stop_signals
 
 
@@ -18,7 +19,15 @@ def test_a_signal_is_noted_and_nothing_else_happens(number: signal.Signals) -> N
         assert stop.signal is number
 
 
-def test_after_the_first_signal_and_after_the_end_the_old_handlers_are_back() -> None:
+def test_signals_that_come_together_are_one_request() -> None:
+    with stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # would end this test
+    assert stop.signal is signal.SIGTERM
+
+
+def test_a_second_request_and_the_end_bring_the_old_handlers_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "SAME_REQUEST_S", 0.0)
     seen: list[int] = []
     before = [signal.signal(number, lambda number, _: seen.append(number)) for number in SIGNALS]
     try:
