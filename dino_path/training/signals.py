@@ -38,6 +38,8 @@ def stop_signals() -> Iterator[StopRequest]:
         yield request
         return
 
+    noted_s = 0.0
+
     def note(number: int, _: object) -> None:
         nonlocal noted_s
         if request.signal is None:
@@ -50,7 +52,6 @@ def stop_signals() -> Iterator[StopRequest]:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
-    noted_s = 0.0
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
         yield request
