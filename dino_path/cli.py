@@ -140,7 +140,7 @@ def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     assert resolved.out is not None
     assert resolved.training is not None
     check_output_folder(resolved.out)
-    with open_world(resolved.training.device) as world:
+    with open_world(resolved.training.device, timeout_s=resolved.training.timeout_s) as world:
         log_to(resolved.out / "log.txt" if world.is_first else None, is_first=world.is_first)
         knn = None
         if resolved.monitor.knn_data is not None and world.is_first:

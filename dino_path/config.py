@@ -296,9 +296,9 @@ class TrainingConfig(Section):
     )
     sharding: Literal["fsdp2"] | None = Field(
         None,
-        description="`fsdp2`: each process keeps its share of both networks and of the optimizer's state, and gathers one"
-        " block at a time: for a backbone that one GPU does not hold. The same numbers, but for rounding. None: every"
-        " process keeps all",
+        description="`fsdp2`: each process keeps its share of both networks and of the optimizer's state, and gathers"
+        " one block at a time: for a backbone that one GPU does not hold. The same numbers, but for rounding. None:"
+        " every process keeps all",
     )
     compile: bool = Field(
         False, description="torch.compile each transformer block: faster on a GPU after minutes of compiling"

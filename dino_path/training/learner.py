@@ -110,13 +110,14 @@ class Learner:
         """The precision of backbone and head; loss, softmax and center are fp32 in any case."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def teacher_backbone(self) -> nn.Module:
-        """A copy of the teacher's backbone, for inference; where it is sharded, all ranks must call, and rank 0 has it."""
-        copy = build_backbone(self.model.backbone, self.model.backbone_arguments)
+    def teacher_backbone(self) -> nn.Module | None:
+        """A copy of the teacher's backbone for inference, on rank 0; all ranks must call, for each may hold a part."""
         state = whole(self.teacher.backbone.state_dict(), self.world)
-        if self.world.is_first:
-            copy.load_state_dict(state)
-        return copy.to(self.world.device).eval()
+        if not self.world.is_first:
+            return None
+        backbone = build_backbone(self.model.backbone, self.model.backbone_arguments)
+        backbone.load_state_dict(state)
+        return backbone.to(self.world.device).eval()
 
     def gradients_stay_here(self) -> AbstractContextManager[None]:
         """Inside, a backward pass adds to this rank's gradients without averaging them over the ranks."""

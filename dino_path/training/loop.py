@@ -262,8 +262,8 @@ class Watch:
         is_due = (step + 1) % self.config.monitor.knn_every_steps == 0 or step + 1 == self.schedules.clock.num_steps
         if self.config.monitor.knn_data is None or not is_due:
             return {}
-        backbone = self.learner.teacher_backbone()  # on all ranks: each may hold a part of it
-        return {"knn_accuracy": self.knn(backbone)} if self.knn is not None else {}
+        backbone = self.learner.teacher_backbone()
+        return {"knn_accuracy": self.knn(backbone)} if self.knn is not None and backbone is not None else {}
 
     def _find_collapse(self, step: int, record: Record) -> Collapse | None:
         """The collapse, once the run is past a tenth."""

@@ -1,7 +1,7 @@
 """Networks and optimizer state spread over the ranks (torch's FSDP2), and whole again in checkpoints.
 
-A sharded parameter is a DTensor: rank r holds the r-th part of its rows. Everything here also takes plain tensors, which
-it leaves as they are, so that a step reads the same with and without sharding.
+A sharded parameter is a DTensor: rank r holds the r-th part of its rows. Everything here also takes plain tensors, and
+leaves them as they are, so that a step reads the same with and without sharding.
 """
 
 from __future__ import annotations
