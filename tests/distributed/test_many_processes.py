@@ -66,7 +66,7 @@ def out(
     answer = subprocess.run(
         [sys.executable, str(script), str(request.param), str(tiles_folder), str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True, text=True, timeout=1500, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert "Warning" not in answer.stderr
