@@ -344,6 +344,12 @@ class TrainingConfig(Section):
             raise ValueError(f"give exactly one of num_steps, num_epochs, num_tiles (given: {given or 'none'})")
         return self
 
+    @model_validator(mode="after")
+    def _compiled_or_sharded(self) -> TrainingConfig:
+        if self.compile and self.sharding is not None:
+            raise ValueError("compile and sharding do not go together yet: leave one of them out")
+        return self
+
 
 class MonitorConfig(Section):
     """What is watched during training."""

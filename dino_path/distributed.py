@@ -109,7 +109,7 @@ def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
     given = [name for name in names if environment.get(name)]
     if len(given) == 1 or (not given and "SLURM_STEP_NODELIST" not in environment):
         raise _bad_launch(
-            f"a world of {size} processes, but {' and '.join(n for n in names if n not in given)} is not set.",
+            f"a world of {size} processes, and no {' and no '.join(name for name in names if name not in given)}.",
             "MASTER_ADDR and MASTER_PORT tell the processes where to meet.",
             "Start with `torchrun` or `srun`, or export both.",
         )

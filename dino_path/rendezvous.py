@@ -183,7 +183,7 @@ def process_group(point: MeetingPoint, backend: str, rank: int, size: int, *, ti
     when their next exchange fails, or by force where they hang in one.
     """
     store = meet(point, rank, size, timeout_s=timeout_s)
-    watch = _Watch(point, rank)
+    watch = _Watch(point, rank, timeout_s)
     watch.start()
     try:
         _init(backend, store, rank, size, timeout_s=timeout_s)
@@ -243,15 +243,16 @@ def _announce(store: dist.Store, ours: str) -> str | None:
 class _Watch(threading.Thread):
     """Ends this process when another has failed, or rank 0 is gone, and it has not ended by itself soon after."""
 
-    def __init__(self, point: MeetingPoint, rank: int) -> None:
+    def __init__(self, point: MeetingPoint, rank: int, timeout_s: float) -> None:
         super().__init__(name="watch over the other processes", daemon=True)
         self.point, self.here = point, f"rank {rank} on {socket.gethostname()}"
+        self.timeout_s = timeout_s  # of a store that does not answer; one that is gone shows at once
         self.failed = ""
         self.done = threading.Event()
 
     def run(self) -> None:
         try:
-            store = self.point.open(serve=False, timeout_s=60)
+            store = self.point.open(serve=False, timeout_s=self.timeout_s)
             while not self.done.wait(CHECK_EVERY_S):
                 if store.check(["failed"]):
                     self.failed = store.get("failed").decode()

@@ -64,7 +64,7 @@ CASES: dict[str, tuple[list[int], int, object, Mapping[int, Mapping[str, str]]]]
     "the first is missing": ([1], 2, meets, {}),
     "one comes twice": ([0, 1, 1], 3, meets, {}),
     "one was told of another size": ([0, 1], 2, meets, {1: {"WORLD_SIZE": "3"}}),
-    "no such host": ([0, 1], 2, meets, dict.fromkeys((0, 1), {"MASTER_ADDR": "no-such-host.invalid"})),
+    "no such host": ([0, 1], 2, meets, {rank: {"MASTER_ADDR": "no-such-host.invalid"} for rank in (0, 1)}),
     "one raises": ([0, 1, 2], 3, raises_on_1, {}),
     "one raises, others hang": ([0, 1, 2], 3, raises_on_1_while_others_hang, {}),
     "the first raises, others hang": ([0, 1, 2], 3, raises_on_0_while_others_hang, {}),

@@ -20,7 +20,7 @@ from dino_path.distributed import World, open_world
 from dino_path.run import RunFolder
 from dino_path.training.learner import Learner, train_step
 from dino_path.training.loop import pretrain
-from dino_path.training.sharding import whole
+from dino_path.training.sharding import local, whole
 
 NUM_STEPS = 4
 GLOBAL_BATCH = 4
@@ -49,6 +49,13 @@ def state_of(learner: Learner) -> dict[str, Any]:
     return {name: None if value is None else torch.as_tensor(value).detach().clone() for name, value in state.items()}
 
 
+def num_numbers_here(learner: Learner) -> int:
+    """In this rank's parts of both networks and of the moments."""
+    parameters = [*learner.student.parameters(), *learner.teacher.parameters()]
+    moments = [value for of in learner.optimizer.state.values() for value in of.values() if value.ndim > 0]
+    return sum(local(each).numel() for each in (*parameters, *moments))
+
+
 def train(store: Path, settings: tuple[str, ...], world: World) -> tuple[Learner, dict[str, Any]]:
     """Some steps in double precision; returns the learner, and what it has and saw."""
     config = tiny_config(
@@ -66,8 +73,10 @@ def train(store: Path, settings: tuple[str, ...], world: World) -> tuple[Learner
         report = train_step(learner, micro_batches, schedules.at(step), step=step)
         losses.append(float(world.sum_(report.loss.clone())) / world.size)
         tiles += [tile for batch in micro_batches for tile in batch.tiles.tolist()]
-    norms = {"grad_norm": float(report.grad_norm)} if learner.training.sharding or world.size == 1 else {}
-    return learner, {"start": start, "state": state_of(learner), "tiles": tiles, "losses": losses, **norms}
+    return learner, {
+        "start": start, "state": state_of(learner), "tiles": tiles, "losses": losses,
+        "grad_norm": float(report.grad_norm), "num_numbers_here": num_numbers_here(learner),
+    }  # fmt: skip
 
 
 def skip_one_step(store: Path, learner: Learner) -> dict[str, Any]:
