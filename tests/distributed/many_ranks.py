@@ -65,7 +65,9 @@ def train(store: Path, settings: tuple[str, ...], world: World) -> tuple[Learner
     learner = tiny_learner(config, world)
     torch.set_default_dtype(torch.float32)
     batches = tiny_batches(config, rank=world.rank, world_size=world.size)
-    schedules, tiles, losses = tiny_schedules(config), [], []
+    # The learning rate follows from the global batch, which is the same for every number of ranks.
+    together = tiny_config(store, Path("unused"), *SETTINGS, f"training.batch_size_per_gpu={GLOBAL_BATCH}", *settings)
+    schedules, tiles, losses = tiny_schedules(together), [], []
     count = learner.training.accumulate_steps
     start = state_of(learner)
     for step in range(NUM_STEPS):
