@@ -1,13 +1,14 @@
 """Groups of processes that cannot form, or fail; `test_launches.py` starts this and reads what they say.
 
-python launches.py CASE
+python launches.py OUT
 """
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from forked import run_ranks
@@ -58,7 +59,7 @@ def stops(world: World) -> None:
 
 
 # (who comes, of how many, what they do, variables of single ones)
-CASES: dict[str, tuple[list[int], int, object, Mapping[int, Mapping[str, str]]]] = {
+CASES: dict[str, tuple[list[int], int, Callable[[World], None], Mapping[int, Mapping[str, str]]]] = {
     "all come": ([0, 1, 2], 3, meets, {}),
     "two are missing": ([0, 2], 4, meets, {}),
     "the first is missing": ([1], 2, meets, {}),
@@ -73,21 +74,38 @@ CASES: dict[str, tuple[list[int], int, object, Mapping[int, Mapping[str, str]]]]
 }
 
 
-def main(case: str) -> None:
+def play(case: str, out: Path) -> None:
+    """Write what the processes of one case say, and a line with their exit codes and the seconds until their end."""
     ranks, size, body, further = CASES[case]
 
     def run() -> None:
         with open_world("cpu", timeout_s=TIMEOUT_S if body is meets else HANG_S) as world:
-            body(world)  # type: ignore[operator]
+            body(world)
 
+    with (out / f"{case}.said").open("w", encoding="utf-8") as stream:
+        os.dup2(stream.fileno(), sys.stderr.fileno())
     start_s = time.monotonic()
     codes = run_ranks(ranks, size, run, further)
-    sys.stdout.write(f"{' '.join(map(str, codes))} {time.monotonic() - start_s:.1f}\n")
+    outcome = f"{' '.join(map(str, codes))} {time.monotonic() - start_s:.1f}"
+    (out / f"{case}.outcome").write_text(outcome, encoding="utf-8")
+
+
+def main(out: Path) -> None:
+    """All cases at once: they wait most of the time."""
+    children = []
+    for case in CASES:
+        child = os.fork()
+        if child == 0:
+            play(case, out)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        main(sys.argv[1])
+        main(Path(sys.argv[1]))
     else:  # started by torchrun: this process is one rank
         with open_world("cpu", timeout_s=HANG_S) as world:
             raises_on_1_while_others_hang(world)
