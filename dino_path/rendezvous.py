@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # typed here; torch.distributed hands them on
 
 from dino_path.errors import DinoPathError, LaunchError, StoppedBySignal
 
@@ -43,7 +44,7 @@ class MeetingPoint:
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
-    def open(self, *, serve: bool, timeout_s: float) -> dist.Store:
+    def open(self, *, serve: bool, timeout_s: float) -> Store:
         """A connection of its own to the store, which rank 0 serves unless torchrun does.
 
         Raises:
@@ -53,10 +54,10 @@ class MeetingPoint:
         socket.getaddrinfo(self.host, self.port)  # torch would print pages about a host or server that is not there
         if not serve:
             self._wait_for_server(timeout_s)
-        store = dist.TCPStore(
+        store = TCPStore(
             self.host, self.port, is_master=serve, timeout=timedelta(seconds=timeout_s), wait_for_workers=False
         )
-        return dist.PrefixStore(self.name, store)
+        return PrefixStore(self.name, store)
 
     def _wait_for_server(self, timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
@@ -70,7 +71,7 @@ class MeetingPoint:
                 time.sleep(POLL_S)
 
 
-def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> dist.Store:
+def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> Store:
     """Return as soon as all `size` ranks have come.
 
     Rank 0 waits for the others, and tells those who came who did not.
@@ -102,7 +103,7 @@ def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> dist
     return store
 
 
-def _refuse_other_world(point: MeetingPoint, store: dist.Store, rank: int, size: int, here: str) -> None:
+def _refuse_other_world(point: MeetingPoint, store: Store, rank: int, size: int, here: str) -> None:
     """Refuse a second process of one rank, and one that was told of another world."""
     if rank == 0:
         store.set("size", str(size))
@@ -123,7 +124,7 @@ def _refuse_other_world(point: MeetingPoint, store: dist.Store, rank: int, size:
         )
 
 
-def _has(store: dist.Store, keys: list[str], *, timeout_s: float) -> bool:
+def _has(store: Store, keys: list[str], *, timeout_s: float) -> bool:
     """Whether all keys are there, or come in time."""
     deadline_s = time.monotonic() + timeout_s
     while not store.check(keys):
@@ -133,7 +134,7 @@ def _has(store: dist.Store, keys: list[str], *, timeout_s: float) -> bool:
     return True
 
 
-def _missing(store: dist.Store, size: int, *, timeout_s: float) -> str:
+def _missing(store: Store, size: int, *, timeout_s: float) -> str:
     """Wait for all ranks; who has not come, and who has, in words, or nothing."""
     keys = [f"here_{rank}" for rank in range(size)]
     if _has(store, keys, timeout_s=timeout_s):
@@ -210,7 +211,7 @@ def process_group(point: MeetingPoint, backend: str, rank: int, size: int, *, ti
         watch.done.set()
 
 
-def _init(backend: str, store: dist.Store, rank: int, size: int, *, timeout_s: float) -> None:
+def _init(backend: str, store: Store, rank: int, size: int, *, timeout_s: float) -> None:
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
     except RuntimeError as error:
@@ -222,7 +223,7 @@ def _init(backend: str, store: dist.Store, rank: int, size: int, *, timeout_s: f
         ) from None
 
 
-def _leave(point: MeetingPoint, store: dist.Store, rank: int, size: int) -> None:
+def _leave(point: MeetingPoint, store: Store, rank: int, size: int) -> None:
     """End the process group in order. Rank 0 serves the store, and so goes last."""
     dist.destroy_process_group()
     store.add("gone", 1)
@@ -231,7 +232,7 @@ def _leave(point: MeetingPoint, store: dist.Store, rank: int, size: int) -> None
         time.sleep(0.02)
 
 
-def _announce(store: dist.Store, ours: str) -> str | None:
+def _announce(store: Store, ours: str) -> str | None:
     """Tell all that this process fails; returns what another has told before, if one has."""
     try:
         first = store.compare_set("failed", "", ours).decode()

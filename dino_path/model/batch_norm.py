@@ -61,7 +61,8 @@ def _normalised(norm: Any, x: Tensor) -> Tensor:
         norm.running_mean.lerp_(mean.to(norm.running_mean), norm.momentum)
         norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var), norm.momentum)
     scale = (variance + norm.eps).rsqrt() * norm.weight
-    return (centred * scale.view(shape) + norm.bias.view(shape)).to(x.dtype)
+    normalised: Tensor = centred * scale.view(shape) + norm.bias.view(shape)
+    return normalised.to(x.dtype)
 
 
 class _SumOverRanks(torch.autograd.Function):
