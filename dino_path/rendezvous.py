@@ -83,6 +83,10 @@ def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> Stor
     serve = rank == 0 and not point.is_served
     try:
         store = point.open(serve=serve, timeout_s=timeout_s)
+        if rank == 0:
+            store.set("size", str(size))
+        elif not _has(store, ["size"], timeout_s=timeout_s):  # torchrun serves the store, and its rank 0 is missing
+            raise TimeoutError("rank 0 has not come")
         _refuse_other_world(point, store, rank, size, here)
         store.set(f"here_{rank}", here)
         if rank == 0:
@@ -105,9 +109,7 @@ def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> Stor
 
 def _refuse_other_world(point: MeetingPoint, store: Store, rank: int, size: int, here: str) -> None:
     """Refuse a second process of one rank, and one that was told of another world."""
-    if rank == 0:
-        store.set("size", str(size))
-    first_size = int(store.get("size"))  # waits for rank 0
+    first_size = int(store.get("size"))
     if first_size != size:
         raise LaunchError(
             "launch environment",

@@ -36,6 +36,10 @@ CASES: dict[str, tuple[str, ...]] = {
     "sharded, accumulated": ("training.sharding=fsdp2", "model.norm_last_layer=false", *ACCUMULATED),
     "sharded, recomputed": ("training.sharding=fsdp2", "training.activation_checkpointing=true"),
 }
+IN_BF16 = {
+    "bf16": ("training.precision=bf16",),
+    "bf16, sharded": ("training.precision=bf16", "training.sharding=fsdp2"),
+}
 SKIPPING = ("plain", "sharded")
 
 
@@ -56,12 +60,14 @@ def num_numbers_here(learner: Learner) -> int:
     return sum(local(each).numel() for each in (*parameters, *moments))
 
 
-def train(store: Path, settings: tuple[str, ...], world: World) -> tuple[Learner, dict[str, Any]]:
-    """Some steps in double precision; returns the learner, and what it has and saw."""
+def train(
+    store: Path, settings: tuple[str, ...], world: World, dtype: torch.dtype = torch.float64
+) -> tuple[Learner, dict[str, Any]]:
+    """Some steps with weights of `dtype`; returns the learner, and what it has and saw."""
     config = tiny_config(
         store, Path("unused"), *SETTINGS, f"training.batch_size_per_gpu={GLOBAL_BATCH // world.size}", *settings
     )
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     learner = tiny_learner(config, world)
     torch.set_default_dtype(torch.float32)
     batches = tiny_batches(config, rank=world.rank, world_size=world.size)
@@ -123,6 +129,8 @@ def main(store: Path, out: Path) -> None:
             learner, record[name] = train(store, settings, world)
             if name in SKIPPING:
                 record[name]["skipping"] = skip_one_step(store, learner)
+        for name, settings in IN_BF16.items():
+            record[name] = train(store, settings, world, torch.float32)[1]
         torch.save(record, out / f"rank_{world.rank}.pt")
         torch.set_default_dtype(torch.float64)
         run_folders(store, out, world)

@@ -66,7 +66,7 @@ def out(
     answer = subprocess.run(
         [sys.executable, str(script), str(request.param), str(tiles_folder), str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
-        capture_output=True, text=True, timeout=1500, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert "Warning" not in answer.stderr
@@ -158,6 +158,15 @@ def test_what_many_processes_began_one_ends_with_the_same_global_batch(
 
 def test_ranks_that_take_more_tiles_in_a_step_than_there_are_end_together(out: Path) -> None:
     assert [record["tiles_seen"] for record in RunFolder(out / "few").read_metrics()] == [4, 8, 12, 16]
+
+
+def test_in_bf16_sharded_ranks_equal_ranks_that_hold_all(ranks: list[dict[str, Any]]) -> None:
+    sharded, replicated = ranks[0]["bf16, sharded"], ranks[0]["bf16"]
+    for name, value in replicated["state"].items():
+        torch.testing.assert_close(
+            sharded["state"][name], value, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    assert replicated["losses"] != pytest.approx(ranks[0]["plain"]["losses"], rel=1e-6), "it must have been in bf16"
 
 
 def test_sharded_ranks_hold_everything_once_and_about_as_much_each(ranks: list[dict[str, Any]]) -> None:
