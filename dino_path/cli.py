@@ -141,7 +141,7 @@ def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     assert resolved.out is not None
     assert resolved.training is not None
     check_output_folder(resolved.out)
-    with open_world(resolved.training.device) as world:
+    with open_world(resolved.training.device, timeout_s=resolved.training.timeout_s) as world:
         log_to(resolved.out / "log.txt" if world.is_first else None, is_first=world.is_first)
         resolved = keep_global_batch(resolved, world.size)
         knn = None

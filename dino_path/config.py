@@ -305,6 +305,12 @@ class TrainingConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="compute the student's blocks twice instead of keeping their activations: less memory"
     )
+    sharding: Literal["fsdp2"] | None = Field(
+        None,
+        description="`fsdp2`: each process keeps its share of both networks and of the optimizer's state, and gathers"
+        " one block at a time: for a backbone that one GPU does not hold. The same numbers, but for rounding. None:"
+        " every process keeps all",
+    )
     compile: bool = Field(
         False, description="torch.compile each transformer block: faster on a GPU after minutes of compiling"
     )
@@ -333,6 +339,11 @@ class TrainingConfig(Section):
         description="processes that make views; None: one less than this process may use cores, at most 8; 0: none."
         " Changes no view",
     )
+    timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="how long processes wait for one another, at the start and in every exchange, before they give up",
+    )
     checkpoint_every_steps: int = Field(1000, ge=1, description="a killed run loses at most so many steps")
     keep_checkpoints: int = Field(3, ge=1, description="the newest so many are kept")
     max_non_finite_steps: int = Field(10, ge=0, description="skipped steps after which the run ends")
@@ -342,6 +353,12 @@ class TrainingConfig(Section):
         given = [n for n in ("num_steps", "num_epochs", "num_tiles") if getattr(self, n) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of num_steps, num_epochs, num_tiles (given: {given or 'none'})")
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_or_sharded(self) -> TrainingConfig:
+        if self.compile and self.sharding is not None:
+            raise ValueError("compile and sharding do not go together yet: leave one of them out")
         return self
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from dino_path.errors import LaunchError
+from dino_path.rendezvous import MeetingPoint, process_group
 
 
 @dataclass(frozen=True)
@@ -76,32 +77,71 @@ def world_shape(environment: Mapping[str, str]) -> tuple[int, int, int]:
         return 0, 1, 0
     missing = [name for name in names if name not in environment]
     if missing:
-        raise LaunchError(
-            "launch environment",
+        raise _bad_launch(
             f"{', '.join(n for n in names if n in environment)} set, but not {', '.join(missing)}.",
             f"All of {', '.join(names)} are needed to form a process group, or none for a single process.",
             "Start with `torchrun` or `srun`, or unset these variables.",
         )
-    values = {}
-    for name in names:
-        try:
-            values[name] = int(environment[name])
-        except ValueError:
-            raise LaunchError(
-                "launch environment",
-                f"{name}={environment[name]!r}.",
-                "A whole number is needed.",
-                f"Unset {name}.",
-            ) from None
-    rank, size, local_rank = (values[name] for name in names)
+    rank, size, local_rank = (_whole_number(environment, name) for name in names)
     if not 0 <= rank < size:
-        raise LaunchError(
-            "launch environment",
+        raise _bad_launch(
             f"rank {rank} in a world of {size}.",
             "0 <= rank < world size is needed.",
             "Start with `torchrun` or `srun`, which set both.",
         )
+    local_size = _whole_number(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else size
+    if not 0 <= local_rank < min(local_size, size):
+        raise _bad_launch(
+            f"{names[2]}={local_rank} where {min(local_size, size)} process(es) run on this machine.",
+            "It counts the processes of one machine, from 0.",
+            "Start with `torchrun` or `srun`, which set it.",
+        )
     return rank, size, local_rank
+
+
+def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
+    """Where the processes meet: MASTER_ADDR and MASTER_PORT, else what follows from SLURM's variables.
+
+    Raises:
+        LaunchError: neither is there, or they are no address and port.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    given = [name for name in names if environment.get(name)]
+    if len(given) == 1 or (not given and "SLURM_STEP_NODELIST" not in environment):
+        raise _bad_launch(
+            f"a world of {size} processes, and no {' and no '.join(name for name in names if name not in given)}.",
+            "MASTER_ADDR and MASTER_PORT tell the processes where to meet.",
+            "Start with `torchrun` or `srun`, or export both.",
+        )
+    if given:
+        host, port = environment["MASTER_ADDR"], _whole_number(environment, "MASTER_PORT")
+    else:  # as slurm/pretrain.sbatch, which asks SLURM for an address because names need not resolve
+        host = first_host(environment["SLURM_STEP_NODELIST"])
+        restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
+        port = (
+            10000 + (int(environment["SLURM_JOB_ID"]) + 97 * restarts + 7 * int(environment["SLURM_STEP_ID"])) % 20000
+        )
+    if not 0 < port < 2**16:
+        raise _bad_launch(f"MASTER_PORT={port}.", "A port from 1 to 65535 is needed.", "Correct MASTER_PORT.")
+    is_served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return MeetingPoint(host, port, f"start {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", is_served)
+
+
+def first_host(node_list: str) -> str:
+    """The first name in a list as SLURM writes it: `node[07-12,15],gpu3` -> `node07`."""
+    match = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\])?([^\[,]*)", node_list)
+    return "".join(part or "" for part in match.groups()) if match else node_list
+
+
+def _whole_number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise _bad_launch(f"{name}={environment[name]!r}.", "A whole number is needed.", f"Unset {name}.") from None
+
+
+def _bad_launch(found: str, needed: str, remedy: str) -> LaunchError:
+    return LaunchError("launch environment", found, needed, remedy)
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
@@ -120,14 +160,23 @@ def choose_device(name: str, local_rank: int) -> torch.device:
             "training.device=cuda",
             f"this process is local rank {local_rank} and sees {torch.cuda.device_count()} CUDA devices.",
             "One GPU per process is needed.",
-            "Start fewer processes per node, ask SLURM for GPUs, or set training.device=cpu. See `dino-path doctor`.",
+            "Start fewer processes per node, ask SLURM for GPUs (--gpus-per-node, not --gpus-per-task: every process"
+            " must see all of its node), or set training.device=cpu. See `dino-path doctor`.",
         )
     return torch.device("cuda", local_rank)
 
 
 @contextmanager
 def open_world(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator[World]:
-    """Join the process group that the environment describes (a world of one needs none), and leave it at the end."""
+    """Join the process group that the environment describes (a world of one needs none), and leave it at the end.
+
+    Args:
+        timeout_s: for the others to come, and for every exchange with them.
+
+    Raises:
+        LaunchError: the environment contradicts itself, the device is not there, processes are missing; or, from
+            inside, another process has failed.
+    """
     rank, size, local_rank = world_shape(os.environ)
     torch_device = choose_device(device, local_rank)
     if torch_device.type == "cuda":
@@ -136,17 +185,6 @@ def open_world(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator[Wo
     if size == 1:
         yield world
         return
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
-            raise LaunchError(
-                "launch environment",
-                f"a world of {size} processes, but {name} is not set.",
-                "MASTER_ADDR and MASTER_PORT tell the processes where to meet.",
-                "Start with `torchrun`, or export both before `srun` (slurm/pretrain.sbatch does).",
-            )
     backend = "nccl" if torch_device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
-    try:
+    with process_group(meeting_point(os.environ, size), backend, rank, size, timeout_s=timeout_s):
         yield world
-    finally:
-        dist.destroy_process_group()

@@ -51,6 +51,23 @@ def is_abandoned(temporary: Path) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Inside is one process at a time of all that name the same file, which is made and removed here.
+
+    A process that dies lets the next one in. On a file system without locks, or with locks of one machine only, more
+    than one may be inside.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as stream:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # who waits has it open, and who comes later makes a new one
+
+
 def write_json(path: Path, record: Any) -> None:
     """Write `record` as indented JSON, atomically."""
     with atomic_write(path) as stream:

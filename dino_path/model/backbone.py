@@ -104,3 +104,8 @@ def check_input_sizes(backbone: nn.Module, name: str, sizes_px: tuple[int, ...])
                 " model.arguments={strict_img_size: false}.",
             ) from None
     backbone.train(was_training)
+
+
+def blocks_of(backbone: nn.Module) -> list[nn.Module]:
+    """The blocks that a backbone is a stack of; none where timm gives the model no `blocks` (ResNets)."""
+    return [block for path, stack in backbone.named_modules() if path.endswith("blocks") for block in stack.children()]

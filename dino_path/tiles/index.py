@@ -4,7 +4,7 @@ STORE/index/<selection>_<content>.npy    made when it is first needed, from the 
 
 All processes of a node that map the file share its pages, and only the pages that are read take memory. The name says
 for which slides (`split` and `exclude` decide) and for which content of them it was made; when tiling has changed
-something, the next opener writes a new file and removes the old one.
+something, the next opener writes a new file and removes the old one. Of several that open at once, one writes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.progress import progress
-from dino_path.run import atomic_write, is_abandoned
+from dino_path.run import atomic_write, is_abandoned, one_at_a_time
 from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide
 from dino_path.tiles.tile_table import COLUMNS, read_tile_table
 
@@ -50,18 +50,19 @@ def open_places(
     if num_tiles < MIN_INDEXED_TILES:
         return _in_memory(folder, records, num_bytes)
     file = folder.index_file(f"{selection}_{_content(records, num_bytes)}")
+    if (places := _mapped(file)) is not None:
+        return places
     try:
-        return _mapped(file)
-    except (OSError, ValueError):  # not there; cut short
-        logger.info("indexing %s tiles of %s slides, once: %s", f"{num_tiles:,}", f"{len(records):,}", file)
-    try:
-        with atomic_write(file, "wb") as stream:
-            header = {"descr": PLACE.descr, "fortran_order": False, "shape": (num_tiles,)}
-            np.lib.format.write_array_header_1_0(stream, header)
-            for rows in progress(_rows(folder, records, num_bytes), "indexing", total=len(records), unit="slides"):
-                rows.tofile(stream)
-        _remove_others(file, selection)
-        return _mapped(file)
+        # All ranks of a run open its store at once: one builds, and the others wait for what it makes.
+        with one_at_a_time(file.with_name(f".{file.name}.lock.tmp")):
+            if (places := _mapped(file)) is None:
+                logger.info("indexing %s tiles of %s slides, once: %s", f"{num_tiles:,}", f"{len(records):,}", file)
+                _build(file, folder, records, num_bytes)
+                _remove_others(file, selection)
+                places = _mapped(file)
+        if places is None:
+            raise OSError("it is not there after it was written")
+        return places
     except OSError as error:
         logger.warning("%s cannot be written (%s): this process holds %.1f GB of places in memory instead.",
                        file, error, num_tiles * PLACE.itemsize / 1e9)  # fmt: skip
@@ -76,8 +77,20 @@ def _content(records: Sequence[SlideRecord], num_bytes: Sequence[int]) -> str:
     return content.hexdigest()[:16]
 
 
-def _mapped(file: Path) -> Places:
-    return np.lib.format.open_memmap(file, mode="r").view(np.ndarray)
+def _mapped(file: Path) -> Places | None:
+    """The rows in a file; None where it is not there, or was cut short."""
+    try:
+        return np.lib.format.open_memmap(file, mode="r").view(np.ndarray)
+    except (OSError, ValueError):
+        return None
+
+
+def _build(file: Path, folder: StoreFolder, records: Sequence[SlideRecord], num_bytes: Sequence[int]) -> None:
+    with atomic_write(file, "wb") as stream:
+        header = {"descr": PLACE.descr, "fortran_order": False, "shape": (sum(each.num_tiles for each in records),)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for rows in progress(_rows(folder, records, num_bytes), "indexing", total=len(records), unit="slides"):
+            rows.tofile(stream)
 
 
 def _in_memory(folder: StoreFolder, records: Sequence[SlideRecord], num_bytes: Sequence[int]) -> Places:

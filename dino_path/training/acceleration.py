@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dino_path.errors import ConfigError
+from dino_path.model.backbone import blocks_of
 
 MAX_VARIANTS = (
     256  # of one block's code: resolutions x blocks with another stochastic depth x with and without gradient
@@ -55,9 +56,7 @@ def compile_blocks(backbone: nn.Module, name: str) -> None:
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
-    blocks = [
-        block for path, stack in backbone.named_modules() if path.endswith("blocks") for block in stack.children()
-    ]
+    blocks = blocks_of(backbone)
     if not blocks:
         raise ConfigError(
             "training.compile=true",

@@ -16,6 +16,7 @@ from dino_path.run import RunFolder, atomic_write
 from dino_path.settings import as_plain
 from dino_path.tiles.source import TileSource
 from dino_path.training.learner import Learner
+from dino_path.training.sharding import load_whole, load_whole_optimizer, whole
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,13 @@ logger = logging.getLogger(__name__)
 def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: TileSource, *, step: int) -> Path:
     """Write the state after `step` updates, then delete all but the newest `training.keep_checkpoints` up to it.
 
-    Views, tile order and stochastic depth are functions of (seed, step): no random state needs to be kept.
+    Views, tile order and stochastic depth are functions of (seed, step): no random state needs to be kept. Every rank
+    must call it, for each may hold a part; the first one writes.
 
     Raises:
         CheckpointError: the disk is full; what was there before is as it was.
     """
+    path, world = run.checkpoint_file(step), learner.world
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -39,14 +42,15 @@ def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: Til
         "world_size": learner.world.size,
         "global_batch_size": learner.global_batch_size,
         "num_skipped": learner.num_skipped,
-        "student_backbone": learner.student.backbone.state_dict(),
-        "student_head": learner.student.head.state_dict(),
-        "teacher_backbone": learner.teacher.backbone.state_dict(),
-        "teacher_head": learner.teacher.head.state_dict(),
+        "student_backbone": whole(learner.student.backbone.state_dict(), world),
+        "student_head": whole(learner.student.head.state_dict(), world),
+        "teacher_backbone": whole(learner.teacher.backbone.state_dict(), world),
+        "teacher_head": whole(learner.teacher.head.state_dict(), world),
         "center": learner.center,
-        "optimizer": learner.optimizer.state_dict(),
+        "optimizer": whole(learner.optimizer.state_dict(), world),
     }
-    path = run.checkpoint_file(step)
+    if not world.is_first:
+        return path
     for torn in run.checkpoints.glob(".step_*.tmp"):  # a run that was killed while it wrote
         torn.unlink(missing_ok=True)
     try:
@@ -91,12 +95,12 @@ def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource)
             logger.warning("%s", error)
             continue
         _refuse_other_run(path, record, config, tiles, learner)
-        learner.student.backbone.load_state_dict(record["student_backbone"])
-        learner.student.head.load_state_dict(record["student_head"])
-        learner.teacher.backbone.load_state_dict(record["teacher_backbone"])
-        learner.teacher.head.load_state_dict(record["teacher_head"])
+        load_whole(learner.student.backbone, record["student_backbone"])
+        load_whole(learner.student.head, record["student_head"])
+        load_whole(learner.teacher.backbone, record["teacher_backbone"])
+        load_whole(learner.teacher.head, record["teacher_head"])
         learner.center.copy_(record["center"])
-        learner.optimizer.load_state_dict(record["optimizer"])
+        load_whole_optimizer(learner.optimizer, record["optimizer"])
         learner.num_skipped = int(record["num_skipped"])
         if record["world_size"] != learner.world.size:
             logger.warning(
@@ -120,6 +124,7 @@ _FREE_SECTIONS = ("monitor", "evaluation", "baseline", "wandb", "cluster", "tile
 _FREE_TRAINING = (
     "num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device",
     "batch_size_per_gpu", "accumulate_steps", "activation_checkpointing", "compile",
+    "sharding", "timeout_s",
 )  # fmt: skip
 
 

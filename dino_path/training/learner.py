@@ -15,6 +15,7 @@ from dino_path.config import ModelConfig, OptimConfig, TrainingConfig
 from dino_path.distributed import World
 from dino_path.errors import CheckpointError
 from dino_path.model.backbone import build_backbone
+from dino_path.model.batch_norm import share_batch_norms
 from dino_path.model.folder import read_weights, without_classifier
 from dino_path.model.head import DinoHead, DinoNetwork
 from dino_path.model.pretrained import load_start
@@ -22,6 +23,7 @@ from dino_path.model.published import load_published
 from dino_path.training.acceleration import attend_explicitly, checkpoint_activations, compile_blocks
 from dino_path.training.objective import Objective, batch_center, dino_objective
 from dino_path.training.schedules import StepSettings
+from dino_path.training.sharding import local, norms, shard, whole
 from dino_path.views.batches import ViewBatch
 from dino_path.views.device import finish_views
 
@@ -54,15 +56,14 @@ class Learner:
     def __init__(self, model: ModelConfig, optim: OptimConfig, training: TrainingConfig, world: World) -> None:
         torch.manual_seed(training.seed)
         self.model, self.optim, self.training, self.world = model, optim, training, world
-        self.student = build_network(model, drop_path_rate=model.drop_path_rate).to(world.device)
+        self.student = build_network(model, drop_path_rate=model.drop_path_rate)
         if model.weights is not None:
             load_start_weights(self.student, model)
-        self.teacher = build_network(model, drop_path_rate=0.0).to(world.device)
+        self.teacher = build_network(model, drop_path_rate=0.0)
         self.teacher.load_state_dict(self.student.state_dict())
-        if world.size > 1 and world.device.type == "cuda":  # as published; a network without batch norm stays as it is
-            self.student = nn.SyncBatchNorm.convert_sync_batchnorm(self.student)  # type: ignore[no-untyped-call]
-            self.teacher = nn.SyncBatchNorm.convert_sync_batchnorm(self.teacher)  # type: ignore[no-untyped-call]
         self.teacher.requires_grad_(False)
+        self.precision = resolve_precision(training, world.device)
+        self._forward_student = self._prepare_networks()
         self.center = torch.zeros(1, model.num_prototypes, device=world.device)
         self.num_skipped = 0
         head = self.student.head
@@ -72,21 +73,26 @@ class Learner:
         self.optimizer = build_optimizer(self.student, optim)
         self.mean = torch.tensor(model.mean, device=world.device).view(1, 3, 1, 1)
         self.std = torch.tensor(model.std, device=world.device).view(1, 3, 1, 1)
-        self.precision = resolve_precision(training, world.device)
-        if world.device.type == "cpu" and self.precision == "bf16":
-            for network in (self.student, self.teacher):
-                attend_explicitly(network.backbone)
+
+    def _prepare_networks(self) -> nn.Module:
+        """Put both networks on our device, as fast and as small as was asked; returns the student to call."""
+        training, world, name = self.training, self.world, self.model.backbone
         if training.activation_checkpointing:  # the teacher keeps none anyway
-            checkpoint_activations(self.student.backbone, model.backbone)
-        if training.compile:
-            for network in (self.student, self.teacher):
-                compile_blocks(network.backbone, model.backbone)
-        self._forward_student: nn.Module = self.student
-        if world.size > 1:
-            devices = [world.device] if world.device.type == "cuda" else None
-            self._forward_student = DistributedDataParallel(
-                self.student, device_ids=devices, gradient_as_bucket_view=True
-            )
+            checkpoint_activations(self.student.backbone, name)
+        for network in (self.student, self.teacher):
+            if world.size > 1:  # as published; a network without batch norm stays as it is
+                share_batch_norms(network, world.device)
+            if world.device.type == "cpu" and self.precision == "bf16":
+                attend_explicitly(network.backbone)
+            if training.compile:
+                compile_blocks(network.backbone, name)
+            if training.sharding is not None:
+                shard(network, world, name)
+            network.to(world.device)
+        if world.size == 1 or training.sharding is not None:
+            return self.student
+        devices = [world.device] if world.device.type == "cuda" else None
+        return DistributedDataParallel(self.student, device_ids=devices, gradient_as_bucket_view=True)
 
     @property
     def global_batch_size(self) -> int:
@@ -104,6 +110,15 @@ class Learner:
     def autocast(self) -> torch.autocast:
         """The precision of backbone and head; loss, softmax and center are fp32 in any case."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def teacher_backbone(self) -> nn.Module | None:
+        """A copy of the teacher's backbone for inference, on rank 0; all ranks must call, for each may hold a part."""
+        state = whole(self.teacher.backbone.state_dict(), self.world)
+        if not self.world.is_first:
+            return None
+        backbone = build_backbone(self.model.backbone, self.model.backbone_arguments)
+        backbone.load_state_dict(state)
+        return backbone.to(self.world.device).eval()
 
     def gradients_stay_here(self) -> AbstractContextManager[None]:
         """Inside, a backward pass adds to this rank's gradients without averaging them over the ranks."""
@@ -295,18 +310,19 @@ def clip_gradients(parts: Sequence[Sequence[nn.Parameter]], optim: OptimConfig) 
     """
     by_part = [[parameter.grad for parameter in part if parameter.grad is not None] for part in parts]
     gradients = [gradient for part in by_part for gradient in part]
-    norms = torch.stack(torch._foreach_norm(gradients))
+    lengths = norms(gradients)
     if optim.clip_norm is not None:
-        measured = norms if optim.clip_scope == "parameter" else norms.norm().expand(len(gradients))
+        measured = lengths if optim.clip_scope == "parameter" else lengths.norm().expand(len(gradients))
         factors = (optim.clip_norm / (measured + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, list(factors.unbind()))
-    return [part.norm() for part in torch.split(norms, [len(gradients) for gradients in by_part])]
+        torch._foreach_mul_([local(gradient) for gradient in gradients], list(factors.unbind()))
+    return [part.norm() for part in torch.split(lengths, [len(gradients) for gradients in by_part])]
 
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, over parameters (not buffers), after the step."""
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
+    ours, theirs = ([local(parameter) for parameter in network.parameters()] for network in (teacher, student))
+    torch._foreach_lerp_(ours, theirs, 1.0 - momentum)
 
 
 @torch.no_grad()

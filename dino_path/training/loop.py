@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import resource
@@ -17,7 +16,7 @@ from torch import nn
 from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World, usable_cores
 from dino_path.errors import CollapseDetected, NonFiniteLoss, StoppedBySignal
-from dino_path.model.backbone import check_input_sizes, count_parameters
+from dino_path.model.backbone import build_backbone, check_input_sizes, count_parameters
 from dino_path.progress import meter
 from dino_path.run import RunFolder, atomic_write, environment_record, write_json
 from dino_path.settings import as_yaml
@@ -48,7 +47,7 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
 
     Args:
         knn: accuracy of a backbone for `monitor.knn_data`, on rank 0 (evaluation/running.py; this room may not import
-            that one). None: no running k-NN.
+            that one). Needed on rank 0, and looked at, where `monitor.knn_data` is set.
 
     Raises:
         ConfigError, TileStoreError, CheckpointError: refused before the first step.
@@ -62,8 +61,8 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     tiles = open_tiles(config.store, split=config.slides.split, exclude=config.slides.exclude)
     clock = resolve_clock(training, num_tiles=len(tiles), world_size=world.size)
     schedules = resolve_schedules(config.optim, training, clock)
+    check_view_sizes(config)
     learner = Learner(config.model, config.optim, training, world)
-    check_view_sizes(config, learner)
     start = restore(run, learner, config, tiles)
     if start >= clock.num_steps:
         logger.info("this run is finished: %d steps", start)
@@ -86,7 +85,7 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
             note = watch.after_step(step, micro_batches, settings, report)
             counter.advance(1, note)
             is_last = step + 1 == clock.num_steps or report.is_stopping
-            if world.is_first and (is_last or (step + 1) % training.checkpoint_every_steps == 0):
+            if is_last or (step + 1) % training.checkpoint_every_steps == 0:
                 save_checkpoint(run, learner, config, tiles, step=step + 1)
             if is_last:
                 break
@@ -122,13 +121,11 @@ def view_batches(
     return iterate_batches(batches, start=start, num_steps=num_steps, num_workers=num_workers, pin_memory=pin_memory)
 
 
-def check_view_sizes(config: Config, learner: Learner) -> None:
+def check_view_sizes(config: Config) -> None:
     """Refuse views that the backbone cannot take, before anything is read."""
     sizes = (config.views.global_px, *([config.views.local_px] if config.views.num_local else []))
-    backbone = learner.teacher.backbone
-    device = next(backbone.parameters()).device
-    check_input_sizes(backbone.cpu(), config.model.backbone, sizes)
-    backbone.to(device)
+    backbone = build_backbone(config.model.backbone, config.model.backbone_arguments)
+    check_input_sizes(backbone, config.model.backbone, sizes)
 
 
 def describe_run(run: RunFolder, config: Config, learner: Learner, schedules: Schedules, *, num_tiles: int) -> None:
@@ -138,9 +135,10 @@ def describe_run(run: RunFolder, config: Config, learner: Learner, schedules: Sc
     write_json(run.environment_file, environment_record())
     backbone, head = learner.student.backbone, learner.student.head
     logger.info(
-        "%s: %.2f M parameters, head %.2f M, %d prototypes; %s on %s, %d process(es)",
+        "%s: %.2f M parameters, head %.2f M, %d prototypes; %s on %s, %d process(es)%s",
         config.model.backbone, count_parameters(backbone) / 1e6, count_parameters(head) / 1e6,
         config.model.num_prototypes, learner.precision, learner.world.device, learner.world.size,
+        ", each with its share of the networks (fsdp2)" if learner.training.sharding else "",
     )  # fmt: skip
     balance = config.training.balance if config.training else None
     logger.info("%d tiles in %s%s", num_tiles, config.store, f", as many of every {balance}" if balance else "")
@@ -262,9 +260,10 @@ class Watch:
     def _running_knn(self, step: int) -> Record:
         """The k-NN accuracy of the teacher, where it is due; measured on a copy, it disturbs nothing."""
         is_due = (step + 1) % self.config.monitor.knn_every_steps == 0 or step + 1 == self.schedules.clock.num_steps
-        if self.knn is None or not is_due:
+        if self.config.monitor.knn_data is None or not is_due:
             return {}
-        return {"knn_accuracy": self.knn(copy.deepcopy(self.learner.teacher.backbone).eval())}
+        backbone = self.learner.teacher_backbone()
+        return {"knn_accuracy": self.knn(backbone)} if self.knn is not None and backbone is not None else {}
 
     def _find_collapse(self, step: int, record: Record) -> Collapse | None:
         """The collapse, once the run is past a tenth."""

@@ -23,6 +23,11 @@ def faults_of(*overrides: str, file: Path | None = None, needs: tuple[str, ...] 
     return refusal.value.found
 
 
+def test_compiling_what_is_sharded_is_refused() -> None:
+    fault = faults_of("training.num_steps=1", "training.compile=true", "training.sharding=fsdp2")
+    assert "compile and sharding do not go together" in fault
+
+
 # --- keys ---------------------------------------------------------------------------------------------------------
 
 

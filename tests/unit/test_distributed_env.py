@@ -5,8 +5,9 @@ import pickle
 import pytest
 import torch
 
-from dino_path.distributed import World, choose_device, open_world, world_shape
+from dino_path.distributed import World, choose_device, first_host, meeting_point, open_world, world_shape
 from dino_path.errors import DinoPathError, LaunchError
+from dino_path.rendezvous import MeetingPoint
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "16", "SLURM_LOCALID": "2"}
@@ -41,6 +42,10 @@ def test_torchrun_comes_before_slurm_and_without_either_one_is_alone(
         ({**TORCHRUN, "RANK": "8"}, "rank 8 in a world of 8."),
         ({**TORCHRUN, "RANK": "-1"}, "rank -1 in a world of 8."),
         ({"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"}, "rank 0 in a world of 0."),
+        ({**TORCHRUN, "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 where 8 process(es) run on this machine."),
+        ({**TORCHRUN, "LOCAL_RANK": "8"}, "LOCAL_RANK=8 where 8 process(es) run on this machine."),
+        ({**TORCHRUN, "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK=2 where 2 process(es)"),
+        ({**SRUN, "SLURM_LOCALID": "-1"}, "SLURM_LOCALID=-1 where 16 process(es)"),
     ],
 )
 def test_half_set_and_nonsensical_variables_are_refused(environment: dict[str, str], found: str) -> None:
@@ -48,6 +53,53 @@ def test_half_set_and_nonsensical_variables_are_refused(environment: dict[str, s
         world_shape(environment)
     assert found in refusal.value.found
     assert "torchrun" in refusal.value.remedy or "Unset" in refusal.value.remedy
+
+
+MET = {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500"}
+OF_SRUN = {"SLURM_STEP_NODELIST": "node[07-12]", "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0"}
+
+
+def test_processes_meet_where_master_addr_and_port_say() -> None:
+    assert meeting_point(MET, 2) == MeetingPoint("10.0.0.7", 29500, "start 0", is_served=False)
+    assert str(meeting_point({**MET, **OF_SRUN}, 2)) == "10.0.0.7:29500"
+    torchrun = {**MET, "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "3"}
+    assert meeting_point(torchrun, 2) == MeetingPoint("10.0.0.7", 29500, "start 3", is_served=True)
+
+
+def test_processes_of_srun_meet_on_their_first_node_at_a_port_of_their_job_step_and_restart() -> None:
+    point = meeting_point(OF_SRUN, 2)
+    assert str(point) == "node07:14711"
+    for other in ({"SLURM_JOB_ID": "4712"}, {"SLURM_STEP_ID": "1"}, {"SLURM_RESTART_COUNT": "1"}):
+        assert meeting_point({**OF_SRUN, **other}, 2).port != point.port
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node1", "node1"), ("node1,node4", "node1"), ("node[07-12,15],gpu3", "node07"), ("gpu-3,node[1-2]", "gpu-3"),
+        ("a[1-2]-ib", "a1-ib"), ("r2n[11,13]", "r2n11"), ("login.hpc.edu", "login.hpc.edu"),
+    ],
+)  # fmt: skip
+def test_the_first_host_of_slurms_lists(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, "a world of 2 processes, and no MASTER_ADDR and no MASTER_PORT."),
+        ({"MASTER_ADDR": "here"}, "and no MASTER_PORT."),
+        ({"MASTER_PORT": "29500", **OF_SRUN}, "and no MASTER_ADDR."),
+        ({**MET, "MASTER_ADDR": ""}, "and no MASTER_ADDR."),
+        ({**MET, "MASTER_PORT": "http"}, "MASTER_PORT='http'."),
+        ({**MET, "MASTER_PORT": "0"}, "MASTER_PORT=0."),
+        ({**MET, "MASTER_PORT": "65536"}, "MASTER_PORT=65536."),
+    ],
+)
+def test_meeting_points_that_are_none_are_refused(environment: dict[str, str], found: str) -> None:
+    with pytest.raises(LaunchError) as refusal:
+        meeting_point(environment, 2)
+    assert found in refusal.value.found
 
 
 def test_device_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +135,7 @@ def test_a_world_without_a_meeting_point_is_refused(monkeypatch: pytest.MonkeyPa
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(LaunchError, match="MASTER_ADDR is not set"), open_world("cpu"):
+    with pytest.raises(LaunchError, match="no MASTER_ADDR"), open_world("cpu"):
         pass
 
 

@@ -4,6 +4,8 @@ import logging
 import os
 import pickle
 import shutil
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from dino_path.errors import TileStoreError
 from dino_path.tiles import images, index
 from dino_path.tiles.store import TileStore
+from dino_path.tiles.tile_table import TileTable
 
 COLUMNS = ("x_level0", "y_level0", "size_level0", "offset", "length")
 
@@ -113,6 +116,49 @@ def test_many_openers_at_once_see_the_same_tiles(path: Path) -> None:
     for store in others:
         check_same_tiles(store, first)
     assert len(index_files(path)) == 1
+
+
+def test_of_many_openers_at_once_one_reads_the_tables(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Path] = []
+    read = index.read_tile_table
+
+    def slow(file: Path) -> TileTable:
+        reads.append(file)
+        time.sleep(0.1)  # the others come meanwhile
+        return read(file)
+
+    monkeypatch.setattr(index, "read_tile_table", slow)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(TileStore.open, [path] * 4)
+    assert len(reads) == len({*reads}) == len(first.slides)
+    for store in others:
+        check_same_tiles(store, first)
+    assert [file.suffix for file in index_files(path)] == [".npy"], "no lock is left"
+
+
+def test_when_the_process_that_builds_dies_the_next_one_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_building, builder_told = os.pipe()
+    builder = os.fork()
+    if builder == 0:
+
+        def build_for_ever(*_: object) -> None:
+            os.write(builder_told, b"!")
+            time.sleep(1000)
+
+        try:
+            monkeypatch.setattr(index, "_build", build_for_ever)
+            TileStore.open(path)
+        finally:
+            os._exit(1)
+    assert os.read(is_building, 1) == b"!"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(TileStore.open, path)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        os.kill(builder, signal.SIGKILL)
+        os.waitpid(builder, 0)
+        assert is_mapped(waiting.result(timeout=60))
+    assert [file.suffix for file in index_files(path)] == [".npy"]
 
 
 def test_damage_is_named_before_and_after_indexing(path: Path) -> None:

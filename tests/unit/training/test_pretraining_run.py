@@ -104,7 +104,7 @@ def test_a_running_knn_is_recorded_and_changes_no_weight(tiles_folder: Path, tmp
         torch.manual_seed(5)
         return len(seen) / 10
 
-    config = tiny_config(tiles_folder, tmp_path / "watched", *settings)
+    config = tiny_config(tiles_folder, tmp_path / "watched", *settings, "monitor.knn_data=images")
     watched = pretrain(config, ALONE, knn=draw_and_spoil)
     assert differences(state_in(plain), state_in(watched)) == []
     records = strict_records(tmp_path / "watched")

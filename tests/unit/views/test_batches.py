@@ -234,3 +234,13 @@ def test_tiles_of_unknown_slides_cannot_be_balanced(tiles_folder: Path, store_pa
     part = Subset(open_tiles(store_path), np.arange(5))
     with pytest.raises(ConfigError, match="A whole tile store is needed"):
         tile_order(part, balance="slide", seed=0)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_an_epoch_that_no_step_divides_is_read_once_by_all_ranks_together(tmp_path: Path, world_size: int) -> None:
+    config = tiny_config(write_tiles(tmp_path / "tiles", 5), tmp_path, "training.batch_size_per_gpu=1")
+    ranks = [tiny_batches(config, rank=rank, world_size=world_size) for rank in range(world_size)]
+    stream = [int(batches.batch(step).tiles) for step in range(20 // world_size) for batches in ranks]
+    epochs = [stream[start : start + 5] for start in range(0, 20, 5)]
+    assert [sorted(epoch) for epoch in epochs] == [[*range(5)]] * 4
+    assert len({tuple(epoch) for epoch in epochs}) > 1

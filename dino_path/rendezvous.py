@@ -1,0 +1,268 @@
+"""How the processes of a run find one another, who is missing if they do not, and how all learn that one has failed.
+
+They meet at a key-value store (torch's TCPStore), which rank 0 serves, or torchrun. Torch's own rendezvous says in the
+end how many have come, but not who; and a rank whose partner has died may wait for it until the time-out.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # typed here; torch.distributed hands them on
+
+from dino_path.errors import DinoPathError, LaunchError, StoppedBySignal
+
+POLL_S = 0.1
+CHECK_EVERY_S = 1.0
+GRACE_S = 5.0  # from the news that another process has failed to the end of this one
+LEAVE_S = 60.0  # for which rank 0 waits for the others at the end
+EXIT_LOST = 2  # as a refusal: the process that failed has said more
+MAX_NAMED = 8
+GONE = "rank 0, which served the meeting point, is gone."
+
+
+@dataclass(frozen=True)
+class MeetingPoint:
+    """Where the processes of one start meet."""
+
+    host: str
+    port: int
+    name: str
+    """Of this start: a store that torchrun keeps over several starts tells them apart by it."""
+    is_served: bool
+    """By torchrun; else rank 0 does."""
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def open(self, *, serve: bool, timeout_s: float) -> Store:
+        """A connection of its own to the store, which rank 0 serves unless torchrun does.
+
+        Raises:
+            OSError: no such host, or nobody serves it there.
+            RuntimeError: it cannot be served here.
+        """
+        socket.getaddrinfo(self.host, self.port)  # torch would print pages about a host or server that is not there
+        if not serve:
+            self._wait_for_server(timeout_s)
+        store = TCPStore(
+            self.host, self.port, is_master=serve, timeout=timedelta(seconds=timeout_s), wait_for_workers=False
+        )
+        return PrefixStore(self.name, store)
+
+    def _wait_for_server(self, timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                socket.create_connection((self.host, self.port), timeout=timeout_s).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(POLL_S)
+
+
+def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> Store:
+    """Return as soon as all `size` ranks have come.
+
+    Rank 0 waits for the others, and tells those who came who did not.
+
+    Raises:
+        LaunchError: ranks are missing after `timeout_s`, or came twice, or were told of another size of the world.
+    """
+    here = f"rank {rank} on {socket.gethostname()}"
+    serve = rank == 0 and not point.is_served
+    try:
+        store = point.open(serve=serve, timeout_s=timeout_s)
+        if rank == 0:
+            store.set("size", str(size))
+        elif not _has(store, ["size"], timeout_s=timeout_s):  # torchrun serves the store, and its rank 0 is missing
+            raise TimeoutError("rank 0 has not come")
+        _refuse_other_world(point, store, rank, size, here)
+        store.set(f"here_{rank}", here)
+        if rank == 0:
+            store.set("verdict", _missing(store, size, timeout_s=timeout_s))
+        has_verdict = _has(store, ["verdict"], timeout_s=timeout_s + GRACE_S)
+        verdict = store.get("verdict").decode() if has_verdict else "rank 0 did not say that all have come"
+    except (OSError, RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
+        raise _unreachable(point, here, error, serve=serve, timeout_s=timeout_s) from None
+    if verdict:
+        if serve:
+            time.sleep(2 * CHECK_EVERY_S)  # the others read the verdict in this process
+        raise LaunchError(
+            "process group",
+            f"{verdict} within {timeout_s:g} s.",
+            f"All {size} processes must reach {point}.",
+            "Look into the logs of the missing ones, and at the number of processes that were started.",
+        )
+    return store
+
+
+def _refuse_other_world(point: MeetingPoint, store: Store, rank: int, size: int, here: str) -> None:
+    """Refuse a second process of one rank, and one that was told of another world."""
+    first_size = int(store.get("size"))
+    if first_size != size:
+        raise LaunchError(
+            "launch environment",
+            f"{here} was told of a world of {size} processes, and rank 0 of {first_size}.",
+            "All processes of a run need the same world size.",
+            "Correct WORLD_SIZE, or take another MASTER_PORT if these are two runs.",
+        )
+    if store.add(f"times_{rank}", 1) > 1:
+        raise LaunchError(
+            "launch environment",
+            f"two processes are rank {rank} of the run at {point}; one of them is on {socket.gethostname()}.",
+            "Every process needs a rank of its own.",
+            "Correct RANK, or take another MASTER_PORT if these are two runs.",
+        )
+
+
+def _has(store: Store, keys: list[str], *, timeout_s: float) -> bool:
+    """Whether all keys are there, or come in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not store.check(keys):
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _missing(store: Store, size: int, *, timeout_s: float) -> str:
+    """Wait for all ranks; who has not come, and who has, in words, or nothing."""
+    keys = [f"here_{rank}" for rank in range(size)]
+    if _has(store, keys, timeout_s=timeout_s):
+        return ""
+    absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
+    came = [store.get(key).decode() for rank, key in enumerate(keys) if rank not in absent]
+    shown = "; ".join(came[:MAX_NAMED]) + (f"; and {len(came) - MAX_NAMED} more" if len(came) > MAX_NAMED else "")
+    return f"{_ranks(absent)} of {size} did not come ({shown} did)"
+
+
+def _ranks(ranks: list[int]) -> str:
+    """[1, 4, 5, 6] -> `ranks 1, 4-6`."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], rank]
+        else:
+            runs.append([rank])
+    words = ", ".join("-".join(map(str, run)) for run in runs)
+    return f"rank {words}" if len(ranks) == 1 else f"ranks {words}"
+
+
+def _unreachable(point: MeetingPoint, here: str, error: Exception, *, serve: bool, timeout_s: float) -> LaunchError:
+    """The store could not be opened, or was lost."""
+    said = " ".join(str(error).split())[:200]
+    if serve:
+        return LaunchError(
+            "process group",
+            f"{here} cannot serve {point} ({said}).",
+            "MASTER_ADDR must be an address of rank 0's machine, and nobody else may use MASTER_PORT there.",
+            "Correct MASTER_ADDR, or take another MASTER_PORT.",
+        )
+    server = "torchrun" if point.is_served else "rank 0"
+    return LaunchError(
+        "process group",
+        f"{here} does not reach {server} at {point} within {timeout_s:g} s ({said}).",
+        f"{server} must run there, and its port be open between the machines.",
+        f"Look into the log of {server}; correct MASTER_ADDR and MASTER_PORT.",
+    )
+
+
+@contextmanager
+def process_group(point: MeetingPoint, backend: str, rank: int, size: int, *, timeout_s: float) -> Iterator[None]:
+    """Inside, torch's process group is there; all leave together, or a failure of one ends all within seconds.
+
+    A process that fails tells the store, and raises its exception. The others end with a `LaunchError` that names it
+    when their next exchange fails, or by force where they hang in one.
+    """
+    store = meet(point, rank, size, timeout_s=timeout_s)
+    watch = _Watch(point, rank, timeout_s)
+    watch.start()
+    try:
+        _init(backend, store, rank, size, timeout_s=timeout_s)
+        yield
+    except StoppedBySignal:  # of all of them, in order
+        _leave(point, store, rank, size)
+        raise
+    except BaseException as error:
+        first = watch.failed or _announce(store, f"{watch.here}: {type(error).__name__}: {error}")
+        watch.done.set()
+        if rank == 0 and not point.is_served:
+            time.sleep(2 * CHECK_EVERY_S)  # the others read the news in this process
+        if first is None or isinstance(error, DinoPathError) or not isinstance(error, Exception):
+            raise
+        raise LaunchError(
+            "process group",
+            f"{watch.here} ends because another process has failed.",
+            first,
+            "That process has shown what happened; start all of them again.",
+        ) from None
+    else:
+        _leave(point, store, rank, size)
+    finally:
+        watch.done.set()
+
+
+def _init(backend: str, store: Store, rank: int, size: int, *, timeout_s: float) -> None:
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        raise LaunchError(
+            "process group",
+            f"rank {rank} on {socket.gethostname()} cannot exchange tensors ({' '.join(str(error).split())[:200]}).",
+            f"{backend} must reach every process from every other over one network.",
+            "Name the network interface in NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME; see `dino-path doctor`.",
+        ) from None
+
+
+def _leave(point: MeetingPoint, store: Store, rank: int, size: int) -> None:
+    """End the process group in order. Rank 0 serves the store, and so goes last."""
+    dist.destroy_process_group()
+    store.add("gone", 1)
+    deadline_s = time.monotonic() + LEAVE_S
+    while rank == 0 and not point.is_served and store.add("gone", 0) < size and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+
+
+def _announce(store: Store, ours: str) -> str | None:
+    """Tell all that this process fails; returns what another has told before, if one has."""
+    try:
+        first = store.compare_set("failed", "", ours).decode()
+    except (OSError, RuntimeError):
+        return GONE
+    return None if first == ours else first
+
+
+class _Watch(threading.Thread):
+    """Ends this process when another has failed, or rank 0 is gone, and it has not ended by itself soon after."""
+
+    def __init__(self, point: MeetingPoint, rank: int, timeout_s: float) -> None:
+        super().__init__(name="watch over the other processes", daemon=True)
+        self.point, self.here = point, f"rank {rank} on {socket.gethostname()}"
+        self.timeout_s = timeout_s  # of a store that does not answer; one that is gone shows at once
+        self.failed = ""
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        try:
+            store = self.point.open(serve=False, timeout_s=self.timeout_s)
+            while not self.done.wait(CHECK_EVERY_S):
+                if store.check(["failed"]):
+                    self.failed = store.get("failed").decode()
+                    break
+        except (OSError, RuntimeError):
+            self.failed = GONE
+        if self.failed and not self.done.wait(GRACE_S):
+            message = f"{self.here} ends because another process has failed: {self.failed}"
+            print(message, file=sys.stderr, flush=True)  # noqa: T201
+            os._exit(EXIT_LOST)  # the main thread hangs, and nothing less ends that

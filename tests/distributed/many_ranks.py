@@ -1,0 +1,141 @@
+"""What each of several processes does; `test_many_processes.py` starts it.
+
+python many_ranks.py SIZE STORE OUT
+"""
+
+import math
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # before the fork: it takes seconds
+from forked import run_ranks
+from runs import keep_only_step
+from tiny import tiny_batches, tiny_config, tiny_learner, tiny_schedules
+
+from dino_path.distributed import World, open_world
+from dino_path.run import RunFolder
+from dino_path.training.learner import Learner, train_step
+from dino_path.training.loop import pretrain
+from dino_path.training.sharding import local, whole
+
+NUM_STEPS = 4
+GLOBAL_BATCH = 4
+SETTINGS = ("model.drop_path_rate=0", f"training.num_steps={NUM_STEPS}", "training.checkpoint_every_steps=2")
+ACCUMULATED = ("training.accumulate_steps=2", "optim.clip_scope=global", "optim.clip_norm=0.5")
+RESNET = ("model.backbone=resnet10t", "model.arguments={}", "model.head_batch_norm=true", "optim.optimizer=sgd")
+# What is trained, on all ranks and by one process with the same global batch.
+CASES: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "accumulated": ACCUMULATED,
+    "resnet": RESNET,
+    "sharded": ("training.sharding=fsdp2",),
+    "sharded, accumulated": ("training.sharding=fsdp2", "model.norm_last_layer=false", *ACCUMULATED),
+    "sharded, recomputed": ("training.sharding=fsdp2", "training.activation_checkpointing=true"),
+}
+IN_BF16 = {
+    "bf16": ("training.precision=bf16",),
+    "bf16, sharded": ("training.precision=bf16", "training.sharding=fsdp2"),
+}
+SKIPPING = ("plain", "sharded")
+
+
+def state_of(learner: Learner) -> dict[str, Any]:
+    """Everything that a step changes, whole, on rank 0; None for each sharded tensor on the others."""
+    optimizer = whole(learner.optimizer.state_dict()["state"], learner.world)
+    state = {f"optimizer.{number}.{name}": value for number, of in optimizer.items() for name, value in of.items()}
+    for name, network in (("student", learner.student), ("teacher", learner.teacher)):
+        state |= {f"{name}.{key}": value for key, value in whole(network.state_dict(), learner.world).items()}
+    state["center"] = learner.center
+    return {name: None if value is None else torch.as_tensor(value).detach().clone() for name, value in state.items()}
+
+
+def num_numbers_here(learner: Learner) -> int:
+    """In this rank's parts of both networks and of the moments."""
+    parameters = [*learner.student.parameters(), *learner.teacher.parameters()]
+    moments = [value for of in learner.optimizer.state.values() for value in of.values() if value.ndim > 0]
+    return sum(local(each).numel() for each in (*parameters, *moments))
+
+
+def train(
+    store: Path, settings: tuple[str, ...], world: World, dtype: torch.dtype = torch.float64
+) -> tuple[Learner, dict[str, Any]]:
+    """Some steps with weights of `dtype`; returns the learner, and what it has and saw."""
+    config = tiny_config(
+        store, Path("unused"), *SETTINGS, f"training.batch_size_per_gpu={GLOBAL_BATCH // world.size}", *settings
+    )
+    torch.set_default_dtype(dtype)
+    learner = tiny_learner(config, world)
+    torch.set_default_dtype(torch.float32)
+    batches = tiny_batches(config, rank=world.rank, world_size=world.size)
+    # The learning rate follows from the global batch, which is the same for every number of ranks.
+    together = tiny_config(store, Path("unused"), *SETTINGS, f"training.batch_size_per_gpu={GLOBAL_BATCH}", *settings)
+    schedules, tiles, losses = tiny_schedules(together), [], []
+    count = learner.training.accumulate_steps
+    start = state_of(learner)
+    for step in range(NUM_STEPS):
+        micro_batches = [batches.batch(step * count + number) for number in range(count)]
+        report = train_step(learner, micro_batches, schedules.at(step), step=step)
+        losses.append(float(world.sum_(report.loss.clone())) / world.size)
+        tiles += [tile for batch in micro_batches for tile in batch.tiles.tolist()]
+    return learner, {
+        "start": start, "state": state_of(learner), "tiles": tiles, "losses": losses,
+        "grad_norm": float(report.grad_norm), "num_numbers_here": num_numbers_here(learner),
+    }  # fmt: skip
+
+
+def skip_one_step(store: Path, learner: Learner) -> dict[str, Any]:
+    """A step that is not finite on the last rank only, and a good one after it."""
+    world = learner.world
+    config = tiny_config(store, Path("unused"), *SETTINGS, f"training.batch_size_per_gpu={GLOBAL_BATCH // world.size}")
+    batches, schedules = tiny_batches(config, rank=world.rank, world_size=world.size), tiny_schedules(config)
+    before, std = state_of(learner), learner.std
+    if world.rank == world.size - 1:
+        learner.std = std * math.nan
+    report = train_step(learner, [batches.batch(4)], schedules.at(3), step=4)
+    after_skip = state_of(learner)
+    learner.std = std
+    train_step(learner, [batches.batch(5)], schedules.at(3), step=5)
+    return {
+        "is_skipped": report.is_skipped, "num_skipped": learner.num_skipped, "before": before,
+        "after_skip": after_skip, "after": state_of(learner),
+    }  # fmt: skip
+
+
+def run_folders(store: Path, out: Path, world: World) -> None:
+    """Whole runs: replicated, sharded, sharded and continued, and a sharded end of what one process began."""
+    size = f"training.batch_size_per_gpu={GLOBAL_BATCH // world.size}"
+    sharded = (*SETTINGS, size, "training.sharding=fsdp2")
+    pretrain(tiny_config(store, out / "replicated", *SETTINGS, size, "training.num_workers=1"), world)
+    pretrain(tiny_config(store, out / "sharded", *sharded), world)
+    if world.is_first:
+        shutil.copytree(out / "sharded", out / "continued")
+        keep_only_step(RunFolder(out / "continued"), 2)
+    world.barrier()
+    pretrain(tiny_config(store, out / "continued", *sharded), world)
+    pretrain(tiny_config(store, out / "begun_by_one", *sharded), world)
+    few = tiny_config(out / "few_tiles", out / "few", *SETTINGS, size)  # fewer tiles than the ranks take in a step
+    pretrain(few, world)
+
+
+def main(store: Path, out: Path) -> None:
+    warnings.simplefilter("error")
+    with open_world("cpu", timeout_s=120) as world:
+        record = {}
+        for name, settings in CASES.items():
+            learner, record[name] = train(store, settings, world)
+            if name in SKIPPING:
+                record[name]["skipping"] = skip_one_step(store, learner)
+        for name, settings in IN_BF16.items():
+            record[name] = train(store, settings, world, torch.float32)[1]
+        torch.save(record, out / f"rank_{world.rank}.pt")
+        torch.set_default_dtype(torch.float64)
+        run_folders(store, out, world)
+
+
+if __name__ == "__main__":
+    size, store, out = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+    sys.exit(max(abs(code) for code in run_ranks(range(size), size, lambda: main(store, out))))
