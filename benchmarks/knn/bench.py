@@ -3,8 +3,8 @@
     uv run python benchmarks/knn/bench.py [--peer CHECKOUT_OF_facebookresearch/dino] [--train 100000] [--queries 10000]
         [--rounds 3] [--only NAME ...]
 
-The peer's script classifies once for each k in 10, 20, 100, 200 by default, with one call of `knn_classifier` each; ours
-answers all from one search. Both are timed for one k and for the four.
+The peer's script classifies once for each k in 10, 20, 100, 200 by default, with one call of `knn_classifier` each;
+ours answers all from one search. Both are timed for one k and for the four.
 
 Each contestant runs in a process of its own, round after round, so that its peak memory is its own and a change of the
 machine's speed hits all alike. Times are CPU seconds (user and system, all threads) from features as a model gives them
