@@ -132,7 +132,8 @@ def read_evaluations(path: Path) -> list[AnyEvaluation]:
 
 def find_evaluations(folder: Path, troubles: list[str]) -> Iterator[AnyEvaluation]:
     """All evaluations below a folder; what cannot be read is added to `troubles`."""
-    for file in sorted(file for file in folder.rglob("*.json") if file.name in FILES):
+    files = [file for file in folder.rglob("*.json") if file.name in FILES]
+    for file in sorted(files, key=lambda file: (file.parent, FILES.index(file.name))):
         try:
             yield _read(file)
         except DataError as error:
