@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,6 +39,7 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CU
 Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]
 
 SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
+EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process whose share was small waits for the others
 EXIT_SOME_FAILED, EXIT_REFUSED, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 85, 130  # slurm/pretrain.sbatch knows 85
 
 
@@ -274,7 +275,7 @@ def baseline(
 @app.command()
 def evaluate(
     protocol: Annotated[
-        Literal["knn", "knn-uni", "linear", "linear-uni", "fewshot", "table"],
+        Literal["knn", "knn-uni", "linear", "linear-uni", "linear-dino", "fewshot", "table"],
         typer.Argument(help="table is all of evaluation.protocols, side by side"),
     ],
     models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...", help="as for `dino-path embed`")],
@@ -291,66 +292,45 @@ def evaluate(
     """Frozen features on labelled images: k-NN, linear probe, or both, beside the supervised ResNet-50.
 
     knn: cosine, k = 20, T = 0.07 (Caron et al. 2021). linear: logistic regression, its strength chosen on a validation
-    part of the training data. knn-uni, linear-uni: as in Chen et al. 2024. fewshot: episodes of few labelled images
-    per class (SimpleShot).
+    part of the training data. knn-uni, linear-uni: as in Chen et al. 2024. linear-dino: SGD on random crops, as in
+    Caron et al. 2021. fewshot: episodes of few labelled images per class (SimpleShot). Started by torchrun or srun, all
+    processes extract features and the first evaluates; called again, extraction goes on where it was.
     """
-    from dino_path.distributed import choose_device
+    from dino_path.distributed import open_world
     from dino_path.evaluation.datasets import load_labelled
-    from dino_path.evaluation.table import evaluate_table
+    from dino_path.evaluation.fewshot import evaluate_fewshot
+    from dino_path.evaluation.fractions import evaluate_fractions
+    from dino_path.evaluation.table import evaluate_table, extract_together
 
-    log_to(None)
-    check_output_folder(out)
+    if fractions is not None and protocol != "table":
+        raise ConfigError(
+            "--fractions", f"was given to evaluate {protocol}.", "It belongs to evaluate table.", "Leave it out."
+        )
     specs, overrides = split_arguments(models)
     resolved = _config(config, overrides)
-    labelled = load_labelled(data, resolved.evaluation)
-    torch_device = choose_device(device, 0)
-    if fractions is not None:
-        from dino_path.evaluation.fractions import evaluate_fractions
-
-        if protocol != "table":
-            raise ConfigError(
-                "--fractions", f"was given to evaluate {protocol}.", "It belongs to evaluate table.", "Leave it out."
+    wanted = () if protocol == "fewshot" else resolved.evaluation.protocols if protocol == "table" else (protocol,)
+    with open_world(device, timeout_s=EXTRACTION_TIMEOUT_S) as world:
+        log_to(None, is_first=world.is_first)
+        check_output_folder(out)
+        labelled = load_labelled(data, resolved.evaluation)
+        if world.size > 1:
+            needed = wanted if fractions is None else ()
+            extract_together(
+                specs, labelled, resolved.evaluation, world=world, out=out, protocols=needed, num_workers=workers
             )
-        text = evaluate_fractions(
-            specs,
-            labelled,
-            resolved.evaluation,
-            _fractions(fractions),
-            device=torch_device,
-            out=out,
-            baseline=baseline,
-            num_workers=workers,
-        )
-        typer.echo(text)
-        typer.echo(f"results: {out / 'fractions.json'}")
+    if not world.is_first:
         return
-    if protocol == "fewshot":
-        from dino_path.evaluation.fewshot import evaluate_fewshot
-
-        text = evaluate_fewshot(
-            specs,
-            labelled,
-            resolved.evaluation,
-            device=torch_device,
-            out=out,
-            baseline=baseline,
-            num_workers=workers,
-        )
-        typer.echo(text)
-        typer.echo(f"results: {out / 'fewshot.json'}")
-        return
-    table = evaluate_table(
-        specs,
-        labelled,
-        resolved.evaluation,
-        device=torch_device,
-        out=out,
-        protocols=resolved.evaluation.protocols if protocol == "table" else (protocol,),
-        baseline=baseline,
-        num_workers=workers,
-    )
-    typer.echo(table.markdown())
-    typer.echo(f"results: {out / 'results.json'}")
+    common: dict[str, Any] = {"device": world.device, "out": out, "baseline": baseline, "num_workers": workers}
+    if fractions is not None:
+        text = evaluate_fractions(specs, labelled, resolved.evaluation, _fractions(fractions), **common)
+        file = "fractions.json"
+    elif protocol == "fewshot":
+        text, file = evaluate_fewshot(specs, labelled, resolved.evaluation, **common), "fewshot.json"
+    else:
+        text = evaluate_table(specs, labelled, resolved.evaluation, protocols=wanted, **common).markdown()
+        file = "results.json"
+    typer.echo(text)
+    typer.echo(f"results: {out / file}")
 
 
 @app.command()

@@ -389,7 +389,8 @@ class MonitorConfig(Section):
         return self
 
 
-FrozenProtocol = Literal["knn", "knn-uni", "linear", "linear-uni"]
+FeatureProtocol = Literal["knn", "knn-uni", "linear", "linear-uni"]
+FrozenProtocol = Literal[FeatureProtocol, "linear-dino"]
 IndexKind = Literal["flat", "ivf", "hnsw"]
 Count = Annotated[int, Field(ge=1)]
 
@@ -398,7 +399,12 @@ class EvaluationConfig(Section):
     """Frozen-feature protocols; docs/evaluation.md says what they are."""
 
     protocols: tuple[FrozenProtocol, ...] = Field(
-        ("knn", "linear"), min_length=1, description="what `evaluate table` runs: knn, knn-uni, linear, linear-uni"
+        ("knn", "linear"),
+        min_length=1,
+        description="what `evaluate table` runs: knn, knn-uni, linear, linear-uni, linear-dino",
+    )
+    linear_crops: int = Field(
+        10, ge=1, description="crops of each training image that `linear-dino` goes round; 100: a new one every epoch"
     )
     knn_k: int = Field(20, ge=1, description="neighbours; clamped to the size of the training set")
     knn_ks: tuple[Count, ...] = Field(

@@ -5,12 +5,9 @@ Shape suffixes: N training images, Q queries, D features, C classes, S shots, E 
 
 from __future__ import annotations
 
-import csv
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +15,10 @@ from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig
 from dino_path.evaluation.baseline_files import BaselineFolder
+from dino_path.evaluation.cache import FeatureCache, Images, load_models
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.metrics import LOWER, UPPER, confusion_matrix, summarise
-from dino_path.evaluation.table import BASELINE_MISSING, SUPERVISED, cached_features, load_models, markdown_line
-from dino_path.run import atomic_write, environment_record, write_json
-from dino_path.settings import as_plain
-
-logger = logging.getLogger(__name__)
+from dino_path.evaluation.results import SUPERVISED, baseline_missing, markdown_page, markdown_table, write_results
 
 MAX_SCORES_PER_CHUNK = 2**24
 METRICS = ("accuracy", "balanced_accuracy")
@@ -124,7 +118,7 @@ def evaluate_fewshot(
         TileStoreError: an image cannot be read.
     """
     baseline_scores = None if baseline is None else BaselineFolder(baseline).read_scores(labelled)
-    models = load_models(specs, device)
+    models, cache = load_models(specs, device), FeatureCache.create(out, config, device, num_workers)
     train, test, labels = labelled.part("train"), labelled.part("test"), labelled.labels
     smallest = int(np.bincount(labels[train], minlength=len(labelled.classes)).min())
     shots = [number for number in config.shots if number <= smallest]
@@ -137,9 +131,7 @@ def evaluate_fewshot(
         notes.append(f"the smallest class has {smallest} training images: no episodes of {left_out} shots")
     results: dict[str, list[Episodes]] = {}
     for name, (_, extractor) in models.items():
-        features_ND = cached_features(
-            extractor, labelled, config, device=device, folder=out / "features", num_workers=num_workers
-        )
+        features_ND = cache.features(extractor, Images.of(labelled))
         results[name] = [
             simple_shot(
                 features_ND[train], labels[train], features_ND[test], labels[test],
@@ -149,38 +141,33 @@ def evaluate_fewshot(
         ]  # fmt: skip
     title = SUPERVISED if baseline is None else BaselineFolder(baseline).title()
     supervised = _supervised(baseline_scores, labels[test], len(labelled.classes))
-    header = ["balanced accuracy", *(f"{number} per class" for number in shots)]
-    lines = [markdown_line(header), markdown_line(["---"] * len(header))]
-    lines += [markdown_line([name, *(e.text("balanced_accuracy") for e in rows)]) for name, rows in results.items()]
     notes.append(f"{title}, trained end to end on all {len(train)} training images: {supervised}")
-    text = "\n".join([f"# {labelled.name}, few-shot", "", *lines, "", *(f"- {note}" for note in notes), ""])
-    record: dict[str, Any] = {
+    lines = markdown_table(
+        ["balanced accuracy", *(f"{number} per class" for number in shots)],
+        [[name, *(e.text("balanced_accuracy") for e in rows)] for name, rows in results.items()],
+    )
+    text = markdown_page(f"{labelled.name}, few-shot", lines, notes)
+    record = {
         "format": "dino_path few-shot evaluation, 1",
-        "data": labelled.record(),
-        "config": as_plain(config),
         "baseline": f"{title}: {supervised}",
-        "models": {name: {"spec": spec, "digest": extractor.digest} for name, (spec, extractor) in models.items()},
         "rows": [{"model": name, **asdict(episodes)} for name, rows in results.items() for episodes in rows],
         "notes": notes,
-        "environment": environment_record(),
     }
-    labelled.write_split(out / "split.csv")
-    write_json(out / "fewshot.json", record)
-    with atomic_write(out / "fewshot.csv") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["model", "shots", "metric", "mean", "low", "high"])
-        for name, rows in results.items():
-            for e in rows:
-                for metric in METRICS:
-                    table.writerow([name, e.shots, metric, *(f"{v[metric]:.6f}" for v in (e.mean, e.low, e.high))])
-        table.writerow([title, "all", "balanced_accuracy", supervised, "", ""])
-    with atomic_write(out / "fewshot.md") as stream:
-        stream.write(text)
+    csv_rows = [*_csv_rows(results), [title, "all", "balanced_accuracy", supervised, "", ""]]
+    write_results(out, "fewshot", labelled, config, models, record=record, csv_rows=csv_rows, text=text)
     return text
+
+
+def _csv_rows(results: Mapping[str, Sequence[Episodes]]) -> Iterator[Sequence[object]]:
+    yield "model", "shots", "metric", "mean", "low", "high"
+    for name, rows in results.items():
+        for e in rows:
+            for metric in METRICS:
+                yield name, e.shots, metric, *(f"{v[metric]:.6f}" for v in (e.mean, e.low, e.high))
 
 
 def _supervised(scores_NC: NDArray[np.float64] | None, labels_N: NDArray[np.int64], num_classes: int) -> str:
     if scores_NC is None:
-        return BASELINE_MISSING
+        return baseline_missing()
     values = summarise(confusion_matrix(labels_N, scores_NC.argmax(axis=1), num_classes))
     return f"balanced accuracy {float(values['balanced_accuracy']):.3f}"

@@ -9,29 +9,26 @@ Shape suffixes: N test images, L draws of the labelled images.
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.config import EvaluationConfig, FrozenProtocol
+from dino_path.config import EvaluationConfig, FeatureProtocol
 from dino_path.evaluation.baseline_files import BaselineFolder
+from dino_path.evaluation.cache import FeatureCache, Features, Images, load_models
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.metrics import Score, mean_over_draws
 from dino_path.evaluation.protocols import TITLES, run_protocol
-from dino_path.evaluation.table import SUPERVISED, cached_features, load_models, markdown_line
-from dino_path.run import atomic_write, environment_record, write_json
-from dino_path.settings import as_plain
+from dino_path.evaluation.results import SUPERVISED, baseline_missing, markdown_page, markdown_table, write_results
 
 logger = logging.getLogger(__name__)
 
-FRACTION_PROTOCOLS: tuple[FrozenProtocol, ...] = ("linear-uni", "knn")
+FRACTION_PROTOCOLS: tuple[FeatureProtocol, ...] = ("linear-uni", "knn")
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,20 @@ class Cell:
     predicted: NDArray[np.int64]
     scores: dict[str, Score]
     differences: dict[str, dict[str, Score]] = field(default_factory=dict)
+
+    def record(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "model": self.model,
+            "protocol": self.protocol,
+            "fraction": self.fraction,
+            "num_draws": len(self.predicted),
+            "metrics": {name: one.record() for name, one in self.scores.items()},
+            "differences": {
+                other: {name: one.record() for name, one in scores.items()}
+                for other, scores in self.differences.items()
+            },
+        }
 
 
 def evaluate_fractions(
@@ -74,73 +85,71 @@ def evaluate_fractions(
         DataError: a baseline is of another split, or there is none in the folder.
         TileStoreError: an image cannot be read.
     """
-    models = load_models(specs, device)
-    test_labels_N, units = labelled.labels[labelled.part("test")], labelled.test_units()
-
-    def score(predicted_LN: NDArray[np.int64], other_LN: NDArray[np.int64] | None) -> dict[str, Score]:
-        return mean_over_draws(
-            test_labels_N, predicted_LN, other_LN, units, num_classes=len(labelled.classes),
-            num_bootstrap=config.num_bootstrap, seed=config.seed,
-        )  # fmt: skip
-
+    models, cache = load_models(specs, device), FeatureCache.create(out, config, device, num_workers)
     draws = {
         fraction: labelled.label_draws(fraction, config.fraction_draws, seed=config.seed) for fraction in fractions
     }
     supervised, title = _supervised(baseline, draws)
     cells = [
-        Cell(title, "end-to-end", fraction, predicted_LN, score(predicted_LN, None))
+        Cell(title, "end-to-end", fraction, predicted_LN, _score(labelled, config, predicted_LN))
         for fraction, predicted_LN in supervised.items()
     ]
     missing = [fraction for fraction in fractions if fraction not in supervised]
+    notes = _notes(labelled, config, draws, missing, title)
     first: dict[tuple[str, float], Cell] = {}
-    unfinished: list[str] = []
     for name, (_, extractor) in models.items():
-        features_ND = cached_features(
-            extractor, labelled, config, device=device, folder=out / "features", num_workers=num_workers
-        )
+        features_ND = cache.features(extractor, Images.of(labelled))
         for protocol in FRACTION_PROTOCOLS:
             for fraction in fractions:
-                results = [run_protocol(protocol, features_ND, drawn, config) for drawn in draws[fraction]]
-                predicted_LN = np.stack([scores_NC.argmax(axis=1) for scores_NC, _ in results])
-                if stopped := sum(settings.get("has_converged") is False for _, settings in results):
-                    what = f"{name}, {TITLES[protocol]}, {_percent(fraction)}"
-                    unfinished.append(f"{what}: {stopped} of {len(results)} fits stopped before they converged")
                 others = {title: supervised[fraction]} if fraction in supervised else {}
                 if (protocol, fraction) in first:
                     others[first[protocol, fraction].model] = first[protocol, fraction].predicted
-                differences = {other: score(predicted_LN, other_LN) for other, other_LN in others.items()}
-                cell = Cell(name, protocol, fraction, predicted_LN, score(predicted_LN, None), differences)
+                cell, unfinished = _cell(name, protocol, fraction, features_ND, draws[fraction], config, others)
                 first.setdefault((protocol, fraction), cell)
                 cells.append(cell)
-                logger.info("%s, %s, %s of the labels: balanced accuracy %s", name, TITLES[protocol],
-                            _percent(fraction), cell.scores["balanced_accuracy"])  # fmt: skip
-    notes = [*_notes(labelled, config, draws, missing, title), *unfinished]
+                notes += unfinished
     text = _markdown(labelled.name, cells, list(models), title, fractions, notes)
-    record: dict[str, Any] = {
+    record = {
         "format": "dino_path label fractions, 1",
-        "data": labelled.record(),
+        "baseline": title,
         "labelled_images": {f"{fraction:g}": [one.counts()["train"] for one in draws[fraction]] for fraction in draws},
-        "config": as_plain(config),
-        "models": {name: {"spec": spec, "digest": extractor.digest} for name, (spec, extractor) in models.items()},
-        "rows": [
-            {
-                "model": cell.model, "protocol": cell.protocol, "fraction": cell.fraction,
-                "num_draws": len(cell.predicted),
-                "metrics": {name: one.record() for name, one in cell.scores.items()},
-                "differences": {other: {name: one.record() for name, one in scores.items()}
-                                for other, scores in cell.differences.items()},
-            }
-            for cell in cells
-        ],
+        "missing": {f"{fraction:g}": baseline_missing(fraction) for fraction in missing},
+        "rows": [cell.record() for cell in cells],
         "notes": notes,
-        "environment": environment_record(),
-    }  # fmt: skip
-    labelled.write_split(out / "split.csv")
-    write_json(out / "fractions.json", record)
-    _write_csv(out / "fractions.csv", cells, missing)
-    with atomic_write(out / "fractions.md") as stream:
-        stream.write(text)
+    }
+    write_results(out, "fractions", labelled, config, models, record=record, csv_rows=_csv_rows(cells, missing),
+                  text=text)  # fmt: skip
     return text
+
+
+def _cell(
+    name: str, protocol: FeatureProtocol, fraction: float, features_ND: Features, draws: Sequence[LabelledSet],
+    config: EvaluationConfig, others: Mapping[str, NDArray[np.int64]],
+) -> tuple[Cell, list[str]]:  # fmt: skip
+    """The cell, and a note where fits did not converge.
+
+    Args:
+        others: predictions (L, N) of what it is compared with.
+    """
+    results = [run_protocol(protocol, features_ND, drawn, config) for drawn in draws]
+    predicted_LN = np.stack([scores_NC.argmax(axis=1) for scores_NC, _ in results])
+    differences = {other: _score(draws[0], config, predicted_LN, other_LN) for other, other_LN in others.items()}
+    cell = Cell(name, protocol, fraction, predicted_LN, _score(draws[0], config, predicted_LN), differences)
+    what = f"{name}, {TITLES[protocol]}, {_percent(fraction)}"
+    logger.info("%s of the labels: balanced accuracy %s", what, cell.scores["balanced_accuracy"])
+    stopped = sum(settings.get("has_converged") is False for _, settings in results)
+    return cell, [f"{what}: {stopped} of {len(results)} fits stopped before they converged"] if stopped else []
+
+
+def _score(
+    labelled: LabelledSet, config: EvaluationConfig, predicted_LN: NDArray[np.int64],
+    other_LN: NDArray[np.int64] | None = None,
+) -> dict[str, Score]:  # fmt: skip
+    """Each metric's mean over the draws; less the other's where one is given. All draws have the same test images."""
+    return mean_over_draws(
+        labelled.labels[labelled.part("test")], predicted_LN, other_LN, labelled.test_units(),
+        num_classes=len(labelled.classes), num_bootstrap=config.num_bootstrap, seed=config.seed,
+    )  # fmt: skip
 
 
 def _supervised(
@@ -159,11 +168,6 @@ def _supervised(
     if not predictions:
         BaselineFolder(baseline).read_result()  # refuses a folder that is no baseline at all
     return predictions, " / ".join(sorted(titles)) or SUPERVISED
-
-
-def _missing(fraction: float) -> str:
-    option = "" if fraction == 1 else f" --fraction {fraction:g}"
-    return f"missing, run `dino-path baseline{option}`"
 
 
 def _percent(fraction: float) -> str:
@@ -201,31 +205,29 @@ def _markdown(
     pairs = [(model, models[0]) for model in models[1:]]
     if any(cell.model == supervised for cell in cells):
         pairs += [(model, supervised) for model in models]
-    lines = [f"# {name}, label fractions"]
+    lines = []
     for protocol in FRACTION_PROTOCOLS:
-        header = ["labels", *models, supervised, *(f"{model} - {other}" for model, other in pairs)]
-        lines += ["", f"## {TITLES[protocol]}", "", markdown_line(header), markdown_line(["---"] * len(header))]
+        rows = []
         for fraction in fractions:
             row = [str(found[model, protocol, fraction].scores["balanced_accuracy"]) for model in models]
             end_to_end = found.get((supervised, "end-to-end", fraction))
-            row.append(_missing(fraction) if end_to_end is None else str(end_to_end.scores["balanced_accuracy"]))
+            row.append(
+                baseline_missing(fraction) if end_to_end is None else str(end_to_end.scores["balanced_accuracy"])
+            )
             for model, other in pairs:
                 difference = found[model, protocol, fraction].differences.get(other)
                 row.append("" if difference is None else str(difference["balanced_accuracy"]))
-            lines.append(markdown_line([_percent(fraction), *row]))
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+            rows.append([_percent(fraction), *row])
+        header = ["labels", *models, supervised, *(f"{model} - {other}" for model, other in pairs)]
+        lines += [f"## {TITLES[protocol]}", "", *markdown_table(header, rows), ""]
+    return markdown_page(f"{name}, label fractions", lines[:-1], notes)
 
 
-def _write_csv(file: Path, cells: Sequence[Cell], missing: Sequence[float]) -> None:
-    with atomic_write(file) as stream:
-        lines = csv.writer(stream, lineterminator="\n")
-        lines.writerow(["model", "minus", "protocol", "fraction", "num_draws", "metric", "value", "low", "high"])
-        for cell in cells:
-            for other, scores in {"": cell.scores, **cell.differences}.items():
-                for metric, one in scores.items():
-                    numbers = [f"{number:.6f}" for number in (one.value, one.low, one.high)]
-                    lines.writerow(
-                        [cell.model, other, cell.protocol, cell.fraction, len(cell.predicted), metric, *numbers]
-                    )
-        for fraction in missing:
-            lines.writerow([SUPERVISED, "", "end-to-end", fraction, "", _missing(fraction), "", "", ""])
+def _csv_rows(cells: Sequence[Cell], missing: Sequence[float]) -> Iterator[Sequence[object]]:
+    yield "model", "minus", "protocol", "fraction", "num_draws", "metric", "value", "low", "high"
+    for cell in cells:
+        for other, scores in {"": cell.scores, **cell.differences}.items():
+            for metric, one in scores.items():
+                yield cell.model, other, cell.protocol, cell.fraction, len(cell.predicted), metric, *one.decimals()
+    for fraction in missing:
+        yield SUPERVISED, "", "end-to-end", fraction, "", baseline_missing(fraction), "", "", ""

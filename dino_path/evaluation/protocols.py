@@ -12,7 +12,7 @@ from typing import Any, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_path.config import EvaluationConfig, FrozenProtocol
+from dino_path.config import EvaluationConfig, FeatureProtocol
 from dino_path.evaluation.datasets import VALIDATION_FRACTION, LabelledSet
 from dino_path.evaluation.knn import KnnResult, NeighbourIndex, centred, knn_classify
 from dino_path.evaluation.linear import C_GRID, linear_probe, logistic_uni
@@ -25,13 +25,14 @@ TITLES = {
     "knn-uni": "k-NN (UNI)",
     "linear": "linear",
     "linear-uni": "logistic (UNI)",
+    "linear-dino": "linear (DINO)",
     "end-to-end": "end to end",
 }
 UNI_K = 20
 
 
 def run_protocol(
-    protocol: FrozenProtocol, features_ND: NDArray[np.float32], labelled: LabelledSet, config: EvaluationConfig
+    protocol: FeatureProtocol, features_ND: NDArray[np.float32], labelled: LabelledSet, config: EvaluationConfig
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
     """Class scores of the test images, and what the protocol used or chose, as plain values.
 

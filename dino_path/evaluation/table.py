@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,20 +13,25 @@ import torch
 from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig, FrozenProtocol
-from dino_path.errors import ConfigError
+from dino_path.distributed import World
 from dino_path.evaluation.baseline_files import BaselineFolder
+from dino_path.evaluation.cache import FeatureCache, Images, load_models
 from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.dino_linear import dino_linear, dino_linear_images
 from dino_path.evaluation.metrics import METRICS, Metrics, Score, measure, paired_difference
 from dino_path.evaluation.protocols import TITLES, run_protocol
+from dino_path.evaluation.results import (
+    SUPERVISED,
+    baseline_missing,
+    markdown_page,
+    markdown_table,
+    write_results,
+)
 from dino_path.evaluation.signature import NEIGHBOURS, Signature, slide_signature
-from dino_path.features.extractor import Extractor, extract_features, load_extractor
-from dino_path.run import atomic_write, environment_record, write_json
-from dino_path.settings import as_plain
+from dino_path.features.extractor import Extractor
 
 logger = logging.getLogger(__name__)
 
-SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there is none
-BASELINE_MISSING = "missing, run `dino-path baseline`"
 MPP_TOLERANCE = 0.1  # relative; beyond it the row says that model and data differ in scale
 
 
@@ -73,7 +75,7 @@ class Table:
         """The table for people: one line per model, then differences, then what to keep in mind."""
         protocols = list(dict.fromkeys(row.protocol for row in self.rows))
         header = ["model"] + [f"{TITLES[p]} {m}" for p in protocols for m in ("accuracy", "balanced accuracy")]
-        lines = [markdown_line(header), markdown_line(["---"] * len(header))]
+        rows = []
         for model in dict.fromkeys(row.model for row in self.rows):
             of_model = {row.protocol: row.metrics for row in self.rows if row.model == model}
             cells = [
@@ -81,21 +83,18 @@ class Table:
                 for protocol in protocols
                 for metric in ("accuracy", "balanced_accuracy")
             ]
-            lines.append(markdown_line([model, *cells]))
+            rows.append([model, *cells])
         if self.baseline is None:
-            lines.append(markdown_line([SUPERVISED, BASELINE_MISSING, *[""] * (len(header) - 2)]))
+            rows.append([SUPERVISED, baseline_missing(), *[""] * (len(header) - 2)])
         differences = [
-            markdown_line(
-                [f"{row.model} - {other}", TITLES[row.protocol], str(d["accuracy"]), str(d["balanced_accuracy"])]
-            )
+            [f"{row.model} - {other}", TITLES[row.protocol], str(d["accuracy"]), str(d["balanced_accuracy"])]
             for row in self.rows
             for other, d in row.differences.items()
         ]
+        lines = markdown_table(header, rows)
         if differences:
-            header = ["difference", "protocol", "accuracy", "balanced accuracy"]
-            lines += ["", markdown_line(header), markdown_line(["---"] * 4), *differences]
-        lines += self._by_k() + self._signatures()
-        return "\n".join([f"# {self.labelled_name}", "", *lines, "", *(f"- {note}" for note in self.notes), ""])
+            lines += ["", *markdown_table(["difference", "protocol", "accuracy", "balanced accuracy"], differences)]
+        return markdown_page(self.labelled_name, [*lines, *self._by_k(), *self._signatures()], self.notes)
 
     def _by_k(self) -> list[str]:
         """Accuracy for every number of neighbours, so that none can be picked in silence."""
@@ -103,28 +102,24 @@ class Table:
         if not rows:
             return []
         ks = list(rows[0].settings["by_k"])
-        header = ["accuracy by number of neighbours", "protocol", *ks]
-        lines = ["", markdown_line(header), markdown_line(["---"] * len(header))]
-        return lines + [
-            markdown_line(
-                [row.model, TITLES[row.protocol], *(f"{row.settings['by_k'][k]['accuracy']:.3f}" for k in ks)]
-            )
+        cells = [
+            [row.model, TITLES[row.protocol], *(f"{row.settings['by_k'][k]['accuracy']:.3f}" for k in ks)]
             for row in rows
         ]
+        return ["", *markdown_table(["accuracy by number of neighbours", "protocol", *ks], cells)]
 
     def _signatures(self) -> list[str]:
         """How much features tell about the slide: lower identity and higher robustness are better."""
         if not self.signatures:
             return []
         header = ["slide signature", "slide found within its class", "neighbours of the class, other slide"]
-        lines = ["", markdown_line(header), markdown_line(["---"] * len(header))]
-        lines += [
-            markdown_line([model, "-" if one.identity is None else str(one.identity), str(one.robustness)])
+        rows = [
+            [model, "-" if one.identity is None else str(one.identity), str(one.robustness)]
             for model, one in self.signatures.items()
         ]
         any_one = next(iter(self.signatures.values()))
         identity = "-" if any_one.identity_chance is None else f"{any_one.identity_chance:.3f}"
-        return [*lines, markdown_line(["chance", identity, f"{any_one.robustness_chance:.3f}"])]
+        return ["", *markdown_table(header, [*rows, ["chance", identity, f"{any_one.robustness_chance:.3f}"]])]
 
 
 def evaluate_table(
@@ -140,7 +135,7 @@ def evaluate_table(
 ) -> Table:
     """Run the protocols on every model; write results.json, results.csv, results.md and split.csv to `out`.
 
-    Features are kept in `out/features`: called again, only what is new is computed.
+    Features are kept in `out/features` (see `cache`): called again, only what is new is computed.
 
     Args:
         specs: models, as `features.extractor.load_extractor` reads them.
@@ -155,14 +150,16 @@ def evaluate_table(
     """
     baseline_scores = None if baseline is None else BaselineFolder(baseline).read_scores(labelled)
     extractors = load_models(specs, device)
+    cache = FeatureCache.create(out, config, device, num_workers)
     rows = []
     signatures = {}
     for name, (spec, extractor) in extractors.items():
-        features_ND = cached_features(
-            extractor, labelled, config, device=device, folder=out / "features", num_workers=num_workers
-        )
+        features_ND = cache.features(extractor, Images.of(labelled))
         for protocol in protocols:
-            scores_NC, settings = run_protocol(protocol, features_ND, labelled, config)
+            if protocol == "linear-dino":
+                scores_NC, settings = dino_linear(extractor, labelled, config, cache)
+            else:
+                scores_NC, settings = run_protocol(protocol, features_ND, labelled, config)
             rows.append(_row(name, spec, protocol, scores_NC, settings, labelled, config))
             logger.info("%s, %s: balanced accuracy %s", name, TITLES[protocol], rows[-1].metrics.balanced_accuracy)
         signature = slide_signature(features_ND, labelled, num_bootstrap=config.num_bootstrap, seed=config.seed)
@@ -178,55 +175,36 @@ def evaluate_table(
         signatures=signatures,
         notes=_notes(labelled, rows, signatures, [extractor for _, extractor in extractors.values()], baseline),
     )
-    labelled.write_split(out / "split.csv")
-    write_json(out / "results.json", _record(table, labelled, config, extractors))
-    _write_csv(out / "results.csv", table)
-    with atomic_write(out / "results.md") as stream:
-        stream.write(table.markdown())
+    write_results(
+        out, "results", labelled, config, extractors, record=_record(table, labelled), csv_rows=_csv_rows(table),
+        text=table.markdown(),
+    )  # fmt: skip
     return table
 
 
-def cached_features(
-    extractor: Extractor,
+def extract_together(
+    specs: Sequence[str],
     labelled: LabelledSet,
     config: EvaluationConfig,
     *,
-    device: torch.device,
-    folder: Path,
+    world: World,
+    out: Path,
+    protocols: Sequence[FrozenProtocol],
     num_workers: int,
-) -> NDArray[np.float32]:
-    """Features (N, D) of all images, from `folder` where the same model has seen the same images before."""
-    key = json.dumps([extractor.digest, labelled.content_digest, config.input_px])
-    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
-    if file.is_file():
-        try:
-            kept: NDArray[np.float32] = np.load(file, allow_pickle=False)
-            if kept.shape == (len(labelled.source), extractor.num_features) and kept.dtype == np.float32:
-                logger.info("%s: features from %s", extractor.name, file)
-                return kept
-        except (OSError, ValueError, EOFError):
-            pass
-        logger.warning("%s: damaged, computing the features again", file)
-    features_ND = extract_features(
-        extractor, labelled.source, batch_size=config.batch_size, input_px=config.input_px, device=device,
-        num_workers=num_workers, what=f"features of {extractor.name}",
-    )  # fmt: skip
-    with atomic_write(file, "wb") as stream:
-        np.save(stream, features_ND)
-    return features_ND
+) -> None:
+    """Extract this process's share of all features that an evaluation in `out` needs, and wait for the others.
 
-
-def load_models(specs: Sequence[str], device: torch.device) -> dict[str, tuple[str, Extractor]]:
-    """Spec and extractor by the name that the table shows; all are loaded before the first is run."""
-    repeated = sorted({spec for spec in specs if specs.count(spec) > 1})
-    if repeated:
-        raise ConfigError(repeated[0], "is given twice.", "Each model is one row.", "Give it once.")
-    loaded = [(spec, load_extractor(spec, device=device)) for spec in specs]
-    names = [extractor.name for _, extractor in loaded]
-    # Two folders of one name: their full specs tell them apart.
-    return {
-        extractor.name if names.count(extractor.name) == 1 else spec: (spec, extractor) for spec, extractor in loaded
-    }
+    `out` must be one folder for all processes. Raises as `evaluate_table` does.
+    """
+    cache = FeatureCache.create(out, config, world.device, num_workers)
+    for _, extractor in load_models(specs, world.device).values():
+        work = [(extractor, Images.of(labelled))]
+        if "linear-dino" in protocols:
+            tokens, of_crops, of_images = dino_linear_images(extractor, labelled, config)
+            work += [(tokens, of_crops), (tokens, of_images)]
+        for one, images in work:
+            cache.extract_share(one, images, rank=world.rank, size=world.size)
+    world.barrier()
 
 
 def _row(
@@ -282,7 +260,7 @@ def _notes(
         *labelled.notes,
     ]
     if baseline is None:
-        notes.append(f"{SUPERVISED}: {BASELINE_MISSING}; without it no number here says what labels alone give")
+        notes.append(f"{SUPERVISED}: {baseline_missing()}; without it no number here says what labels alone give")
     for signature in list(signatures.values())[:1]:
         notes.append(
             f"slide signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
@@ -294,31 +272,25 @@ def _notes(
     for extractor in extractors:
         if extractor.mpp and data_mpp and abs(extractor.mpp / data_mpp - 1) > MPP_TOLERANCE:
             notes.append(f"{extractor.name} was trained at {extractor.mpp:g} um/px, these images are at {data_mpp:g}")
+    sgd = [row for row in rows if row.protocol == "linear-dino"]
+    notes += [
+        f"{row.model}, {TITLES[row.protocol]}: after {row.settings['num_updates']} updates right on "
+        f"{row.settings['train_accuracy']:.3f} of the training crops"
+        for row in sgd
+    ]
+    if sgd:
+        notes.append("crops hold 8 to 100 % of an image: where only a part of it is labelled (PCam), they may miss it")
     notes += [f"{row.model}, {TITLES[row.protocol]}: the fit stopped before it converged"
               for row in rows if row.settings.get("has_converged") is False]  # fmt: skip
     return tuple(notes)
 
 
-def _record(
-    table: Table, labelled: LabelledSet, config: EvaluationConfig, extractors: dict[str, tuple[str, Extractor]]
-) -> dict[str, Any]:
-    """All that one needs to read the numbers and to repeat them, as plain values."""
+def _record(table: Table, labelled: LabelledSet) -> Mapping[str, Any]:
+    """What was found, as plain values."""
     return {
         "format": "dino_path evaluation, 1",
-        "data": labelled.record(),
-        "config": as_plain(config),
-        "baseline": table.baseline or f"{SUPERVISED}: {BASELINE_MISSING}",
+        "baseline": table.baseline or f"{SUPERVISED}: {baseline_missing()}",
         "has_baseline": table.baseline is not None,
-        "models": {
-            name: {
-                "spec": spec,
-                "digest": extractor.digest,
-                "num_features": extractor.num_features,
-                "input_px": config.input_px or extractor.input_px,
-                "mpp": extractor.mpp,
-            }
-            for name, (spec, extractor) in extractors.items()
-        },
         "rows": [
             {
                 "model": row.model,
@@ -335,29 +307,20 @@ def _record(
         ],
         "slide_signature": {model: signature.record() for model, signature in table.signatures.items()},
         "notes": list(table.notes),
-        "environment": environment_record(),
     }
 
 
-def _write_csv(file: Path, table: Table) -> None:
+def _csv_rows(table: Table) -> Iterator[Sequence[object]]:
     """One line per model, protocol and metric."""
-    with atomic_write(file) as stream:
-        lines = csv.writer(stream, lineterminator="\n")
-        lines.writerow(["model", "protocol", "metric", "value", "low", "high", "interval_over"])
-        for row in table.rows:
-            unit = f"{row.metrics.num_units} {row.metrics.unit}"
-            for metric in METRICS:
-                score: Score = getattr(row.metrics, metric)
-                numbers = [f"{number:.6f}" for number in (score.value, score.low, score.high)]
-                lines.writerow([row.model, row.protocol, metric, *numbers, unit])
-        for model, one in table.signatures.items():
-            for metric, known in (("slide_identity", one.identity), ("slide_robustness", one.robustness)):
-                if known is not None:
-                    numbers = [f"{number:.6f}" for number in (known.value, known.low, known.high)]
-                    lines.writerow([model, "signature", metric, *numbers, one.unit])
-        if table.baseline is None:
-            lines.writerow([SUPERVISED, "end-to-end", BASELINE_MISSING, "", "", "", ""])
-
-
-def markdown_line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    yield "model", "protocol", "metric", "value", "low", "high", "interval_over"
+    for row in table.rows:
+        unit = f"{row.metrics.num_units} {row.metrics.unit}"
+        for metric in METRICS:
+            score: Score = getattr(row.metrics, metric)
+            yield row.model, row.protocol, metric, *score.decimals(), unit
+    for model, one in table.signatures.items():
+        for metric, known in (("slide_identity", one.identity), ("slide_robustness", one.robustness)):
+            if known is not None:
+                yield model, "signature", metric, *known.decimals(), one.unit
+    if table.baseline is None:
+        yield SUPERVISED, "end-to-end", baseline_missing(), "", "", "", ""

@@ -68,8 +68,9 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
 
     Args:
         spec: a model folder | `untrained:` + model folder (the same architecture, weights drawn with a fixed seed) |
-            `timm:` + model name (timm's weights) | `untrained:timm:` + model name | `mean-colour` (what
-            colour alone can tell) | `colour-statistics` (colour and contrast, without any shape).
+            `timm:` + model name (timm's weights; those of a file with `@FILE` at its end) | `untrained:timm:` + model
+            name | `mean-colour` (what colour alone can tell) | `colour-statistics` (colour and contrast, without any
+            shape).
 
     Raises:
         CheckpointError: nothing that can be loaded stands behind `spec`.
@@ -80,7 +81,9 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
         return _freeze(spec, CONTROLS[spec](), spec, preprocessing, device)
     if spec.startswith("timm:"):
         name = spec.removeprefix("timm:")
-        return _from_timm(name, load_timm_weights(name), device)
+        plain, _, file = name.partition("@")
+        shown = f"{plain} ({Path(file).stem})" if file else plain
+        return _from_timm(shown, load_timm_weights(name), device)
     if spec.startswith("untrained:timm:"):
         name = spec.removeprefix("untrained:timm:")
         return _from_timm(f"untrained-{name}", untrained_timm_backbone(name, seed=UNTRAINED_SEED), device)

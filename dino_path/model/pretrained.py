@@ -46,6 +46,9 @@ def load_start(name: str, weights: str) -> TimmBackbone:
 def load_timm_weights(name: str) -> TimmBackbone:
     """The timm model `name` with the weights of its tag (`resnet50.a1_in1k`), downloaded or from the cache.
 
+    Args:
+        name: with `@FILE` at its end, the weights are that file's (a state dict as timm names it, classifier included).
+
     Raises:
         CheckpointError: timm has no such model or weights, or they cannot be had here.
     """
@@ -64,9 +67,14 @@ def untrained_timm_backbone(name: str, *, seed: int) -> TimmBackbone:
 
 
 def _timm_backbone(name: str, *, pretrained: bool) -> TimmBackbone:
+    name, _, file = name.partition("@")
+    if file and not Path(file).is_file():
+        raise CheckpointError(f"timm:{name}@{file}", "no such file.", "A file of weights is needed.", "Check the path.")
     try:
         architecture(name)
         arguments: dict[str, Any] = backbone_arguments(name)
+        if file:
+            arguments["pretrained_cfg_overlay"] = {"file": file}
         module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
     except ConfigError as error:
         raise CheckpointError(f"timm:{name}", error.found, error.needed, error.remedy) from None

@@ -34,6 +34,14 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Series:
+    """One model over ordered categories: (value, low, high) in each; None where it was not measured."""
+
+    label: str
+    points: Sequence[tuple[float, float | None, float | None] | None]
+
+
+@dataclass(frozen=True)
 class Frame:
     """A linear map from data to the px of a drawing whose plot area lies inside the margins."""
 
@@ -105,6 +113,49 @@ def interval_chart(rows: Sequence[Interval], *, title: str) -> Markup:
     parts += [_baseline_band(frame, row) for row in rows if row.kind == "baseline"]
     parts += [_interval(frame, row, frame.top + row_px * (index + 0.5)) for index, row in enumerate(rows)]
     return _svg(760, frame.top + frame.height + 26, title, parts)
+
+
+def fraction_chart(series: Sequence[Series], categories: Sequence[str], *, title: str, width_px: int = 520) -> Markup:
+    """Values with their intervals over ordered categories, one line per series; neighbours stand side by side."""
+    ends = [end for one in series for point in one.points if point for end in point if end is not None]
+    if not ends:
+        return Markup("")
+    frame = Frame(
+        x_range=(-0.5, len(categories) - 0.5),
+        y_range=_widened(min(ends), max(ends), margin=0.06),
+        left=46, top=10, width=width_px - 58, height=190,
+    )  # fmt: skip
+    bottom = frame.top + frame.height
+    parts = [_y_grid(frame)]
+    parts.append(f'<line class="axis" x1="{frame.left}" x2="{frame.left + frame.width}" y1="{bottom}" y2="{bottom}"/>')
+    parts += [
+        f'<text x="{frame.x(place):.1f}" y="{bottom + 15}" text-anchor="middle">{escape(category)}</text>'
+        for place, category in enumerate(categories)
+    ]
+    for slot, one in enumerate(series):
+        shift = 0.5 * ((slot + 0.5) / len(series) - 0.5)
+        parts.append(_series(frame, one, shift, slot % 6, categories))
+    return _svg(width_px, bottom + 24, title, parts)
+
+
+def _series(frame: Frame, one: Series, shift: float, slot: int, categories: Sequence[str]) -> str:
+    parts, line = [], []
+    for place, point in enumerate(one.points):
+        if point is None:
+            continue
+        value, low, high = point
+        x, y = frame.x(place + shift), frame.y(value)
+        line.append(f"{x:.1f},{y:.1f}")
+        hint = f"{one.label}, {categories[place]}: {value:.3f}"
+        whisker = ""
+        if low is not None and high is not None:
+            hint += f" ({low:.3f} to {high:.3f})"
+            whisker = (
+                f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(low):.1f}" y2="{frame.y(high):.1f}"/>'
+            )
+        circle = f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+        parts.append(f"<g><title>{escape(hint)}</title>{whisker}{circle}</g>")
+    return f'<g class="slot{slot}"><polyline class="curve thin" points="{" ".join(line)}"/>{"".join(parts)}</g>'
 
 
 def format_number(value: float) -> str:

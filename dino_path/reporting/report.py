@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dino_path.errors import CheckpointError
-from dino_path.reporting.charts import Interval, Line, interval_chart, line_chart
-from dino_path.reporting.sources import (
-    Evaluation,
-    EvaluationRow,
-    Plain,
-    Run,
-    Score,
-    read_evaluation,
-    read_model,
-    read_run,
-    read_store,
-    run_names,
-)
+from dino_path.reporting.charts import Line, line_chart
+from dino_path.reporting.evaluation_sections import evaluation_section, format_score, headline
+from dino_path.reporting.evaluations import Plain, read_evaluations
+from dino_path.reporting.sources import Run, read_model, read_run, read_store, run_names
 from dino_path.run import atomic_write
 
-PROTOCOL_TITLES = {"knn": "k-NN", "linear": "linear probe", "end-to-end": "supervised, end to end"}
 MAX_SLIDE_ROWS = 200
 
 
@@ -101,7 +91,8 @@ def write_report(
         runs: run folders; several are drawn in the same charts.
         store: the tile store that they were trained on, for the section on slides.
         models: exported model folders.
-        evaluations: further `results.json` files, or folders with one, besides those in the runs' `eval/`.
+        evaluations: further files that `dino-path evaluate` wrote as JSON, or folders with them, besides those in the
+            runs' `eval/`.
 
     Raises:
         CheckpointError: a run or model folder that is none. TileStoreError, DataError: the same of the others.
@@ -110,7 +101,7 @@ def write_report(
         raise CheckpointError("report", "no run folder was given.", "At least one is needed.", "Name a run folder.")
     read = [read_run(path, name=name) for path, name in zip(runs, run_names(runs), strict=True)]
     found = [evaluation for run in read for evaluation in run.evaluations]
-    found += [read_evaluation(file) for file in evaluations]
+    found += [evaluation for path in evaluations for evaluation in read_evaluations(path)]
     page = _environment().get_template("report.html.j2").render(
         title=title or ", ".join(run.name for run in read),
         runs=read,
@@ -148,39 +139,6 @@ def run_facts(run: Run) -> Plain:
     }
 
 
-def headline(evaluation: Evaluation) -> Iterator[str]:
-    """One sentence per model of ours and protocol, with its difference to the baseline where there is one."""
-    for row in evaluation.rows:
-        score = row.scores.get("balanced_accuracy")
-        if row.kind != "own" or score is None:
-            continue
-        sentence = f"{evaluation.name}, {PROTOCOL_TITLES.get(row.protocol, row.protocol)}: {row.model} reaches a "
-        sentence += f"balanced accuracy of {format_score(score)}"
-        difference = row.differences.get(evaluation.baseline or "")
-        if difference is None:
-            yield f"{sentence}."
-            continue
-        verdict = "no clear difference"
-        if difference.excludes_zero:
-            verdict = "better" if difference.value > 0 else "worse"
-        yield f"{sentence}; against {evaluation.baseline}: {format_score(difference, signed=True)}, {verdict}."
-
-
-def evaluation_section(evaluation: Evaluation) -> Plain:
-    """Charts and tables of one evaluation."""
-    protocols = [p for p in dict.fromkeys(row.protocol for row in evaluation.rows) if p != "end-to-end"]
-    baselines = [row for row in evaluation.rows if row.kind == "baseline"]
-    panels = []
-    for protocol in protocols:
-        rows = [row for row in evaluation.rows if row.protocol == protocol] + baselines
-        intervals = [_interval(row) for row in rows if "balanced_accuracy" in row.scores]
-        name = PROTOCOL_TITLES.get(protocol, protocol)
-        chart = interval_chart(intervals, title=f"Balanced accuracy, {name}, {evaluation.name}")
-        panels.append({"title": name, "rows": rows, "chart": chart, "shown": _row_to_detail(rows)})
-    classes = list(evaluation.data.get("classes") or ())
-    return {"evaluation": evaluation, "panels": panels, "classes": classes}
-
-
 def training_section(runs: Sequence[Run]) -> dict[str, list[Plain]]:
     """The charts of all runs together, by group; fields that no run has are left out."""
     groups: dict[str, list[Plain]] = {}
@@ -208,14 +166,6 @@ def settings_table(runs: Sequence[Run]) -> list[Plain]:
     return rows
 
 
-def format_score(score: Score, *, signed: bool = False) -> str:
-    """`0.912 (0.884 to 0.935)`."""
-    form = "+.3f" if signed else ".3f"
-    if score.low is None or score.high is None:
-        return f"{score.value:{form}}".replace("-", "−")
-    return f"{score.value:{form}} ({score.low:{form}} to {score.high:{form}})".replace("-", "−")
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -225,7 +175,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(score=format_score, thousands=_thousands, plain=_plain)
-    environment.globals.update(protocol_titles=PROTOCOL_TITLES)
     return environment
 
 
@@ -267,20 +216,6 @@ def _collapses(run: Run) -> list[Plain]:
 
 def _median(values: Sequence[float]) -> float | None:
     return sorted(values)[len(values) // 2] if values else None
-
-
-def _interval(row: EvaluationRow) -> Interval:
-    score = row.scores["balanced_accuracy"]
-    kind = row.kind
-    return Interval(row.model, score.value, score.low, score.high, kind)  # type: ignore[arg-type]
-
-
-def _row_to_detail(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
-    """The row whose confusion matrix is shown: the best of our own models, else the first."""
-    own = [row for row in rows if row.kind == "own" and "balanced_accuracy" in row.scores and row.confusion]
-    if own:
-        return max(own, key=lambda row: row.scores["balanced_accuracy"].value)
-    return next((row for row in rows if row.confusion), None)
 
 
 def _line(run: Run, field: str) -> Line:

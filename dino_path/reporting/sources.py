@@ -8,67 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from dino_path.errors import CheckpointError, DataError, TileStoreError
+from dino_path.errors import CheckpointError, TileStoreError
+from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
 from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
 from dino_path.run import RunFolder
-
-Plain = dict[str, Any]
 
 FIGURE_EDGE_PX = 1600
 OVERLAY_EDGE_PX = 640
 MAX_OVERLAYS = 12
-METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "auroc")
-COMPARISON_SPECS = ("untrained:", "timm:", "mean-colour", "colour-statistics")
-
-
-@dataclass(frozen=True)
-class Score:
-    """A value and its 95 % confidence interval, None where there is none."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Is zero outside the interval?"""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
-    """One model under one protocol.
-
-    Attributes:
-        differences: other model -> this one minus it, in balanced accuracy.
-        kind: `own` for models that dino_path trained, `baseline` for the supervised one, `other` for comparisons.
-    """
-
-    model: str
-    protocol: str
-    kind: str
-    scores: Mapping[str, Score]
-    differences: Mapping[str, Score]
-    recall: Mapping[str, Score]
-    confusion: Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One `results.json`."""
-
-    name: str
-    data: Plain
-    rows: Sequence[EvaluationRow]
-    baseline: str | None
-    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -80,7 +33,7 @@ class Run:
     config_text: str
     metrics: Sequence[Plain]
     environment: Plain
-    evaluations: Sequence[Evaluation]
+    evaluations: Sequence[AnyEvaluation]
     figures: Sequence[Picture]
     troubles: Sequence[str] = field(default_factory=tuple)
 
@@ -123,31 +76,10 @@ def read_run(path: Path, *, name: str) -> Run:
         config_text=config_text,
         metrics=_read_metrics(folder, troubles),
         environment=_read_optional(folder.environment_file, troubles),
-        evaluations=tuple(_read_evaluations(folder.evaluation, troubles)),
+        evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
         troubles=tuple(troubles),
     )
-
-
-def read_evaluation(file: Path) -> Evaluation:
-    """Read one `results.json`, or the one in the folder `file`.
-
-    Raises:
-        DataError: missing, damaged, or not written by `dino-path evaluate`.
-    """
-    file = file / "results.json" if file.is_dir() else file
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        baseline = record["baseline"] if record["has_baseline"] else None
-        rows = tuple(_evaluation_row(row, baseline) for row in record["rows"])
-        return Evaluation(record["data"]["name"], record["data"], rows, baseline, tuple(record.get("notes", ())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            str(file),
-            f"cannot be read as an evaluation ({type(error).__name__}: {error}).",
-            "A results.json that `dino-path evaluate table` has written is needed.",
-            "Run the evaluation again.",
-        ) from None
 
 
 def read_store(path: Path) -> Store:
@@ -224,39 +156,6 @@ def _read_optional(file: Path, troubles: list[str]) -> Plain:
         troubles.append(f"{file.name} cannot be read ({error})")
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _read_evaluations(folder: Path, troubles: list[str]) -> Iterator[Evaluation]:
-    for file in sorted(folder.rglob("results.json")):
-        try:
-            yield read_evaluation(file)
-        except DataError as error:
-            troubles.append(f"{file.relative_to(folder.parent)}: {error.found}")
-
-
-def _evaluation_row(row: Plain, baseline: str | None) -> EvaluationRow:
-    metrics = row["metrics"]
-    differences = {
-        other: score
-        for other, scores in row.get("differences", {}).items()
-        if (score := _score(scores.get("balanced_accuracy"))) is not None
-    }
-    kind = "other" if str(row["spec"]).startswith(COMPARISON_SPECS) else "own"
-    return EvaluationRow(
-        model=row["model"],
-        protocol=row["protocol"],
-        kind="baseline" if row["model"] == baseline else kind,
-        scores={name: score for name in METRICS if (score := _score(metrics.get(name))) is not None},
-        differences=differences,
-        recall={name: s for name, entry in metrics.get("recall", {}).items() if (s := _score(entry)) is not None},
-        confusion=metrics.get("confusion", []),
-    )
-
-
-def _score(entry: Mapping[str, float | None] | None) -> Score | None:
-    if not entry or (value := entry.get("value")) is None or not math.isfinite(value):
-        return None
-    return Score(value, entry.get("low"), entry.get("high"))
 
 
 def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:

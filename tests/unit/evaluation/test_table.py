@@ -7,7 +7,7 @@ import torch
 
 from dino_path.config import BaselineConfig, EvaluationConfig
 from dino_path.errors import CheckpointError, ConfigError, DataError
-from dino_path.evaluation import table as table_module
+from dino_path.evaluation import cache
 from dino_path.evaluation.baseline import train_baseline
 from dino_path.evaluation.datasets import load_labelled
 from dino_path.evaluation.table import evaluate_table
@@ -107,13 +107,13 @@ def test_unis_protocols_stand_beside_the_others_and_approximate_indexes_tell_the
 
 def test_features_are_computed_once_and_again_when_damaged(labelled, tmp_path, monkeypatch):
     calls = []
-    extract = table_module.extract_features
+    extract = cache.iterate_features
 
     def counted(*arguments, **keywords):
         calls.append(1)
         return extract(*arguments, **keywords)
 
-    monkeypatch.setattr(table_module, "extract_features", counted)
+    monkeypatch.setattr(cache, "iterate_features", counted)
     first = run(["mean-colour"], labelled, tmp_path / "out", protocols=("knn",))
     run(["mean-colour"], labelled, tmp_path / "out", protocols=("linear",))
     assert len(calls) == 1

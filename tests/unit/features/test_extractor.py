@@ -212,3 +212,14 @@ def test_timm_weights_that_cannot_be_had_are_a_refusal(monkeypatch: pytest.Monke
 def test_unknown_timm_models_are_refused_with_the_nearest_name() -> None:
     with pytest.raises(CheckpointError, match="resnet50"):
         load_extractor("timm:resnet5O", device=CPU)
+
+
+def test_timm_weights_come_from_a_file_with_their_classifier_left_out(tmp_path: Path) -> None:
+    network = timm.create_model("resnet10t", num_classes=7)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    extractor = load_extractor(f"timm:resnet10t@{tmp_path / 'weights.pth'}", device=CPU)
+    images = torch.rand(2, 3, 32, 32)
+    features = network.eval().forward_head(network.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(extractor.module(images), features)
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_extractor(f"timm:resnet10t@{tmp_path / 'nothing.pth'}", device=CPU)

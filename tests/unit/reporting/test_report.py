@@ -4,13 +4,16 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
-from made_up import write_evaluation, write_run, write_store
+from made_up import write_evaluation, write_fewshot, write_fractions, write_run, write_store
 
+from dino_path.config import FrozenProtocol
 from dino_path.errors import CheckpointError, DataError, TileStoreError
+from dino_path.reporting.evaluation_sections import PROTOCOL_TITLES
 from dino_path.reporting.images import inline_picture
 from dino_path.reporting.report import write_report
 
@@ -101,6 +104,40 @@ def test_a_missing_baseline_is_said_and_not_hidden(run: Path, tmp_path: Path) ->
     page = report(run, out=tmp_path)
     assert "supervised ResNet-50 not measured" in page.text
     assert "against the supervised baseline" not in page.text
+
+
+def test_few_labels_have_a_chart_per_protocol_and_say_where_the_baseline_is_missing(run: Path, tmp_path: Path) -> None:
+    write_fractions(run / "eval" / "fractions.json")
+    page = report(run, out=tmp_path)
+    assert "logistic regression as in UNI" in page.text
+    assert "100 % 0.900 0.870–0.930 0.700 0.670–0.730 0.860 0.830–0.890" in page.text
+    assert "10 % 0.720 0.690–0.750 0.520 0.490–0.550 missing, run `dino-path baseline --fraction 0.1`" in page.text
+    assert "−0.200 (−0.230 to −0.170)" in page.text
+    html = (tmp_path / "report.html").read_text()
+    charts = re.findall(r'<svg[^>]*aria-label="Balanced accuracy over the share of labels[^"]*".*?</svg>', html)
+    assert len(charts) == 2
+    for chart in charts:
+        assert chart.count('class="whisker"') == 5  # two models twice, the baseline once
+        assert "vits16, 10 %: 0.720 (0.690 to 0.750)" in chart
+
+
+def test_few_shot_episodes_are_shown_beside_the_supervised_network(run: Path, tmp_path: Path) -> None:
+    write_fewshot(run / "eval" / "fewshot.json")
+    page = report(run, out=tmp_path)
+    assert "labelled images per class 1 5 vits16 0.550 0.450–0.650 0.710 0.610–0.810" in page.text
+    assert "all labels, supervised resnet50 (from scratch): balanced accuracy 0.820" in page.text
+
+
+def test_what_features_tell_about_the_slide_is_shown_with_chance(run: Path, tmp_path: Path) -> None:
+    write_evaluation(run / "eval" / "results.json")
+    page = report(run, out=tmp_path)
+    assert "patient found within its class (lower is better)" in page.text
+    assert "vits16 0.310 0.280–0.340 0.620 0.590–0.650 chance 0.050 0.440" in page.text
+
+
+def test_every_protocol_has_a_title() -> None:
+    protocols = [name for part in get_args(FrozenProtocol) for name in (get_args(part) or (part,))]
+    assert {*protocols, "end-to-end"} == {*PROTOCOL_TITLES}
 
 
 def test_evaluations_in_subfolders_and_elsewhere_are_found(run: Path, tmp_path: Path) -> None:

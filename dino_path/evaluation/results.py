@@ -1,0 +1,70 @@
+"""What every evaluation leaves behind: JSON to repeat it, CSV to compute with, Markdown to read, and the split."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dino_path.config import EvaluationConfig
+from dino_path.evaluation.datasets import LabelledSet
+from dino_path.features.extractor import Extractor
+from dino_path.run import atomic_write, environment_record, write_json
+from dino_path.settings import as_plain
+
+SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there is none
+
+
+def baseline_missing(fraction: float = 1.0) -> str:
+    """What stands where the supervised network would, were it there."""
+    option = "" if fraction == 1 else f" --fraction {fraction:g}"
+    return f"missing, run `dino-path baseline{option}`"
+
+
+def write_results(
+    out: Path,
+    stem: str,
+    labelled: LabelledSet,
+    config: EvaluationConfig,
+    models: Mapping[str, tuple[str, Extractor]],
+    *,
+    record: Mapping[str, Any],
+    csv_rows: Iterable[Sequence[object]],
+    text: str,
+) -> None:
+    """Write `stem`.json, .csv and .md, and split.csv.
+
+    Args:
+        models: spec and extractor by the name that the texts show.
+        record: `format` and what was found; the data, settings, models and versions are added.
+        csv_rows: the first is the header.
+        text: Markdown.
+    """
+    described = {
+        name: {
+            "spec": spec,
+            "digest": extractor.digest,
+            "num_features": extractor.num_features,
+            "input_px": config.input_px or extractor.input_px,
+            "mpp": extractor.mpp,
+        }
+        for name, (spec, extractor) in models.items()
+    }
+    common = {"data": labelled.record(), "config": as_plain(config), "models": described}
+    labelled.write_split(out / "split.csv")
+    write_json(out / f"{stem}.json", {**common, **record, "environment": environment_record()})
+    with atomic_write(out / f"{stem}.csv") as stream:
+        csv.writer(stream, lineterminator="\n").writerows(csv_rows)
+    with atomic_write(out / f"{stem}.md") as stream:
+        stream.write(text)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def markdown_page(title: str, lines: Iterable[str], notes: Iterable[str]) -> str:
+    """Title, what was found, and what to keep in mind when reading it."""
+    return "\n".join([f"# {title}", "", *lines, "", *(f"- {note}" for note in notes), ""])

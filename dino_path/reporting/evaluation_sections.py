@@ -1,0 +1,158 @@
+"""Evaluations -> what the report's template shows of them: sentences, charts and cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from dino_path.reporting.charts import Interval, Series, fraction_chart, interval_chart
+from dino_path.reporting.evaluations import (
+    AnyEvaluation,
+    Evaluation,
+    EvaluationRow,
+    FewShot,
+    FractionRow,
+    Fractions,
+    Plain,
+    Score,
+)
+
+PROTOCOL_TITLES = {
+    "knn": "k-NN",
+    "knn-uni": "k-NN as in UNI",
+    "linear": "linear probe",
+    "linear-uni": "logistic regression as in UNI",
+    "linear-dino": "linear layer as in DINO",
+    "end-to-end": "supervised, end to end",
+}
+
+
+def headline(evaluation: AnyEvaluation) -> Iterator[str]:
+    """One sentence per model of ours and protocol, with its difference to the baseline where there is one."""
+    if not isinstance(evaluation, Evaluation):
+        return
+    for row in evaluation.rows:
+        score = row.scores.get("balanced_accuracy")
+        if row.kind != "own" or score is None:
+            continue
+        sentence = f"{evaluation.name}, {protocol_title(row.protocol)}: {row.model} reaches a "
+        sentence += f"balanced accuracy of {format_score(score)}"
+        difference = row.differences.get(evaluation.baseline or "")
+        if difference is None:
+            yield f"{sentence}."
+            continue
+        verdict = "no clear difference"
+        if difference.excludes_zero:
+            verdict = "better" if difference.value > 0 else "worse"
+        yield f"{sentence}; against {evaluation.baseline}: {format_score(difference, signed=True)}, {verdict}."
+
+
+def evaluation_section(evaluation: AnyEvaluation) -> Plain:
+    """Charts and tables of one evaluation; `kind` says which part of the template shows them."""
+    if isinstance(evaluation, Fractions):
+        return _fraction_section(evaluation)
+    if isinstance(evaluation, FewShot):
+        return _fewshot_section(evaluation)
+    return _table_section(evaluation)
+
+
+def protocol_title(protocol: str) -> str:
+    return PROTOCOL_TITLES.get(protocol, protocol)
+
+
+def _table_section(evaluation: Evaluation) -> Plain:
+    protocols = [p for p in dict.fromkeys(row.protocol for row in evaluation.rows) if p != "end-to-end"]
+    baselines = [row for row in evaluation.rows if row.kind == "baseline"]
+    panels = []
+    for protocol in protocols:
+        rows = [row for row in evaluation.rows if row.protocol == protocol] + baselines
+        intervals = [_interval(row) for row in rows if "balanced_accuracy" in row.scores]
+        name = protocol_title(protocol)
+        chart = interval_chart(intervals, title=f"Balanced accuracy, {name}, {evaluation.name}")
+        panels.append({"title": name, "rows": rows, "chart": chart, "shown": _row_to_detail(rows)})
+    classes = list(evaluation.data.get("classes") or ())
+    return {"kind": "table", "evaluation": evaluation, "panels": panels, "classes": classes}
+
+
+def _fraction_section(evaluation: Fractions) -> Plain:
+    """One chart and one table for each protocol; the supervised network stands in each."""
+    fractions = sorted({row.fraction for row in evaluation.rows}, reverse=True)
+    models = list(dict.fromkeys(row.model for row in evaluation.rows if row.protocol != "end-to-end"))
+    supervised = {row.fraction: row for row in evaluation.rows if row.protocol == "end-to-end"}
+    names = [*models, evaluation.baseline] if supervised else models
+    pairs = [(model, models[0]) for model in models[1:]]
+    if supervised:
+        pairs += [(model, evaluation.baseline) for model in models]
+    panels = []
+    for protocol in dict.fromkeys(row.protocol for row in evaluation.rows if row.protocol != "end-to-end"):
+        found = {(row.model, row.fraction): row for row in evaluation.rows if row.protocol == protocol}
+        found |= {(evaluation.baseline, fraction): row for fraction, row in supervised.items()}
+        title = protocol_title(protocol)
+        panels.append({
+            "title": title,
+            "chart": _fraction_chart(names, fractions, found, f"{title}, {evaluation.name}"),
+            "rows": [_fraction_cells(fraction, models, evaluation, found, pairs) for fraction in fractions],
+        })  # fmt: skip
+    return {"kind": "fractions", "evaluation": evaluation, "models": models, "names": names, "panels": panels,
+            "pairs": [f"{model} − {other}" for model, other in pairs]}  # fmt: skip
+
+
+def _fraction_chart(
+    names: Sequence[str], fractions: Sequence[float], found: dict[tuple[str, float], FractionRow], title: str
+) -> str:
+    labels = [_percent(fraction) for fraction in reversed(fractions)]
+    series = [
+        Series(name, [
+            None if (row := found.get((name, fraction))) is None else (row.score.value, row.score.low, row.score.high)
+            for fraction in reversed(fractions)
+        ])
+        for name in names
+    ]  # fmt: skip
+    return fraction_chart(series, labels, title=f"Balanced accuracy over the share of labels, {title}")
+
+
+def _fraction_cells(
+    fraction: float, models: Sequence[str], evaluation: Fractions, found: dict[tuple[str, float], FractionRow],
+    pairs: Sequence[tuple[str, str]],
+) -> Plain:  # fmt: skip
+    supervised = found.get((evaluation.baseline, fraction))
+    return {
+        "fraction": _percent(fraction),
+        "scores": [found[model, fraction].score if (model, fraction) in found else None for model in models],
+        "supervised": supervised.score if supervised else None,
+        "missing": evaluation.missing.get(fraction, "missing"),
+        "differences": [
+            found[model, fraction].differences.get(other) if (model, fraction) in found else None
+            for model, other in pairs
+        ],
+    }
+
+
+def _fewshot_section(evaluation: FewShot) -> Plain:
+    shots = sorted({number for scores in evaluation.models.values() for number in scores})
+    return {"kind": "fewshot", "evaluation": evaluation, "shots": shots}
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:g} %"
+
+
+def format_score(score: Score, *, signed: bool = False) -> str:
+    """`0.912 (0.884 to 0.935)`."""
+    form = "+.3f" if signed else ".3f"
+    if score.low is None or score.high is None:
+        return f"{score.value:{form}}".replace("-", "−")
+    return f"{score.value:{form}} ({score.low:{form}} to {score.high:{form}})".replace("-", "−")
+
+
+def _interval(row: EvaluationRow) -> Interval:
+    score = row.scores["balanced_accuracy"]
+    kind = row.kind
+    return Interval(row.model, score.value, score.low, score.high, kind)  # type: ignore[arg-type]
+
+
+def _row_to_detail(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
+    """The row whose confusion matrix is shown: the best of our own models, else the first."""
+    own = [row for row in rows if row.kind == "own" and "balanced_accuracy" in row.scores and row.confusion]
+    if own:
+        return max(own, key=lambda row: row.scores["balanced_accuracy"].value)
+    return next((row for row in rows if row.confusion), None)
