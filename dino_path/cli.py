@@ -161,12 +161,28 @@ def export(
     run: Annotated[Path, typer.Argument(help="run folder or checkpoint file")],
     out: Annotated[Path, typer.Option(help="model folder")],
     network: Annotated[Literal["teacher", "student"], typer.Option(help="which of the two networks")] = "teacher",
+    formats: Annotated[
+        str, typer.Option("--format", help="timm, onnx, pt2 with commas between; timm is always written")
+    ] = "timm",
+    precision: Annotated[Literal["fp32", "fp16", "bf16"], typer.Option(help="of the stored weights")] = "fp32",
+    license: Annotated[str, typer.Option(help="the Hub's name of a licence, such as cc-by-nc-4.0")] = "unknown",
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="upload it there too; a new repository is private")
+    ] = None,
 ) -> None:
     """Write the frozen extractor as a folder that timm.create_model("local-dir:OUT", pretrained=True) loads."""
     from dino_path.export.checkpoint import export_checkpoint
+    from dino_path.export.formats import read_formats
 
     log_to(None)
-    typer.echo(export_checkpoint(run, out, network=network).text())
+    result = export_checkpoint(
+        run, out, network=network, formats=read_formats(formats), precision=precision, license=license
+    )
+    typer.echo(result.text())
+    if push_to_hub is not None:
+        from dino_path.export.hub import push_to_hub as push
+
+        typer.echo(f"uploaded: {push(out, push_to_hub)}")
 
 
 @app.command("import-checkpoint")
@@ -456,6 +472,26 @@ def models(
     edges_px = px or (224, 384)
     rows = [backbone_size(name, edges_px, local_px) for name in names or KNOWN]
     typer.echo(size_table(rows, edges_px, local_px))
+
+
+@app.command()
+def attention(
+    model: Annotated[str, typer.Argument(help="model folder of a ViT, or timm:NAME")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files")],
+    out: Annotated[Path, typer.Option(help="folder for the pictures")],
+    px: Annotated[int | None, typer.Option(help="edge of the image; larger: finer maps", min=8, max=2048)] = None,
+    device: Device = "auto",
+) -> None:
+    """Pictures of what a ViT's last block attends to: [CLS] per head, and five reference points."""
+    from dino_path.distributed import choose_device
+    from dino_path.features.attention import draw_attention
+    from dino_path.features.extractor import load_extractor
+
+    log_to(None)
+    check_output_folder(out)
+    extractor = load_extractor(model, device=choose_device(device, 0))
+    for file in draw_attention(extractor, images, out, edge_px=px):
+        typer.echo(f"{file}")
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
