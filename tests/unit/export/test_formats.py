@@ -62,6 +62,7 @@ def test_the_card_tells_how_to_use_each_file_and_its_snippets_work(every_format:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("reload_here")
 @pytest.mark.parametrize("kind", ["cnn", "locality"])
 def test_cnns_and_vits_that_timm_cannot_build_are_graphs_too(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -76,6 +77,7 @@ def test_cnns_and_vits_that_timm_cannot_build_are_graphs_too(kind: str, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("reload_here")
 @pytest.mark.parametrize(("precision", "other_formats"), [("fp16", ("onnx", "pt2")), ("bf16", ("pt2",))])
 def test_half_precision_halves_the_files_and_keeps_the_features_within_its_tolerance(
     every_format: ExportResult, tmp_path: Path, precision: formats.Precision, other_formats: tuple[formats.Format, ...]
@@ -167,7 +169,7 @@ def test_the_hub_gets_the_models_files_and_nothing_else(tmp_path: Path, monkeypa
 
 def test_a_hub_that_cannot_be_reached_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*arguments: object, **keywords: object) -> None:
-        raise ConnectionError("no route to the Hub")
+        raise hub.HTTP_ERROR("no route to the Hub")
 
     monkeypatch.setattr(HfApi, "create_repo", unreachable)
     with pytest.raises(LaunchError, match=r"the Hub did not take it \(no route to the Hub\)"):

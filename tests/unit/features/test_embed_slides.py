@@ -100,7 +100,7 @@ def test_slides_are_tiled_at_the_models_mpp_and_at_no_other_unless_allowed(
 ) -> None:
     refused = embed(model_folder, slides / "a.tif", "tiles.mpp=1", out=tmp_path)
     assert isinstance(refused.exception, TileStoreError)
-    assert "the slides: its tiles are at 1 um/px, and tiny was trained at 0.5 um/px" in str(refused.exception)
+    assert "the slides: tiles are at 1 um/px, and tiny was trained at 0.5 um/px" in str(refused.exception)
     assert [*tmp_path.iterdir()] == []
     allowed = embed(model_folder, slides / "a.tif", "tiles.mpp=1", "--allow-other-mpp", out=tmp_path)
     assert (allowed.exit_code, allowed.exception) == (0, None)
