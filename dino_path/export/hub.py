@@ -11,6 +11,9 @@ from dino_path.errors import LaunchError
 from dino_path.export.formats import NAMES
 from dino_path.model.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 
+# The client's own error stands on its HTTP library's base class: requests' before 1.0, httpx's since.
+HTTP_ERROR = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+
 
 def push_to_hub(folder: Path, repository: str) -> str:
     """Upload the model files of `folder`, and nothing else that lies there; returns the commit's address.
@@ -32,7 +35,7 @@ def push_to_hub(folder: Path, repository: str) -> str:
             allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, *NAMES.values()],
             commit_message="dino_path export",
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTP_ERROR, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise LaunchError(
             f"--push-to-hub {repository}",
             f"the Hub did not take it ({' '.join(str(error).split())[:300]}).",

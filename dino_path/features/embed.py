@@ -199,7 +199,7 @@ def refuse_other_mpp(extractor: Extractor, mpp: float, name: str) -> None:
         return
     raise TileStoreError(
         name,
-        f"its tiles are at {mpp:g} um/px, and {extractor.name} was trained at {extractor.mpp:g} um/px.",
+        f"tiles are at {mpp:g} um/px, and {extractor.name} was trained at {extractor.mpp:g} um/px.",
         "A model sees tissue at the resolution it was trained at (within 5 %).",
         f"Tile again with tiles.mpp={extractor.mpp:g}, or embed with --allow-other-mpp.",
     )
