@@ -1,12 +1,22 @@
 """Attention-based multiple-instance learning (Ilse, Tomczak and Welling 2018) on feature files of `dino-path embed`.
 
-    python examples/attention_mil.py FEATURES LABELS.csv [--epochs 40] [--folds 4] [--out attention.csv]
+    python examples/attention_mil.py FEATURES LABELS.csv [--epochs 40] [--folds 4] [--centre]
+        [--out attention.csv]
 
 FEATURES holds one h5 file per slide (`OUT/20x_256px_0px_overlap/features_<encoder>`); LABELS.csv has the columns
 slide_id,label[,patient_id], where slide_id is the slide file's name without its extension, as TRIDENT and CLAM have it.
 Slides of a patient stay in one fold. Needs h5py, numpy, scikit-learn and torch; nothing of dino_path.
 
-RESULT_PLACEHOLDER
+Result, 2026-11-21, on slides of examples/make_mil_slides.py --slides 24 --edge-px 1280 (half of them with a focus of one
+tissue class in the middle; 672 tiles of 96 px at 1.0 um/px; the demo's small ViT; AUROC in 4 folds, 95 % interval over
+slides):
+
+    features             plain                  --centre
+    demo ViT             0.542 (0.301-0.792)    0.708
+    colour statistics    0.451 (0.203-0.700)
+
+24 slides, each with a stain of its own, are too few: plain features learn nothing. `--centre`, which takes the slide's
+mean from its tiles and so much of the stain, was tried afterwards on the same folds, which flatters it.
 """
 
 from __future__ import annotations
@@ -81,10 +91,13 @@ def main() -> None:
     parser.add_argument("labels", type=Path)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--centre", action="store_true", help="take the mean of a slide's tiles from each of them")
     parser.add_argument("--out", type=Path, help="CSV of every test slide's tiles: slide_id, tile, attention")
     arguments = parser.parse_args()
 
     names, bags, labels, patients = read_bags(arguments.features, arguments.labels)
+    if arguments.centre:
+        bags = [bag - bag.mean(dim=0) for bag in bags]
     logits = np.full(len(bags), np.nan)
     attention: list[tuple[str, int, float]] = []
     folds = StratifiedGroupKFold(arguments.folds, shuffle=True, random_state=0)
