@@ -9,9 +9,9 @@ import torch
 from feature_samples import CPU, write_model_folder
 
 from dino_path.errors import CheckpointError, ConfigError
-from dino_path.features.attention import CAPTION_PX, GAP_PX, PANEL_PX, draw_attention
+from dino_path.features.attention import CAPTION_PX, GAP_PX, PANEL_PX, attention_sheet, draw_attention
 from dino_path.features.extractor import load_extractor
-from dino_path.model.attention import last_attention
+from dino_path.model.attention import LastAttention, last_attention
 from dino_path.model.backbone import build_backbone
 
 NAME = "vit_tiny_patch16_224"
@@ -65,9 +65,20 @@ def test_every_image_becomes_a_sheet_of_its_heads_and_points(model_folder: Path,
     assert [file.name for file in files] == ["000_tile.png", "001_tile.png"]
     sheet = cv2.imread(str(files[0]))
     assert sheet.shape == (2 * (PANEL_PX + CAPTION_PX), 6 * (PANEL_PX + GAP_PX), 3)
-    image_panel, map_panel = sheet[:PANEL_PX, :PANEL_PX], sheet[:PANEL_PX, PANEL_PX + GAP_PX :][:, :PANEL_PX]
-    assert (image_panel == 180).all()
-    assert len(np.unique(map_panel.reshape(-1, 3), axis=0)) > 1  # one colour under the weights of 36 patches
+    assert (sheet[:PANEL_PX, :PANEL_PX] == 180).all()
+
+
+def test_a_map_is_bright_where_the_weight_is() -> None:
+    weights = torch.zeros(1, 2, 37, 37)
+    weights[0, :, 0, 1 + 2 * 6 + 3] = 1  # all of [CLS]'s attention on the patch in row 2, column 3 of six
+    weights[0, :, 1:, 1:] = 1 / 36
+    sheet = attention_sheet(np.full((48, 48, 3), 180, np.uint8), LastAttention(weights, 1, (6, 6)))
+    map_panel = sheet[:PANEL_PX, PANEL_PX + GAP_PX :][:, :PANEL_PX].astype(int).sum(axis=2)
+    patch_px = PANEL_PX / 6
+    is_bright = map_panel > map_panel.mean()
+    rows, columns = np.nonzero(is_bright)
+    assert is_bright.mean() == pytest.approx(1 / 36, rel=0.1)
+    assert (rows.mean() / patch_px, columns.mean() / patch_px) == pytest.approx((2.5, 3.5), abs=0.1)
 
 
 def test_an_edge_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
