@@ -8,8 +8,8 @@ slide_id,label[,patient_id], where slide_id is the slide file's name without its
 Slides of a patient stay in one fold. Needs h5py, numpy, scikit-learn and torch; nothing of dino_path.
 
 Result, 2026-11-21, on slides of examples/make_mil_slides.py --slides 24 --edge-px 1280 (half of them with a focus of
-one tissue class in the middle; 672 tiles of 96 px at 1.0 um/px; the demo's small ViT; AUROC in 4 folds, 95 % interval over
-slides):
+one tissue class in the middle; 672 tiles of 96 px at 1.0 um/px; the demo's small ViT; AUROC in 4 folds, 95 % interval
+over slides):
 
     features             plain                  --centre
     demo ViT             0.542 (0.301-0.792)    0.708

@@ -12,7 +12,9 @@ from dino_path.export.formats import NAMES
 from dino_path.model.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 
 # The client's own error stands on its HTTP library's base class: requests' before 1.0, httpx's since.
-HTTP_ERROR = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+HTTP_ERROR = next(
+    base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)
+)
 
 
 def push_to_hub(folder: Path, repository: str) -> str:
