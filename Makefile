@@ -18,3 +18,4 @@ bench:
 	uv run python benchmarks/views/bench.py
 	uv run python benchmarks/training/bench.py
 	uv run python benchmarks/knn/bench.py
+	uv run python benchmarks/embed/bench.py

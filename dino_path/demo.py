@@ -120,9 +120,7 @@ def run_demo(out: Path, *, is_fast: bool) -> None:
             num_workers=num_workers,
         )
         extractor = load_extractor(str(folder.model), device=world.device)
-        embed_store(
-            extractor, TileStore.open(folder.store), folder.features, batch_size=128, device=world.device
-        )  # fmt: skip
+        embed_store(extractor, TileStore.open(folder.store), folder.features, batch_size=128, world=world)
     with stage("7/7", "report", str(folder.report)):
         write_card(folder.model, [json.loads((folder.run / "eval" / "results.json").read_text(encoding="utf-8"))])
         write_report([folder.run], folder.report, title="dino_path demo", store=folder.store, models=[folder.model])

@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from dino_path.errors import LaunchError
 from dino_path.rendezvous import MeetingPoint, process_group
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,13 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in the order of ranks, on every rank; plain values that can be pickled."""
+        values: list[T] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
 
 def usable_cores() -> int:

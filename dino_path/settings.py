@@ -84,12 +84,14 @@ def load_config(
     *,
     needs: Sequence[str] = (),
     settings: Tree | None = None,
+    fallback: Tree | None = None,
 ) -> Config:
     """Read `file`, apply `dotted.key=value` overrides (last wins), check everything, report all faults at once.
 
     Args:
         needs: keys or sections that the command cannot do without, such as `store` or `tiles`.
         settings: dotted keys that the command line gave by its own options, such as {"out": Path("run")}.
+        fallback: dotted keys that the command knows from elsewhere, for where nobody gave them.
 
     Raises:
         ConfigError: with every unknown, missing, repeated or mistyped key in one message.
@@ -109,6 +111,9 @@ def load_config(
             faults.append(f"{override!r}: {_one_line(error)}")
     for key, value in (settings or {}).items():
         _set(tree, key, value)
+    for key, value in (fallback or {}).items():
+        if not _is_given(tree, key):
+            _set(tree, key, value)
     # `optim:` with nothing below it is an empty section, as when all its lines are commented out.
     tree = {key: value for key, value in tree.items() if value is not None or _section_at([key]) is None}
     for key in needs:
@@ -224,6 +229,15 @@ def _set(tree: Tree, dotted: str, value: Any) -> None:
         if not isinstance(tree, dict):
             raise TypeError(f"{name!r} holds a value, not a section")
     tree[key] = value
+
+
+def _is_given(tree: Tree, dotted: str) -> bool:
+    *sections, key = dotted.split(".")
+    for name in sections:
+        tree = tree.get(name) or {}
+        if not isinstance(tree, dict):
+            return True  # a fault that is told later
+    return key in tree
 
 
 def _one_line(error: BaseException) -> str:

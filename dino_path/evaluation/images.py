@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_path.features.extractor import prepare_image
+from dino_path.features.images import prepare_image
 from dino_path.progress import meter
 from dino_path.tiles.source import TileSource
 

@@ -9,9 +9,9 @@ from typing import Any
 from dino_path.model.folder import WEIGHTS_NAME, Triple
 from dino_path.model.locality import OUR_ARGUMENTS, is_plain
 
+UNKNOWN_LICENSE = "unknown"
 HEADER = """---
-# No licence was chosen by the software that wrote this card: set one before you share the model.
-license: unknown
+{remark}license: {license}
 library_name: timm
 pipeline_tag: image-feature-extraction
 tags:
@@ -22,6 +22,7 @@ tags:
 - dino
 ---
 """
+NO_LICENSE = "# No licence was chosen by the software that wrote this card: set one before you share the model.\n"
 
 OURSELVES = "dino_path"
 PROTOCOL_NAMES = {"knn": "k-NN", "linear": "linear probe", "end-to-end": "end to end"}
@@ -32,11 +33,12 @@ Features of H&E tiles for research: k-NN and linear probes, multiple-instance le
 
 Out of scope: diagnosis, treatment, or any other clinical decision. **This is not a medical device.** Stains,
 scanners, organs and resolutions that the training slides did not show may give poor features; test on your own data
-before you rely on them.
+before you rely on them."""
 
-## Licence
+CITATION = """## Citation
 
-Unknown: set by you. The weights derive from the training slides, whose terms may bind them."""
+The method: M. Caron, H. Touvron, I. Misra, H. Jégou, J. Mairal, P. Bojanowski, A. Joulin: Emerging Properties in
+Self-Supervised Vision Transformers. ICCV 2021."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class ModelFacts:
     std: Triple
     input_px: int
     mpp: float | None
+    license: str = UNKNOWN_LICENSE
+    graphs: tuple[str, ...] = ()  # names of further files that hold the model
 
 
 def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
@@ -62,15 +66,18 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
     """
     trainer = provenance.get("trained_by", OURSELVES)
     parts = [
-        HEADER,
+        HEADER.format(remark=NO_LICENSE if facts.license == UNKNOWN_LICENSE else "", license=facts.license),
         f"# {facts.architecture}, self-supervised" + (" on histology" if trainer == OURSELVES else ""),
         f"A frozen feature extractor, pretrained with DINO (Caron et al. 2021) by {trainer}. It turns a tile of "
         f"{facts.input_px} px{_at_mpp(facts)} into {facts.num_features} numbers.",
         _expectations(facts),
         _usage(facts),
+        *(GRAPH_USES[name].format(input_px=facts.input_px) for name in facts.graphs),
         *_training(provenance),
         *_results(results),
         USES,
+        _licence(facts),
+        CITATION,
     ]
     return "\n\n".join(text for part in parts if (text := part.strip("\n"))) + "\n"
 
@@ -140,6 +147,30 @@ from safetensors.torch import load_file
 model = timm.create_model({arguments}).eval()
 model.load_state_dict(load_file("FOLDER/{WEIGHTS_NAME}"), strict=True)
 ```"""
+
+
+GRAPH_USES = {
+    "model.onnx": """With onnxruntime, without torch (`images`: fp32, normalised as above, any number of them):
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("FOLDER/model.onnx")
+features = session.run(["features"], {{"images": images}})[0]  # images: (B, 3, {input_px}, {input_px})
+```""",
+    "model.pt2": """With torch alone (load `.pt2` files only from people you trust):
+
+```python
+import torch
+
+features = torch.export.load("FOLDER/model.pt2").module()(images)  # images: (B, 3, {input_px}, {input_px})
+```""",
+}
+
+
+def _licence(facts: ModelFacts) -> str:
+    stated = "Unknown: set by you." if facts.license == UNKNOWN_LICENSE else f"`{facts.license}`."
+    return f"## Licence\n\n{stated} The weights derive from the training slides, whose terms may bind them."
 
 
 def _training(provenance: Mapping[str, Any]) -> Iterator[str]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dino_path.config import Config
+from dino_path.export.card import UNKNOWN_LICENSE
+from dino_path.export.formats import Format, Precision
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
 from dino_path.model.checkpoint import read_checkpoint
 from dino_path.model.folder import Triple
@@ -25,20 +28,32 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
-def export_checkpoint(path: Path, out: Path, *, network: Network = "teacher") -> ExportResult:
+def export_checkpoint(
+    path: Path,
+    out: Path,
+    *,
+    network: Network = "teacher",
+    formats: tuple[Format, ...] = ("timm",),
+    precision: Precision = "fp32",
+    license: str = UNKNOWN_LICENSE,
+) -> ExportResult:
     """Write the backbone of a checkpoint as a model folder.
 
     Args:
         path: a checkpoint file, or a run folder (its newest checkpoint).
+        formats, precision: see `export_model`.
+        license: see `ExportSource`.
 
     Raises:
         CheckpointError: no checkpoint of ours, or the written folder does not give its features.
+        ConfigError: a format cannot be written here.
         DataError: `out` exists and is not a model folder.
     """
     file = newest_checkpoint(path)
     record = read_checkpoint(file)
     run = RunFolder(file.resolve().parent.parent)
-    return export_model(export_source(record, run, name=str(file), network=network), out)
+    source = replace(export_source(record, run, name=str(file), network=network), license=license)
+    return export_model(source, out, formats=formats, precision=precision)
 
 
 def import_checkpoint(
@@ -114,6 +129,7 @@ def _provenance(
         "steps": step,
         "global_batch_size": batch_size,
         "tiles_seen": None if batch_size is None else step * batch_size,
+        "slides": record.get("num_slides"),
         "tiles_in_store": record.get("num_tiles"),
         "views": f"2 x {config.views.global_px} px, {config.views.num_local} x {config.views.local_px} px, "
         f"recipe {config.views.recipe}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError, DataError
-from dino_path.export.card import ModelFacts, model_card
-from dino_path.export.reload import Loader, ReloadCheck, check_reload
+from dino_path.export.card import UNKNOWN_LICENSE, ModelFacts, model_card
+from dino_path.export.formats import DTYPES, NAMES, TOLERANCES, Format, Precision, refuse_impossible, write_graph
+from dino_path.export.reload import TOLERANCE, Loader, ReloadCheck, check_reload
 from dino_path.model.backbone import Argument, architecture, backbone_arguments, build_backbone, count_parameters
 from dino_path.model.folder import (
     CARD_NAME,
@@ -43,6 +45,7 @@ class ExportSource:
         mpp: microns per pixel of the tiles it was trained on; None: unknown.
         provenance: what made it, as plain values (network, steps, tiles seen, config digest, commit, versions).
         results: contents of the evaluations' `results.json`, for the card.
+        license: the Hub's name of a licence, such as `cc-by-nc-4.0`.
     """
 
     backbone: str
@@ -54,6 +57,7 @@ class ExportSource:
     mpp: float | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[Mapping[str, Any]] = ()
+    license: str = UNKNOWN_LICENSE
 
 
 @dataclass(frozen=True)
@@ -64,38 +68,59 @@ class ExportResult:
     num_features: int
     num_parameters: int
     reload: ReloadCheck
+    graphs: Mapping[Format, float] = field(default_factory=dict)  # largest relative difference of each
 
     def text(self) -> str:
-        """One line for the command line."""
-        return (
+        """For the command line: one line, and one for each graph."""
+        lines = [
             f"{self.folder}: {self.num_parameters / 1e6:.2f} M parameters, {self.num_features} features;"
             f" reloaded by {self.reload.loader}, largest relative difference {self.reload.relative_difference:.1e}"
-        )
+        ]
+        for kind, difference in self.graphs.items():
+            lines.append(f"{self.folder / NAMES[kind]}: reloaded, largest relative difference {difference:.1e}")
+        return "\n".join(lines)
 
 
-def export_model(state: ExportSource, out: Path) -> ExportResult:
+def export_model(
+    state: ExportSource, out: Path, *, formats: tuple[Format, ...] = ("timm",), precision: Precision = "fp32"
+) -> ExportResult:
     """Write `config.json`, `model.safetensors` and `README.md` to `out`, after a reload in a fresh process agreed.
 
     The same source gives the same bytes. An older model folder is replaced file by file; other files in it stay.
 
+    Args:
+        formats: graphs to write beside them; see `formats`.
+        precision: of the stored weights. timm and dino_path load them into fp32 networks all the same.
+
     Raises:
-        CheckpointError: the weights do not fit the backbone, or the reloaded model differs from it.
+        CheckpointError: the weights do not fit the backbone, or what was reloaded differs from it.
+        ConfigError: a format cannot be written here.
         DataError: `out` exists and is not a model folder.
     """
     _refuse_to_overwrite(out)
+    refuse_impossible(formats, precision)
     backbone = _backbone_with_weights(state)
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         building.mkdir(parents=True)
         write_json(building / CONFIG_NAME, timm_config(state, backbone))
-        _write_weights(building / WEIGHTS_NAME, backbone)
+        _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
-        check = check_reload(building, backbone, state.mean, state.std, state.input_px, loader=loader)
+        tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
+        check = check_reload(
+            building, backbone, state.mean, state.std, state.input_px, loader=loader, tolerance=tolerance
+        )
+        graphs: dict[Format, float] = {
+            kind: write_graph(kind, building, copy.deepcopy(backbone), state.input_px, precision=precision)
+            for kind in formats
+            if kind != "timm"
+        }
         write_card(building, state.results)
         _move(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return ExportResult(out, int(backbone.num_features), count_parameters(backbone), check)  # type: ignore[arg-type]
+    num_features = int(backbone.num_features)  # type: ignore[arg-type]
+    return ExportResult(out, num_features, count_parameters(backbone), check, graphs)
 
 
 def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -118,6 +143,8 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         std=found.std,
         input_px=found.input_px,
         mpp=found.mpp,
+        license=_read_json(folder / CONFIG_NAME).get("pretrained_cfg", {}).get("license") or UNKNOWN_LICENSE,
+        graphs=tuple(name for name in NAMES.values() if (folder / name).exists()),
     )
     provenance = _read_json(folder / CONFIG_NAME).get("dino_path", {})
     with atomic_write(folder / CARD_NAME) as stream:
@@ -150,6 +177,7 @@ def timm_config(state: ExportSource, backbone: nn.Module) -> dict[str, Any]:
             "pool_size": registered.get("pool_size"),
             "first_conv": registered.get("first_conv"),
             "classifier": registered.get("classifier"),
+            "license": state.license,
         },
         "mpp": state.mpp,
         "dino_path": dict(state.provenance),
@@ -178,8 +206,11 @@ def _backbone_with_weights(state: ExportSource) -> nn.Module:
     return backbone.float().eval()
 
 
-def _write_weights(file: Path, backbone: nn.Module) -> None:
-    weights = {key: tensor.detach().contiguous().clone() for key, tensor in backbone.state_dict().items()}
+def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> None:
+    weights = {
+        key: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous().clone()
+        for key, tensor in backbone.state_dict().items()
+    }
     save_file(weights, file, metadata={"format": "pt"})
 
 
@@ -207,7 +238,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _move(building: Path, out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
-        for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):
-            (building / name).replace(out / name)
+        for name in NAMES.values():
+            (out / name).unlink(missing_ok=True)  # the graph of an older model
+        for file in sorted(building.iterdir()):
+            file.replace(out / file.name)
     else:
         building.replace(out)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from dino_path.errors import CheckpointError
 from dino_path.model.folder import Triple
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # relative; of weights that were rounded to half precision see `formats`
 NUM_IMAGES = 2
 SEED = 0
 
@@ -75,7 +75,14 @@ class ReloadCheck:
 
 
 def check_reload(
-    folder: Path, backbone: nn.Module, mean: Triple, std: Triple, input_px: int, *, loader: Loader
+    folder: Path,
+    backbone: nn.Module,
+    mean: Triple,
+    std: Triple,
+    input_px: int,
+    *,
+    loader: Loader,
+    tolerance: float = TOLERANCE,
 ) -> ReloadCheck:
     """Load `folder` in a fresh process and compare features (seeded noise, fp32) and preprocessing.
 
@@ -89,22 +96,41 @@ def check_reload(
     record = _reload(SCRIPTS[loader], folder, input_px)
     found = np.asarray(record["features"], np.float32)
     expected = _features(backbone, input_px)
-    if found.shape != expected.shape:
-        raise _differs(folder, f"features of shape {found.shape} instead of {expected.shape}")
-    difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
-    if not difference <= TOLERANCE:
-        raise _differs(folder, f"features that differ by {difference:.1e} (relative; tolerated: {TOLERANCE:.0e})")
+    difference = compare_features(folder, found, expected, tolerance)
     if not np.allclose(record["mean"], mean, atol=1e-6) or not np.allclose(record["std"], std, atol=1e-6):
         raise _differs(folder, f"mean {record['mean']} and std {record['std']} instead of {mean} and {std}")
     if record["input_size"] != [3, input_px, input_px] or record["crop"] != [input_px, input_px]:
         raise _differs(folder, f"images of {record['crop']} px instead of {input_px} px")
-    return ReloadCheck(difference, loader)
+    return ReloadCheck(difference, loader, tolerance)
 
 
-def _reload(script: str, folder: Path, input_px: int) -> dict[str, list[float]]:
-    numbers = (NUM_IMAGES, SEED, input_px, torch.get_num_threads())
+def compare_features(
+    path: Path,
+    found: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    expected: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    tolerance: float,
+) -> float:
+    """The largest difference of a feature, relative to the largest feature.
+
+    Raises:
+        CheckpointError: it is beyond `tolerance`. `path` says what was loaded.
+    """
+    if found.shape != expected.shape:
+        raise _differs(path, f"features of shape {found.shape} instead of {expected.shape}")
+    difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    if not difference <= tolerance:
+        raise _differs(path, f"features that differ by {difference:.1e} (relative; tolerated: {tolerance:.0e})")
+    return difference
+
+
+def ask_fresh_process(script: str, path: Path, *arguments: str) -> Any:
+    """What a Python script, which gets `path` and the arguments, printed last: JSON.
+
+    Raises:
+        CheckpointError: it ended with an error.
+    """
     answer = subprocess.run(
-        [sys.executable, "-c", script, str(folder.resolve()), *map(str, numbers)],
+        [sys.executable, "-c", script, str(path.resolve()), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -112,8 +138,13 @@ def _reload(script: str, folder: Path, input_px: int) -> dict[str, list[float]]:
     )
     if answer.returncode != 0:
         last = answer.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise _differs(folder, f"an error ({last[0]})")
-    record: dict[str, list[float]] = json.loads(answer.stdout.strip().splitlines()[-1])
+        raise _differs(path, f"an error ({last[0]})")
+    return json.loads(answer.stdout.strip().splitlines()[-1])
+
+
+def _reload(script: str, folder: Path, input_px: int) -> dict[str, list[float]]:
+    numbers = (NUM_IMAGES, SEED, input_px, torch.get_num_threads())
+    record: dict[str, list[float]] = ask_fresh_process(script, folder, *map(str, numbers))
     return record
 
 
@@ -129,7 +160,7 @@ def _features(backbone: nn.Module, input_px: int) -> np.ndarray[tuple[int, ...],
 def _differs(folder: Path, what: str) -> CheckpointError:
     return CheckpointError(
         str(folder),
-        f"loading this folder in a fresh process gives {what}.",
+        f"loading it in a fresh process gives {what}.",
         "It must give what the trained backbone gives; nothing was exported.",
         "Check the timm version (`dino-path doctor`), and report this with the config of the run.",
     )

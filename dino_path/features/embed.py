@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_path.distributed import World
 from dino_path.errors import DataError, TileStoreError
 from dino_path.features.coordinates import Coordinates, trident_attributes, write_coordinates
-from dino_path.features.extractor import Extractor, extract_features, iterate_features
+from dino_path.features.extractor import Extractor, Forward, batches_of, extract_features, refuse_not_finite
 from dino_path.features.files import (
     Features,
     Origin,
@@ -26,11 +27,12 @@ from dino_path.features.files import (
     write_slide_features,
     write_tensor,
 )
-from dino_path.features.layouts import Layout, job_folder_name
+from dino_path.features.images import read_batches
+from dino_path.features.layouts import Layout, job_folder_name, name_for_reader, refuse_shared_names
 from dino_path.progress import Meter, meter
 from dino_path.run import write_json
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
-from dino_path.tiles.source import Subset, TileSource
+from dino_path.tiles.source import TileSource
 from dino_path.tiles.store import TileStore
 
 logger = logging.getLogger(__name__)
@@ -44,14 +46,15 @@ class EmbedSummary:
 
     Attributes:
         written, kept: slides whose files are new; were complete already.
-        without_tiles: (slide id, reason) of slides that tiling left without tiles, so that no file was due.
-        failed: (slide id, reason) of slides whose tiles could not be read; a new call tries them again.
+        empty: (slide id, reason) of slides that tiling left without tiles, so that no file was due.
+        failed: (slide id, reason) of slides that could not be tiled, or whose tiles could not be read; a new call
+            tries them again.
         folders: where the features lie, one per layout.
     """
 
     written: tuple[str, ...]
     kept: tuple[str, ...]
-    without_tiles: tuple[tuple[str, str], ...]
+    empty: tuple[tuple[str, str], ...]
     failed: tuple[tuple[str, str], ...]
     num_tiles: int
     folders: tuple[Path, ...]
@@ -59,9 +62,9 @@ class EmbedSummary:
     def text(self) -> str:
         """For people: the counts, every slide without features and why, and where the files are."""
         counts = [f"{len(self.written)} slides embedded", f"{len(self.kept)} were there already"]
-        counts += [f"{len(self.without_tiles)} without tiles", f"{len(self.failed)} failed"]
+        counts += [f"{len(self.empty)} without tiles", f"{len(self.failed)} failed"]
         lines = [f"failed   {slide_id}: {reason}" for slide_id, reason in self.failed]
-        lines += [f"skipped  {slide_id}: {reason}" for slide_id, reason in self.without_tiles]
+        lines += [f"empty    {slide_id}: {reason}" for slide_id, reason in self.empty]
         lines.append(f"{', '.join(counts)}; {self.num_tiles:,} tiles")
         return "\n".join(lines + [f"features: {folder}" for folder in self.folders])
 
@@ -83,50 +86,71 @@ def embed_store(
     *,
     layouts: Sequence[Layout] = ("trident",),
     batch_size: int,
-    device: torch.device,
+    world: World,
     num_workers: int = 0,
     allow_other_mpp: bool = False,
 ) -> EmbedSummary:
     """Features of all tiles of a store, one file per slide and layout, below `out`.
 
-    trident: `out/<mag>x_<px>px_<overlap>px_overlap/features_<encoder>/<slide>.h5`, and `patches/` beside it;
-    clam: `out/clam_<encoder>/h5_files/<slide>.h5` and `pt_files/<slide>.pt`.
-    `out/embed_<encoder>.json` lists every slide with what became of it.
+    trident: `out/<mag>x_<px>px_<overlap>px_overlap/features_<encoder>/<name>.h5`, and `patches/` beside it;
+    clam: `out/clam_<encoder>/h5_files/<name>.h5` and `pt_files/<name>.pt`. `name` is that of the slide file, by which
+    both look for it. `out/embed_<encoder>.json` lists every slide with what became of it.
 
     Args:
+        world: each of its processes takes some slides; all return the same summary.
+        num_workers: processes that read, of each process of the world.
         allow_other_mpp: embed tiles whose mpp differs by more than 5 % from the one the model was trained at.
 
     Raises:
         TileStoreError: the tiles' mpp is not the model's.
+        SlideError: two slides have one name.
         DataError: `out` holds features of these slides that another model, or other tiles, have given.
     """
     if not allow_other_mpp:
-        _refuse_other_mpp(extractor, store)
+        refuse_other_mpp(extractor, store.mpp, str(store.path))
+    refuse_shared_names((record.path for record in store.slides), layouts)
     slides = [_plan(extractor, store, out, layouts, number) for number in range(len(store.slides))]
     done = {slide.record.slide_id for slide in slides if _is_finished(slide)}
-    waiting = [slide for slide in slides if slide.record.slide_id not in done]
-    written, failed = [], []
-    with meter("embedding", sum(len(slide.tiles) for slide in waiting), "tiles") as counter:
-        for slide in waiting:
-            slide_id = slide.record.slide_id
-            try:
-                features_ND = _slide_features(extractor, store, slide, batch_size, device, num_workers, counter)
-            except TileStoreError as error:
-                logger.error("%s: no features. %s", slide_id, error)
-                failed.append((slide_id, f"{error.thing}: {error.found}"))
-                continue
-            _write(store, slide, features_ND, out, layouts)
-            written.append(slide_id)
+    world.barrier()  # all have looked before any writes
+    mine = share([slide for slide in slides if slide.record.slide_id not in done], world)
+    written: list[str] = []
+    failed: list[tuple[str, str]] = []
+    with meter("embedding", sum(len(slide.tiles) for slide in mine), "tiles", lines=world.is_first) as counter:
+        for slide, answer in _slide_features(extractor, store, mine, batch_size, world.device, num_workers, counter):
+            if isinstance(answer, TileStoreError):
+                logger.error("%s: no features. %s", slide.record.slide_id, answer)
+                failed.append((slide.record.slide_id, f"{answer.thing}: {answer.found}"))
+            else:
+                _write(store, slide, answer, out, layouts)
+                written.append(slide.record.slide_id)
+    answers = world.gather((written, failed))
+    written = sorted(slide_id for some, _ in answers for slide_id in some)
+    failed = [failure for _, some in answers for failure in some]
+    records = [read_record(file) for file in StoreFolder(store.path).record_files()]
+    untiled = [(record.slide_id, record.reason) for record in records if record.status == "failed"]
     summary = EmbedSummary(
         written=tuple(written),
         kept=tuple(slide.record.slide_id for slide in slides if slide.record.slide_id in done),
-        without_tiles=tuple(_without_tiles(store)),
-        failed=tuple(failed),
+        empty=tuple((record.slide_id, record.reason) for record in records if record.status == "empty"),
+        failed=tuple(sorted([*untiled, *failed])),
         num_tiles=sum(len(slide.tiles) for slide in slides if slide.record.slide_id in done.union(written)),
         folders=tuple(_layout_folder(extractor, store, out, layout) for layout in layouts),
     )
-    _write_summary(extractor, store, out, summary)
+    if world.is_first:
+        _write_summary(extractor, store, out, summary)
     return summary
+
+
+def share(slides: Sequence[_Slide], world: World) -> list[_Slide]:
+    """The slides of this process: largest first, each to the process with the fewest tiles so far."""
+    loads = [0] * world.size
+    mine = []
+    for slide in sorted(slides, key=lambda one: -len(one.tiles)):
+        least = loads.index(min(loads))
+        loads[least] += len(slide.tiles)
+        if least == world.rank:
+            mine.append(slide)
+    return sorted(mine, key=lambda one: one.record.slide_id)
 
 
 def embed_images(
@@ -165,12 +189,17 @@ def encoder_folder_name(extractor: Extractor) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in extractor.name)
 
 
-def _refuse_other_mpp(extractor: Extractor, store: TileStore) -> None:
-    if extractor.mpp is None or abs(store.mpp / extractor.mpp - 1) <= LARGEST_MPP_DIFFERENCE + 1e-9:
+def refuse_other_mpp(extractor: Extractor, mpp: float, name: str) -> None:
+    """Check that tiles at `mpp` are what the model was trained on.
+
+    Raises:
+        TileStoreError: they differ by more than 5 %.
+    """
+    if extractor.mpp is None or abs(mpp / extractor.mpp - 1) <= LARGEST_MPP_DIFFERENCE + 1e-9:
         return
     raise TileStoreError(
-        str(store.path),
-        f"its tiles are at {store.mpp:g} um/px, and {extractor.name} was trained at {extractor.mpp:g} um/px.",
+        name,
+        f"tiles are at {mpp:g} um/px, and {extractor.name} was trained at {extractor.mpp:g} um/px.",
         "A model sees tissue at the resolution it was trained at (within 5 %).",
         f"Tile again with tiles.mpp={extractor.mpp:g}, or embed with --allow-other-mpp.",
     )
@@ -183,7 +212,7 @@ def _plan(extractor: Extractor, store: TileStore, out: Path, layouts: Sequence[L
     content = hashlib.sha256()
     for column in (store.x_level0, store.y_level0, store.size_level0, store.offset, store.length):
         content.update(column[first:last].tobytes())
-    files = [_h5_file(extractor, store, out, layout, record.slide_id) for layout in layouts]
+    files = [_h5_file(extractor, store, out, layout, record) for layout in layouts]
     origin = Origin(extractor.name, extractor.digest, content.hexdigest()[:16])
     return _Slide(record, tiles, tuple(files), origin)
 
@@ -198,9 +227,9 @@ def _job_folder(store: TileStore, out: Path) -> Path:
     return out / job_folder_name(StoreFolder(store.path).read_config())
 
 
-def _h5_file(extractor: Extractor, store: TileStore, out: Path, layout: Layout, slide_id: str) -> Path:
+def _h5_file(extractor: Extractor, store: TileStore, out: Path, layout: Layout, record: SlideRecord) -> Path:
     folder = _layout_folder(extractor, store, out, layout)
-    return (folder / "h5_files" if layout == "clam" else folder) / f"{slide_id}.h5"
+    return (folder / "h5_files" if layout == "clam" else folder) / f"{name_for_reader(record.path, layout)}.h5"
 
 
 def _is_finished(slide: _Slide) -> bool:
@@ -219,41 +248,45 @@ def _is_finished(slide: _Slide) -> bool:
 def _slide_features(
     extractor: Extractor,
     store: TileStore,
-    slide: _Slide,
+    slides: Sequence[_Slide],
     batch_size: int,
     device: torch.device,
     num_workers: int,
     counter: Meter,
-) -> Features:
+) -> Iterator[tuple[_Slide, Features | TileStoreError]]:
+    """Each slide with its features, or with why its tiles cannot be read. Reading runs ahead over the slides."""
+    batches = [(slide, numbers) for slide in slides for numbers in batches_of(slide.tiles, batch_size)]
+    numbers_of_all = [numbers for _, numbers in batches]
+    is_cuda = device.type == "cuda"
+    images = read_batches(store, numbers_of_all, extractor.input_px, num_workers=num_workers, pin_memory=is_cuda)
+    forward = Forward(extractor, device)
     parts: list[Features] = []
-    for features_BD in iterate_features(
-        extractor, Subset(store, slide.tiles), batch_size=batch_size, device=device, num_workers=num_workers
-    ):
-        parts.append(features_BD)
-        counter.advance(len(features_BD), slide.record.slide_id)
-    return np.concatenate(parts)
+    error: TileStoreError | None = None
+    for (slide, numbers), batch in zip(batches, images, strict=True):
+        if isinstance(batch, TileStoreError):
+            error = error or batch
+        elif error is None:
+            parts.append(forward(batch))
+            refuse_not_finite(extractor, store, numbers, parts[-1])
+        counter.advance(len(numbers), slide.record.slide_id)
+        if numbers[-1] == slide.tiles[-1]:
+            yield slide, error or np.concatenate(parts)
+            parts, error = [], None
 
 
 def _write(store: TileStore, slide: _Slide, features_ND: Features, out: Path, layouts: Sequence[Layout]) -> None:
     record, tiles = slide.record, slide.tiles
     coords_N2: Coordinates = np.stack([store.x_level0[tiles], store.y_level0[tiles]], axis=1).astype(np.int64)
     config, size_level0 = StoreFolder(store.path).read_config(), int(store.size_level0[tiles[0]])
-    attributes = trident_attributes(record, config, name=record.slide_id, size_level0=size_level0)
     for layout, file in zip(layouts, slide.files, strict=True):
+        attributes = trident_attributes(record, config, name=file.stem, size_level0=size_level0)
         # The h5 file is what a later call looks for, so it comes last.
         if layout == "clam":
-            write_tensor(file.parent.with_name("pt_files") / f"{record.slide_id}.pt", features_ND)
+            write_tensor(file.parent.with_name("pt_files") / f"{file.stem}.pt", features_ND)
         else:
-            patches = _job_folder(store, out) / "patches" / f"{record.slide_id}_patches.h5"
+            patches = _job_folder(store, out) / "patches" / f"{file.stem}_patches.h5"
             write_coordinates(patches, coords_N2, attributes)
         write_slide_features(file, features_ND, coords_N2, attributes, slide.origin)
-
-
-def _without_tiles(store: TileStore) -> Iterator[tuple[str, str]]:
-    for file in StoreFolder(store.path).record_files():
-        record = read_record(file)
-        if record.status != "done":
-            yield record.slide_id, f"{record.status}: {record.reason}"
 
 
 def _write_summary(extractor: Extractor, store: TileStore, out: Path, summary: EmbedSummary) -> None:
@@ -265,6 +298,7 @@ def _write_summary(extractor: Extractor, store: TileStore, out: Path, summary: E
         "encoder_mpp": extractor.mpp,
         "tile_mpp": store.mpp,
         "tile_px": store.size_px,
+        "precision": extractor.precision,
         "store_digest": store.digest,
         **described,
     }

@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
+import logging
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dino_path.errors import CheckpointError, ConfigError
+from dino_path.errors import CheckpointError, ConfigError, TileStoreError
+from dino_path.features.images import read_batches
 from dino_path.model.folder import Triple, build_untrained, load_backbone, read_model_folder
 from dino_path.model.pretrained import TimmBackbone, load_timm_weights, untrained_timm_backbone
 from dino_path.progress import meter
 from dino_path.tiles.source import TileSource
 
+logger = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 UNTRAINED_SEED = 0
-BATCHES_AHEAD = 3
 GENERIC_FOLDER_NAMES = ("model", "export", "")
 
 
@@ -50,7 +54,8 @@ class Extractor:
         mean, std: RGB, of images in [0, 1].
         input_px: edge of the square image that the module expects; None: any size, as it comes.
         mpp: microns per pixel of the tiles it was trained on; None: unknown.
-        digest: SHA-256 of weights and preprocessing; equal digests give equal features.
+        digest: SHA-256 of weights, preprocessing and precision; equal digests give equal features.
+        precision: in which the module runs (torch.autocast); features are fp32 numbers whatever it is.
     """
 
     name: str
@@ -61,10 +66,18 @@ class Extractor:
     mpp: float | None
     digest: str
     num_features: int
+    precision: Precision = "fp32"
+
+    def at(self, precision: Precision) -> Extractor:
+        """The same model, run at another precision: another digest, for its features differ."""
+        if precision == self.precision:
+            return self
+        digest = hashlib.sha256(f"{self.digest} {precision}".encode()).hexdigest()
+        return replace(self, precision=precision, digest=digest)
 
 
 def load_extractor(spec: str, *, device: torch.device) -> Extractor:
-    """The extractor that `spec` names.
+    """The extractor that `spec` names, at fp32.
 
     Args:
         spec: a model folder | `untrained:` + model folder (the same architecture, weights drawn with a fixed seed) |
@@ -138,7 +151,7 @@ def extract_features(
 
     Args:
         input_px: edge of the image that the model sees; None: the extractor's own.
-        num_workers: threads that read and decode ahead of the model (OpenCV works outside Python's lock).
+        num_workers: processes that read and decode ahead of the model.
         what: name of the work in the progress display.
 
     Raises:
@@ -171,81 +184,84 @@ def iterate_features(
     edge_px = extractor.input_px if input_px is None else input_px
     if edge_px is not None and edge_px != extractor.input_px:
         _check_input_px(extractor, edge_px, device)
-    start = 0
-    for images in _image_batches(source, edge_px, batch_size, num_workers):
-        features_BD = _forward(extractor, images, device)
-        if not np.isfinite(features_BD).all():
-            raise _not_finite(extractor, source, start, features_BD)
+    batches = batches_of(np.arange(len(source), dtype=np.int64), batch_size)
+    forward = Forward(extractor, device)
+    images = read_batches(source, batches, edge_px, num_workers=num_workers, pin_memory=device.type == "cuda")
+    for numbers, batch in zip(batches, images, strict=True):
+        if isinstance(batch, TileStoreError):
+            raise batch
+        features_BD = forward(batch)
+        refuse_not_finite(extractor, source, numbers, features_BD)
         yield features_BD
-        start += len(images)
 
 
-def prepare_image(image_HWC: NDArray[np.uint8], input_px: int | None) -> NDArray[np.uint8]:
-    """The (input_px, input_px, 3) centre of the image after its shorter side became `input_px`.
+def batches_of(numbers: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """The numbers in order, `batch_size` at a time; the last may be fewer."""
+    return [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
 
-    The geometry is timm's evaluation transform with `crop_pct` 1: tissue at the rim of a tile counts as much as in
-    its middle. Shrinking averages over areas, enlarging is bicubic. None: the image as it is.
+
+class Forward:
+    """Runs batches through an extractor on a device; in halves from the first that did not fit into its memory.
+
+    Attributes:
+        most_images: at a time; None: whole batches, as they come.
     """
-    if input_px is None:
-        return image_HWC
-    height, width = image_HWC.shape[:2]
-    shorter = min(height, width)
-    if shorter != input_px:
-        width, height = width * input_px // shorter, height * input_px // shorter
-        interpolation = cv2.INTER_AREA if shorter > input_px else cv2.INTER_CUBIC
-        image_HWC = np.asarray(cv2.resize(image_HWC, (width, height), interpolation=interpolation), np.uint8)
-    top, left = round((height - input_px) / 2), round((width - input_px) / 2)
-    return image_HWC[top : top + input_px, left : left + input_px]
+
+    def __init__(self, extractor: Extractor, device: torch.device) -> None:
+        self.most_images: int | None = None
+        self._extractor, self._device = extractor, device
+        values = (torch.tensor(triple, device=device).view(1, 3, 1, 1) for triple in (extractor.mean, extractor.std))
+        self._mean, self._std = values
+
+    def __call__(self, images: Tensor | list[Tensor]) -> NDArray[np.float32]:
+        """Features (B, D) of (B, H, W, C) uint8 images, or of images that differ in size (one by one)."""
+        if isinstance(images, list):
+            return np.concatenate([self(image[None]) for image in images])
+        parts: list[NDArray[np.float32]] = []
+        start = 0
+        while start < len(images):
+            part_BHWC = images[start : start + (self.most_images or len(images))]
+            try:
+                parts.append(self._features(part_BHWC))
+            except torch.OutOfMemoryError:
+                if len(part_BHWC) == 1:
+                    raise
+                self.most_images = len(part_BHWC) // 2
+                torch.cuda.empty_cache()
+                logger.warning(
+                    "%d images at a time do not fit into the memory of %s: %d from here on",
+                    len(part_BHWC), self._device, self.most_images,
+                )  # fmt: skip
+                continue
+            start += len(part_BHWC)
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def _features(self, images_BHWC: Tensor) -> NDArray[np.float32]:
+        images_BCHW = images_BHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        dtype = AUTOCAST[self._extractor.precision]
+        with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
+            features_BD: Tensor = self._extractor.module((images_BCHW - self._mean) / self._std)
+        return features_BD.float().cpu().numpy()
 
 
-def _image_batches(
-    source: TileSource, input_px: int | None, batch_size: int, num_workers: int
-) -> Iterator[list[NDArray[np.uint8]]]:
-    """Prepared images, `batch_size` at a time, in order; a few batches are decoded ahead by threads."""
+def refuse_not_finite(
+    extractor: Extractor, source: TileSource, numbers: NDArray[np.int64], features_BD: NDArray[np.float32]
+) -> None:
+    """Check the features of these images.
 
-    def load(index: int) -> NDArray[np.uint8]:
-        return prepare_image(source.read_image(index), input_px)
-
-    batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
-    if num_workers == 0:
-        for batch in batches:
-            yield [load(index) for index in batch]
-        return
-    waiting: deque[list[Future[NDArray[np.uint8]]]] = deque()
-    with ThreadPoolExecutor(num_workers) as pool:
-        try:
-            for batch in batches:
-                waiting.append([pool.submit(load, index) for index in batch])
-                if len(waiting) > BATCHES_AHEAD:
-                    yield [future.result() for future in waiting.popleft()]
-            while waiting:
-                yield [future.result() for future in waiting.popleft()]
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-@torch.inference_mode()
-def _forward(extractor: Extractor, images: list[NDArray[np.uint8]], device: torch.device) -> NDArray[np.float32]:
-    """Features (B, D) of images that may differ in size (then one by one)."""
-    if len({image.shape for image in images}) > 1:
-        return np.concatenate([_forward(extractor, [image], device) for image in images])
-    batch_BHWC = torch.from_numpy(np.stack(images)).to(device)
-    images_BCHW = batch_BHWC.permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (extractor.mean, extractor.std))
-    features_BD: Tensor = extractor.module((images_BCHW - mean) / std)
-    return features_BD.float().cpu().numpy()
-
-
-def _not_finite(
-    extractor: Extractor, source: TileSource, start: int, features_BD: NDArray[np.float32]
-) -> CheckpointError:
-    first = start + int(np.argmax(~np.isfinite(features_BD).all(axis=1)))
-    return CheckpointError(
-        extractor.name,
-        f"its features of {source.name(first)} are not finite.",
-        "A model with finite weights is needed.",
-        "Export an earlier checkpoint; the run's metrics.jsonl shows where the loss broke.",
-    )
+    Raises:
+        CheckpointError: some are no numbers.
+    """
+    is_good = np.isfinite(features_BD).all(axis=1)
+    if not is_good.all():
+        raise CheckpointError(
+            extractor.name,
+            f"its features of {source.name(int(numbers[np.argmin(is_good)]))} are not finite.",
+            "A model with finite weights is needed, and a precision that its features fit in.",
+            "Use bf16 or fp32 where it was fp16; else export an earlier checkpoint: metrics.jsonl shows where the loss"
+            " broke.",
+        )
 
 
 @torch.inference_mode()

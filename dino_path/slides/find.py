@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dino_path.errors import SlideError
 from dino_path.slides.masks import find_mask
-from dino_path.slides.slide import dicom_series
+from dino_path.slides.slide import dicom_series, is_slide_file
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 SLIDE_EXTENSIONS = (
     ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm",
 )  # fmt: skip
+TIFF_EXTENSIONS = (".tif", ".tiff")
 LONGEST_ID_BYTES = 150  # file systems allow 255 for a name; temporary names and tile keys add to it
 CSV_COLUMNS = "path[,slide_id,patient_id,mpp,split,mask,tiles.<setting>]"
 
@@ -74,12 +75,19 @@ def find_slides(inputs: Sequence[Path], exclude: Sequence[str] = (), *, masks: P
         replace(row, slide_id=safe_id(row.slide_id or str(row.path.relative_to(root).with_suffix(""))))
         for row in found.values()
     ]
-    _refuse_collisions(rows)
+    refuse_collisions(rows)
     rows = sorted(_without(rows, exclude), key=lambda row: row.slide_id)
     if masks is not None:
         rows = [_with_mask(row, masks) for row in rows]
     _refuse_shared_masks(rows)
     return rows
+
+
+def holds_slides(path: Path) -> bool:
+    """Whether a folder is one of slides, not of images: TIFF files are either, and OpenSlide tells by the first."""
+    files = _slides_in(path) if path.is_dir() else []
+    tiffs = [file for file in files if file.suffix.lower() in TIFF_EXTENSIONS]
+    return len(files) > len(tiffs) or bool(tiffs and is_slide_file(tiffs[0]))
 
 
 def safe_id(name: str) -> str:
@@ -245,7 +253,7 @@ def _bad_csv(path: Path, found: str) -> SlideError:
     )
 
 
-def _refuse_collisions(rows: Sequence[SlideRow]) -> None:
+def refuse_collisions(rows: Sequence[SlideRow]) -> None:
     by_id: dict[str, Path] = {}
     for row in rows:
         other = by_id.setdefault(row.slide_id, row.path)

@@ -210,3 +210,8 @@ def _bounds_origin(properties: Mapping[str, str]) -> tuple[int, int]:
         return int(properties["openslide.bounds-x"]), int(properties["openslide.bounds-y"])
     except (KeyError, ValueError):
         return 0, 0
+
+
+def is_slide_file(path: Path) -> bool:
+    """Whether OpenSlide knows the file's format; a picture of one tile is none."""
+    return openslide.OpenSlide.detect_format(path) is not None

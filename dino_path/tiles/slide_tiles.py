@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -17,12 +18,14 @@ MOST_OPEN_SLIDES = 32  # per process; opening one costs 1 to 100 ms
 
 
 class SlideTiles:
-    """Reads tiles of many slides. Handles are opened per process, and pickling carries none."""
+    """Reads tiles of many slides. Handles are opened per process, and pickling carries none.
+
+    Threads may share it, and take turns: a reader keeps the native tiles that it decoded last.
+    """
 
     def __init__(self, config: TilesConfig) -> None:
         self._config = config
-        self._readers: OrderedDict[str, TileReader] = OrderedDict()
-        self._pid = os.getpid()
+        self._start()
 
     def read(self, record: SlideRecord, corner_level0: tuple[int, int]) -> RgbImage:
         """One tile, the pixels that a store with pixels would have encoded: (size_px, size_px, 3) uint8 RGB.
@@ -30,8 +33,11 @@ class SlideTiles:
         Raises:
             TileStoreError: the slide is gone, is another file now, or cannot be decoded there.
         """
+        if self._pid != os.getpid():  # a forked child: handles are its parent's, whose lock may be held for ever
+            self._start()
         try:
-            return self._reader(record).read(corner_level0).pixels
+            with self._lock:
+                return self._reader(record).read(corner_level0).pixels
         except SlideError as error:
             raise TileStoreError(
                 f"{record.slide_id} x={corner_level0[0]} y={corner_level0[1]}",
@@ -41,8 +47,6 @@ class SlideTiles:
             ) from None
 
     def _reader(self, record: SlideRecord) -> TileReader:
-        if self._pid != os.getpid():  # a forked child must not share its parent's handles
-            self._readers, self._pid = OrderedDict(), os.getpid()
         reader = self._readers.get(record.slide_id)
         if reader is None:
             reader = self._open(record)
@@ -59,6 +63,11 @@ class SlideTiles:
         if slide.path.stat().st_size != record.file_bytes:
             raise SlideError(record.path, "is another file now than was tiled.", "", "")
         return TileReader.again(slide, spec_of(slide, self._config), reader=record.reader, shrink=record.shrink)
+
+    def _start(self) -> None:
+        self._readers: OrderedDict[str, TileReader] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
 
     def __reduce__(self) -> tuple[type[SlideTiles], tuple[TilesConfig]]:
         return SlideTiles, (self._config,)

@@ -15,6 +15,7 @@ from dino_path.model.checkpoint import FORMAT, VERSION, read_checkpoint
 from dino_path.run import RunFolder, atomic_write
 from dino_path.settings import as_plain
 from dino_path.tiles.source import TileSource
+from dino_path.tiles.store import TileStore
 from dino_path.training.learner import Learner
 from dino_path.training.sharding import load_whole, load_whole_optimizer, whole
 
@@ -37,6 +38,7 @@ def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: Til
         "step": step,
         "config": as_plain(config),
         "num_tiles": len(tiles),
+        "num_slides": len(tiles.slides) if isinstance(tiles, TileStore) else None,
         "tiles_digest": tiles.digest,
         "tile_mpp": tiles.mpp,
         "world_size": learner.world.size,

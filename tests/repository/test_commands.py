@@ -341,6 +341,23 @@ def test_embed_refuses_an_unknown_layout(run: Run, slide: Path) -> None:
     run("embed", "mean-colour", "store", "--layout", "clamm", "--out", "features").check_refused("clamm", "clam")
 
 
+def test_embed_refuses_settings_for_what_is_tiled_already(run: Run, tiles_folder: Path) -> None:
+    run("embed", "mean-colour", tiles_folder, "tiles.mpp=1", "--out", "x").check_refused("is tiled already")
+
+
+def test_embed_asks_for_the_mpp_of_slides_where_the_model_does_not_know_it(run: Run, slide: Path) -> None:
+    run("embed", "mean-colour", slide, "--out", "x").check_refused("tiles.mpp")
+
+
+def test_export_refuses_an_unknown_format(run: Run, run_folder: Path) -> None:
+    run("export", run_folder, "--out", "model", "--format", "tflite").check_refused("tflite is no format")
+
+
+def test_attention_refuses_a_model_without_a_cls_token(run: Run, tiles_folder: Path) -> None:
+    image = next(tiles_folder.iterdir())
+    run("attention", "untrained:timm:resnet18", image, "--out", "x").check_refused("is a ResNet", "[CLS]")
+
+
 @pytest.mark.parametrize(("model", "parts"), BAD_MODELS)
 def test_evaluate_refuses_what_is_no_model(
     run: Run, labelled: Path, model_words: Callable[[str], str], model: str, parts: list[str]

@@ -35,6 +35,7 @@ DOORS: dict[str, set[str]] = {
     "safetensors": {"export"},
     "onnx": {"export"},
     "onnxruntime": {"export"},
+    "huggingface_hub": {"export"},
     "matplotlib": {"reporting"},
     "jinja2": {"reporting"},
     "typer": {"cli"},

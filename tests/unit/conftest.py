@@ -11,17 +11,15 @@ import pytest
 
 @pytest.fixture
 def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the export's reload script in this process: a fresh one takes seconds to import torch."""
-    import torch
+    """Run the export's reload scripts in this process: a fresh one takes seconds to import torch."""
+    from dino_path.export import formats, reload
 
-    from dino_path.export import reload
-
-    def answer(script: str, folder: Path, input_px: int) -> dict[str, object]:
-        arguments = ["-c", str(folder), "2", "0", str(input_px), str(torch.get_num_threads())]
+    def answer(script: str, path: Path, *arguments: str) -> object:
         printed = io.StringIO()
-        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setattr(sys, "argv", ["-c", str(path.resolve()), *arguments])
         with contextlib.redirect_stdout(printed):
             exec(script, {})
-        return json.loads(printed.getvalue())
+        return json.loads(printed.getvalue().strip().splitlines()[-1])
 
-    monkeypatch.setattr(reload, "_reload", answer)
+    for module in (reload, formats):
+        monkeypatch.setattr(module, "ask_fresh_process", answer)

@@ -255,3 +255,16 @@ def test_digest_changes_with_a_setting_and_not_with_how_it_was_written() -> None
     assert digest(first) == digest(TilesConfig.model_validate({"size_px": 256, "mpp": 0.50}))
     assert digest(first) != digest(TilesConfig(mpp=0.25))
     assert len(digest(first)) == 16
+
+
+def test_a_fallback_holds_only_where_nobody_gave_the_key(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("tiles: {mpp: 1.0}\n")
+    for source, overrides, expected in (
+        (file, [], 1.0),
+        (None, ["tiles.mpp=2"], 2.0),
+        (None, ["tiles.size_px=64"], 0.5),
+    ):
+        config = load_config(source, overrides, needs=("tiles",), fallback={"tiles.mpp": 0.5})
+        assert config.tiles is not None
+        assert config.tiles.mpp == expected

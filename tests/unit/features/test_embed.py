@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from feature_samples import CPU, write_model_folder, write_store
+from tiny import ALONE
 
 from dino_path.errors import ConfigError, DataError, TileStoreError
 from dino_path.features.embed import embed_images, embed_store
@@ -31,7 +32,7 @@ def store(tmp_path: Path) -> TileStore:
 
 def test_a_slide_file_is_what_trident_reads(extractor: Extractor, store: TileStore, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = embed_store(extractor, store, out, batch_size=2, device=CPU)
+    summary = embed_store(extractor, store, out, batch_size=2, world=ALONE)
     assert summary.written == ("a", "b")
     assert summary.num_tiles == 7
     file = out / "20x_40px_0px_overlap" / "features_tiny" / "a.h5"
@@ -56,7 +57,7 @@ def test_a_slide_file_is_what_trident_reads(extractor: Extractor, store: TileSto
 def test_magnifications_give_the_exact_footprint_by_their_ratio(
     extractor: Extractor, store: TileStore, tmp_path: Path
 ) -> None:
-    embed_store(extractor, store, tmp_path / "out", batch_size=4, device=CPU)
+    embed_store(extractor, store, tmp_path / "out", batch_size=4, world=ALONE)
     attributes = read_feature_file(tmp_path / "out/20x_40px_0px_overlap/features_tiny/b.h5").coords_attributes
     source_mpp, target_mpp = (10 / float(attributes[f"{kind}_magnification"]) for kind in ("level0", "target"))
     assert (source_mpp, target_mpp) == pytest.approx((0.265, 0.5))
@@ -64,7 +65,7 @@ def test_magnifications_give_the_exact_footprint_by_their_ratio(
 
 
 def test_clam_gets_arrays_and_plain_tensors(extractor: Extractor, store: TileStore, tmp_path: Path) -> None:
-    embed_store(extractor, store, tmp_path / "out", layouts=("trident", "clam"), batch_size=4, device=CPU)
+    embed_store(extractor, store, tmp_path / "out", layouts=("trident", "clam"), batch_size=4, world=ALONE)
     folder = tmp_path / "out" / "clam_tiny"
     tensor = torch.load(folder / "pt_files" / "a.pt", weights_only=True)
     clam = read_feature_file(folder / "h5_files" / "a.h5")
@@ -79,12 +80,12 @@ def test_clam_gets_arrays_and_plain_tensors(extractor: Extractor, store: TileSto
 
 def test_a_second_call_makes_only_what_is_missing(extractor: Extractor, store: TileStore, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    embed_store(extractor, store, out, batch_size=4, device=CPU)
+    embed_store(extractor, store, out, batch_size=4, world=ALONE)
     folder = out / "20x_40px_0px_overlap" / "features_tiny"
     kept, missing = folder / "a.h5", folder / "b.h5"
     before, lost = kept.stat().st_mtime_ns, missing.read_bytes()
     missing.unlink()
-    summary = embed_store(extractor, store, out, batch_size=4, device=CPU)
+    summary = embed_store(extractor, store, out, batch_size=4, world=ALONE)
     assert (summary.kept, summary.written) == (("a",), ("b",))
     assert summary.num_tiles == 7
     assert kept.stat().st_mtime_ns == before
@@ -99,16 +100,16 @@ def test_slides_that_cannot_be_read_are_listed_and_the_others_are_done(
     first, length = int(store.offset[0]), int(store.length[0])
     content[first : first + length] = bytes(length)
     tar.write_bytes(content)
-    summary = embed_store(extractor, store, tmp_path / "out", batch_size=4, device=CPU)
+    summary = embed_store(extractor, store, tmp_path / "out", batch_size=4, world=ALONE)
     assert summary.written == ("b",)
-    assert summary.without_tiles == (("c", "empty: no tissue"),)
+    assert summary.empty == (("c", "no tissue"),)
     [(slide_id, reason)] = summary.failed
     assert slide_id == "a"
     assert "a x=0 y=3" in reason
     assert not (summary.folders[0] / "a.h5").exists()
     lines = summary.text().splitlines()
     assert lines[0].startswith("failed   a: a x=0 y=3")
-    assert lines[1] == "skipped  c: empty: no tissue"
+    assert lines[1] == "empty    c: no tissue"
     assert lines[2] == "1 slides embedded, 0 were there already, 1 without tiles, 1 failed; 2 tiles"
     record = json.loads((tmp_path / "out" / "embed_tiny.json").read_text())
     assert record["failed"] == [["a", reason]]
@@ -119,23 +120,23 @@ def test_features_of_another_model_or_other_tiles_are_not_mixed_in(
     extractor: Extractor, store: TileStore, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    embed_store(extractor, store, out, batch_size=4, device=CPU)
+    embed_store(extractor, store, out, batch_size=4, world=ALONE)
     other = load_extractor(str(write_model_folder(tmp_path / "other" / "tiny", seed=8)), device=CPU)
     with pytest.raises(DataError, match="another model"):
-        embed_store(other, store, out, batch_size=4, device=CPU)
+        embed_store(other, store, out, batch_size=4, world=ALONE)
     more_tiles = write_store(tmp_path / "again", {"a": 6})
     with pytest.raises(DataError, match="other tiles"):
-        embed_store(extractor, more_tiles, out, batch_size=4, device=CPU)
+        embed_store(extractor, more_tiles, out, batch_size=4, world=ALONE)
 
 
 def test_tiles_at_another_resolution_are_refused_unless_allowed(extractor: Extractor, tmp_path: Path) -> None:
     coarse = write_store(tmp_path / "coarse", {"a": 1}, mpp=1.0)
     near = write_store(tmp_path / "near", {"a": 1}, mpp=0.525)
     with pytest.raises(TileStoreError, match=r"1 um/px, and tiny was trained at 0.5"):
-        embed_store(extractor, coarse, tmp_path / "out", batch_size=4, device=CPU)
+        embed_store(extractor, coarse, tmp_path / "out", batch_size=4, world=ALONE)
     assert not (tmp_path / "out").exists()
-    assert embed_store(extractor, near, tmp_path / "out", batch_size=4, device=CPU).written == ("a",)
-    allowed = embed_store(extractor, coarse, tmp_path / "out", batch_size=4, device=CPU, allow_other_mpp=True)
+    assert embed_store(extractor, near, tmp_path / "out", batch_size=4, world=ALONE).written == ("a",)
+    allowed = embed_store(extractor, coarse, tmp_path / "out", batch_size=4, world=ALONE, allow_other_mpp=True)
     assert allowed.folders == (tmp_path / "out" / "10x_40px_0px_overlap" / "features_tiny",)
 
 
@@ -174,7 +175,7 @@ def test_a_killed_write_leaves_no_file(
     with monkeypatch.context() as patch:
         patch.setattr("dino_path.features.files.add_coordinates", killed)
         with pytest.raises(KeyboardInterrupt):
-            embed_store(extractor, store, tmp_path / "out", batch_size=4, device=CPU)
+            embed_store(extractor, store, tmp_path / "out", batch_size=4, world=ALONE)
     files = [file.name for file in (tmp_path / "out").rglob("*") if file.is_file()]
     assert files == ["a_patches.h5"]  # complete, and the features that follow it are not there at all
-    assert embed_store(extractor, store, tmp_path / "out", batch_size=4, device=CPU).written == ("a", "b")
+    assert embed_store(extractor, store, tmp_path / "out", batch_size=4, world=ALONE).written == ("a", "b")

@@ -1,0 +1,100 @@
+"""Images as models take them: resized, cut square, and read ahead by processes, a batch at a time.
+
+Shape suffixes: B images of a batch, H and W their edges in pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dino_path.errors import TileStoreError
+from dino_path.tiles.source import TileSource
+
+BATCHES_AHEAD = 2  # per process
+
+Batch = Tensor | list[Tensor] | TileStoreError
+
+
+def read_batches(
+    source: TileSource,
+    batches: Sequence[NDArray[np.int64]],
+    input_px: int | None,
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Each batch of prepared images in turn, (B, H, W, C) uint8; as a list where they differ in size.
+
+    A batch that cannot be read comes as its error, so that it costs no other.
+
+    Args:
+        batches: numbers of the images in the source.
+        num_workers: processes that read and decode ahead; 0: none but this one. Threads would not do: a reader of
+            slides keeps what it decoded last, for one reader at a time.
+        pin_memory: hand them over in page-locked memory, for a GPU.
+    """
+    return iter(
+        DataLoader(
+            _Images(source, batches, input_px),  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=range(len(batches)),
+            num_workers=num_workers,
+            prefetch_factor=BATCHES_AHEAD if num_workers else None,
+            worker_init_fn=_prepare_worker,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else the loader draws from the global random state
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """A data set whose items are whole batches."""
+
+    source: TileSource
+    batches: Sequence[NDArray[np.int64]]
+    input_px: int | None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Batch:
+        try:
+            images = [prepare_image(self.source.read_image(int(at)), self.input_px) for at in self.batches[number]]
+        except TileStoreError as error:
+            return error
+        if len({image.shape for image in images}) == 1:
+            return torch.from_numpy(np.stack(images))
+        return [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
+
+
+def _prepare_worker(_: int) -> None:
+    """One thread per process: OpenCV and torch would otherwise start one per core in each."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def prepare_image(image_HWC: NDArray[np.uint8], input_px: int | None) -> NDArray[np.uint8]:
+    """The (input_px, input_px, 3) centre of the image after its shorter side became `input_px`.
+
+    The geometry is timm's evaluation transform with `crop_pct` 1: tissue at the rim of a tile counts as much as in
+    its middle. Shrinking averages over areas, enlarging is bicubic. None: the image as it is.
+    """
+    if input_px is None:
+        return image_HWC
+    height, width = image_HWC.shape[:2]
+    shorter = min(height, width)
+    if shorter != input_px:
+        width, height = width * input_px // shorter, height * input_px // shorter
+        interpolation = cv2.INTER_AREA if shorter > input_px else cv2.INTER_CUBIC
+        image_HWC = np.asarray(cv2.resize(image_HWC, (width, height), interpolation=interpolation), np.uint8)
+    top, left = round((height - input_px) / 2), round((width - input_px) / 2)
+    return image_HWC[top : top + input_px, left : left + input_px]

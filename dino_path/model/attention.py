@@ -1,0 +1,89 @@
+"""What the last block of a ViT attends to: the softmax that fused attention never shows, computed again.
+
+Shape suffixes: B images, A heads, N tokens (prefix tokens first, then patches row by row), D width, C channels, H and W
+edges in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import Attention, VisionTransformer
+from torch import Tensor, nn
+
+from dino_path.errors import CheckpointError
+from dino_path.model.locality import LocalitySelfAttention
+
+
+@dataclass(frozen=True)
+class LastAttention:
+    """Attention of the last block.
+
+    Attributes:
+        weights: (B, A, N, N); rows are the tokens that look, columns those that are looked at; every row sums to one.
+        num_prefix: tokens before the patches ([CLS], registers); [CLS] is the first.
+        grid: (rows, columns) of patches.
+    """
+
+    weights: Tensor
+    num_prefix: int
+    grid: tuple[int, int]
+
+    def of_cls(self) -> Tensor:
+        """(B, A, rows, columns): how much [CLS] looks at each patch."""
+        return self._on_grid(0)
+
+    def of_patch(self, row: int, column: int) -> Tensor:
+        """(B, A, rows, columns): how much one patch looks at each patch."""
+        token = self.num_prefix + row * self.grid[1] + column
+        return self._on_grid(token)
+
+    def _on_grid(self, token: int) -> Tensor:
+        num_images, num_heads = self.weights.shape[:2]
+        return self.weights[:, :, token, self.num_prefix :].reshape(num_images, num_heads, *self.grid)
+
+
+@torch.inference_mode()
+def last_attention(backbone: nn.Module, images_BCHW: Tensor, *, name: str) -> LastAttention:
+    """Run normalised images through a ViT, and return what its last block attended to.
+
+    Raises:
+        CheckpointError: not a plain ViT of timm with a [CLS] token. `name` is the model's, for the message.
+    """
+    if not (
+        isinstance(backbone, VisionTransformer)
+        and backbone.num_prefix_tokens > 0
+        and isinstance(backbone.blocks[-1].attn, (Attention, LocalitySelfAttention))
+    ):
+        raise CheckpointError(
+            name,
+            f"is a {type(backbone).__name__}: it has no [CLS] token whose attention could be shown.",
+            "A ViT of timm's VisionTransformer is needed.",
+            "Take a ViT. What a CNN looks at, gradients would have to tell.",
+        )
+    attention, seen = backbone.blocks[-1].attn, []
+    hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        backbone(images_BCHW)
+    finally:
+        hook.remove()
+    patch_height, patch_width = backbone.patch_embed.patch_size
+    grid = (images_BCHW.shape[2] // patch_height, images_BCHW.shape[3] // patch_width)
+    return LastAttention(_weights(attention, seen[0]), int(backbone.num_prefix_tokens), grid)
+
+
+def _weights(attention: nn.Module, tokens_BND: Tensor) -> Tensor:
+    num_images, num_tokens, _ = tokens_BND.shape
+    qkv: Tensor = attention.qkv(tokens_BND)  # type: ignore[operator]
+    num_heads = int(attention.num_heads)  # type: ignore[arg-type]
+    query, key, _ = qkv.reshape(num_images, num_tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    query, key = attention.q_norm(query), attention.k_norm(key)  # type: ignore[operator]
+    if isinstance(attention, LocalitySelfAttention):
+        logits_BANN = (query * attention.inverse_temperature.view(-1, 1, 1)) @ key.transpose(-2, -1)
+        itself = torch.eye(num_tokens, dtype=torch.bool, device=tokens_BND.device)
+        logits_BANN = logits_BANN.masked_fill(itself, -torch.inf)
+    else:
+        logits_BANN = (query * attention.scale) @ key.transpose(-2, -1)
+    weights_BANN: Tensor = logits_BANN.softmax(dim=-1)
+    return weights_BANN

@@ -1,0 +1,88 @@
+"""Attention maps: their numbers against a slow reference, and the pictures."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from feature_samples import CPU, write_model_folder
+
+from dino_path.errors import CheckpointError, ConfigError
+from dino_path.features.attention import CAPTION_PX, GAP_PX, PANEL_PX, attention_sheet, draw_attention
+from dino_path.features.extractor import load_extractor
+from dino_path.model.attention import LastAttention, last_attention
+from dino_path.model.backbone import build_backbone
+
+NAME = "vit_tiny_patch16_224"
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"locality_self_attention": True}, {"reg_tokens": 3}], ids=str)
+def test_the_weights_are_those_that_mix_the_values(arguments: dict[str, bool | int]) -> None:
+    """With them the attention's own output follows from the values, token by token."""
+    torch.manual_seed(0)
+    backbone = build_backbone(NAME, {**SMALL, **arguments}).eval()
+    images = torch.randn(2, 3, 40, 48)
+    attention = backbone.blocks[-1].attn
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    attention.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    found = last_attention(backbone, images, name="tiny")
+    tokens, expected = seen[0]
+    assert (found.grid, found.num_prefix) == ((5, 6), 1 + arguments.get("reg_tokens", 0))
+    with torch.inference_mode():
+        values = attention.qkv(tokens)[..., 48:].unflatten(2, (2, 12))  # (B, N, heads, 12)
+        mixed = torch.stack(
+            [sum(found.weights[:, :, n, m, None] * values[:, m] for m in range(tokens.shape[1])) for n in range(4)],
+            dim=1,
+        )
+        torch.testing.assert_close(attention.proj(mixed.flatten(2)), expected[:, :4], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.weights.sum(dim=-1), torch.ones(2, 2, tokens.shape[1]))
+    if "locality_self_attention" in arguments:
+        assert (found.weights.diagonal(dim1=2, dim2=3) == 0).all()
+
+
+def test_maps_lie_on_the_grid_row_by_row_without_the_prefix() -> None:
+    backbone = build_backbone(NAME, {**SMALL, "reg_tokens": 3}).eval()
+    found = last_attention(backbone, torch.randn(1, 3, 40, 48), name="tiny")
+    assert found.of_cls().shape == (1, 2, 5, 6)
+    assert torch.equal(found.of_cls()[0, 1, 2, 3], found.weights[0, 1, 0, 4 + 2 * 6 + 3])
+    assert torch.equal(found.of_patch(4, 5)[0, 0, 0, 1], found.weights[0, 0, 4 + 29, 4 + 1])
+
+
+def test_a_cnn_has_no_attention_to_show() -> None:
+    with pytest.raises(CheckpointError, match=r"is a ResNet: it has no \[CLS\] token"):
+        last_attention(build_backbone("resnet18", {}), torch.zeros(1, 3, 64, 64), name="cnn")
+
+
+def test_every_image_becomes_a_sheet_of_its_heads_and_points(model_folder: Path, tmp_path: Path) -> None:
+    for name in ("x/tile.png", "y/tile.png"):
+        (tmp_path / name).parent.mkdir()
+        cv2.imwrite(str(tmp_path / name), np.full((50, 50, 3), 180, np.uint8))
+    extractor = load_extractor(str(model_folder), device=CPU)
+    images = [tmp_path / "x/tile.png", tmp_path / "y/tile.png"]
+    files = draw_attention(extractor, images, tmp_path / "out", edge_px=48)
+    assert [file.name for file in files] == ["000_tile.png", "001_tile.png"]
+    sheet = cv2.imread(str(files[0]))
+    assert sheet.shape == (2 * (PANEL_PX + CAPTION_PX), 6 * (PANEL_PX + GAP_PX), 3)
+    assert (sheet[:PANEL_PX, :PANEL_PX] == 180).all()
+
+
+def test_a_map_is_bright_where_the_weight_is() -> None:
+    weights = torch.zeros(1, 2, 37, 37)
+    weights[0, :, 0, 1 + 2 * 6 + 3] = 1  # all of [CLS]'s attention on the patch in row 2, column 3 of six
+    weights[0, :, 1:, 1:] = 1 / 36
+    sheet = attention_sheet(np.full((48, 48, 3), 180, np.uint8), LastAttention(weights, 1, (6, 6)))
+    map_panel = sheet[:PANEL_PX, PANEL_PX + GAP_PX :][:, :PANEL_PX].astype(int).sum(axis=2)
+    patch_px = PANEL_PX / 6
+    is_bright = map_panel > map_panel.mean()
+    rows, columns = np.nonzero(is_bright)
+    assert is_bright.mean() == pytest.approx(1 / 36, rel=0.1)
+    assert (rows.mean() / patch_px, columns.mean() / patch_px) == pytest.approx((2.5, 3.5), abs=0.1)
+
+
+def test_an_edge_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "tile.png"), np.full((50, 50, 3), 180, np.uint8))
+    extractor = load_extractor(str(write_model_folder(tmp_path / "m" / "tiny")), device=CPU)
+    with pytest.raises(ConfigError, match="--px 45"):
+        draw_attention(extractor, [tmp_path / "tile.png"], tmp_path / "out", edge_px=45)
