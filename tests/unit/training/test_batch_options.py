@@ -11,6 +11,7 @@ from tiny import differences, state_of, tiny_batches, tiny_config, tiny_learner,
 
 from dino_path.config import Config
 from dino_path.errors import ConfigError
+from dino_path.model.head import Projection
 from dino_path.training.acceleration import checkpoint_activations, compile_blocks
 from dino_path.training.learner import StepReport, train_step
 from dino_path.views.batches import ViewBatch
@@ -80,10 +81,11 @@ def test_one_micro_batch_that_is_not_finite_skips_the_whole_step(
     train_step(learner, micro_batches(config, 0), schedules.at(0), step=0)
     before, forward, calls = state_of(learner), learner.forward, []
 
-    def broken_once(batch: ViewBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        student_logits, teacher_logits, features = forward(batch)
+    def broken_once(batch: ViewBatch) -> tuple[Projection, Projection, torch.Tensor]:
+        student, teacher, features = forward(batch)
         calls.append(batch)
-        return student_logits * (math.nan if len(calls) == 2 else 1), teacher_logits, features
+        broken = student.bottleneck * (math.nan if len(calls) == 2 else 1)
+        return student._replace(bottleneck=broken), teacher, features
 
     monkeypatch.setattr(learner, "forward", broken_once)
     report = train_step(learner, micro_batches(config, 1), schedules.at(1), step=1)

@@ -11,6 +11,7 @@ from tiny import differences, state_of, tiny_batches, tiny_config, tiny_learner,
 from torch import Tensor
 
 from dino_path.config import Config, OptimConfig
+from dino_path.model.head import Projection
 from dino_path.training.learner import Learner, clip_gradients, train_step
 from dino_path.training.schedules import StepSettings
 from dino_path.views.batches import ViewBatch
@@ -30,12 +31,12 @@ def learner(tiles_folder: Path) -> Learner:
 
 
 def with_broken_student(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the student's logits be infinite from now on."""
+    """Let what the student projects be infinite from now on."""
     forward = learner.forward
 
-    def broken(batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
-        student_logits, teacher_logits, teacher_features = forward(batch)
-        return student_logits + math.inf, teacher_logits, teacher_features
+    def broken(batch: ViewBatch) -> tuple[Projection, Projection, Tensor]:
+        student, teacher, teacher_features = forward(batch)
+        return student._replace(bottleneck=student.bottleneck + math.inf), teacher, teacher_features
 
     monkeypatch.setattr(learner, "forward", broken)
 
@@ -210,10 +211,10 @@ def test_a_step_sees_the_same_views_whether_workers_or_the_device_finish_them(ti
         for where in ("false", "true")
     ]
     learner = tiny_learner(tiny_config(tiles_folder, Path("unused")))
-    (_, finished, _), (_, on_device, _) = (learner.forward(batch) for batch in batches)
+    finished, on_device = (learner.forward(batch)[1].logits() for batch in batches)
     raw = learner.forward(replace(batches[1], global_parameters=torch.empty(8, 0), local_parameters=torch.empty(8, 0)))
     assert torch.isfinite(on_device).all()
-    assert (on_device - finished).abs().mean() < 0.2 * (raw[1] - finished).abs().mean()
+    assert (on_device - finished).abs().mean() < 0.2 * (raw[1].logits() - finished).abs().mean()
 
 
 def test_a_short_run_in_bfloat16_keeps_weights_loss_and_center_in_fp32(tiles_folder: Path, batch: ViewBatch) -> None:
