@@ -145,21 +145,3 @@ def test_compiled_blocks_change_results_by_rounding_only(tiles_folder: Path) -> 
     assert plain.keys() == compiled.keys(), "a compiled model has the names of a plain one"
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_step_on_a_gpu_never_waits_for_all_that_is_queued(tiles_folder: Path) -> None:
-    from dino_path.distributed import World
-
-    config = tiny_config(tiles_folder, OUT)
-    learner = tiny_learner(config, World(rank=0, size=1, local_rank=0, device=torch.device("cuda")))
-    schedules = tiny_schedules(config)
-    batches = [tiny_batches(config).batch(step).pin_memory() for step in range(4)]
-    for step in (0, 1):
-        train_step(learner, [batches[step]], schedules.at(step), step=step)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        reports = [train_step(learner, [batches[step]], schedules.at(step), step=step) for step in (2, 3)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert all(bool(report.loss.isfinite()) for report in reports)
