@@ -7,8 +7,8 @@
 own fp16 with GradScaler, `train_one_epoch` unchanged. For each, after a warm-up:
 
 - step alone: views in memory, page-locked (ours uint8, theirs normalised floats), wall time of whole steps;
-- end to end: both loops whole, from the same JPEG files, as many workers: `dino_path pretrain` (recipe `dino`, views
-  finished on the GPU), and its ImageFolder, DataAugmentationDINO, DataLoader and `train_one_epoch`;
+- end to end: both loops whole, from the same JPEG files, as many workers: `dino_path pretrain` (recipe `dino`; once
+  with `views.colour_on_device`), and its ImageFolder, DataAugmentationDINO, DataLoader and `train_one_epoch`;
 - peak memory of the allocator; MFU: FLOPs that the method needs (counted once, the same for both) over the peak rate;
 - the stages, each waited for, which forbids overlap: their sum is longer than the step;
 - a torch profile of the first batch size, under OUT.
@@ -118,18 +118,20 @@ def time_step(contender: Contender, arguments: argparse.Namespace, device: torch
     }  # fmt: skip
 
 
-def our_loop(work: Work, precision: str, arguments: argparse.Namespace, *, compiled: bool) -> Row:
-    """Tiles/s and data wait of `pretrain` itself, from its own records; the first intervals warm up."""
+def our_loop(
+    work: Work, arguments: argparse.Namespace, *, compiled: bool, colour_on_device: bool
+) -> tuple[float, float]:
+    """Tiles/s and data wait of `pretrain` itself, from its own records; the first two intervals warm up."""
     num_steps = arguments.loop_steps * 4
-    out = arguments.out / f"run_{work.arch}_{work.batch}_{'compiled' if compiled else 'eager'}_{time.time_ns()}"
+    out = arguments.out / f"run_{work.arch}_{work.batch}_{time.time_ns()}"
     config = load_config(
         None,
         [
             f"model.backbone={work.arch}_patch16_224", f"model.num_prototypes={work.prototypes}",
-            "views.recipe=dino", "views.colour_on_device=true", f"views.global_px={work.global_px}",
+            "views.recipe=dino", f"views.colour_on_device={colour_on_device}", f"views.global_px={work.global_px}",
             f"views.local_px={work.local_px}", f"views.num_local={work.num_local}",
             f"training.num_steps={num_steps}", f"training.batch_size_per_gpu={work.batch}",
-            f"training.precision={precision}", f"training.compile={compiled}", f"training.device={work.device.type}",
+            "training.precision=bf16", f"training.compile={compiled}", f"training.device={work.device.type}",
             f"training.num_workers={arguments.workers}", f"monitor.log_every_steps={arguments.loop_steps}",
             f"training.checkpoint_every_steps={num_steps}", "optim.lr_warmup=2 steps", "wandb.mode=disabled",
         ],
@@ -139,13 +141,13 @@ def our_loop(work: Work, precision: str, arguments: argparse.Namespace, *, compi
     records = RunFolder(out).read_metrics()[2:]
     for file in RunFolder(out).checkpoint_files():
         file.unlink()
-    return {
-        "loop_tiles_per_s": statistics.median(record["tiles_per_s"] for record in records),
-        "loop_wait": statistics.median(record["data_wait"] for record in records),
-    }
+    return (
+        statistics.median(record["tiles_per_s"] for record in records),
+        statistics.median(record["data_wait"] for record in records),
+    )
 
 
-def peer_loop(contender: Contender, work: Work, arguments: argparse.Namespace) -> Row:
+def peer_loop(contender: Contender, work: Work, arguments: argparse.Namespace) -> tuple[float, float]:
     """The same of the peer's whole loop."""
     import main_dino  # type: ignore[import-not-found]
     from torchvision import datasets
@@ -171,9 +173,7 @@ def peer_loop(contender: Contender, work: Work, arguments: argparse.Namespace) -
     if work.device.type == "cuda":
         torch.cuda.synchronize()
     elapsed_s = time.perf_counter() - timed.start_s
-    return {
-        "loop_tiles_per_s": (count - warm) * work.batch / elapsed_s, "loop_wait": timed.wait_s / elapsed_s,
-    }  # fmt: skip
+    return (count - warm) * work.batch / elapsed_s, timed.wait_s / elapsed_s
 
 
 def save_profile(contender: Contender, work: Work, out: Path) -> None:
@@ -202,11 +202,12 @@ def one_case(kind: str, work: Work, arguments: argparse.Namespace, *, is_first: 
         if is_first:
             save_profile(contender, work, arguments.out)
         if kind == "peer":
-            row |= peer_loop(contender, work, arguments)
+            row["loop"] = peer_loop(contender, work, arguments)
         else:
             del contender
-            clear(work.device)
-            row |= our_loop(work, "bf16", arguments, compiled=kind == "compiled")
+            for name, colour_on_device in (("loop_colour_on_device", True), ("loop", False)):
+                clear(work.device)
+                row[name] = our_loop(work, arguments, compiled=kind == "compiled", colour_on_device=colour_on_device)
     except torch.OutOfMemoryError:
         row = {"failed": "out of memory"}
     return row
@@ -220,24 +221,28 @@ def clear(device: torch.device) -> None:
 
 def table(rows: list[Row], head: str) -> str:
     """Markdown for benchmarks/README.md."""
+    gflops = {row["arch"]: row["gflop_per_tile"] for row in rows}
+    flops = "; ".join(f"{arch}/16 {gflop:.1f}" for arch, gflop in gflops.items())
     lines = [
-        head,
-        "",
-        "| | batch | step alone, tiles/s (min - max) | end to end, tiles/s | data wait | peak GB | MFU |",
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
+        f"{head} GFLOP a tile: {flops}.", "",
+        "| | batch | step alone, tiles/s (min - max) | end to end, tiles/s (data wait) | the same, colour on the GPU |"
+        " peak GB | MFU of the step |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
     for row in rows:
         name = f"{row['arch']}/16, {row['name']}"
         if "failed" in row:
             lines.append(f"| {name} | {row['batch']} | {row['failed']} | | | | |")
             continue
         low, middle, high = (row["batch"] / row[each] for each in ("step_s_max", "step_s", "step_s_min"))
-        peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f}"
-        mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
-        lines.append(
-            f"| {name} | {row['batch']} | {middle:,.0f} ({low:,.0f} - {high:,.0f}) | {row['loop_tiles_per_s']:,.0f} |"
-            f" {row['loop_wait']:.1%} | {peak} | {mfu} |"
-        )
+        loops = [row.get(each) for each in ("loop", "loop_colour_on_device")]
+        cells = [
+            f"{middle:,.0f} ({low:,.0f} - {high:,.0f})",
+            *("" if loop is None else f"{loop[0]:,.0f} ({loop[1]:.1%})" for loop in loops),
+            "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f}",
+            "" if row["mfu"] is None else f"{row['mfu']:.1%}",
+        ]
+        lines.append(f"| {name} | {row['batch']} | {' | '.join(cells)} |")
     lines += [
         "",
         "| ms by stage, each waited for | batch | " + " | ".join(STAGES) + " |",
@@ -265,7 +270,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="whole steps per round")
     parser.add_argument("--warm-steps", type=int, default=5)
     parser.add_argument(
-        "--loop-steps", type=int, default=15, help="per interval of the whole loops: two warm up, two count"
+        "--loop-steps", type=int, default=30, help="per interval of the whole loops: two warm up, two count"
     )
     parser.add_argument("--workers", type=int, default=usable_cores() - 1)
     parser.add_argument("--budget-s", type=float, default=float("inf"), help="begin no case after so many seconds")
@@ -325,7 +330,7 @@ def main() -> None:
             with results.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             (arguments.out / "results.md").write_text(table(rows, head))
-            print({key: row.get(key) for key in ("arch", "batch", "name", "step_s", "loop_tiles_per_s", "failed")})
+            print({key: row.get(key) for key in ("arch", "batch", "name", "step_s", "loop", "failed")})
             longest_s = max(longest_s, time.monotonic() - start_s)
     print(f"\n{table(rows, head)}\nin {arguments.out}")
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny import differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dino_path.model.head import DinoHead, Projection
 from dino_path.training import fused_loss
@@ -181,6 +183,37 @@ def test_a_run_with_fixed_seed_is_the_run_of_the_plain_loss(
             torch.testing.assert_close(getattr(other, name), getattr(report, name), rtol=1e-6, atol=1e-7)
     for name, value in plain.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-8, atol=1e-8, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_ddps_hooks_see_the_gradient_of_the_prototypes_also_accumulated(tiles_folder: Path) -> None:
+    """A process group of one; tests/distributed trains with two."""
+    settings = ("training.batch_size_per_gpu=2", "training.accumulate_steps=2", "model.norm_last_layer=false")
+    config = tiny_config(tiles_folder, OUT, *settings)
+    batches, schedules = tiny_batches(config), tiny_schedules(config)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        states, averaged = [], []
+        for is_ddp in (False, True):
+            learner = tiny_learner(config)
+            if is_ddp:
+                ddp = learner._forward_student = DistributedDataParallel(learner.student)
+                ddp.register_comm_hook(averaged, sum_of_buckets)
+            for step in range(4):
+                train_step(learner, [batches.batch(2 * step + n) for n in range(2)], schedules.at(step), step=step)
+            states.append(state_of(learner))
+    finally:
+        dist.destroy_process_group()
+    assert differences(*states) == []
+    trained = sum(value.numel() for value in learner.student.parameters() if value.requires_grad)
+    assert sum(averaged) == 4 * trained, "once a step, every gradient"
+
+
+def sum_of_buckets(seen: list[int], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Instead of DDP's averaging: notes how many numbers would travel."""
+    seen.append(sum(gradient.numel() for gradient in bucket.gradients()))
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
 
 
 def test_in_bfloat16_a_run_stays_with_the_plain_one_but_for_rounding(tiles_folder: Path) -> None:
