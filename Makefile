@@ -1,4 +1,4 @@
-.PHONY: check test lint demo bench docs
+.PHONY: check test lint demo bench bench-gpu docs
 
 check: test lint
 
@@ -17,5 +17,14 @@ bench:
 	uv run python benchmarks/tiling/bench.py
 	uv run python benchmarks/views/bench.py
 	uv run python benchmarks/training/bench.py
+	uv run python benchmarks/training/loss.py
 	uv run python benchmarks/knn/bench.py
 	uv run python benchmarks/embed/bench.py
+
+# One GPU: tests that need one, then everything measured. PEER: a checkout of facebookresearch/dino, fetched by hand.
+# Called again, it continues: BUDGET_S=500 for a machine that is lent for ten minutes at a time.
+BUDGET_S ?= inf
+bench-gpu:
+	uv run pytest tests/gpu
+	uv run python benchmarks/training/loss.py --batches 64 256 512 --piece-mb 16 64 256
+	uv run python benchmarks/gpu/bench.py --out bench-gpu --budget-s $(BUDGET_S) $(if $(PEER),--peer $(PEER))

@@ -314,6 +314,11 @@ class TrainingConfig(Section):
     compile: bool = Field(
         False, description="torch.compile each transformer block: faster on a GPU after minutes of compiling"
     )
+    fused_loss: bool = Field(
+        True,
+        description="never hold the logits of all views: a few tiles' at a time, with their gradients. Less memory, the"
+        " same numbers but for rounding",
+    )
     student_temp: float = Field(0.1, gt=0, description="temperature of the student's softmax")
     teacher_temp: float = Field(
         0.04, gt=0, description="after warm-up. Lower sharpens. Above 0.07 the paper saw collapse"

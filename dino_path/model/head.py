@@ -1,16 +1,34 @@
 """DINO's projection head, and the network of backbone and head that student and teacher share.
 
-Shape suffixes: B images, D backbone features, K prototypes.
+Shape suffixes: B images, D backbone features, H width of the bottleneck, K prototypes.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Projection(NamedTuple):
+    """What a head makes of B images, short of the product of both: 65,536 logits of all views are better never held."""
+
+    bottleneck: Tensor
+    """(B, H) unit vectors, at least fp32."""
+    prototypes: Tensor
+    """(K, H) unit vectors times their lengths, at least fp32, as the forward pass saw them, with their graph."""
+
+    def logits(self) -> Tensor:
+        """(B, K), before temperature and centering.
+
+        In bf16 a logit of 1 is off by up to 0.004, which a teacher temperature of 0.04 turns into a tenth of a nat.
+        """
+        with torch.autocast(self.bottleneck.device.type, enabled=False):
+            return F.linear(self.bottleneck, self.prototypes)
 
 
 class DinoHead(nn.Module):
@@ -54,17 +72,15 @@ class DinoHead(nn.Module):
             }
         )
 
-    def forward(self, features_BD: Tensor) -> Tensor:
-        """Logits (B, K), before temperature and centering. Only the MLP follows autocast.
-
-        In bf16 a logit of 1 is off by up to 0.004, which a teacher temperature of 0.04 turns into a tenth of a nat.
-        """
+    def forward(self, features_BD: Tensor) -> Projection:
+        """Only the MLP follows autocast."""
         hidden = self.mlp(features_BD)
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = F.normalize(_at_least_fp32(hidden), dim=-1)
             weight_v, weight_g = self.last_layer["weight_v"], self.last_layer["weight_g"]
-            prototypes = weight_g * weight_v / weight_v.norm(dim=1, keepdim=True)
-            return F.linear(hidden, prototypes)
+            return Projection(
+                F.normalize(_at_least_fp32(hidden), dim=-1),
+                weight_g * weight_v / weight_v.norm(dim=1, keepdim=True),
+            )
 
 
 class DinoNetwork(nn.Module):
@@ -75,8 +91,8 @@ class DinoNetwork(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and logits (B, K) of all views in order; one backbone pass per resolution, one head pass.
+    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Projection]:
+        """Features (B, D) of all views in order, and their projection; one backbone pass per resolution, one head pass.
 
         Args:
             views: one (B_i, 3, H_i, W_i) batch per resolution.

@@ -17,10 +17,11 @@ from dino_path.errors import CheckpointError
 from dino_path.model.backbone import build_backbone
 from dino_path.model.batch_norm import share_batch_norms
 from dino_path.model.folder import read_weights, without_classifier
-from dino_path.model.head import DinoHead, DinoNetwork
+from dino_path.model.head import DinoHead, DinoNetwork, Projection
 from dino_path.model.pretrained import load_start
 from dino_path.model.published import load_published
 from dino_path.training.acceleration import attend_explicitly, checkpoint_activations, compile_blocks
+from dino_path.training.fused_loss import fused_objective
 from dino_path.training.objective import Objective, batch_center, dino_objective
 from dino_path.training.schedules import StepSettings
 from dino_path.training.sharding import local, norms, shard, whole
@@ -126,17 +127,26 @@ class Learner:
             return self._forward_student.no_sync()
         return nullcontext()
 
-    def forward(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Student logits of all views, teacher logits and teacher features of the global views."""
+    def forward(self, batch: ViewBatch) -> tuple[Projection, Projection, Tensor]:
+        """The student's projection of all views, the teacher's and its features of the global views."""
         global_views = self.normalised(batch.global_views, batch.global_parameters)
         student_views = [global_views]
         if len(batch.local_views):
             student_views.append(self.normalised(batch.local_views, batch.local_parameters))
         with self.autocast():
             with torch.no_grad():
-                teacher_features, teacher_logits = self.teacher([global_views])
-            _, student_logits = self._forward_student(student_views)
-        return student_logits, teacher_logits, teacher_features
+                teacher_features, teacher = self.teacher([global_views])
+            _, student = self._forward_student(student_views)
+        return student, teacher, teacher_features
+
+    def objective(self, student: Projection, teacher: Projection, *, teacher_temp: float) -> Objective:
+        """The DINO loss, with or without all logits at once."""
+        student_temp = self.training.student_temp
+        if self.training.fused_loss:
+            return fused_objective(student, teacher, self.center, student_temp=student_temp, teacher_temp=teacher_temp)
+        return dino_objective(
+            student.logits(), teacher.logits(), self.center, student_temp=student_temp, teacher_temp=teacher_temp
+        )
 
 
 def train_step(
@@ -171,17 +181,11 @@ def train_step(
     for number, batch in enumerate(micro_batches, 1):
         is_last = number == len(micro_batches)
         with nullcontext() if is_last else learner.gradients_stay_here():
-            student_logits, teacher_logits, teacher_features = learner.forward(batch)
-            objective = dino_objective(
-                student_logits,
-                teacher_logits,
-                learner.center,
-                student_temp=training.student_temp,
-                teacher_temp=settings.teacher_temp,
-            )
+            student, teacher, teacher_features = learner.forward(batch)
+            objective = learner.objective(student, teacher, teacher_temp=settings.teacher_temp)
             objectives.append(replace(objective, loss=objective.loss.detach()))
             features.append(teacher_features[: len(batch.tiles)].float())
-            teacher_mean += batch_center(teacher_logits) / len(micro_batches)
+            teacher_mean += batch_center(teacher) / len(micro_batches)
             if is_last:
                 # Queued before the last backward pass: the center's sum travels while that runs, and the verdict is
                 # on the host by the time it is wanted, without the device ever running out of work.

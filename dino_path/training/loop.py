@@ -29,7 +29,7 @@ from dino_path.training.monitor import Collapse, FeatureWindow, feature_spread, 
 from dino_path.training.records import Record, Records
 from dino_path.training.schedules import Schedules, StepSettings, resolve_clock, resolve_schedules
 from dino_path.training.signals import stop_signals
-from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
+from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches, sent_ahead
 
 logger = logging.getLogger(__name__)
 step_logger = logging.getLogger("dino_path.steps")  # a terminal shows these facts in its progress bar instead
@@ -118,7 +118,8 @@ def view_batches(
     )
     pin_memory = world.device.type == "cuda"
     num_workers = min(usable_cores() - 1, 8) if training.num_workers is None else training.num_workers
-    return iterate_batches(batches, start=start, num_steps=num_steps, num_workers=num_workers, pin_memory=pin_memory)
+    made = iterate_batches(batches, start=start, num_steps=num_steps, num_workers=num_workers, pin_memory=pin_memory)
+    return sent_ahead(made, world.device)
 
 
 def check_view_sizes(config: Config) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dino_path.model.head import Projection
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -56,9 +58,9 @@ def dino_objective(
     return Objective(loss=loss, teacher_entropy=entropy, kl=loss.detach() - entropy, prototypes_used=used)
 
 
-def batch_center(teacher_logits: Tensor) -> Tensor:
-    """(1, K) mean of the raw teacher logits of this process's batch."""
-    return _at_least_fp32(teacher_logits.detach()).mean(0, keepdim=True)
+def batch_center(teacher: Projection) -> Tensor:
+    """(1, K) mean of the raw teacher logits of this process's batch: the logits of its mean bottleneck vector."""
+    return Projection(teacher.bottleneck.detach().mean(0, keepdim=True), teacher.prototypes.detach()).logits()
 
 
 def _at_least_fp32(tensor: Tensor) -> Tensor:

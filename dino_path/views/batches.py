@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -46,6 +46,14 @@ class ViewBatch:
             self.global_parameters.pin_memory(),
             self.local_parameters.pin_memory(),
             self.tiles,
+        )
+
+    def sent_to(self, device: torch.device) -> ViewBatch:
+        """The same batch with its pixels on the device: queued, not waited for. The host still needs the parameters."""
+        return replace(
+            self,
+            global_views=self.global_views.to(device, non_blocking=True),
+            local_views=self.local_views.to(device, non_blocking=True),
         )
 
 
@@ -168,6 +176,36 @@ def iterate_batches(
         if isinstance(batch, DinoPathError):
             raise batch
         yield batch
+
+
+def sent_ahead(batches: Iterator[ViewBatch], device: torch.device) -> Iterator[ViewBatch]:
+    """The same batches; to a GPU, each one's pixels travel while the batch before it is being used.
+
+    The copies have a stream of their own, so that they run beside the arithmetic of the step; 33 MB for 64 tiles.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: tuple[ViewBatch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            sent = batch.sent_to(device)
+            arrival = copies.record_event()
+        if ahead is not None:
+            yield _received(*ahead)
+        ahead = sent, arrival
+    if ahead is not None:
+        yield _received(*ahead)
+
+
+def _received(batch: ViewBatch, arrival: torch.cuda.Event) -> ViewBatch:
+    """A batch that the current stream may use: it waits for the copy, the host does not."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(arrival)
+    for views in (batch.global_views, batch.local_views):
+        views.record_stream(stream)  # else its memory could be given to the next copy while it is still read
+    return batch
 
 
 def _prepare_worker(_: int) -> None:

@@ -35,16 +35,17 @@ def pack(view: ViewParameters) -> list[float]:
 
 
 def finish_views(views: Tensor, parameters: Tensor, device: torch.device) -> Tensor:
-    """(N, H, H, 3) uint8 on the host -> (N, 3, H, H) float in 0 to 1 on the device.
+    """(N, H, H, 3) uint8 -> (N, 3, H, H) float in 0 to 1 on the device.
 
     Args:
+        views: on the host, or on the device already.
         parameters: (N, NUM_COLUMNS) on the host, packed, of views that are cropped and resized only; (N, 0): the views
             are finished.
     """
     pixels = views.to(device, non_blocking=True).permute(0, 3, 1, 2)
     if parameters.shape[1] == 0:
         return pixels.float() / 255
-    on_device = parameters.to(device, non_blocking=True)
+    on_device = _send(parameters, device)
     images = _turn_and_flip(pixels, on_device[:, _TURNS].bool()).float() / 255
     for column, change in (
         (_HAS_STAIN, _jitter_stain),
@@ -55,9 +56,16 @@ def finish_views(views: Tensor, parameters: Tensor, device: torch.device) -> Ten
     ):
         rows = parameters[:, column].nonzero().flatten()
         if len(rows) > 0:
-            at = rows.to(device, non_blocking=True)
+            at = _send(rows, device)
             images[at] = change(images[at], on_device[at], parameters[rows])
     return images
+
+
+def _send(numbers: Tensor, device: torch.device) -> Tensor:
+    """From the host to the device. A copy to a GPU from memory that is not page-locked may wait for all before it."""
+    if device.type == "cuda" and not numbers.is_cuda:
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)
 
 
 def _turn_and_flip(images: Tensor, turns: Tensor) -> Tensor:
@@ -69,7 +77,7 @@ def _turn_and_flip(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def _jitter_stain(images: Tensor, _: Tensor, on_host: Tensor) -> Tensor:
-    matrix = (on_host[:, _STAIN] @ _JITTER_BASIS).to(images.device, non_blocking=True).reshape(-1, 3, 4, 1, 1)
+    matrix = _send(on_host[:, _STAIN] @ _JITTER_BASIS, images.device).reshape(-1, 3, 4, 1, 1)
     density = images.clamp(min=1 / 255).log()  # negative
     new = -matrix[:, :, 3]
     for channel in range(3):  # not a product of matrices: those may be computed in TF32
@@ -88,7 +96,7 @@ def _jitter_colour(images: Tensor, parameters: Tensor, on_host: Tensor) -> Tenso
         images = torch.lerp(target, images, factor).clamp(0, 1)
         rows = (on_host[:, _ORDER][:, number] == 3).nonzero().flatten()
         if len(rows) > 0:
-            at = rows.to(images.device, non_blocking=True)
+            at = _send(rows, images.device)
             images[at] = _shift_hue(images[at], parameters[at, _HUE])
     return images
 

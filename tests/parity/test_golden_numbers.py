@@ -7,7 +7,8 @@ import torch
 from tiny import tiny_config, tiny_learner
 
 from dino_path.config import OptimConfig, TrainingConfig
-from dino_path.model.head import DinoHead
+from dino_path.model.head import DinoHead, Projection
+from dino_path.training.fused_loss import fused_objective
 from dino_path.training.learner import set_schedules, update_center
 from dino_path.training.objective import batch_center, dino_objective
 from dino_path.training.schedules import StepSettings, resolve_clock, resolve_schedules
@@ -21,12 +22,19 @@ LOSS_CALLS = (
 )
 
 
-def test_loss_gradient_and_center_equal_the_published_code_over_three_calls() -> None:
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_loss_gradient_and_center_equal_the_published_code_over_three_calls(is_fused: bool) -> None:
     student = torch.sin(torch.arange(40, dtype=torch.float64)).view(8, 5).requires_grad_()
-    teacher = torch.cos(torch.arange(20, dtype=torch.float64)).view(4, 5)
+    unit = torch.eye(5, dtype=torch.float64)  # as prototypes: what is projected are the logits
+    teacher = Projection(torch.cos(torch.arange(20, dtype=torch.float64)).view(4, 5), unit)
     center = torch.zeros(1, 5, dtype=torch.float64)
     for teacher_temp, loss, gradient_norm, center_after in LOSS_CALLS:
-        objective = dino_objective(student, teacher, center, student_temp=0.1, teacher_temp=teacher_temp)
+        if is_fused:
+            objective = fused_objective(
+                Projection(student, unit), teacher, center, student_temp=0.1, teacher_temp=teacher_temp
+            )
+        else:
+            objective = dino_objective(student, teacher.logits(), center, student_temp=0.1, teacher_temp=teacher_temp)
         (gradient,) = torch.autograd.grad(objective.loss, student)
         assert float(objective.loss.detach()) == pytest.approx(loss, abs=1e-8)
         assert float(gradient.norm()) == pytest.approx(gradient_norm, abs=1e-8)
@@ -114,7 +122,7 @@ def test_head_has_the_published_parameters_and_start(published_head: DinoHead) -
 def test_head_starts_with_the_published_logits(published_head: DinoHead) -> None:
     features = torch.randn(16, 384, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        logits = published_head(features)
+        logits = published_head(features).logits()
     assert float(logits.std()) == pytest.approx(0.0625, abs=1e-3)
     entropy = torch.special.entr(torch.softmax(logits / 0.04, dim=1)).sum(1).mean()
     assert float(entropy) == pytest.approx(9.89, abs=0.03)
@@ -131,9 +139,9 @@ def test_head_normalises_features_and_prototypes() -> None:
     head = DinoHead(8, 16, hidden=8, bottleneck=4, num_layers=2, batch_norm=False, norm_last_layer=True)
     features = torch.randn(32, 8) * 100
     with torch.no_grad():
-        logits = head(features)
+        logits = head(features).logits()
         head.last_layer["weight_v"].mul_(7)
-        torch.testing.assert_close(head(features), logits)
+        torch.testing.assert_close(head(features).logits(), logits)
     assert float(logits.abs().max()) <= 1 + 1e-6
 
 

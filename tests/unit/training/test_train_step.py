@@ -4,14 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino_path.config import Config, OptimConfig
-from dino_path.training.learner import Learner, clip_gradients, train_step
+from dino_path.model.head import Projection
+from dino_path.training.learner import Learner, _HostCopy, clip_gradients, train_step
 from dino_path.training.schedules import StepSettings
 from dino_path.views.batches import ViewBatch
 
@@ -30,12 +33,12 @@ def learner(tiles_folder: Path) -> Learner:
 
 
 def with_broken_student(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the student's logits be infinite from now on."""
+    """Let what the student projects be infinite from now on."""
     forward = learner.forward
 
-    def broken(batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
-        student_logits, teacher_logits, teacher_features = forward(batch)
-        return student_logits + math.inf, teacher_logits, teacher_features
+    def broken(batch: ViewBatch) -> tuple[Projection, Projection, Tensor]:
+        student, teacher, teacher_features = forward(batch)
+        return student._replace(bottleneck=student.bottleneck + math.inf), teacher, teacher_features
 
     monkeypatch.setattr(learner, "forward", broken)
 
@@ -232,10 +235,51 @@ def test_a_step_sees_the_same_views_whether_workers_or_the_device_finish_them(ti
         for where in ("false", "true")
     ]
     learner = tiny_learner(tiny_config(tiles_folder, Path("unused")))
-    (_, finished, _), (_, on_device, _) = (learner.forward(batch) for batch in batches)
+    finished, on_device = (learner.forward(batch)[1].logits() for batch in batches)
     raw = learner.forward(replace(batches[1], global_parameters=torch.empty(8, 0), local_parameters=torch.empty(8, 0)))
     assert torch.isfinite(on_device).all()
-    assert (on_device - finished).abs().mean() < 0.2 * (raw[1] - finished).abs().mean()
+    assert (on_device - finished).abs().mean() < 0.2 * (raw[1].logits() - finished).abs().mean()
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation whose result the host has to wait for, were its tensors on a GPU."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "lift_fresh")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.num_operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_operations += 1
+        name = func.overloadpacket.__name__
+        has_mask = name == "index" and any(at is not None and at.dtype == torch.bool for at in args[1])
+        if has_mask or name.strip("_") in [each.strip("_") for each in self.WAITING]:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "extra", ["optim.clip_scope=parameter", "optim.clip_scope=global", "training.fused_loss=false"]
+)
+def test_a_step_asks_the_device_for_no_number_but_the_verdict(
+    tiles_folder: Path, batch: ViewBatch, monkeypatch: pytest.MonkeyPatch, extra: str
+) -> None:
+    """On a GPU each question would let it run dry; tests/gpu asks CUDA itself, which also knows of copies."""
+    learner, reads = tiny_learner(tiny_config(tiles_folder, OUT, extra)), []
+    read = _HostCopy.read
+    monkeypatch.setattr(_HostCopy, "read", lambda self: reads.append(self) or read(self))
+    train_step(learner, [batch], SETTINGS, step=0)
+    with Waits() as waits:
+        train_step(learner, [batch], SETTINGS, step=1)
+    assert waits.num_operations > 100
+    assert waits.seen == []
+    assert len(reads) == 2
+    with Waits() as waits:
+        float(learner.center.sum())
+        learner.center[learner.center > 0]
+    assert waits.seen == ["_local_scalar_dense", "index"], "the instrument must see what it is for"
 
 
 def test_a_short_run_in_bfloat16_keeps_weights_loss_and_center_in_fp32(tiles_folder: Path, batch: ViewBatch) -> None:

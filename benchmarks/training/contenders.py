@@ -1,0 +1,255 @@
+"""The implementations that benchmarks/training and benchmarks/gpu compare: whole steps, and steps in their stages."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dino_path.config import ModelConfig, OptimConfig, TrainingConfig
+from dino_path.distributed import World
+from dino_path.training.acceleration import attend_explicitly
+from dino_path.training.learner import Learner, clip_gradients, train_step, update_center, update_teacher
+from dino_path.training.objective import batch_center
+from dino_path.training.schedules import StepSettings
+from dino_path.views.batches import ViewBatch
+
+ARCHS = ("vit_tiny", "vit_small", "vit_base", "vit_large")  # all with patches of 16 px
+SETTINGS = StepSettings(lr=5e-4, weight_decay=0.04, momentum=0.996, teacher_temp=0.04, last_layer_frozen=False)
+STAGES = ("views", "teacher", "student", "head", "loss", "backward", "clip, optimizer", "EMA", "center")
+Stages = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step has to do."""
+
+    arch: str
+    batch: int
+    prototypes: int
+    global_px: int
+    local_px: int
+    num_local: int
+    device: torch.device
+
+
+@dataclass
+class Contender:
+    """One implementation in one precision: a whole step, a step in its stages, and its own loop over a loader."""
+
+    name: str
+    step: Callable[[], object]
+    staged_step: Callable[[Stopwatch], None]
+    loop: Callable[[Iterable[Any]], object] | None = None
+
+
+class Stopwatch:
+    """Seconds since the last look: CPU seconds, or wall seconds of a GPU that has caught up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stages: Stages = {}
+        self.start_s = self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def lap(self, stage: str = "") -> float:
+        now_s = self._now()
+        elapsed_s, self.start_s = now_s - self.start_s, now_s
+        self.stages[stage] = self.stages.get(stage, 0.0) + elapsed_s
+        return elapsed_s
+
+    @contextlib.contextmanager
+    def around(self, module: nn.Module, *, before: str, inside: str) -> Iterator[None]:
+        """While open, a call of `module` ends stage `before`, and is stage `inside` itself."""
+        hooks = (
+            module.register_forward_pre_hook(lambda *_: void(self.lap(before))),
+            module.register_forward_hook(lambda *_: void(self.lap(inside))),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def void(_: object) -> None:
+    """A hook that returns something would change what it looks at."""
+
+
+def random_batch(work: Work) -> ViewBatch:
+    """Noise: the arithmetic does not depend on what the views show."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2 * work.batch, work.global_px), (work.num_local * work.batch, work.local_px))
+    global_views, local_views = (
+        torch.randint(0, 256, (number, edge, edge, 3), generator=generator, dtype=torch.uint8)
+        for number, edge in shapes
+    )
+    finished = [torch.empty(number, 0) for number, _ in shapes]
+    return ViewBatch(global_views, local_views, *finished, torch.arange(work.batch))
+
+
+def our_learner(work: Work, precision: str, *, compiled: bool, fused_loss: bool = True) -> Learner:
+    world = World(rank=0, size=1, local_rank=0, device=work.device)
+    model = ModelConfig(backbone=f"{work.arch}_patch16_224", num_prototypes=work.prototypes)
+    training = TrainingConfig(num_steps=1, precision=precision, compile=compiled, fused_loss=fused_loss)  # type: ignore[arg-type]
+    return Learner(model, OptimConfig(), training, world)
+
+
+def our_contender(work: Work, precision: str, *, compiled: bool) -> Contender:
+    learner, batch = our_learner(work, precision, compiled=compiled), random_batch(work)
+    if work.device.type == "cuda":
+        batch = batch.pin_memory()
+
+    def staged_step(watch: Stopwatch) -> None:
+        watch.lap()
+        views = [
+            learner.normalised(batch.global_views, batch.global_parameters),
+            learner.normalised(batch.local_views, batch.local_parameters),
+        ]
+        watch.lap("views")
+        with learner.autocast():
+            with torch.no_grad():
+                _, teacher = learner.teacher(views[:1])
+            watch.lap("teacher")
+            with watch.around(learner.student.head, before="student", inside="head"):
+                _, student = learner.student(views)
+        objective = learner.objective(student, teacher, teacher_temp=SETTINGS.teacher_temp)
+        watch.lap("loss")
+        learner.optimizer.zero_grad(set_to_none=True)
+        objective.loss.backward()  # type: ignore[no-untyped-call]
+        watch.lap("backward")
+        clip_gradients(learner.parts, learner.optim)
+        learner.optimizer.step()
+        watch.lap("clip, optimizer")
+        update_teacher(learner.teacher, learner.student, SETTINGS.momentum)
+        watch.lap("EMA")
+        update_center(learner.center, batch_center(teacher), 0.9)
+        watch.lap("center")
+
+    name = f"dino_path, {precision}" + (", compiled" if compiled else "")
+    return Contender(name, lambda: train_step(learner, [batch], SETTINGS, step=0), staged_step)
+
+
+def peer_contender(work: Work, precision: str, peer: Path) -> Contender:
+    """facebookresearch/dino as its main builds it; `train_one_epoch` itself runs, over an epoch of one batch."""
+    if str(peer) not in sys.path:
+        sys.path.insert(0, str(peer))
+    import main_dino  # type: ignore[import-not-found]
+    import utils  # type: ignore[import-not-found]
+    import vision_transformer  # type: ignore[import-not-found]
+
+    utils.is_dist_avail_and_initialized = lambda: False  # its averages of the log are made on a GPU, in any case
+    vision_transformer.vit_large = partial(  # it has none: timm's numbers, its class
+        vision_transformer.VisionTransformer, embed_dim=1024, depth=24, num_heads=16, mlp_ratio=4, qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    build, device = getattr(vision_transformer, work.arch), work.device
+    student_backbone, teacher_backbone = build(patch_size=16, drop_path_rate=0.1), build(patch_size=16)
+    width = student_backbone.embed_dim
+    student = utils.MultiCropWrapper(student_backbone, main_dino.DINOHead(width, work.prototypes))
+    teacher = utils.MultiCropWrapper(teacher_backbone, main_dino.DINOHead(width, work.prototypes)).to(device)
+    student = DistributedDataParallel(student.to(device))
+    teacher.load_state_dict(student.module.state_dict())
+    teacher.requires_grad_(False)
+    dino_loss = main_dino.DINOLoss(work.prototypes, work.num_local + 2, 0.04, 0.04, 0, 2).to(device)
+    optimizer = torch.optim.AdamW(utils.get_params_groups(student))
+    scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
+    batch = random_batch(work)
+    views = [
+        view.permute(0, 3, 1, 2).float().div(255).sub(0.45).div(0.22).contiguous()
+        for stack in (batch.global_views, batch.local_views)
+        for view in stack.split(work.batch)
+    ]
+    if device.type == "cuda":
+        views = [view.pin_memory() for view in views]
+    settings = Namespace(clip_grad=3.0, freeze_last_layer=0, epochs=2)
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+    def loop(loader: Any) -> None:
+        steps = 2 * len(loader)
+        schedule = ([SETTINGS.lr] * steps, [SETTINGS.weight_decay] * steps, [SETTINGS.momentum] * steps)
+        with autocast(), contextlib.redirect_stdout(io.StringIO()):
+            main_dino.train_one_epoch(
+                student, teacher, teacher, dino_loss, loader, optimizer, *schedule, 1, scaler, settings
+            )
+
+    def staged_step(watch: Stopwatch) -> None:
+        watch.lap()
+        images = [view.to(device, non_blocking=True) for view in views]
+        watch.lap("views")
+        update, dino_loss.update_center = dino_loss.update_center, lambda _: void(watch.lap("loss"))
+        with autocast() if scaler is None else torch.autocast("cuda", torch.float16):
+            teacher_output = teacher(images[:2])
+            watch.lap("teacher")
+            with watch.around(student.module.head, before="student", inside="head"):
+                student_output = student(images)
+            loss = dino_loss(student_output, teacher_output, 1)
+            dino_loss.update_center = update
+            update(teacher_output)
+            watch.lap("center")
+        optimizer.zero_grad()
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        watch.lap("backward")
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        utils.clip_gradients(student, 3.0)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        watch.lap("clip, optimizer")
+        with torch.no_grad():
+            for param_q, param_k in zip(student.module.parameters(), teacher.parameters(), strict=True):
+                param_k.data.mul_(SETTINGS.momentum).add_((1 - SETTINGS.momentum) * param_q.detach().data)
+        watch.lap("EMA")
+
+    return Contender(f"facebookresearch/dino, {precision}", lambda: loop([(views, None)]), staged_step, loop)
+
+
+@contextlib.contextmanager
+def peer_without_gpu(device: torch.device) -> Iterator[None]:
+    """Its loop says `.cuda()` and synchronises: on a CPU both do nothing. And its process group, of one."""
+    if device.type == "cpu":
+        torch.Tensor.cuda = lambda tensor, **_: tensor  # type: ignore[method-assign]
+        torch.cuda.synchronize = lambda: None  # type: ignore[assignment]
+    dist.init_process_group("gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def flops_per_tile(work: Work) -> float:
+    """Multiplications and additions of the matrix products that the method needs for one tile, none computed twice.
+
+    Counted on our step with the plain loss and explicit attention, on a CPU, with one tile.
+    """
+    one = Work(**{**vars(work), "batch": 1, "device": torch.device("cpu")})
+    learner = our_learner(one, "fp32", compiled=False, fused_loss=False)
+    for network in (learner.student, learner.teacher):
+        attend_explicitly(network.backbone)
+    with FlopCounterMode(display=False) as counter:
+        train_step(learner, [random_batch(one)], SETTINGS, step=0)
+    return float(counter.get_total_flops())
