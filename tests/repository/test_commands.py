@@ -503,7 +503,7 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(run: Run, monkeypatch:
     def interrupt(**words: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupt)
+    monkeypatch.setattr(cli.program, "app", interrupt)
     answer = run()
     assert answer.code == 130
     assert "the same command continues" in answer.err

@@ -1,0 +1,119 @@
+"""Commands for the cluster and the machine: submit, status, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dino_path.cli.program import EXIT_SOME_FAILED, ConfigFile, app, check_command, overrides_only, split_arguments
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    stage: Annotated[
+        Literal["tile", "pretrain", "evaluate", "pipeline"],
+        typer.Argument(help="what the job does; pipeline is the whole road as a chain of jobs"),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ARGUMENT]... [KEY=VALUE]...", help="as for `dino-path STAGE`, its options too"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="as for the stage; default: the config's store or out")] = None,
+    config: ConfigFile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the script, ask SLURM, submit nothing")] = False,
+) -> None:
+    """Run a stage as a SLURM job, with the resources of the config's `cluster` section.
+
+    pipeline: `submit pipeline SLIDES... --config F store=STORE out=RUN --data SPEC` chains tile, pretrain, export,
+    baseline, evaluate and report; submitted again, every stage goes on where it was.
+    """
+    from dino_path.cluster.submission import submit as submit_stage
+    from dino_path.run import RunFolder
+    from dino_path.settings import load_config
+    from dino_path.tiles.layout import StoreFolder
+
+    if stage == "pipeline":
+        _submit_pipeline(list(arguments or ()), out, config, dry_run=dry_run)
+        return
+    needs = {"tile": ("tiles", "store"), "pretrain": ("store", "out", "training"), "evaluate": ("out",)}[stage]
+    words, overrides = ([], overrides_only(arguments)) if stage == "pretrain" else split_arguments(arguments or ())
+    key = "store" if stage == "tile" else "out"
+    resolved = load_config(config, overrides, needs=needs, settings={key: out} if out else None)
+    folder = resolved.store if stage == "tile" else resolved.out
+    assert folder is not None
+    if stage == "evaluate" and out is None:
+        folder = RunFolder(folder).evaluation
+    if stage != "pretrain":
+        words += ["--out", str(folder)]
+    check_command([stage, *words])
+    if stage == "tile" and not dry_run:
+        assert resolved.tiles is not None
+        StoreFolder(folder).prepare(resolved.tiles)
+    submission = submit_stage(stage, resolved, words, out=folder, dry_run=dry_run)
+    typer.echo(submission.text())
+    if submission.refusal is not None:
+        raise submission.refusal
+
+
+def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None, *, dry_run: bool) -> None:
+    from dino_path.cluster.pipeline import pipeline_stages, submit_pipeline
+    from dino_path.settings import load_config
+    from dino_path.tiles.layout import StoreFolder
+
+    arguments, data = _without_option(arguments, "--data")
+    slides, overrides = split_arguments(arguments)
+    needs = ("tiles", "store", "out", "training") if slides else ("store", "out", "training")
+    resolved = load_config(config, overrides, needs=needs, settings={"out": out} if out else None)
+    for stage, words in pipeline_stages(resolved, slides, data):
+        check_command([stage, *words])
+    if slides and not dry_run:
+        assert resolved.tiles is not None
+        assert resolved.store is not None
+        StoreFolder(resolved.store).prepare(resolved.tiles)
+    submissions = submit_pipeline(resolved, slides, data, dry_run=dry_run)
+    for submission in submissions:
+        typer.echo(submission.line())
+    if data is None:
+        typer.echo("no --data: nothing is evaluated, and the report will say so")
+    refusals = [submission.refusal for submission in submissions if submission.refusal is not None]
+    if refusals:
+        raise refusals[0]
+    if not dry_run:
+        typer.echo(f"watch: dino-path status {resolved.out}")
+
+
+def _without_option(arguments: list[str], name: str) -> tuple[list[str], str | None]:
+    """The arguments without `NAME VALUE` or `NAME=VALUE`, and that value (None when it is not there)."""
+    for number, argument in enumerate(arguments):
+        if argument == name and number + 1 < len(arguments):
+            return arguments[:number] + arguments[number + 2 :], arguments[number + 1]
+        if argument.startswith(f"{name}="):
+            return arguments[:number] + arguments[number + 1 :], argument.partition("=")[2]
+    return arguments, None
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """Where the stages and SLURM jobs of a run stand."""
+    from dino_path.cluster.status import job_lines, run_status
+
+    for stage in run_status(run):
+        typer.echo(stage.line())
+    for line in job_lines(run):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(
+    out: Annotated[Path, typer.Option(help="folder whose disk and write access are checked")] = Path(),
+) -> None:
+    """What this machine has and lacks for dino_path, and how to mend it."""
+    from dino_path.doctor import examine
+
+    findings = examine(out)
+    for finding in findings:
+        typer.echo(finding.line())
+    if any(finding.is_fault for finding in findings):
+        raise typer.Exit(EXIT_SOME_FAILED)

@@ -1,0 +1,131 @@
+"""What all commands share: the program itself, kinds of arguments, settings, logging, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from dino_path.errors import ConfigError, DinoPathError, StoppedBySignal
+
+if TYPE_CHECKING:
+    from dino_path.config import Config
+
+app = typer.Typer(
+    name="dino-path",
+    help="Self-supervised DINO pretraining for histology: slides in, frozen feature extractor and report out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see configs/")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings: dotted.key=value")]
+DataSpec = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="class folders, manifest CSV, store:STORE, or nct-crc: pcam: mhist: breakhis: bach: + FOLDER",
+    ),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is one")]
+Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]
+
+SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
+EXIT_SOME_FAILED, EXIT_REFUSED, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 85, 130  # slurm/pretrain.sbatch knows 85
+
+
+def main() -> None:
+    """Run the command line; refusals end with their message and exit code 2."""
+    # Idle OpenMP threads sleep instead of spinning: on a shared 2-core machine a ResNet-50 step took 7 to 13 s with
+    # spinning threads and 1.2 to 1.5 s without. It must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except StoppedBySignal as stopped:
+        typer.echo(str(stopped), err=True)
+        sys.exit(EXIT_STOPPED)
+    except DinoPathError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(EXIT_REFUSED)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Positional arguments and `dotted.key=value` settings; a path that exists is no setting."""
+    positionals: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        is_setting = SETTING.fullmatch(argument) and not Path(argument).exists()
+        (overrides if is_setting else positionals).append(argument)
+    return positionals, overrides
+
+
+def overrides_only(arguments: Sequence[str] | None) -> list[str]:
+    """Settings of a command that takes no other positional argument; `load_config` refuses the rest by name."""
+    return list(arguments or ())
+
+
+def resolve_config(file: Path | None, overrides: Sequence[str], *, needs: Sequence[str] = ()) -> Config:
+    from dino_path.settings import load_config
+
+    return load_config(file, overrides, needs=needs)
+
+
+def check_command(words: Sequence[str]) -> None:
+    """Parse a command line without running it: a wrong option is refused at submission, not when the job starts."""
+    command, context, name, rest = typer.main.get_command(app), None, "dino-path", list(words)
+    while isinstance(command, typer.core.TyperGroup):
+        context = typer.Context(command, info_name=name, parent=context)
+        known, found, rest = command.resolve_command(context, rest)
+        assert known is not None
+        assert found is not None
+        command, name = found, known
+    command.make_context(name, rest, parent=context)
+
+
+def check_output_folder(path: Path) -> None:
+    """Refuse a folder that cannot be made or written, before the work instead of after it."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(
+            str(path),
+            f"nothing can be written here: {nearest} is {'not ours to write in' if nearest.is_dir() else 'a file'}.",
+            "A folder where you may write is needed.",
+            "Name another folder as out.",
+        )
+
+
+def log_to(file: Path | None, *, is_first: bool = True) -> None:
+    """Configure logging once: the console, and `file`. Ranks other than the first speak at ERROR only."""
+    from rich.logging import RichHandler
+
+    from dino_path.progress import console
+
+    root = logging.getLogger("dino_path")
+    root.setLevel(logging.INFO if is_first else logging.ERROR)
+    root.propagate = False
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    if sys.stderr.isatty():
+        screen: logging.Handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+        screen.addFilter(lambda record: record.name != "dino_path.steps")
+    else:
+        screen = logging.StreamHandler(sys.stderr)
+        screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root.addHandler(screen)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        journal = logging.FileHandler(file, encoding="utf-8")
+        journal.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(journal)
