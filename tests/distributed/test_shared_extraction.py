@@ -24,11 +24,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(24):
         file = folder / ("pale" if number % 2 else "dark") / f"{number:02d}.png"
         file.parent.mkdir(exist_ok=True)
-        assert cv2.imwrite(str(file), np.clip(tile_image(number, 32) * (1.0 if number % 2 else 0.6), 0, 255))
+        image = tile_image(number, 32) * (1.0 if number % 2 else 0.6)
+        assert cv2.imwrite(str(file), image.astype(np.uint8))
     return folder
 
 
 def evaluate(data: Path, out: Path, num_processes: int) -> dict[str, Any]:
+    out.parent.mkdir()
     script, tests = Path(__file__).with_name("two_extractors.py"), Path(__file__).parents[1]
     shared = {
         **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(num_processes),
