@@ -16,8 +16,8 @@ over slides):
     colour statistics    0.472 (0.234-0.727)    0.681 (0.440-0.881)
 
 24 slides, each with a stain of its own, are too few: plain features learn nothing. `--centre`, which takes the slide's
-mean from its tiles and so much of the stain, was tried afterwards on the same folds, which flatters it; colour statistics
-are as good.
+mean from its tiles and so much of the stain, was tried afterwards on the same folds, which flatters it; colour
+statistics are as good.
 """
 
 from __future__ import annotations
