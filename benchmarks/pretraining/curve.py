@@ -1,0 +1,103 @@
+"""k-NN while a network learns from labelled tiles without their labels: recipes side by side, and what is untrained.
+
+    uv run python benchmarks/pretraining/curve.py FOLDER... --out OUT [--only RECIPE]
+
+FOLDERs are labelled sets as `--data` of `dino-path evaluate` takes them. Each is split as evaluations split it; the
+pretraining sees all images outside the test parts, unlabelled ones too, and the running k-NN is that of the first
+set's validation images (a fifth of its training part) among the rest of the training part. No test image is touched:
+`dino-path evaluate table ... --data OUT/<set>.csv` judges the exported networks on them afterwards.
+
+Called again it continues. `--only` trains one recipe, so that two may run side by side on two cores; the table at the
+end has what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from dino_path.config import Config, EvaluationConfig
+from dino_path.evaluation.datasets import load_labelled
+from dino_path.evaluation.running import running_knn
+from dino_path.run import RunFolder
+from dino_path.settings import load_config
+from dino_path.training.learner import build_network
+
+HERE = Path(__file__).parent
+
+
+def prepare(folders: list[Path], out: Path) -> tuple[Path, list[Path]]:
+    """Links to everything that may be seen, and one manifest with its split per set."""
+    tiles, manifests = out / "tiles", []
+    tiles.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        labelled = load_labelled(str(folder), EvaluationConfig())
+        manifests.append(out / f"{folder.name}.csv")
+        labelled.write_split(manifests[-1])
+        paths = [Path(labelled.source.name(int(index))) for index in range(len(labelled.split))]
+        seen = [path for path, part in zip(paths, labelled.split, strict=True) if part != "test"]
+        seen += [file for file in sorted(folder.glob("unlabelled/*")) if file.is_file()]
+        for path in seen:
+            link = tiles / f"{folder.name}-{path.parent.name}-{path.name}"
+            if not link.is_symlink():
+                link.symlink_to(path.resolve())
+    return tiles, manifests
+
+
+def config_of(recipe: str, out: Path, tiles: Path, manifest: Path) -> Config:
+    """The recipe on these tiles."""
+    paths = {"store": tiles, "out": out / Path(recipe).stem, "monitor.knn_data": str(manifest)}
+    return load_config(HERE / recipe, [], settings=paths)
+
+
+def untrained_accuracy(config: Config) -> float:
+    """k-NN of the network that the recipe starts from."""
+    assert config.training is not None
+    torch.manual_seed(config.training.seed)
+    backbone = build_network(config.model, drop_path_rate=0.0).backbone.eval()
+    return running_knn(config, device=torch.device("cpu"))(backbone)
+
+
+def table(configs: list[Config]) -> str:
+    """Markdown: tiles seen down, recipes across."""
+    columns: list[dict[int, float]] = []
+    for config in configs:
+        assert config.out is not None
+        column = {0: untrained_accuracy(config)}
+        for record in RunFolder(config.out).read_metrics():
+            if record.get("knn_accuracy") is not None:
+                column[int(record["tiles_seen"])] = float(record["knn_accuracy"])
+        columns.append(column)
+    lines = ["| tiles seen | " + " | ".join(config.out.name for config in configs if config.out) + " |"]
+    lines.append("|---" * (len(configs) + 1) + "|")
+    for seen in sorted({key for column in columns for key in column}):
+        cells = [f"{column[seen]:.3f}" if seen in column else "" for column in columns]
+        lines.append(f"| {seen:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipes", nargs="+", default=["stain.yaml", "published.yaml"])
+    parser.add_argument("--only", help="train this recipe alone")
+    arguments = parser.parse_args()
+
+    tiles, manifests = prepare(arguments.folders, arguments.out)
+    configs = [config_of(recipe, arguments.out, tiles, manifests[0]) for recipe in arguments.recipes]
+    for recipe, config in zip(arguments.recipes, configs, strict=True):
+        if arguments.only in (None, recipe):
+            words = [f"store={config.store}", f"out={config.out}", f"monitor.knn_data={config.monitor.knn_data}"]
+            subprocess.run(
+                [sys.executable, "-m", "dino_path", "pretrain", "--config", HERE / recipe, *words], check=True
+            )
+    print(table(configs))
+
+
+if __name__ == "__main__":
+    main()
