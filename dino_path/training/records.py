@@ -81,5 +81,8 @@ def _start_wandb(run: RunFolder, config: Config) -> Any | None:
 def _wandb_errors() -> tuple[type[BaseException], ...]:
     """What W&B raises when its service, disk or network fails, or something in it: no training ends for that."""
     import wandb
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError  # its service was killed, as on preemption
 
-    return (wandb.Error, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+    abandoned = (HandleAbandonedError, MailboxClosedError)
+    usual = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+    return (wandb.Error, *abandoned, *usual)
