@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError, DataError
@@ -211,7 +211,7 @@ def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> None:
         key: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous().clone()
         for key, tensor in backbone.state_dict().items()
     }
-    save_file(weights, file, metadata={"format": "pt"})
+    file.write_bytes(save(weights, metadata={"format": "pt"}))  # `save_file` leaves a file that only its owner may read
 
 
 def _refuse_to_overwrite(out: Path) -> None:

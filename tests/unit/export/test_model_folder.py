@@ -62,6 +62,7 @@ def test_the_folder_holds_timms_config_with_mpp_beside_it(folder: Path) -> None:
     assert config["pretrained_cfg"]["mean"] == list(MEAN)
     assert config["pretrained_cfg"]["input_size"] == [3, 40, 40]
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1, "who may read one file may read all"
 
 
 @pytest.mark.slow
