@@ -428,7 +428,12 @@ class EvaluationConfig(Section):
     batch_size: int = Field(128, ge=1, description="images per forward pass")
     input_px: int | None = Field(None, ge=16, description="resize images to this edge; None: the model's own")
     regions: Path | None = Field(
-        None, description="folder of <slide_id>.geojson (QuPath): labels the tiles of a `store:`"
+        None,
+        description="folder of <slide_id>.geojson (QuPath) or <slide_id>.png (class numbers over the whole slide, 0 for"
+        " none): labels the tiles of a `store:`",
+    )
+    region_classes: dict[str, int] = Field(
+        {}, description="class names of the numbers in .png regions; empty: every number but 0, named by it"
     )
     min_region_fraction: float = Field(
         0.75, gt=0.5, le=1, description="share of a tile that one region class must cover to label it"

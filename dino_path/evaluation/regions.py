@@ -1,9 +1,9 @@
-"""Labels for the tiles of a tile store, from regions that a pathologist drew in QuPath."""
+"""Labels for the tiles of a tile store: from regions drawn in QuPath, or from masks of class numbers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from dino_path.errors import DataError
 from dino_path.evaluation.layouts import SPLIT_NAMES, SPLITS, GroupKind, Listing
 from dino_path.progress import progress
 from dino_path.slides.geojson import Polygon, paint_polygons, read_objects
+from dino_path.slides.masks import read_labels
 from dino_path.tiles.source import Subset
 from dino_path.tiles.store import SlideRecord, TileStore
 
@@ -27,8 +28,9 @@ RASTER_PX = 256
 def read_store(path: Path, config: EvaluationConfig) -> Listing:
     """The tiles of a store that a region of one class covers by at least `min_region_fraction`.
 
-    Regions are `<slide_id>.geojson` in `config.regions`. Other tiles are left out and counted. Groups are patients
-    where every labelled slide names one, else slides; the split is the slides', where every one has it.
+    Regions are `<slide_id>.geojson` or `<slide_id>.png` in `config.regions`. Other tiles are left out and counted.
+    Groups are patients where every labelled slide names one, else slides; the split is the slides', where every one
+    has it.
 
     Raises:
         DataError: no regions, malformed ones, or none that covers a tile.
@@ -40,7 +42,8 @@ def read_store(path: Path, config: EvaluationConfig) -> Listing:
             "evaluation.regions is not set."
             if config.regions is None
             else f"evaluation.regions={config.regions} is no folder.",
-            "Tiles get their labels from regions: one <slide_id>.geojson per slide, as QuPath exports them.",
+            "Tiles get their labels from regions: one <slide_id>.geojson per slide, as QuPath exports them, or one"
+            " <slide_id>.png with class numbers.",
             "Give evaluation.regions=FOLDER; for images with labels give a folder of class folders or a table.",
         )
     store = TileStore.open(path)
@@ -49,17 +52,19 @@ def read_store(path: Path, config: EvaluationConfig) -> Listing:
     slides_of_tiles: list[SlideRecord] = []
     without: list[str] = []
     for number, slide in enumerate(progress(store.slides, "labelling tiles", total=len(store.slides), unit="slides")):
-        file = config.regions / f"{slide.slide_id}.geojson"
-        if not file.is_file():
+        drawn, painted = (config.regions / f"{slide.slide_id}.{kind}" for kind in ("geojson", "png"))
+        if not drawn.is_file() and not painted.is_file():
             without.append(slide.slide_id)
             continue
         tiles = np.arange(*store.starts[number : number + 2])
         squares = np.stack([store.x_level0[tiles], store.y_level0[tiles], store.size_level0[tiles]], axis=1)
-        for tile, label in zip(
-            tiles,
-            label_tiles(squares, read_regions(file, slide.bounds_origin), config.min_region_fraction),
-            strict=True,
-        ):
+        if drawn.is_file():
+            found = label_tiles(squares, read_regions(drawn, slide.bounds_origin), config.min_region_fraction)
+        else:
+            size_level0 = (slide.width_level0, slide.height_level0)
+            mask = read_labels(painted, slide.slide_id, size_level0)
+            found = label_tiles_by_mask(squares, mask, size_level0, config.region_classes, config.min_region_fraction)
+        for tile, label in zip(tiles, found, strict=True):
             if label is not None:
                 chosen.append(int(tile))
                 labels.append(label)
@@ -99,6 +104,42 @@ def label_tiles(
     for x, y, size in squares.tolist():
         names = [name for name, polygons in regions.items() if covered_share(x, y, size, polygons) >= min_fraction]
         labels.append(names[0] if len(names) == 1 else None)
+    return labels
+
+
+def label_tiles_by_mask(
+    squares: NDArray[np.integer],
+    mask_HW: NDArray[np.integer],
+    size_level0: tuple[int, int],
+    classes: Mapping[str, int],
+    min_fraction: float,
+) -> list[str | None]:
+    """The class whose number has at least `min_fraction` of each tile's mask pixels; None where there is none.
+
+    A mask pixel belongs to the tile that holds its centre. A tile smaller than a mask pixel has the class of the pixel
+    under its own centre.
+
+    Args:
+        squares: (N, 3) as for `label_tiles`.
+        mask_HW: class numbers over the whole slide, 0 where there is none.
+        size_level0: the slide's width and height.
+        classes: numbers by class name; other numbers mean no class. Empty: every number but 0 is a class, named by it.
+    """
+    height, width = mask_HW.shape
+    names = {number: name for name, number in classes.items()}
+    per_px = np.array([width / size_level0[0], height / size_level0[1]])
+    labels: list[str | None] = []
+    for x, y, size in squares.tolist():
+        first, last = np.ceil(np.array([[x, y], [x + size, y + size]]) * per_px - 0.5).astype(int)
+        if (last <= first).any():
+            first = np.floor(np.array([x + size / 2, y + size / 2]) * per_px).astype(int)
+            last = first + 1
+        numbers, counts = np.unique(mask_HW[first[1] : last[1], first[0] : last[0]], return_counts=True)
+        shares = {
+            names.get(number, None if names or number == 0 else str(number)): count / counts.sum()
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+        }
+        labels.append(next((name for name, share in shares.items() if name and share >= min_fraction), None))
     return labels
 
 

@@ -104,7 +104,7 @@ def read_mask(
 
 
 def _read_png(file: Path, slide: Slide, overview: Overview, values: tuple[int, ...] | None) -> NDArray[np.bool_]:
-    _refuse_png(file, slide)
+    _refuse_png(file, slide.name, (slide.width_level0, slide.height_level0))
     if values is None and file.name.lower() == f"{slide.name}_mask.png".lower():
         raise SlideError(
             str(file),
@@ -113,12 +113,7 @@ def _read_png(file: Path, slide: Slide, overview: Overview, values: tuple[int, .
             " 0 and 7 are background.",
             "Set tiles.mask_values to [0] for tis_det_mask, or to [1] for mask_qc.",
         )
-    try:
-        picture: NDArray[Any] | None = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise _unreadable(file, error) from None
-    if picture is None:
-        raise _unreadable(file, ValueError("the PNG is damaged"))
+    picture = _decode(file)
     opaque = picture[..., 3] > 0 if picture.ndim == 3 and picture.shape[2] == 4 else None
     if picture.ndim == 3:
         picture = _one_channel(file, picture[..., :3], values)
@@ -129,6 +124,34 @@ def _read_png(file: Path, slide: Slide, overview: Overview, values: tuple[int, .
     if opaque is not None:
         tissue *= opaque
     return _at_least_half(tissue, overview.covered.shape)
+
+
+def read_labels(file: Path, name: str, size_level0: tuple[int, int]) -> NDArray[Any]:
+    """(H, W) class numbers of a grey PNG that covers the whole slide `name` of `size_level0` (width, height) px.
+
+    Raises:
+        SlideError: no such PNG, another shape than the slide, or a colour picture.
+    """
+    _refuse_png(file, name, size_level0)
+    picture = _decode(file)
+    if picture.ndim == 3:
+        raise SlideError(
+            str(file),
+            "is a colour picture.",
+            "Class numbers are read from grey pictures.",
+            "Save it as a grey picture of labels, 0 where there is none.",
+        )
+    return picture
+
+
+def _decode(file: Path) -> NDArray[Any]:
+    try:
+        picture: NDArray[Any] | None = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise _unreadable(file, error) from None
+    if picture is None:
+        raise _unreadable(file, ValueError("the PNG is damaged"))
+    return picture
 
 
 def _one_channel(file: Path, colours: NDArray[Any], values: tuple[int, ...] | None) -> NDArray[Any]:
@@ -145,7 +168,7 @@ def _one_channel(file: Path, colours: NDArray[Any], values: tuple[int, ...] | No
     return colours[..., 0]
 
 
-def _refuse_png(file: Path, slide: Slide) -> None:
+def _refuse_png(file: Path, name: str, size_level0: tuple[int, int]) -> None:
     """Refuse by the header what is no PNG, has another shape than the slide, or would not fit in memory."""
     try:
         with file.open("rb") as stream:
@@ -163,13 +186,13 @@ def _refuse_png(file: Path, slide: Slide) -> None:
             "Save it smaller (8 um/px is enough), as a grey picture with 8 bits.",
         )
     # Both are equal when the shapes agree; a pixel more or less in either edge moves them by an edge of the slide.
-    wide, high = width * slide.height_level0, height * slide.width_level0
-    slack = ASPECT_TOLERANCE * max(wide, high) + max(slide.width_level0, slide.height_level0)
+    width_level0, height_level0 = size_level0
+    wide, high = width * height_level0, height * width_level0
+    slack = ASPECT_TOLERANCE * max(wide, high) + max(size_level0)
     if abs(wide - high) > slack:
         raise SlideError(
             str(file),
-            f"the mask ({width} x {height} pixels) has another shape than {slide.name}"
-            f" ({slide.width_level0} x {slide.height_level0}).",
+            f"the mask ({width} x {height} pixels) has another shape than {name} ({width_level0} x {height_level0}).",
             "A mask must cover the whole slide, as OpenSlide opens it, and nothing else.",
             "Check that it belongs to this slide, and that the tool did not crop, turn or pad it.",
         )

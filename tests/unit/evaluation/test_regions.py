@@ -1,14 +1,15 @@
 import json
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from slide_files import stained_image, write_slide_file
 
 from dino_path.config import EvaluationConfig, TilesConfig
-from dino_path.errors import DataError
+from dino_path.errors import DataError, SlideError
 from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.regions import Polygon, covered_share, label_tiles, read_regions
+from dino_path.evaluation.regions import Polygon, covered_share, label_tiles, label_tiles_by_mask, read_regions
 from dino_path.slides.find import SlideRow
 from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
 from dino_path.tiles.tile_table import TileRow, TileTable, limits_of, write_tile_table
@@ -56,6 +57,7 @@ def make_store(tmp_path):
                 writer.close()
             write_tile_table(folder.table_file(slide_id), TileTable.from_rows(rows))
             record = SlideRecord(slide_id, f"{slide_id}.svs", "done", patient_id=patient, split=split, num_tiles=10)
+            record = replace(record, width_level0=10 * TILE_LEVEL0, height_level0=TILE_LEVEL0)
             write_record(folder, replace(record, limits=limits_of(config)))
         (tmp_path / "regions").mkdir()
         return f"store:{folder.path}", EvaluationConfig(regions=tmp_path / "regions")
@@ -153,6 +155,39 @@ def test_tiles_in_regions_are_labelled_and_grouped_by_patient(make_store):
     assert labelled.source.mpp == 0.5
     assert "16 of 40 tiles lie in no region and are left out" in labelled.notes
     assert "1 slides without regions left out: s4" in labelled.notes
+
+
+def test_a_mask_of_class_numbers_labels_the_tiles_that_the_same_regions_do(make_store):
+    spec, config = make_store(("s1", "p1", None), ("s2", "p2", None))
+    draw_two_regions(config, "s1")
+    mask = np.zeros((10, 100), np.uint8)  # ten level-0 px a pixel
+    mask[:, :45], mask[:, 50:90], mask[:, 95:] = 3, 7, 200
+    assert cv2.imwrite(str(config.regions / "s2.png"), mask)
+    labelled = load_labelled(spec, config.model_copy(update={"region_classes": {"Tumour": 3, "Stroma": 7}}))
+    assert labelled.classes == ("Stroma", "Tumour")
+    assert labelled.labels.tolist() == [1, 1, 1, 1, 0, 0, 0, 0] * 2
+    (config.regions / "s1.geojson").unlink()
+    assert cv2.imwrite(str(config.regions / "s1.png"), mask)
+    unnamed = load_labelled(spec, config)
+    assert unnamed.classes == ("3", "7")
+    assert unnamed.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] * 2
+
+
+def test_a_tile_smaller_than_a_mask_pixel_has_the_class_under_its_centre():
+    mask = np.array([[0, 1], [2, 1]])
+    squares = np.array([[10, 10, 40], [110, 40, 40], [60, 110, 30], [90, 10, 40]])  # a pixel is 100 level-0 px
+    assert label_tiles_by_mask(squares, mask, (200, 200), {}, 0.75) == [None, "1", "2", "1"]
+    assert label_tiles_by_mask(squares, mask, (200, 200), {"b": 2}, 0.75) == [None, None, "b", None]
+
+
+def test_a_mask_of_another_shape_or_in_colour_is_refused(make_store):
+    spec, config = make_store(("s1", "p1", None))
+    assert cv2.imwrite(str(config.regions / "s1.png"), np.ones((50, 50), np.uint8))
+    with pytest.raises(SlideError, match="another shape than s1"):
+        load_labelled(spec, config)
+    assert cv2.imwrite(str(config.regions / "s1.png"), np.ones((10, 100, 3), np.uint8))
+    with pytest.raises(SlideError, match="colour picture"):
+        load_labelled(spec, config)
 
 
 def test_slides_are_the_groups_where_a_patient_is_unknown(make_store):
