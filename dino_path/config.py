@@ -396,6 +396,14 @@ class MonitorConfig(Section):
 
 FeatureProtocol = Literal["knn", "knn-uni", "linear", "linear-uni"]
 FrozenProtocol = Literal[FeatureProtocol, "linear-dino"]
+PROTOCOL_TITLES = {  # in reports and model cards; `evaluate` has shorter ones for its columns
+    "knn": "k-NN",
+    "knn-uni": "k-NN as in UNI",
+    "linear": "linear probe",
+    "linear-uni": "logistic regression as in UNI",
+    "linear-dino": "linear layer as in DINO",
+    "end-to-end": "supervised, end to end",
+}
 IndexKind = Literal["flat", "ivf", "hnsw"]
 Count = Annotated[int, Field(ge=1)]
 

@@ -19,6 +19,27 @@ from pydantic import ValidationError
 from dino_path.config import Config, Section
 from dino_path.errors import ConfigError
 
+Name = TypeVar("Name", bound=str)
+
+
+def read_names(text: str, known: Sequence[Name], option: str) -> tuple[Name, ...]:
+    """Names with commas between, each once, in the order given; blanks and capitals do not matter.
+
+    Raises:
+        ConfigError: one is not among the known, or there is none. `option` is what the user gave, such as `--layout`.
+    """
+    by_text: dict[str, Name] = {str(name): name for name in known}
+    found = dict.fromkeys(name for part in text.split(",") if (name := part.strip().lower()))
+    unknown = [name for name in found if name not in by_text]
+    if unknown or not found:
+        raise ConfigError(
+            f"{option} {text}",
+            f"{', '.join(unknown) or 'nothing'} is no {option.removeprefix('--')}.",
+            f"One or more of {', '.join(known)} is needed, with commas between.",
+            f"Correct {option}.",
+        )
+    return tuple(by_text[name] for name in found)
+
 
 class _StrictLoader(yaml.SafeLoader):
     """YAML as plain data: no anchors, and of the words without quotes only null, true, false and numbers are special.

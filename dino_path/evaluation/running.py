@@ -17,7 +17,7 @@ from dino_path.features.extractor import Extractor, iterate_features
 from dino_path.tiles.source import Subset
 
 logger = logging.getLogger(__name__)
-MAX_THREADS = 8
+MAX_WORKERS = 8
 
 
 def running_knn(config: Config, *, device: torch.device) -> Callable[[nn.Module], float]:
@@ -60,7 +60,7 @@ def running_knn(config: Config, *, device: torch.device) -> Callable[[nn.Module]
             batch_size=evaluation.batch_size,
             input_px=evaluation.input_px,
             device=device,
-            num_workers=min(usable_cores(), MAX_THREADS),
+            num_workers=min(usable_cores(), MAX_WORKERS),
         )
         features_ND = np.concatenate(list(batches))
         result = knn_classify(

@@ -140,7 +140,7 @@ def evaluate_table(
     Args:
         specs: models, as `features.extractor.load_extractor` reads them.
         baseline: folder of `dino-path baseline` on the same split; None: the table says that it is missing.
-        num_workers: threads that decode images.
+        num_workers: processes that read and decode images.
 
     Raises:
         CheckpointError: a model cannot be loaded.

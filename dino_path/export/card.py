@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dino_path.config import PROTOCOL_TITLES
 from dino_path.model.folder import WEIGHTS_NAME, Triple
 from dino_path.model.locality import OUR_ARGUMENTS, is_plain
 
@@ -25,7 +26,6 @@ tags:
 NO_LICENSE = "# No licence was chosen by the software that wrote this card: set one before you share the model.\n"
 
 OURSELVES = "dino_path"
-PROTOCOL_NAMES = {"knn": "k-NN", "linear": "linear probe", "end-to-end": "end to end"}
 
 USES = """## Intended use
 
@@ -193,7 +193,7 @@ def _results(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _result_row(row: Mapping[str, Any], baseline: str | None) -> list[str]:
     scores = [_score(row["metrics"].get(name)) for name in ("balanced_accuracy", "accuracy", "auroc")]
-    cells = [_cell(row["model"]), PROTOCOL_NAMES.get(row["protocol"], row["protocol"]), *scores]
+    cells = [_cell(row["model"]), PROTOCOL_TITLES.get(row["protocol"], row["protocol"]), *scores]
     if baseline:
         cells.append(_score(row.get("differences", {}).get(baseline, {}).get("balanced_accuracy"), signed=True))
     return cells

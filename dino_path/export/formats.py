@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError, ConfigError
 from dino_path.export.reload import ask_fresh_process, compare_features
+from dino_path.settings import read_names
 
 Format = Literal["timm", "onnx", "pt2"]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -55,17 +56,7 @@ def read_formats(text: str) -> tuple[Format, ...]:
     Raises:
         ConfigError: a name that is none of them.
     """
-    known: dict[str, Format] = {name: name for name in get_args(Format)}
-    names = dict.fromkeys(["timm", *(name for part in text.split(",") if (name := part.strip().lower()))])
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"--format {text}",
-            f"{', '.join(unknown)} is no format.",
-            f"One or more of {', '.join(known)} is needed, with commas between.",
-            "Correct --format.",
-        )
-    return tuple(known[name] for name in names)
+    return read_names(f"timm,{text}", get_args(Format), "--format")
 
 
 def refuse_impossible(formats: tuple[Format, ...], precision: Precision) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from dino_path.config import TilesConfig
-from dino_path.errors import ConfigError, SlideError
+from dino_path.errors import SlideError
+from dino_path.settings import read_names
 
 Layout = Literal["trident", "clam"]
 LAYOUTS: tuple[Layout, ...] = ("trident", "clam")
@@ -22,17 +23,7 @@ def read_layouts(text: str) -> tuple[Layout, ...]:
     Raises:
         ConfigError: a name that is not a layout, or none.
     """
-    known: dict[str, Layout] = {name: name for name in LAYOUTS}
-    names = dict.fromkeys(name for part in text.split(",") if (name := part.strip().lower()))
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise ConfigError(
-            f"--layout {text}",
-            f"{', '.join(unknown) or 'nothing'} is no layout.",
-            f"One or more of {', '.join(known)} is needed, with commas between.",
-            "Correct --layout.",
-        )
-    return tuple(known[name] for name in names)
+    return read_names(text, LAYOUTS, "--layout")
 
 
 def name_for_reader(slide_path: str, layout: Layout) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from dino_path.config import PROTOCOL_TITLES
 from dino_path.reporting.charts import Interval, Series, fraction_chart, interval_chart
 from dino_path.reporting.evaluations import (
     AnyEvaluation,
@@ -15,15 +16,6 @@ from dino_path.reporting.evaluations import (
     Plain,
     Score,
 )
-
-PROTOCOL_TITLES = {
-    "knn": "k-NN",
-    "knn-uni": "k-NN as in UNI",
-    "linear": "linear probe",
-    "linear-uni": "logistic regression as in UNI",
-    "linear-dino": "linear layer as in DINO",
-    "end-to-end": "supervised, end to end",
-}
 
 
 def headline(evaluation: AnyEvaluation) -> Iterator[str]:
@@ -78,7 +70,8 @@ def _fraction_section(evaluation: Fractions) -> Plain:
     fractions = sorted({row.fraction for row in evaluation.rows}, reverse=True)
     models = list(dict.fromkeys(row.model for row in evaluation.rows if row.protocol != "end-to-end"))
     supervised = {row.fraction: row for row in evaluation.rows if row.protocol == "end-to-end"}
-    names = [*models, evaluation.baseline] if supervised else models
+    # The second colour is that of the supervised network in all charts.
+    names = [models[0], evaluation.baseline, *models[1:]] if supervised else models
     pairs = [(model, models[0]) for model in models[1:]]
     if supervised:
         pairs += [(model, evaluation.baseline) for model in models]

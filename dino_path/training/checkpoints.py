@@ -126,7 +126,7 @@ _FREE_SECTIONS = ("monitor", "evaluation", "baseline", "wandb", "cluster", "tile
 _FREE_TRAINING = (
     "num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device",
     "batch_size_per_gpu", "accumulate_steps", "activation_checkpointing", "compile",
-    "sharding", "timeout_s",
+    "fused_loss", "sharding", "timeout_s",
 )  # fmt: skip
 
 
