@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import DropPath, set_fused_attn
+from timm.layers import DropPath, Mlp, set_fused_attn
 from torch import nn
 
 from dino_path.errors import ConfigError
@@ -109,3 +109,8 @@ def check_input_sizes(backbone: nn.Module, name: str, sizes_px: tuple[int, ...])
 def blocks_of(backbone: nn.Module) -> list[nn.Module]:
     """The blocks that a backbone is a stack of; none where timm gives the model no `blocks` (ResNets)."""
     return [block for path, stack in backbone.named_modules() if path.endswith("blocks") for block in stack.children()]
+
+
+def plain_mlps_of(backbone: nn.Module) -> list[Mlp]:
+    """timm's MLPs of two layers with an activation function, and nothing that learns, between them."""
+    return [each for each in backbone.modules() if isinstance(each, Mlp) and isinstance(each.norm, nn.Identity)]

@@ -79,7 +79,7 @@ class DinoHead(nn.Module):
             weight_v, weight_g = self.last_layer["weight_v"], self.last_layer["weight_g"]
             return Projection(
                 F.normalize(_at_least_fp32(hidden), dim=-1),
-                weight_g * weight_v / weight_v.norm(dim=1, keepdim=True),
+                weight_v * (weight_g / weight_v.norm(dim=1, keepdim=True)),  # of (K, H), one is kept for the gradient
             )
 
 

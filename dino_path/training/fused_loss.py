@@ -61,14 +61,17 @@ class _FusedLoss(torch.autograd.Function):
         offset = center.to(t_TBH.dtype) / -teacher_temp
         num_views, num_tiles = s_VBH.shape[:2]
         weight_V = s_VBH.new_full((num_views, 1), 2.0)  # a local view meets both teacher views
-        weight_V[:2] = 1.0
+        weight_V[:2].fill_(1.0)
 
         loss, entropy, mean_teacher_K = s_VBH.new_zeros(()), s_VBH.new_zeros(()), s_VBH.new_zeros(num_prototypes)
         grad_VBH, grad_prototypes_KH = torch.empty_like(s_VBH), torch.zeros_like(prototypes_KH)
-        for piece in _pieces(num_tiles, rows_per_tile=num_views + 2, row_bytes=num_prototypes * s_VBH.element_size()):
+        step = max(1, PIECE_BYTES // ((num_views + 2) * num_prototypes * s_VBH.element_size()))
+        buffer_RK = s_VBH.new_empty((num_views + 2) * min(step, num_tiles), num_prototypes)
+        for first in range(0, num_tiles, step):
+            piece = slice(first, first + step)
             s_VbH, t_RH = s_VBH[:, piece], t_TBH[:, piece].reshape(-1, width)
             s_RH = s_VbH.reshape(-1, width)
-            rows_RK = s_VBH.new_empty(len(s_RH) + len(t_RH), num_prototypes)
+            rows_RK = buffer_RK[: len(s_RH) + len(t_RH)]
             student_RK, teacher_RK = rows_RK[: len(s_RH)], rows_RK[len(s_RH) :]
 
             torch.addmm(offset, t_RH, teacher_prototypes_KH.T, out=teacher_RK)
@@ -111,9 +114,3 @@ def _softmax_(logits_RK: Tensor) -> Tensor:
     entropy_R: Tensor = -torch.linalg.vecdot(logits_RK.exp(), logits_RK)
     logits_RK.exp_()
     return entropy_R
-
-
-def _pieces(num_tiles: int, *, rows_per_tile: int, row_bytes: int) -> list[slice]:
-    """Neighbouring tiles, of one number but for the last, whose rows are at most PIECE_BYTES together."""
-    step = max(1, PIECE_BYTES // (rows_per_tile * row_bytes))
-    return [slice(first, first + step) for first in range(0, num_tiles, step)]

@@ -20,7 +20,12 @@ from dino_path.model.folder import read_weights, without_classifier
 from dino_path.model.head import DinoHead, DinoNetwork, Projection
 from dino_path.model.pretrained import load_start
 from dino_path.model.published import load_published
-from dino_path.training.acceleration import attend_explicitly, checkpoint_activations, compile_blocks
+from dino_path.training.acceleration import (
+    attend_explicitly,
+    checkpoint_activations,
+    compile_blocks,
+    recompute_elementwise,
+)
 from dino_path.training.fused_loss import fused_objective
 from dino_path.training.objective import Objective, batch_center, dino_objective
 from dino_path.training.schedules import StepSettings
@@ -78,15 +83,18 @@ class Learner:
     def _prepare_networks(self) -> nn.Module:
         """Put both networks on our device, as fast and as small as was asked; returns the student to call."""
         training, world, name = self.training, self.world, self.model.backbone
-        if training.activation_checkpointing:  # the teacher keeps none anyway
+        recompute = training.activation_checkpointing  # of the student; the teacher keeps nothing anyway
+        if recompute is True:
             checkpoint_activations(self.student.backbone, name)
+        elif recompute == "elementwise" and not training.compile:
+            recompute_elementwise(self.student.backbone, name)
         for network in (self.student, self.teacher):
             if world.size > 1:  # as published; a network without batch norm stays as it is
                 share_batch_norms(network, world.device)
             if world.device.type == "cpu" and self.precision == "bf16":
                 attend_explicitly(network.backbone)
             if training.compile:
-                compile_blocks(network.backbone, name)
+                compile_blocks(network.backbone, name, recompute_elementwise=recompute == "elementwise")
             if training.sharding is not None:
                 shard(network, world, name)
             network.to(world.device)
@@ -191,6 +199,7 @@ def train_step(
                 # on the host by the time it is wanted, without the device ever running out of work.
                 center_sum = world.start_sum(teacher_mean)
                 verdict = _verdict([each.loss for each in objectives], world, wants_stop=wants_stop)
+            del student, teacher  # their prototypes, 67 MB each of 65,536, are of no use to the backward pass
             (objective.loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
 
     num_bad, num_stopping = verdict.read()
