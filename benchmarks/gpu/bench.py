@@ -8,7 +8,7 @@ own fp16 with GradScaler, `train_one_epoch` unchanged. For each, after a warm-up
 
 - step alone: views in memory, page-locked (ours uint8, theirs normalised floats), wall time of whole steps;
 - end to end: both loops whole, from the same JPEG files, as many workers: `dino_path pretrain` (recipe `dino`; once
-  with `views.colour_on_device`), and its ImageFolder, DataAugmentationDINO, DataLoader and `train_one_epoch`;
+  more with `views.colour_on_device`), and its ImageFolder, DataAugmentationDINO, DataLoader and `train_one_epoch`;
 - peak memory of the allocator; MFU: FLOPs that the method needs (counted once, the same for both) over the peak rate;
 - the stages, each waited for, which forbids overlap: their sum is longer than the step;
 - a torch profile of the first batch size, under OUT.
@@ -56,7 +56,14 @@ from contenders import (
 
 NUM_TILES, TILE_PX = 512, 256
 PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0}  # bf16, dense; NVIDIA's data sheets
-NAMES = {"ours": "dino_path", "compiled": "dino_path, compiled", "peer": "facebookresearch/dino"}
+LEAN = {"activation_checkpointing": "elementwise"}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # name, and options of TrainingConfig
+    "ours": ("dino_path", {}),
+    "peer": ("facebookresearch/dino", {}),
+    "compiled": ("dino_path, compiled", {"compile": True}),
+    "elementwise": ("dino_path, elementwise recomputed", LEAN),
+    "compiled-elementwise": ("dino_path, compiled, elementwise recomputed", {"compile": True} | LEAN),
+}
 Row = dict[str, Any]
 
 
@@ -119,7 +126,7 @@ def time_step(contender: Contender, arguments: argparse.Namespace, device: torch
 
 
 def our_loop(
-    work: Work, arguments: argparse.Namespace, *, compiled: bool, colour_on_device: bool
+    work: Work, arguments: argparse.Namespace, options: dict[str, Any], *, colour_on_device: bool
 ) -> tuple[float, float]:
     """Tiles/s and data wait of `pretrain` itself, from its own records; the first two intervals warm up."""
     num_steps = arguments.loop_steps * 4
@@ -131,9 +138,10 @@ def our_loop(
             "views.recipe=dino", f"views.colour_on_device={colour_on_device}", f"views.global_px={work.global_px}",
             f"views.local_px={work.local_px}", f"views.num_local={work.num_local}",
             f"training.num_steps={num_steps}", f"training.batch_size_per_gpu={work.batch}",
-            "training.precision=bf16", f"training.compile={compiled}", f"training.device={work.device.type}",
+            "training.precision=bf16", f"training.device={work.device.type}",
             f"training.num_workers={arguments.workers}", f"monitor.log_every_steps={arguments.loop_steps}",
             f"training.checkpoint_every_steps={num_steps}", "optim.lr_warmup=2 steps", "wandb.mode=disabled",
+            *(f"training.{name}={value}" for name, value in options.items()),
         ],
         settings={"store": arguments.out / "tiles", "out": out},
     )  # fmt: skip
@@ -176,7 +184,7 @@ def peer_loop(contender: Contender, work: Work, arguments: argparse.Namespace) -
     return (count - warm) * work.batch / elapsed_s, timed.wait_s / elapsed_s
 
 
-def save_profile(contender: Contender, work: Work, out: Path) -> None:
+def save_profile(contender: Contender, kind: str, work: Work, out: Path) -> None:
     """A table by operation and a trace of three steps."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if work.device.type == "cuda" else [])]
     with profile(activities=activities) as profiler:
@@ -184,7 +192,7 @@ def save_profile(contender: Contender, work: Work, out: Path) -> None:
             contender.step()
         if work.device.type == "cuda":
             torch.cuda.synchronize()
-    name = f"profile_{work.arch}_{work.batch}_{contender.name.replace(', ', '_').replace('/', '_')}"
+    name = f"profile_{work.arch}_{work.batch}_{kind}"
     order = "self_cuda_time_total" if work.device.type == "cuda" else "self_cpu_time_total"
     (out / f"{name}.txt").write_text(profiler.key_averages().table(sort_by=order, row_limit=40))
     profiler.export_chrome_trace(str(out / f"{name}.json.gz"))
@@ -192,22 +200,23 @@ def save_profile(contender: Contender, work: Work, out: Path) -> None:
 
 def one_case(kind: str, work: Work, arguments: argparse.Namespace, *, is_first: bool) -> Row:
     """All measurements of one contender at one batch size; `out of memory` where it does not fit."""
-    is_cuda = work.device.type == "cuda"
+    is_cuda, options = work.device.type == "cuda", KINDS[kind][1]
     try:
         if kind == "peer":
             contender = peer_contender(work, "fp16" if is_cuda else "fp32", arguments.peer)
         else:
-            contender = our_contender(work, "bf16", compiled=kind == "compiled")
+            contender = our_contender(work, "bf16", **options)
         row = time_step(contender, arguments, work.device)
         if is_first:
-            save_profile(contender, work, arguments.out)
+            save_profile(contender, kind, work, arguments.out)
         if kind == "peer":
             row["loop"] = peer_loop(contender, work, arguments)
         else:
             del contender
-            for name, colour_on_device in (("loop_colour_on_device", True), ("loop", False)):
-                clear(work.device)
-                row[name] = our_loop(work, arguments, compiled=kind == "compiled", colour_on_device=colour_on_device)
+            for name, colour_on_device in (("loop", False), ("loop_colour_on_device", True)):
+                if kind == "ours" or not colour_on_device:
+                    clear(work.device)
+                    row[name] = our_loop(work, arguments, options, colour_on_device=colour_on_device)
     except torch.OutOfMemoryError:
         row = {"failed": "out of memory"}
     return row
@@ -263,9 +272,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="views of 32 and 16 px, 512 prototypes, two tiles")
     parser.add_argument("--archs", nargs="+", default=["vit_small", "vit_base", "vit_large"])
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
-    parser.add_argument(
-        "--kinds", nargs="+", choices=["ours", "compiled", "peer"], default=["ours", "peer", "compiled"]
-    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="whole steps per round")
     parser.add_argument("--warm-steps", type=int, default=5)
@@ -321,7 +328,13 @@ def main() -> None:
             work = Work(arch, batch, *sizes, device)
             if arch not in flops:
                 flops[arch] = flops_per_tile(work)
-            row = {"arch": arch, "batch": batch, "kind": kind, "name": NAMES[kind], "gflop_per_tile": flops[arch] / 1e9}
+            row = {
+                "arch": arch,
+                "batch": batch,
+                "kind": kind,
+                "name": KINDS[kind][0],
+                "gflop_per_tile": flops[arch] / 1e9,
+            }
             row |= one_case(kind, work, arguments, is_first=batch == arguments.batches[0])
             if "failed" not in row:
                 row["mfu"] = flops[arch] * batch / row["step_s"] / (peak * 1e12) if peak else None

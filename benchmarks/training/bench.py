@@ -87,7 +87,7 @@ def main() -> None:
         arguments.num_local, CPU,
     )  # fmt: skip
     with peer_without_gpu(CPU):
-        contenders = [our_contender(work, precision, compiled=False) for precision in PRECISIONS]
+        contenders = [our_contender(work, precision) for precision in PRECISIONS]
         if arguments.peer:
             contenders += [peer_contender(work, precision, arguments.peer) for precision in PRECISIONS]
         print_tables(*measure(contenders, arguments.rounds), arguments.batch)

@@ -94,27 +94,31 @@ def void(_: object) -> None:
     """A hook that returns something would change what it looks at."""
 
 
-def random_batch(work: Work) -> ViewBatch:
-    """Noise: the arithmetic does not depend on what the views show."""
+def random_batch(work: Work, parameters: tuple[torch.Tensor, torch.Tensor] | None = None) -> ViewBatch:
+    """Noise: the arithmetic does not depend on what the views show. `parameters`: what is left to do on the device."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2 * work.batch, work.global_px), (work.num_local * work.batch, work.local_px))
     global_views, local_views = (
         torch.randint(0, 256, (number, edge, edge, 3), generator=generator, dtype=torch.uint8)
         for number, edge in shapes
     )
-    finished = [torch.empty(number, 0) for number, _ in shapes]
-    return ViewBatch(global_views, local_views, *finished, torch.arange(work.batch))
+    left = parameters or [torch.empty(number, 0) for number, _ in shapes]
+    return ViewBatch(global_views, local_views, *left, torch.arange(work.batch))
 
 
-def our_learner(work: Work, precision: str, *, compiled: bool, fused_loss: bool = True) -> Learner:
+def our_learner(work: Work, precision: str, **options: Any) -> Learner:
+    """`options`: of TrainingConfig."""
     world = World(rank=0, size=1, local_rank=0, device=work.device)
     model = ModelConfig(backbone=f"{work.arch}_patch16_224", num_prototypes=work.prototypes)
-    training = TrainingConfig(num_steps=1, precision=precision, compile=compiled, fused_loss=fused_loss)  # type: ignore[arg-type]
+    training = TrainingConfig(num_steps=1, precision=precision, **options)  # type: ignore[arg-type]
     return Learner(model, OptimConfig(), training, world)
 
 
-def our_contender(work: Work, precision: str, *, compiled: bool) -> Contender:
-    learner, batch = our_learner(work, precision, compiled=compiled), random_batch(work)
+def our_contender(
+    work: Work, precision: str, *, parameters: tuple[torch.Tensor, torch.Tensor] | None = None, **options: Any
+) -> Contender:
+    """`options`: of TrainingConfig; `parameters`: of the views, as `random_batch` takes them."""
+    learner, batch = our_learner(work, precision, **options), random_batch(work, parameters)
     if work.device.type == "cuda":
         batch = batch.pin_memory()
 
@@ -144,8 +148,7 @@ def our_contender(work: Work, precision: str, *, compiled: bool) -> Contender:
         update_center(learner.center, batch_center(teacher), 0.9)
         watch.lap("center")
 
-    name = f"dino_path, {precision}" + (", compiled" if compiled else "")
-    return Contender(name, lambda: train_step(learner, [batch], SETTINGS, step=0), staged_step)
+    return Contender(f"dino_path, {precision}", lambda: train_step(learner, [batch], SETTINGS, step=0), staged_step)
 
 
 def peer_contender(work: Work, precision: str, peer: Path) -> Contender:
@@ -247,7 +250,7 @@ def flops_per_tile(work: Work) -> float:
     Counted on our step with the plain loss and explicit attention, on a CPU, with one tile.
     """
     one = Work(**{**vars(work), "batch": 1, "device": torch.device("cpu")})
-    learner = our_learner(one, "fp32", compiled=False, fused_loss=False)
+    learner = our_learner(one, "fp32", fused_loss=False)
     for network in (learner.student, learner.teacher):
         attend_explicitly(network.backbone)
     with FlopCounterMode(display=False) as counter:
