@@ -22,9 +22,10 @@ bench:
 	uv run python benchmarks/embed/bench.py
 
 # One GPU: tests that need one, then everything measured. PEER: a checkout of facebookresearch/dino, fetched by hand.
-# Called again, it continues: BUDGET_S=500 for a machine that is lent for ten minutes at a time.
+# Called again, it continues: BUDGET_S=500 for a machine that is lent for ten minutes at a time. RUN= where there is no uv.
 BUDGET_S ?= inf
+RUN ?= uv run
 bench-gpu:
-	uv run pytest tests/gpu
-	uv run python benchmarks/training/loss.py --batches 64 256 512 --piece-mb 16 64 256
-	uv run python benchmarks/gpu/bench.py --out bench-gpu --budget-s $(BUDGET_S) $(if $(PEER),--peer $(PEER))
+	$(RUN) python -m pytest tests/gpu
+	$(RUN) python benchmarks/training/loss.py --batches 64 256 512 --piece-mb 16 64 256
+	$(RUN) python benchmarks/gpu/bench.py --out bench-gpu --budget-s $(BUDGET_S) $(if $(PEER),--peer $(PEER))

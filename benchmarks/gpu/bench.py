@@ -33,6 +33,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch._dynamo
 from torch.profiler import ProfilerActivity, profile
 
 from dino_path.distributed import World, usable_cores
@@ -223,6 +224,8 @@ def one_case(kind: str, work: Work, arguments: argparse.Namespace, *, is_first: 
 
 
 def clear(device: torch.device) -> None:
+    """Nothing of one case is left to the next, compiled code included: it would serve a network with other options."""
+    torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
