@@ -1,4 +1,4 @@
-.PHONY: check test lint demo bench bench-gpu docs
+.PHONY: check test lint demo bench bench-gpu pretrain-gpu docs
 
 check: test lint
 
@@ -29,3 +29,19 @@ bench-gpu:
 	$(RUN) python -m pytest tests/gpu
 	$(RUN) python benchmarks/training/loss.py --batches 64 256 512 --piece-mb 16 64 256
 	$(RUN) python benchmarks/gpu/bench.py --out bench-gpu --budget-s $(BUDGET_S) $(if $(PEER),--peer $(PEER))
+
+# ViT-S/16 on DATA, folders of labelled tiles, without the labels; then the table at 100, 10 and 1 % of them. It continues.
+RECIPE ?= vits16.yaml
+pretrain-gpu:
+	$(RUN) python benchmarks/pretraining/curve.py $(DATA) --out pretrain-gpu --recipes $(RECIPE) --budget-s $(BUDGET_S)
+	rm -rf pretrain-gpu/vit
+	$(RUN) python -m dino_path export pretrain-gpu/$(basename $(notdir $(RECIPE))) --out pretrain-gpu/vit
+	for set in $(notdir $(DATA)); do \
+		for share in 1 0.1 0.01; do \
+			$(RUN) python -m dino_path baseline --data pretrain-gpu/$$set.csv --out pretrain-gpu/resnet50-$$set \
+				--fraction $$share || exit; \
+		done; \
+		$(RUN) python -m dino_path evaluate table pretrain-gpu/vit untrained:pretrain-gpu/vit colour-statistics \
+			--data pretrain-gpu/$$set.csv --baseline pretrain-gpu/resnet50-$$set --fractions 1,0.1,0.01 \
+			--out pretrain-gpu/eval-$$set || exit; \
+	done

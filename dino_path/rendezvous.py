@@ -24,6 +24,7 @@ from dino_path.errors import DinoPathError, LaunchError, StoppedBySignal
 POLL_S = 0.1
 CHECK_EVERY_S = 1.0
 GRACE_S = 5.0  # from the news that another process has failed to the end of this one
+TELL_S = 10.0  # for which rank 0, failing, waits until the others know why; one that was killed never does
 LEAVE_S = 60.0  # for which rank 0 waits for the others at the end
 EXIT_LOST = 2  # as a refusal: the process that failed has said more
 MAX_NAMED = 8
@@ -195,10 +196,10 @@ def process_group(point: MeetingPoint, backend: str, rank: int, size: int, *, ti
         _leave(point, store, rank, size)
         raise
     except BaseException as error:
-        first = watch.failed or _announce(store, f"{watch.here}: {type(error).__name__}: {error}")
+        first = watch.failed or _announce(store, rank, f"{watch.here}: {type(error).__name__}: {error}")
         watch.done.set()
-        if rank == 0 and not point.is_served:
-            time.sleep(2 * CHECK_EVERY_S)  # the others read the news in this process
+        if rank == 0 and not point.is_served:  # the others read the news in this process
+            _has(store, [f"told_{other}" for other in range(1, size)], timeout_s=TELL_S)
         if first is None or isinstance(error, DinoPathError) or not isinstance(error, Exception):
             raise
         raise LaunchError(
@@ -234,10 +235,11 @@ def _leave(point: MeetingPoint, store: Store, rank: int, size: int) -> None:
         time.sleep(0.02)
 
 
-def _announce(store: Store, ours: str) -> str | None:
+def _announce(store: Store, rank: int, ours: str) -> str | None:
     """Tell all that this process fails; returns what another has told before, if one has."""
     try:
         first = store.compare_set("failed", "", ours).decode()
+        store.set(f"told_{rank}", "")
     except (OSError, RuntimeError):
         return GONE
     return None if first == ours else first
@@ -248,7 +250,7 @@ class _Watch(threading.Thread):
 
     def __init__(self, point: MeetingPoint, rank: int, timeout_s: float) -> None:
         super().__init__(name="watch over the other processes", daemon=True)
-        self.point, self.here = point, f"rank {rank} on {socket.gethostname()}"
+        self.point, self.rank, self.here = point, rank, f"rank {rank} on {socket.gethostname()}"
         self.timeout_s = timeout_s  # of a store that does not answer; one that is gone shows at once
         self.failed = ""
         self.done = threading.Event()
@@ -259,6 +261,7 @@ class _Watch(threading.Thread):
             while not self.done.wait(CHECK_EVERY_S):
                 if store.check(["failed"]):
                     self.failed = store.get("failed").decode()
+                    store.set(f"told_{self.rank}", "")
                     break
         except (OSError, RuntimeError):
             self.failed = GONE

@@ -3,8 +3,9 @@
     make bench-gpu PEER=CHECKOUT_OF_facebookresearch/dino            # without PEER: ours alone
     uv run python benchmarks/gpu/bench.py --device cpu --tiny        # only to see that it runs, [--peer CHECKOUT]
 
-2 x 224 + 8 x 96 px, 65,536 prototypes, ViT-S, B and L with patches of 16. Ours in bf16, and compiled; the peer in its
-own fp16 with GradScaler, `train_one_epoch` unchanged. For each, after a warm-up:
+2 x 224 + 8 x 96 px, 65,536 prototypes, ViT-S, B and L with patches of 16. Ours in bf16, also compiled, also
+with what is elementwise recomputed; the peer in its own fp16 with GradScaler, `train_one_epoch` unchanged. For each,
+after a warm-up:
 
 - step alone: views in memory, page-locked (ours uint8, theirs normalised floats), wall time of whole steps;
 - end to end: both loops whole, from the same JPEG files, as many workers: `dino_path pretrain` (recipe `dino`; once

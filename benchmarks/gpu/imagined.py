@@ -40,6 +40,7 @@ from dino_path.views.device import pack
 from dino_path.views.parameters import draw_views
 
 GPU = torch.device("cuda", 0)
+aten = torch.ops.aten
 KINDS = {
     "ours": "dino_path", "colour": "dino_path, colour on the GPU", "plain": "dino_path, all logits at once",
     "elementwise": "dino_path, activation_checkpointing=elementwise",
@@ -49,20 +50,26 @@ BLOCK_BYTES = 512  # torch's CUDA allocator gives no less
 NO_KERNEL = ("detach", "_unsafe_view", "empty", "new_empty", "empty_like", "empty_strided")
 
 
-class HostWaits(Exception):
-    """The host asks for a value that only the device has."""
+def host_waits(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the host asks for a value, or for a copy between host and device that is done when the call returns."""
+    if func is aten._to_copy.default:
+        target = kwargs.get("device") or args[0].device
+        return bool(target.type != args[0].device.type and not kwargs.get("non_blocking"))
+    if func is aten.copy_.default:
+        is_asynchronous = args[2] if len(args) > 2 else kwargs.get("non_blocking")
+        return bool(args[0].device.type != args[1].device.type and not is_asynchronous)
+    return func is aten._local_scalar_dense.default
 
 
 class ImaginedGpu(TorchDispatchMode):
     """While open, what touches a tensor on the GPU is imagined and counted; the rest runs as ever.
 
-    Args:
-        is_strict: a wait is an error; else it is counted, and the value is 0.
+    A value that the host asks for is 0.
     """
 
-    def __init__(self, *, is_strict: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.fake, self.is_strict = FakeTensorMode(), is_strict
+        self.fake = FakeTensorMode()
         self.live_bytes = self.peak_bytes = self.num_operations = self.num_waits = 0
         self._alive: set[int] = set()
 
@@ -74,12 +81,10 @@ class ImaginedGpu(TorchDispatchMode):
             return func(*args, **kwargs)
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self._wait(func)
+        self.num_waits += host_waits(func, args, kwargs)
+        if func is aten._local_scalar_dense.default:
             return 0.0
         if "cpu" in devices:
-            if not kwargs.get("non_blocking"):
-                self._wait(func)
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         with self.fake:
             made = func(*tree_map(self._imagined, args), **tree_map(self._imagined, kwargs))
@@ -90,11 +95,6 @@ class ImaginedGpu(TorchDispatchMode):
     def _imagined(self, value: Any) -> Any:
         is_real = isinstance(value, Tensor) and not isinstance(value, FakeTensor)
         return self.fake.from_tensor(value) if is_real else value
-
-    def _wait(self, func: Any) -> None:
-        self.num_waits += 1
-        if self.is_strict:
-            raise HostWaits(str(func))
 
     def _note(self, made: Any) -> None:
         """Count a new tensor's memory until its last user lets go of it."""
@@ -197,7 +197,7 @@ def contender_of(kind: str, work: Work, peer: Path | None) -> Contender:
 
 def count(kind: str, work: Work, peer: Path | None) -> Counts:
     """Two steps; the second is counted."""
-    with ImaginedGpu(is_strict=False) as gpu:
+    with ImaginedGpu() as gpu:
         contender = contender_of(kind, work, peer)
         contender.step()
         gpu.peak_bytes, gpu.num_operations, gpu.num_waits = gpu.live_bytes, 0, 0
@@ -263,7 +263,9 @@ def run_with_the_imagined_runtime() -> int:
         subprocess.run(
             [compiler, "-shared", "-fPIC", *(f"-I{each}" for each in headers), "-o", library, source], check=True
         )
-        environment = os.environ | {"LD_PRELOAD": str(library), "LD_LIBRARY_PATH": folder, "IMAGINED_GPU": "1"}
+        environment = os.environ | {"IMAGINED_GPU": "1"}
+        for name, first in (("LD_PRELOAD", str(library)), ("LD_LIBRARY_PATH", folder)):
+            environment[name] = ":".join(filter(None, [first, os.environ.get(name)]))
         return subprocess.run([sys.executable, *sys.argv], env=environment).returncode
 
 

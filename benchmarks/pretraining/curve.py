@@ -1,21 +1,23 @@
 """k-NN while a network learns from labelled tiles without their labels: recipes side by side, and what is untrained.
 
-    uv run python benchmarks/pretraining/curve.py FOLDER... --out OUT [--only RECIPE]
+    uv run python benchmarks/pretraining/curve.py FOLDER... --out OUT [--only RECIPE] [--budget-s SECONDS]
 
 FOLDERs are labelled sets as `--data` of `dino-path evaluate` takes them. Each is split as evaluations split it; the
 pretraining sees all images outside the test parts, unlabelled ones too, and the running k-NN is that of the first
 set's validation images (a fifth of its training part) among the rest of the training part. No test image is touched:
 `dino-path evaluate table ... --data OUT/<set>.csv` judges the exported networks on them afterwards.
 
-Called again it continues. `--only` trains one recipe, so that two may run side by side on two cores; the table at the
-end has what is there.
+Called again it continues, also after `--budget-s`. `--only` trains one recipe, so that two may run side by side on two
+cores; the table at the end has what is there. Recipes: stain.yaml and published.yaml for a CPU, vits16.yaml for a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from dino_path.settings import load_config
 from dino_path.training.learner import build_network
 
 HERE = Path(__file__).parent
+STOPPED = 85  # exit code of `dino-path pretrain` that a signal has stopped after a saved step
 
 
 def prepare(folders: list[Path], out: Path) -> tuple[Path, list[Path]]:
@@ -52,6 +55,21 @@ def config_of(recipe: str, out: Path, tiles: Path, manifest: Path) -> Config:
     """The recipe on these tiles."""
     paths = {"store": tiles, "out": out / Path(recipe).stem, "monitor.knn_data": str(manifest)}
     return load_config(HERE / recipe, [], settings=paths)
+
+
+def train(recipe: str, config: Config, *, seconds: float) -> None:
+    """`dino-path pretrain`; after so many seconds it is asked to save and stop."""
+    words = [f"store={config.store}", f"out={config.out}", f"monitor.knn_data={config.monitor.knn_data}"]
+    run = subprocess.Popen([sys.executable, "-m", "dino_path", "pretrain", "--config", HERE / recipe, *words])
+    try:
+        code = run.wait(timeout=None if seconds == float("inf") else max(seconds, 0))
+    except subprocess.TimeoutExpired:
+        run.send_signal(signal.SIGTERM)
+        code = run.wait()
+    if code == STOPPED:
+        print("the time is up; the same command continues")
+    elif code != 0:
+        sys.exit(code)
 
 
 def untrained_accuracy(config: Config) -> float:
@@ -86,16 +104,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipes", nargs="+", default=["stain.yaml", "published.yaml"])
     parser.add_argument("--only", help="train this recipe alone")
+    parser.add_argument("--budget-s", type=float, default=float("inf"), help="save and stop after so many seconds")
     arguments = parser.parse_args()
 
     tiles, manifests = prepare(arguments.folders, arguments.out)
     configs = [config_of(recipe, arguments.out, tiles, manifests[0]) for recipe in arguments.recipes]
+    end_s = time.monotonic() + arguments.budget_s
     for recipe, config in zip(arguments.recipes, configs, strict=True):
         if arguments.only in (None, recipe):
-            words = [f"store={config.store}", f"out={config.out}", f"monitor.knn_data={config.monitor.knn_data}"]
-            subprocess.run(
-                [sys.executable, "-m", "dino_path", "pretrain", "--config", HERE / recipe, *words], check=True
-            )
+            train(recipe, config, seconds=end_s - time.monotonic())
     print(table(configs))
 
 

@@ -95,7 +95,8 @@ def compile_blocks(backbone: nn.Module, name: str, *, recompute_elementwise: boo
     """torch.compile each block by itself, for each resolution: the whole network would compile for much longer.
 
     Args:
-        recompute_elementwise: the compiler leaves it to the backward pass to compute again what is elementwise.
+        recompute_elementwise: the compiler leaves it to the backward pass to compute again what is elementwise. A
+            choice for the whole process: the last call before the first step counts.
 
     Raises:
         ConfigError: the backbone has no `blocks`.

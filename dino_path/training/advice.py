@@ -12,7 +12,7 @@ from dino_path.config import Clock, Config
 # of DINO advise fewer on small data as well (facebookresearch/dino issues 43 and 246).
 PROTOTYPES_FOR_TILES = ((20_000, 1024), (50_000, 2048), (100_000, 4096), (200_000, 16384), (500_000, 32768))
 # The teacher averages over 1 / (1 - momentum) steps. In a demo of 320 steps a third of the run (0.99) collapsed to
-# uniform, and a sixth (0.98) did not; the paper's is 250 of 125,000.
+# uniform, a sixth (0.98) later or not at all; the paper's is 250 of 125,000.
 MAX_AVERAGED_SHARE, ADVISED_SHARE = 1 / 5, 1 / 8
 MAX_WARMUP_SHARE, ADVISED_WARMUP = 0.3, "10 %"  # the paper: 10 of 100 epochs
 MAX_FREEZE_SHARE, ADVISED_FREEZE = 0.1, "1 %"  # the paper: 1 of 100 epochs

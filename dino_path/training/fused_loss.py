@@ -65,10 +65,10 @@ class _FusedLoss(torch.autograd.Function):
 
         loss, entropy, mean_teacher_K = s_VBH.new_zeros(()), s_VBH.new_zeros(()), s_VBH.new_zeros(num_prototypes)
         grad_VBH, grad_prototypes_KH = torch.empty_like(s_VBH), torch.zeros_like(prototypes_KH)
-        step = max(1, PIECE_BYTES // ((num_views + 2) * num_prototypes * s_VBH.element_size()))
-        buffer_RK = s_VBH.new_empty((num_views + 2) * min(step, num_tiles), num_prototypes)
-        for first in range(0, num_tiles, step):
-            piece = slice(first, first + step)
+        piece_tiles = max(1, PIECE_BYTES // ((num_views + 2) * num_prototypes * s_VBH.element_size()))
+        buffer_RK = s_VBH.new_empty((num_views + 2) * min(piece_tiles, num_tiles), num_prototypes)
+        for first in range(0, num_tiles, piece_tiles):
+            piece = slice(first, first + piece_tiles)
             s_VbH, t_RH = s_VBH[:, piece], t_TBH[:, piece].reshape(-1, width)
             s_RH = s_VbH.reshape(-1, width)
             rows_RK = buffer_RK[: len(s_RH) + len(t_RH)]

@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def test_no_step_mixes_devices_or_waits_and_recomputing_spares_memory() -> None:
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), "--archs", "vit_tiny", "--batches", "8", "16"]
+    command = [sys.executable, str(SCRIPT), "--archs", "vit_tiny", "--batches", "8", "16"]
     done = subprocess.run(
         [*command, "--prototypes", "512", "--kinds", "ours", "colour", "elementwise"],
         capture_output=True, text=True,
