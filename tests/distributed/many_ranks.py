@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "sharded": ("training.sharding=fsdp2",),
     "sharded, accumulated": ("training.sharding=fsdp2", "model.norm_last_layer=false", *ACCUMULATED),
     "sharded, recomputed": ("training.sharding=fsdp2", "training.activation_checkpointing=true"),
+    "sharded, elementwise": ("training.sharding=fsdp2", "training.activation_checkpointing=elementwise"),
 }
 IN_BF16 = {
     "bf16": ("training.precision=bf16",),
