@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -199,7 +199,8 @@ def process_group(point: MeetingPoint, backend: str, rank: int, size: int, *, ti
         first = watch.failed or _announce(store, rank, f"{watch.here}: {type(error).__name__}: {error}")
         watch.done.set()
         if rank == 0 and not point.is_served:  # the others read the news in this process
-            _has(store, [f"told_{other}" for other in range(1, size)], timeout_s=TELL_S)
+            with suppress(OSError, RuntimeError):  # of the store; what is to be raised is the failure itself
+                _has(store, [f"told_{other}" for other in range(1, size)], timeout_s=TELL_S)
         if first is None or isinstance(error, DinoPathError) or not isinstance(error, Exception):
             raise
         raise LaunchError(

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from dino_path.cli.program import EXIT_STOPPED
 from dino_path.config import Config, EvaluationConfig
 from dino_path.evaluation.datasets import load_labelled
 from dino_path.evaluation.running import running_knn
@@ -30,7 +31,6 @@ from dino_path.settings import load_config
 from dino_path.training.learner import build_network
 
 HERE = Path(__file__).parent
-STOPPED = 85  # exit code of `dino-path pretrain` that a signal has stopped after a saved step
 
 
 def prepare(folders: list[Path], out: Path) -> tuple[Path, list[Path]]:
@@ -66,7 +66,7 @@ def train(recipe: str, config: Config, *, seconds: float) -> None:
     except subprocess.TimeoutExpired:
         run.send_signal(signal.SIGTERM)
         code = run.wait()
-    if code == STOPPED:
+    if code == EXIT_STOPPED:
         print("the time is up; the same command continues")
     elif code != 0:
         sys.exit(code)
