@@ -21,15 +21,20 @@ from dino_path.tiles.images import ImageFiles
 PANEL_PX, CAPTION_PX, GAP_PX = 224, 22, 4
 # (x, y) of the reference points, as parts of the edge: the middle and the middles of the four quarters.
 POINTS = ((0.5, 0.5), (0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
-STRENGTH = 0.6  # of the colours over the picture
+EVEN_BELOW = 1.5  # times even attention: a map whose largest weight is smaller says nothing, and is not drawn
+STRENGTH = (
+    0.85  # of the colours where the weight is largest; none where it is even or less, so that tissue stays visible
+)
+COLOURS = cv2.COLORMAP_VIRIDIS  # green to yellow: neither is a colour of H&E
 CROSS_COLOUR = (0, 255, 0)
 
 
 def draw_attention(extractor: Extractor, paths: Sequence[Path], out: Path, *, edge_px: int | None) -> list[Path]:
     """One PNG per image in `out`, named by number and file: image, [CLS] (mean and each head), five reference points.
 
-    Each map has its own scale, from black at 0 to bright at its largest weight, which its caption gives as a multiple
-    of even attention (1: as much as every patch would get).
+    Patches with even attention or less show the plain image; above it the colours cover it the more, the larger the
+    weight. Each map has its own scale: its caption gives the largest weight as a multiple of even attention (1: as much
+    as every patch would get). A map that is even all over is left plain, and its caption says so.
 
     Args:
         edge_px: of the image that the model sees; None: the model's own. Larger ones give finer maps.
@@ -90,14 +95,17 @@ def _points(image_HWC: RgbImage, attention: LastAttention) -> Iterator[RgbImage]
 def _overlay(image_HWC: RgbImage, weights: NDArray[np.float32], caption: str) -> RgbImage:
     """The image under the weights, which are drawn as squares: a patch has one weight."""
     height, width = image_HWC.shape[:2]
-    largest = max(float(weights.max()), 1e-12)
-    grey = cv2.resize(
-        np.rint(255 * weights / largest).astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST
-    )
-    colours = cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    blended = np.asarray(cv2.addWeighted(image_HWC, 1 - STRENGTH, colours, STRENGTH, 0), np.uint8)
-    # Even attention is one share for each of all tokens; the prefix tokens are few.
-    return _panel(blended, f"{caption}, max {largest * weights.size:.1f}x")
+    relative = weights * weights.size  # even attention is one share for each of all tokens; the prefix tokens are few
+    largest = float(relative.max())
+    if largest < EVEN_BELOW:
+        return _panel(image_HWC, f"{caption}, even: nothing stands out")
+    share = np.clip((relative - 1) / (largest - 1), 0, 1).astype(np.float32)
+    share = cv2.resize(share, (width, height), interpolation=cv2.INTER_NEAREST)
+    # The upper half of the colours: the lower one is as dark as nuclei.
+    colours = cv2.applyColorMap(np.rint(127 + 128 * share).astype(np.uint8), COLOURS)
+    alpha = STRENGTH * share[..., None]
+    blended = image_HWC * (1 - alpha) + cv2.cvtColor(colours, cv2.COLOR_BGR2RGB) * alpha
+    return _panel(np.rint(blended).astype(np.uint8), f"{caption}, max {largest:.1f}x")
 
 
 def _crossed(image_HWC: RgbImage, points: Sequence[tuple[float, float]]) -> RgbImage:

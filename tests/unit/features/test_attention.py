@@ -73,12 +73,21 @@ def test_a_map_is_bright_where_the_weight_is() -> None:
     weights[0, :, 0, 1 + 2 * 6 + 3] = 1  # all of [CLS]'s attention on the patch in row 2, column 3 of six
     weights[0, :, 1:, 1:] = 1 / 36
     sheet = attention_sheet(np.full((48, 48, 3), 180, np.uint8), LastAttention(weights, 1, (6, 6)))
-    map_panel = sheet[:PANEL_PX, PANEL_PX + GAP_PX :][:, :PANEL_PX].astype(int).sum(axis=2)
+    map_panel = sheet[:PANEL_PX, PANEL_PX + GAP_PX :][:, :PANEL_PX].astype(int)
     patch_px = PANEL_PX / 6
-    is_bright = map_panel > map_panel.mean()
-    rows, columns = np.nonzero(is_bright)
-    assert is_bright.mean() == pytest.approx(1 / 36, rel=0.1)
+    is_coloured = (map_panel != 180).any(axis=2)  # elsewhere the image is as it was
+    rows, columns = np.nonzero(is_coloured)
+    assert is_coloured.mean() == pytest.approx(1 / 36, rel=0.1)
     assert (rows.mean() / patch_px, columns.mean() / patch_px) == pytest.approx((2.5, 3.5), abs=0.1)
+
+
+@pytest.mark.parametrize(("largest", "is_drawn"), [(1.4, False), (1.6, True)])
+def test_even_attention_is_not_drawn(largest: float, is_drawn: bool) -> None:
+    weights = torch.full((1, 2, 37, 37), 1 / 36)
+    weights[0, :, 0, 1 + 2 * 6 + 3] = largest / 36
+    sheet = attention_sheet(np.full((48, 48, 3), 180, np.uint8), LastAttention(weights, 1, (6, 6)))
+    panels = sheet[:PANEL_PX, PANEL_PX + GAP_PX :]
+    assert bool((panels[:, :PANEL_PX] != 180).any()) == is_drawn
 
 
 def test_an_edge_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
