@@ -7,6 +7,7 @@ moved file, a new time) the digest decides. It is the way of git's index, and ke
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -123,7 +124,9 @@ def _digest_of_one(path: Path) -> bytes:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    if not folder.is_dir():  # without its folder the slide is not there, rather than another one
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def _files_named_in(path: Path) -> list[Path]:

@@ -25,6 +25,7 @@ from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_
 from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide, write_record
 from dino_path.tiles.pictures import write_contours, write_overlay, write_thumbnail
 from dino_path.tiles.reading import TileReader, spec_of
+from dino_path.tiles.slide_identity import file_bytes, slide_identity
 from dino_path.tiles.tile_table import TileRow, TileTable, judge, limits_of, read_tile_table, write_tile_table
 from dino_path.tiles.writing import TileWriter
 
@@ -114,6 +115,7 @@ def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
 def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
     """Write all files of one slide but its record."""
     config, folder, slide_id = work.config, work.folder, work.row.slide_id
+    identity = slide_identity(work.row.path)  # before it is read: what changes meanwhile shows next time
     spec = spec_of(slide, config)
     mask = tissue_mask(slide, config, work.mask_file)
     grid = tile_grid(spec, width_level0=slide.width_level0, height_level0=slide.height_level0, edge=config.edge)
@@ -129,6 +131,8 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         "empty",
         _why_no_candidates(mask, len(grid)),
         file_bytes=file_bytes(work.row.path),
+        content_digest=identity.digest,
+        stamp=identity.stamp,
         mpp=slide.mpp,
         mpp_source=slide.mpp_source,
         tile_mpp=spec.tile_mpp,
@@ -274,8 +278,3 @@ def _flags(slide: Slide, mask: TissueMask, reading: _Reading) -> tuple[str, ...]
     if reading.unreadable:
         flags.append("unreadable tiles")
     return tuple(flags)
-
-
-def file_bytes(path: Path) -> int:
-    """Size of a slide's file; 0 where it is gone."""
-    return path.stat().st_size if path.is_file() else 0
