@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dino_path.config import TilesConfig
 from dino_path.errors import SlideError, TileStoreError
+from dino_path.identity import Identity
 from dino_path.run import atomic_write
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
@@ -98,6 +99,10 @@ def tile_one_slide(work: SlideWork) -> SlideRecord:
 def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
     """Note that a slide could not be read, or took its worker process down; nothing of it stays in the store."""
     work.folder.remove_outputs(work.row.slide_id)
+    try:
+        identity = slide_identity(work.row.path)
+    except SlideError:  # it cannot be read at all, and `reason` says so
+        identity = Identity()
     record = SlideRecord(
         work.row.slide_id,
         str(work.row.path),
@@ -106,6 +111,8 @@ def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
         patient_id=work.row.patient_id,
         split=work.row.split,
         file_bytes=file_bytes(work.row.path),
+        content_digest=identity.digest,
+        stamp=identity.stamp,
         overrides=work.overrides,
     )
     write_record(work.folder, record)
