@@ -29,6 +29,7 @@ from dino_path.model.folder import (
     read_model_folder,
 )
 from dino_path.model.locality import is_plain
+from dino_path.model.weights import load_weights
 from dino_path.run import atomic_write, write_json
 
 
@@ -46,6 +47,7 @@ class ExportSource:
         provenance: what made it, as plain values (network, steps, tiles seen, config digest, commit, versions).
         results: contents of the evaluations' `results.json`, for the card.
         license: the Hub's name of a licence, such as `cc-by-nc-4.0`.
+        source: the file of the weights, for messages.
     """
 
     backbone: str
@@ -58,6 +60,7 @@ class ExportSource:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[Mapping[str, Any]] = ()
     license: str = UNKNOWN_LICENSE
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,15 +189,7 @@ def timm_config(state: ExportSource, backbone: nn.Module) -> dict[str, Any]:
 
 def _backbone_with_weights(state: ExportSource) -> nn.Module:
     backbone = build_backbone(state.backbone, state.arguments)
-    try:
-        backbone.load_state_dict(dict(state.state_dict), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            state.backbone,
-            f"the weights do not fit this backbone: {' '.join(str(error).split())[:400]}",
-            "Exactly the weights that timm's model of this name has are needed.",
-            "Check that the checkpoint and its config belong together.",
-        ) from None
+    load_weights(backbone, state.state_dict, source=state.source or state.backbone)
     broken = [key for key, tensor in backbone.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(
