@@ -167,7 +167,7 @@ def _without_surroundings(weights: Mapping[str, Tensor], backbone: nn.Module, so
         logger.info("%s: %r was taken off the names of %d tensors", source, prefix, len(found))
     if dropped or beside:
         left_out = sorted({key.rpartition(".")[0] for key in dropped | beside})
-        logger.info("%s: %d tensors of no backbone were left out (%s)", source, len(dropped | beside), _some(left_out))
+        logger.info("%s: left out, for they are of no backbone: %s", source, _some(left_out))
     kept = {key: value for key, value in found.items() if key not in dropped}
     return kept | {key: value for key, value in rest.items() if key not in beside}
 

@@ -111,7 +111,7 @@ def test_what_was_taken_off_is_said(resnet: Weights, tmp_path: Path, caplog: pyt
     with caplog.at_level("INFO"):
         load_timm_weights(f"resnet10t@{file}")
     assert "'module.' was taken off the names of" in caplog.text
-    assert "2 tensors of no backbone were left out (fc)" in caplog.text
+    assert "left out, for they are of no backbone: fc" in caplog.text
 
 
 def test_a_refusal_leaves_the_backbone_as_it_was(resnet: Weights) -> None:
