@@ -153,6 +153,8 @@ def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow)
     except SlideError as error:
         logger.warning("%s: its tiles stay as they were. %s", row.slide_id, error)
         return record
+    if now == record.identity and record.path == str(row.path):
+        return record
     if is_slide_of(record, row.path, now):
         return replace(record, path=str(row.path), content_digest=now.digest, stamp=now.stamp)
     if record.path != str(row.path):
