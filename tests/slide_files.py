@@ -17,7 +17,11 @@ GLASS, PINK, PURPLE = (243, 243, 243), (214, 120, 170), (110, 60, 140)
 
 
 def write_slide_file(
-    path: Path, levels: Sequence[NDArray[np.uint8]], mpp: float | None = 0.5, unit: str = "cm"
+    path: Path,
+    levels: Sequence[NDArray[np.uint8]],
+    mpp: float | None = 0.5,
+    unit: str = "cm",
+    compression: Literal["zlib"] | None = "zlib",
 ) -> Path:
     """A TIFF that OpenSlide opens, with these RGB levels (finest first); `mpp` goes into the resolution tags."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +38,8 @@ def write_slide_file(
                 level,
                 tile=(256, 256),
                 photometric="rgb",
-                compression="zlib",
-                compressionargs={"level": 1},
+                compression=compression,
+                compressionargs={"level": 1} if compression else None,
                 subfiletype=1 if number else 0,
                 metadata=None,
                 **(resolution if number == 0 else {}),

@@ -73,7 +73,9 @@ def evaluate(
     ],
     models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...", help="as for `dino-path embed`")],
     data: DataSpec,
-    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("eval"),
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the results; default: eval/<data>-<protocol> of the model's run")
+    ] = None,
     config: ConfigFile = None,
     baseline: Annotated[Path | None, typer.Option(help="folder of `dino-path baseline`")] = None,
     fractions: Annotated[
@@ -91,6 +93,7 @@ def evaluate(
     """
     from dino_path.distributed import open_world
     from dino_path.evaluation.datasets import load_labelled
+    from dino_path.evaluation.earlier_results import Evaluation, Stem, refuse_to_lose, results_folder
     from dino_path.evaluation.fewshot import evaluate_fewshot
     from dino_path.evaluation.fractions import evaluate_fractions
     from dino_path.evaluation.table import evaluate_table, extract_together
@@ -102,10 +105,15 @@ def evaluate(
     specs, overrides = split_arguments(models)
     resolved = resolve_config(config, overrides)
     wanted = () if protocol == "fewshot" else resolved.evaluation.protocols if protocol == "table" else (protocol,)
+    stem: Stem = "fractions" if fractions is not None else "fewshot" if protocol == "fewshot" else "results"
+    shares = _fractions(fractions) if fractions is not None else []
     with open_world(device, timeout_s=EXTRACTION_TIMEOUT_S) as world:
         log_to(None, is_first=world.is_first)
-        check_output_folder(out)
+        check_output_folder(out or Path("eval"))
         labelled = load_labelled(data, resolved.evaluation)
+        out = out or results_folder(specs, labelled, "fractions" if shares else protocol)
+        planned = Evaluation(stem, specs, wanted, shares, has_baseline=baseline is not None)
+        refuse_to_lose(out, planned, labelled, resolved.evaluation)
         if world.size > 1:
             needed = wanted if fractions is None else ()
             extract_together(
@@ -114,16 +122,15 @@ def evaluate(
     if not world.is_first:
         return
     common: dict[str, Any] = {"device": world.device, "out": out, "baseline": baseline, "num_workers": workers}
-    if fractions is not None:
-        text = evaluate_fractions(specs, labelled, resolved.evaluation, _fractions(fractions), **common)
-        file = "fractions.json"
-    elif protocol == "fewshot":
-        text, file = evaluate_fewshot(specs, labelled, resolved.evaluation, **common), "fewshot.json"
-    else:
-        text = evaluate_table(specs, labelled, resolved.evaluation, protocols=wanted, **common).markdown()
-        file = "results.json"
+    match stem:
+        case "fractions":
+            text = evaluate_fractions(specs, labelled, resolved.evaluation, shares, **common)
+        case "fewshot":
+            text = evaluate_fewshot(specs, labelled, resolved.evaluation, **common)
+        case "results":
+            text = evaluate_table(specs, labelled, resolved.evaluation, protocols=wanted, **common).markdown()
     typer.echo(text)
-    typer.echo(f"results: {out / file}")
+    typer.echo(f"results: {out / f'{stem}.json'}")
 
 
 def _fractions(text: str) -> list[float]:

@@ -101,9 +101,11 @@ def embed(
     Started by torchrun or srun, every process takes some of the slides.
     """
     from dino_path.distributed import open_world
-    from dino_path.features.embed import embed_images, embed_store
+    from dino_path.features.embed import embed_store
+    from dino_path.features.embed_images import embed_images
     from dino_path.features.extractor import load_extractor
     from dino_path.features.layouts import read_layouts
+    from dino_path.tiles.images import ImageFiles
     from dino_path.tiles.source import open_tiles
     from dino_path.tiles.store import TileStore
 
@@ -127,6 +129,7 @@ def embed(
         else:
             tiles = open_tiles(Path(words[0]))
         if not isinstance(tiles, TileStore):
+            assert isinstance(tiles, ImageFiles)
             if world.is_first:  # one file, one process
                 file = embed_images(
                     extractor, tiles, out, root=Path(words[0]), batch_size=images_at_a_time, device=world.device,

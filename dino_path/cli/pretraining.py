@@ -47,6 +47,7 @@ def tile(
     """Cut slides into tiles. Needs tiles.mpp. Called again, it does what is missing."""
     from dino_path.features.layouts import LAYOUTS, read_layouts, refuse_shared_names
     from dino_path.slides.find import find_slides
+    from dino_path.tiles.slide_identity import refuse_known_contents
     from dino_path.tiles.tiling import tile_slides
 
     log_to(None)
@@ -57,6 +58,7 @@ def tile(
     layouts = read_layouts(layout) if layout else [known for known in LAYOUTS if (out / known).is_dir()]
     rows = find_slides([Path(name) for name in inputs], settings.slides.exclude, masks=settings.slides.masks)
     refuse_shared_names([str(row.path) for row in rows], layouts)
+    refuse_known_contents(out, rows)
     summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=workers)
     for record in summary.records:
         size = f"{record.num_tiles:6d} tiles  {record.seconds:6.1f} s" if record.status == "done" else record.reason

@@ -3,6 +3,7 @@
 FOLDER/<key>.npy             the features (N, D) of one model and one set of images, fp32
 FOLDER/<key>/<piece>.npy     pieces of PIECE rows while they are being made; each is whole or not there
 
+FOLDER is `features` in the folder of the results; for RUN/eval/NAME it is RUN/eval/features, shared by all of them.
 The key holds the model's weights and preprocessing, the images, their order, and the size they are brought to.
 Shape suffixes: N images, B images of a batch, D features.
 """
@@ -65,8 +66,9 @@ class FeatureCache:
 
     @classmethod
     def create(cls, out: Path, config: EvaluationConfig, device: torch.device, num_workers: int) -> FeatureCache:
-        """The cache of an evaluation that writes to `out`."""
-        return cls(out / "features", device, config.batch_size, num_workers, config.input_px)
+        """The cache of an evaluation that writes to `out`: in it; evaluations below one `eval` folder share theirs."""
+        root = out.parent if out.parent.name == "eval" else out
+        return cls(root / "features", device, config.batch_size, num_workers, config.input_px)
 
     def features(self, extractor: Extractor, images: Images) -> Features:
         """Features (N, D) of all images, mapped from their file: pages that are not in use can leave memory.

@@ -91,6 +91,7 @@ def import_checkpoint(
         input_px=input_px,
         mpp=mpp,
         provenance=provenance,
+        source=str(path),
     )
     return export_model(source, out)
 
@@ -113,6 +114,7 @@ def export_source(record: Mapping[str, Any], run: RunFolder, *, name: str, netwo
         mpp=tile_mpp,
         provenance=_provenance(record, config, run, step=step, network=network),
         results=tuple(_read_results(run)),
+        source=name,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import filecmp
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from dino_path.model.folder import (
     read_model_folder,
 )
 from dino_path.model.locality import is_plain
+from dino_path.model.weights import load_weights
 from dino_path.run import atomic_write, write_json
 
 
@@ -46,6 +48,7 @@ class ExportSource:
         provenance: what made it, as plain values (network, steps, tiles seen, config digest, commit, versions).
         results: contents of the evaluations' `results.json`, for the card.
         license: the Hub's name of a licence, such as `cc-by-nc-4.0`.
+        source: the file of the weights, for messages.
     """
 
     backbone: str
@@ -58,27 +61,34 @@ class ExportSource:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[Mapping[str, Any]] = ()
     license: str = UNKNOWN_LICENSE
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The written folder and what the reload showed."""
+    """The written folder and what the reload showed.
+
+    Attributes:
+        graphs: largest relative difference of each graph that was written.
+        notes: what became of a model that was there before, as sentences.
+    """
 
     folder: Path
     num_features: int
     num_parameters: int
     reload: ReloadCheck
-    graphs: Mapping[Format, float] = field(default_factory=dict)  # largest relative difference of each
+    graphs: Mapping[Format, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """For the command line: one line, and one for each graph."""
+        """For the command line: one line, and one for each graph and note."""
         lines = [
             f"{self.folder}: {self.num_parameters / 1e6:.2f} M parameters, {self.num_features} features;"
             f" reloaded by {self.reload.loader}, largest relative difference {self.reload.relative_difference:.1e}"
         ]
         for kind, difference in self.graphs.items():
             lines.append(f"{self.folder / NAMES[kind]}: reloaded, largest relative difference {difference:.1e}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def export_model(
@@ -86,7 +96,8 @@ def export_model(
 ) -> ExportResult:
     """Write `config.json`, `model.safetensors` and `README.md` to `out`, after a reload in a fresh process agreed.
 
-    The same source gives the same bytes. An older model folder is replaced file by file; other files in it stay.
+    The same source gives the same bytes. An older export is replaced file by file, and said; other files in it stay.
+    Graphs that are not written now stay where the weights are the same, and are deleted where they are not.
 
     Args:
         formats: graphs to write beside them; see `formats`.
@@ -95,7 +106,7 @@ def export_model(
     Raises:
         CheckpointError: the weights do not fit the backbone, or what was reloaded differs from it.
         ConfigError: a format cannot be written here.
-        DataError: `out` exists and is not a model folder.
+        DataError: `out` exists and is not a model folder of ours.
     """
     _refuse_to_overwrite(out)
     refuse_impossible(formats, precision)
@@ -115,12 +126,13 @@ def export_model(
             for kind in formats
             if kind != "timm"
         }
+        notes = _keep_or_give_up_graphs(out, building)
         write_card(building, state.results)
         _move(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     num_features = int(backbone.num_features)  # type: ignore[arg-type]
-    return ExportResult(out, num_features, count_parameters(backbone), check, graphs)
+    return ExportResult(out, num_features, count_parameters(backbone), check, graphs, notes)
 
 
 def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -186,15 +198,7 @@ def timm_config(state: ExportSource, backbone: nn.Module) -> dict[str, Any]:
 
 def _backbone_with_weights(state: ExportSource) -> nn.Module:
     backbone = build_backbone(state.backbone, state.arguments)
-    try:
-        backbone.load_state_dict(dict(state.state_dict), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            state.backbone,
-            f"the weights do not fit this backbone: {' '.join(str(error).split())[:400]}",
-            "Exactly the weights that timm's model of this name has are needed.",
-            "Check that the checkpoint and its config belong together.",
-        ) from None
+    load_weights(backbone, state.state_dict, source=state.source or state.backbone)
     broken = [key for key, tensor in backbone.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(
@@ -218,14 +222,58 @@ def _refuse_to_overwrite(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     config = out / CONFIG_NAME
-    if config.is_file() and (out / WEIGHTS_NAME).is_file() and "architecture" in _read_json(config):
+    if not (config.is_file() and (out / WEIGHTS_NAME).is_file() and "architecture" in _read_json(config)):
+        found = "exists and is not a model folder."
+    elif "dino_path" not in _read_json(config):
+        found = "is a model folder that `dino-path export` has not written."
+    else:
         return
     raise DataError(
         str(out),
-        "exists and is not a model folder.",
-        "A new or empty folder, or an older model folder to replace, is needed.",
+        found,
+        "A new or empty folder, or an older export to replace, is needed.",
         "Choose another --out.",
     )
+
+
+def _keep_or_give_up_graphs(out: Path, building: Path) -> tuple[str, ...]:
+    """Take over the graphs of an older export that are of these very weights; say what is replaced and what goes."""
+    if not (out / CONFIG_NAME).is_file():
+        return ()
+    left = [name for name in NAMES.values() if (out / name).is_file() and not (building / name).exists()]
+    if _is_same_network(out, building):
+        for name in left:
+            shutil.copy2(out / name, building / name)
+        return tuple(f"{out / name}, of the same weights, stays" for name in left)
+    notes = [f"{out} held another model ({_described(out)}): it was replaced"]
+    if left:
+        formats = [kind for kind, name in NAMES.items() if name in left]
+        notes.append(
+            f"{', '.join(left)} of that model {'was' if len(left) == 1 else 'were'} deleted; --format"
+            f" {','.join(formats)} writes {'it' if len(left) == 1 else 'them'} of this one"
+        )
+    return tuple(notes)
+
+
+def _is_same_network(out: Path, building: Path) -> bool:
+    """Whether two folders hold the same weights in the same network: graphs of one are graphs of the other."""
+    old, new = (_read_json(folder / CONFIG_NAME) for folder in (out, building))
+    keys = ("architecture", "model_args", "num_features")
+    sizes = [config.get("pretrained_cfg", {}).get("input_size") for config in (old, new)]
+    if any(old.get(key) != new.get(key) for key in keys) or sizes[0] != sizes[1]:
+        return False
+    return filecmp.cmp(out / WEIGHTS_NAME, building / WEIGHTS_NAME, shallow=False)
+
+
+def _described(folder: Path) -> str:
+    """What a model of ours says it is, in a few words."""
+    config = _read_json(folder / CONFIG_NAME)
+    provenance = config.get("dino_path", {})
+    steps = provenance.get("steps")
+    trained = provenance.get("file") or (
+        "" if steps is None else f"{provenance.get('network', 'weights')} after {steps:,} steps"
+    )
+    return ", ".join(str(part) for part in (config.get("architecture"), trained) if part)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -239,7 +287,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _move(building: Path, out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         for name in NAMES.values():
-            (out / name).unlink(missing_ok=True)  # the graph of an older model
+            (out / name).unlink(missing_ok=True)  # an old graph must not stand beside new weights, even for a moment
         for file in sorted(building.iterdir()):
             file.replace(out / file.name)
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from dino_path.distributed import World
-from dino_path.errors import DataError, TileStoreError
+from dino_path.errors import TileStoreError
 from dino_path.features.coordinates import Coordinates, trident_attributes, write_coordinates
-from dino_path.features.extractor import Extractor, Forward, batches_of, extract_features, refuse_not_finite
+from dino_path.features.extractor import Extractor, Forward, batches_of, refuse_not_finite
 from dino_path.features.files import (
     Features,
     Origin,
+    other_features,
     read_origin,
-    write_image_features,
     write_slide_features,
     write_tensor,
 )
@@ -32,12 +32,12 @@ from dino_path.features.layouts import Layout, job_folder_name, name_for_reader,
 from dino_path.progress import Meter, meter
 from dino_path.run import write_json
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
-from dino_path.tiles.source import TileSource
 from dino_path.tiles.store import TileStore
 
 logger = logging.getLogger(__name__)
 
 LARGEST_MPP_DIFFERENCE = 0.05  # relative
+CLAM_H5 = "h5_files"
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,19 @@ class _Slide:
     origin: Origin
 
 
+@dataclass(frozen=True)
+class _Standing:
+    """What was there before this call, by slide id.
+
+    Attributes:
+        finished: slides whose files are all there.
+        replaced: files of slides that others have replaced since.
+    """
+
+    finished: frozenset[str]
+    replaced: Mapping[str, tuple[Path, ...]]
+
+
 def embed_store(
     extractor: Extractor,
     store: TileStore,
@@ -94,7 +107,8 @@ def embed_store(
 
     trident: `out/<mag>x_<px>px_<overlap>px_overlap/features_<encoder>/<name>.h5`, and `patches/` beside it;
     clam: `out/clam_<encoder>/h5_files/<name>.h5` and `pt_files/<name>.pt`. `name` is that of the slide file, by which
-    both look for it. `out/embed_<encoder>.json` lists every slide with what became of it.
+    both look for it. `out/embed_<encoder>.json` lists every slide with what became of it. Features of
+    a slide that another has replaced since are made anew.
 
     Args:
         world: each of its processes takes some slides; all return the same summary.
@@ -104,15 +118,20 @@ def embed_store(
     Raises:
         TileStoreError: the tiles' mpp is not the model's.
         SlideError: two slides have one name.
-        DataError: `out` holds features of these slides that another model, or other tiles, have given.
+        DataError: `out` holds features of these slides that another model, or other tiles of them, have given.
     """
     if not allow_other_mpp:
         refuse_other_mpp(extractor, store.mpp, str(store.path))
     refuse_shared_names((record.path for record in store.slides), layouts)
     slides = [_plan(extractor, store, out, layouts, number) for number in range(len(store.slides))]
-    done = {slide.record.slide_id for slide in slides if _is_finished(slide)}
+    records = [read_record(file) for file in StoreFolder(store.path).record_files()]
+    standing = _look(extractor, store, out, layouts, slides, records)
+    done = standing.finished
     world.barrier()  # all have looked before any writes
     mine = share([slide for slide in slides if slide.record.slide_id not in done], world)
+    _delete_replaced(standing, [slide.record.slide_id for slide in mine])
+    if world.is_first:
+        _delete_replaced(standing, [record.slide_id for record in records if record.status != "done"])
     written: list[str] = []
     failed: list[tuple[str, str]] = []
     with meter("embedding", sum(len(slide.tiles) for slide in mine), "tiles", lines=world.is_first) as counter:
@@ -126,7 +145,6 @@ def embed_store(
     answers = world.gather((written, failed))
     written = sorted(slide_id for some, _ in answers for slide_id in some)
     failed = [failure for _, some in answers for failure in some]
-    records = [read_record(file) for file in StoreFolder(store.path).record_files()]
     untiled = [(record.slide_id, record.reason) for record in records if record.status == "failed"]
     summary = EmbedSummary(
         written=tuple(written),
@@ -151,37 +169,6 @@ def share(slides: Sequence[_Slide], world: World) -> list[_Slide]:
         if least == world.rank:
             mine.append(slide)
     return sorted(mine, key=lambda one: one.record.slide_id)
-
-
-def embed_images(
-    extractor: Extractor,
-    source: TileSource,
-    out: Path,
-    *,
-    root: Path,
-    batch_size: int,
-    device: torch.device,
-    num_workers: int = 0,
-) -> Path:
-    """Features of a folder of images as `out/features.h5`: `features` (N, D) and `names` relative to `root`.
-
-    Raises:
-        DataError: `out` holds features that another model, or other images, have given.
-        TileStoreError: an image cannot be read.
-    """
-    file = out / "features.h5"
-    origin = Origin(extractor.name, extractor.digest, source.digest)
-    if file.exists():
-        found, num_rows = read_origin(file)
-        if found != origin or num_rows != len(source):
-            raise _other_features(file)
-        return file
-    features_ND = extract_features(
-        extractor, source, batch_size=batch_size, device=device, num_workers=num_workers, what="embedding"
-    )
-    names = [_relative(Path(source.name(index)), root) for index in range(len(source))]
-    write_image_features(file, features_ND, names, origin)
-    return file
 
 
 def encoder_folder_name(extractor: Extractor) -> str:
@@ -212,9 +199,17 @@ def _plan(extractor: Extractor, store: TileStore, out: Path, layouts: Sequence[L
     content = hashlib.sha256()
     for column in (store.x_level0, store.y_level0, store.size_level0, store.offset, store.length):
         content.update(column[first:last].tobytes())
-    files = [_h5_file(extractor, store, out, layout, record) for layout in layouts]
-    origin = Origin(extractor.name, extractor.digest, content.hexdigest()[:16])
-    return _Slide(record, tiles, tuple(files), origin)
+    files = tuple(_h5_file(extractor, store, out, layout, record) for layout in layouts)
+    return _Slide(record, tiles, files, _origin(extractor, record, content.hexdigest()[:16]))
+
+
+def _origin(extractor: Extractor, record: SlideRecord, tiles_digest: str) -> Origin:
+    return Origin(extractor.name, extractor.digest, tiles_digest, record.content_digest)
+
+
+def _tensor_file(h5_file: Path) -> Path:
+    """CLAM's plain tensor of a slide, by its h5 file."""
+    return h5_file.parent.with_name("pt_files") / f"{h5_file.stem}.pt"
 
 
 def _layout_folder(extractor: Extractor, store: TileStore, out: Path, layout: Layout) -> Path:
@@ -229,20 +224,51 @@ def _job_folder(store: TileStore, out: Path) -> Path:
 
 def _h5_file(extractor: Extractor, store: TileStore, out: Path, layout: Layout, record: SlideRecord) -> Path:
     folder = _layout_folder(extractor, store, out, layout)
-    return (folder / "h5_files" if layout == "clam" else folder) / f"{name_for_reader(record.path, layout)}.h5"
+    return (folder / CLAM_H5 if layout == "clam" else folder) / f"{name_for_reader(record.path, layout)}.h5"
 
 
-def _is_finished(slide: _Slide) -> bool:
-    """Do all files of the slide stand? A file is written whole, so one that stands is complete.
+def _look(
+    extractor: Extractor,
+    store: TileStore,
+    out: Path,
+    layouts: Sequence[Layout],
+    slides: Sequence[_Slide],
+    records: Sequence[SlideRecord],
+) -> _Standing:
+    """What there is of these slides. A file is written whole, so one that stands is complete.
 
     Raises:
-        DataError: one stands, but holds features of another model or of other tiles.
+        DataError: a file holds features of another model or of other tiles of the same slide.
     """
-    standing = [file for file in slide.files if file.exists()]
-    for file in standing:
-        if read_origin(file) != (slide.origin, len(slide.tiles)):
-            raise _other_features(file)
-    return len(standing) == len(slide.files)
+    finished: set[str] = set()
+    replaced: dict[str, tuple[Path, ...]] = {}
+    for slide in slides:
+        origins = {file: read_origin(file) for file in slide.files if file.exists()}
+        slide_id = slide.record.slide_id
+        replaced[slide_id] = tuple(file for file in origins if origins[file][0].is_of_replaced_slide(slide.origin))
+        for file, (origin, num_rows) in origins.items():
+            if file not in replaced[slide_id] and not (origin.is_same(slide.origin) and num_rows == len(slide.tiles)):
+                raise other_features(file)
+        if len(origins) == len(slide.files) and not replaced[slide_id]:
+            finished.add(slide_id)
+    for record in records:
+        if record.status != "done":  # the slide that replaced one with tiles has none
+            now = _origin(extractor, record, "")
+            files = [_h5_file(extractor, store, out, layout, record) for layout in layouts]
+            replaced[record.slide_id] = tuple(
+                file for file in files if file.exists() and read_origin(file)[0].is_of_replaced_slide(now)
+            )
+    return _Standing(frozenset(finished), replaced)
+
+
+def _delete_replaced(standing: _Standing, slide_ids: Iterable[str]) -> None:
+    """Delete features of slides that others have replaced: until the new ones are made there are none."""
+    for slide_id in slide_ids:
+        for file in standing.replaced.get(slide_id, ()):
+            logger.warning("%s: the slide was replaced by another; its old features are deleted (%s)", slide_id, file)
+            file.unlink(missing_ok=True)
+            if file.parent.name == CLAM_H5:
+                _tensor_file(file).unlink(missing_ok=True)
 
 
 def _slide_features(
@@ -282,7 +308,7 @@ def _write(store: TileStore, slide: _Slide, features_ND: Features, out: Path, la
         attributes = trident_attributes(record, config, name=file.stem, size_level0=size_level0)
         # The h5 file is what a later call looks for, so it comes last.
         if layout == "clam":
-            write_tensor(file.parent.with_name("pt_files") / f"{file.stem}.pt", features_ND)
+            write_tensor(_tensor_file(file), features_ND)
         else:
             patches = _job_folder(store, out) / "patches" / f"{file.stem}_patches.h5"
             write_coordinates(patches, coords_N2, attributes)
@@ -303,16 +329,3 @@ def _write_summary(extractor: Extractor, store: TileStore, out: Path, summary: E
         **described,
     }
     write_json(out / f"embed_{encoder_folder_name(extractor)}.json", record)
-
-
-def _other_features(file: Path) -> DataError:
-    return DataError(
-        str(file),
-        "holds features that another model, or other tiles, have given.",
-        "One folder holds the features of one model and one set of tiles.",
-        "Choose another --out, or delete the old files.",
-    )
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

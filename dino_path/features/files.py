@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dino_path.errors import DataError
 from dino_path.features.coordinates import ROWS_PER_CHUNK, Attributes, Coordinates, add_coordinates
+from dino_path.identity import Identity
 from dino_path.run import atomic_write
 
 Features = NDArray[np.float32]
@@ -33,22 +34,40 @@ class Origin:
         encoder: name of the extractor.
         encoder_digest: of its weights and preprocessing.
         tiles_digest: of the tiles it saw.
+        slide_digest: of the slide that the tiles are of; empty for a folder of images, and where it is not known.
     """
 
     encoder: str
     encoder_digest: str
     tiles_digest: str
+    slide_digest: str = ""
+
+    def is_of_replaced_slide(self, now: Origin) -> bool:
+        """Whether these features are of a slide that another has replaced since; False where a digest is not known."""
+        if self.encoder_digest != now.encoder_digest or not (self.slide_digest and now.slide_digest):
+            return False
+        return self.slide_digest != now.slide_digest
+
+    def is_same(self, now: Origin) -> bool:
+        """Whether these features are those that would be made now; an older file does not know its slide's digest."""
+        mine, other = (self.encoder_digest, self.tiles_digest), (now.encoder_digest, now.tiles_digest)
+        return mine == other and not self.is_of_replaced_slide(now)
 
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """The content of one feature file; `coords` is None for a folder of images, `names` for a slide."""
+    """The content of one feature file; `coords` is None for a folder of images, `names` for a slide.
+
+    Attributes:
+        identities: of each image of a folder; None: a slide, or a file that an older version has written.
+    """
 
     features: Features
     coords: Coordinates | None
     coords_attributes: Attributes
     names: tuple[str, ...] | None
     origin: Origin
+    identities: tuple[Identity, ...] | None = None
 
 
 def write_slide_features(
@@ -67,12 +86,20 @@ def write_tensor(file: Path, features_ND: Features) -> None:
         torch.save(torch.from_numpy(features_ND), stream)
 
 
-def write_image_features(file: Path, features_ND: Features, names: Sequence[str], origin: Origin) -> None:
-    """`features` and `names` of a folder of images."""
-    assert len(features_ND) == len(names)
+def write_image_features(
+    file: Path, features_ND: Features, names: Sequence[str], origin: Origin, identities: Sequence[Identity]
+) -> None:
+    """`features` and `names` of a folder of images, and by `digests` and `stamps` which contents they are of."""
+    assert len(features_ND) == len(names) == len(identities)
     with atomic_write(file, "w+b") as stream, h5py.File(stream, "w") as h5:
         _write_features(h5, features_ND, origin, name="")
-        h5.create_dataset("names", data=np.asarray(names, dtype=object), dtype=h5py.string_dtype())
+        columns = {
+            "names": names,
+            "digests": [one.digest for one in identities],
+            "stamps": [one.stamp for one in identities],
+        }
+        for column, values in columns.items():
+            h5.create_dataset(column, data=np.asarray(values, dtype=object), dtype=h5py.string_dtype())
 
 
 def read_feature_file(file: Path) -> FeatureFile:
@@ -89,8 +116,9 @@ def read_feature_file(file: Path) -> FeatureFile:
                 features=np.asarray(stored, np.float32),
                 coords=None if coords is None else np.asarray(coords, np.int64),
                 coords_attributes={} if coords is None else {key: _plain(coords.attrs[key]) for key in coords.attrs},
-                names=tuple(name.decode() for name in h5["names"][()]) if "names" in h5 else None,
+                names=_texts(h5["names"]) if "names" in h5 else None,
                 origin=_origin(stored),
+                identities=_identities(h5) if "digests" in h5 else None,
             )
     except (OSError, KeyError) as error:
         raise _unreadable(file, error) from None
@@ -109,6 +137,16 @@ def read_origin(file: Path) -> tuple[Origin, int]:
         raise _unreadable(file, error) from None
 
 
+def other_features(file: Path) -> DataError:
+    """The refusal to mix features."""
+    return DataError(
+        str(file),
+        "holds features that another model, or other tiles, have given.",
+        "One folder holds the features of one model and one set of tiles.",
+        "Choose another --out, or delete the old files.",
+    )
+
+
 def _write_features(h5: h5py.File, features_ND: Features, origin: Origin, *, name: str) -> None:
     rows, width = features_ND.shape
     stored = h5.create_dataset(
@@ -124,13 +162,25 @@ def _write_features(h5: h5py.File, features_ND: Features, origin: Origin, *, nam
             "encoder": origin.encoder,
             "encoder_digest": origin.encoder_digest,
             "tiles_digest": origin.tiles_digest,
+            "slide_digest": origin.slide_digest,
         }
     )
 
 
 def _origin(stored: h5py.Dataset) -> Origin:
     attributes = stored.attrs
-    return Origin(*(str(attributes[key]) for key in ("encoder", "encoder_digest", "tiles_digest")))
+    encoder, encoder_digest, tiles_digest = (
+        str(attributes[key]) for key in ("encoder", "encoder_digest", "tiles_digest")
+    )
+    return Origin(encoder, encoder_digest, tiles_digest, str(attributes.get("slide_digest", "")))
+
+
+def _texts(stored: h5py.Dataset) -> tuple[str, ...]:
+    return tuple(value.decode() for value in stored[()])
+
+
+def _identities(h5: h5py.File) -> tuple[Identity, ...]:
+    return tuple(map(Identity, _texts(h5["stamps"]), _texts(h5["digests"])))
 
 
 def _plain(value: object) -> str | int | float:

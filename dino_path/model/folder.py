@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from dino_path.errors import CheckpointError, ConfigError
 from dino_path.model.backbone import build_backbone
+from dino_path.model.weights import load_weights, read_weights
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -119,49 +118,8 @@ def load_backbone(folder: ModelFolder) -> nn.Module:
     file = folder.path / WEIGHTS_NAME
     weights = read_weights(file)
     backbone = build_untrained(folder, seed=0)
-    try:
-        backbone.load_state_dict(without_classifier(weights, backbone), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            str(file),
-            f"its weights do not fit {folder.architecture}: {_short(error)}",
-            f"Exactly the weights of the architecture in {CONFIG_NAME} are needed.",
-            "Write the folder again with `dino-path export`.",
-        ) from None
+    load_weights(backbone, weights, source=str(file))
     return backbone
-
-
-def without_classifier(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """All but the weights of the classifier, which a timm model downloaded whole brings along (`fc.`, `head.`)."""
-    named = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
-    prefixes = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
-    own = backbone.state_dict().keys()
-    return {key: value for key, value in weights.items() if key in own or not key.startswith(prefixes)}
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
-    try:
-        weights: dict[str, Tensor] = load_file(file, device="cpu")
-    except FileNotFoundError:
-        raise CheckpointError(
-            str(file),
-            "no such file.",
-            "A model folder holds its weights as safetensors; pickled weights (.bin, .pth) are not opened.",
-            "Write the folder with `dino-path export`, or convert it with timm's `save_for_hf`.",
-        ) from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            str(file),
-            f"cannot be read ({_short(error)}).",
-            "A complete safetensors file is needed.",
-            "Copy it again, or write the folder again with `dino-path export`.",
-        ) from None
-    return weights
 
 
 def _not_a_model_folder(path: Path) -> CheckpointError:
@@ -192,8 +150,3 @@ def _bad_config(file: Path, found: str) -> CheckpointError:
         "timm's keys architecture, model_args and pretrained_cfg (input_size, mean, std) are needed.",
         "Write the folder again with `dino-path export`, or mend the file.",
     )
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 400 else f"{text[:400]} ..."

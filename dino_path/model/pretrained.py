@@ -14,6 +14,7 @@ from torch import nn
 from dino_path.errors import CheckpointError, ConfigError
 from dino_path.model.backbone import architecture, backbone_arguments
 from dino_path.model.folder import Triple, load_backbone, read_model_folder
+from dino_path.model.weights import load_weights, read_any_weights
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,18 @@ def load_start(name: str, weights: str) -> TimmBackbone:
     """The weights that a training starts from: `timm` (the model's own), or a model folder.
 
     Raises:
-        CheckpointError: they cannot be had.
+        CheckpointError: they cannot be had, or the folder is of another architecture than `name`.
     """
     if weights == "timm":
         return load_timm_weights(name)
     folder = read_model_folder(Path(weights))
+    if folder.architecture != architecture(name):
+        raise CheckpointError(
+            weights,
+            f"is a model folder of {folder.architecture}, and {architecture(name)} is to be trained.",
+            "The weights of a start are of the same architecture.",
+            f"Name {folder.architecture} as the backbone, or give a model folder of {architecture(name)}.",
+        )
     return TimmBackbone(load_backbone(folder), folder.mean, folder.std, folder.input_px)
 
 
@@ -47,10 +55,11 @@ def load_timm_weights(name: str) -> TimmBackbone:
     """The timm model `name` with the weights of its tag (`resnet50.a1_in1k`), downloaded or from the cache.
 
     Args:
-        name: with `@FILE` at its end, the weights are that file's (a state dict as timm names it, classifier included).
+        name: with `@FILE` at its end, the weights are that file's, in which every tensor of the model must be (see
+            `weights`; a classifier may come along).
 
     Raises:
-        CheckpointError: timm has no such model or weights, or they cannot be had here.
+        CheckpointError: timm has no such model or weights, they cannot be had here, or the file's do not fit.
     """
     return _timm_backbone(name, pretrained=True)
 
@@ -73,9 +82,8 @@ def _timm_backbone(name: str, *, pretrained: bool) -> TimmBackbone:
     try:
         architecture(name)
         arguments: dict[str, Any] = backbone_arguments(name)
-        if file:
-            arguments["pretrained_cfg_overlay"] = {"file": file}
-        module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+        is_from_timm = pretrained and not file
+        module: nn.Module = timm.create_model(name, pretrained=is_from_timm, num_classes=0, **arguments)
     except ConfigError as error:
         raise CheckpointError(f"timm:{name}", error.found, error.needed, error.remedy) from None
     except (OSError, RuntimeError, ValueError) as error:
@@ -86,5 +94,7 @@ def _timm_backbone(name: str, *, pretrained: bool) -> TimmBackbone:
             f"Where there is internet, run `timm.create_model('{name}', pretrained=True)` once and copy the cache; "
             "or give a model folder.",
         ) from None
+    if file:
+        load_weights(module, read_any_weights(Path(file)), source=f"timm:{name}@{file}")
     data = resolve_model_data_config(module)
     return TimmBackbone(module, tuple(data["mean"]), tuple(data["std"]), int(data["input_size"][1]))

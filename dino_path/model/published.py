@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch
 from torch import Tensor
 
 from dino_path.errors import CheckpointError
 from dino_path.model.backbone import Argument, architecture
-from dino_path.model.checkpoint import UNREADABLE, torn_member
-from dino_path.model.folder import without_classifier
 from dino_path.model.head import DinoNetwork
+from dino_path.model.weights import Weights, load_weights, read_pickled
 
-Weights = dict[str, Tensor]
 Network = Literal["teacher", "student"]
 
 # Its three ViTs, by width: twelve blocks, heads of 64. The number of heads is in no weight's shape.
@@ -51,21 +46,6 @@ class PublishedCheckpoint:
     head: Weights
     arch: str | None
     epoch: int | None
-
-
-class _Ignored:
-    """Stands for the numpy scalars in the optimizer's state, which torch's safe reader does not know."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
-
-
-# All that their pickles name beside tensors and plain values: a bag of attributes, and numpy, of which nothing runs.
-NAMES_IN_PICKLES: list[Any] = [
-    argparse.Namespace,
-    *((_Ignored, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")),
-]
 
 
 def read_published(path: Path, network: Network | None) -> PublishedCheckpoint:
@@ -111,16 +91,17 @@ def load_published(network: DinoNetwork, path: Path) -> None:
         CheckpointError: not such a file, or its shapes are others.
     """
     checkpoint = read_published(path, None)
+    load_weights(network.backbone, checkpoint.backbone, source=str(path))
+    if checkpoint.network is None:
+        return
     try:
-        network.backbone.load_state_dict(without_classifier(checkpoint.backbone, network.backbone))
-        if checkpoint.network is not None:
-            network.head.load_state_dict(checkpoint.head)
+        network.head.load_state_dict(checkpoint.head)
     except RuntimeError as error:
         raise CheckpointError(
             str(path),
-            f"its backbone and head do not fit ({' '.join(str(error).split())[:300]}).",
-            "The same backbone, and a head of the same layers and number of prototypes, are needed.",
-            "Set model.backbone, model.num_prototypes, head_hidden, head_bottleneck and head_layers as in that"
+            f"its head does not fit ({' '.join(str(error).split())[:300]}).",
+            "A head of the same layers and number of prototypes is needed.",
+            "Set model.num_prototypes, head_hidden, head_bottleneck and head_layers as in that"
             " training, or start from its backbone alone: the model folder that `dino-path import-checkpoint` writes.",
         ) from None
 
@@ -159,17 +140,9 @@ def _below(weights: Weights, prefix: str) -> Weights:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(NAMES_IN_PICKLES):
-            record = torch.load(path, map_location="cpu", weights_only=True)
-        torn = torn_member(path)
-    except UNREADABLE as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        found = (
-            f"would run {named[1]} on loading" if named else f"cannot be read ({' '.join(str(error).split())[:160]})"
-        )
-        raise _not_published(path, f"{found}.") from None
-    if torn is not None:
-        raise _not_published(path, f"cannot be read (the checksum of {torn} is wrong).")
+        record = read_pickled(path)
+    except CheckpointError as error:
+        raise _not_published(path, error.found) from None
     if not isinstance(record, dict):
         raise _not_published(path, f"holds a {type(record).__name__}.")
     return record

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, TileStoreError
+from dino_path.identity import Identity
 from dino_path.run import is_abandoned, write_json
 from dino_path.settings import as_plain, digest, section_from_file, section_with
 from dino_path.tiles.tile_table import LIMITS, limits_of
@@ -43,6 +44,8 @@ class SlideRecord:
     Attributes:
         status: `done` has tiles; `empty` has none, for `reason`; `failed` could not be read, for `reason`.
         path, file_bytes: the slide file when it was tiled.
+        content_digest, stamp: which content it had, and what tells that nobody has touched it since (see `identity`);
+            empty in records of older versions until `tile` sees the slide again.
         mpp, mpp_source: microns per level-0 pixel and who said so.
         tile_mpp: true microns per pixel of the stored tiles (within `tiles.mpp_tolerance` of `tiles.mpp`).
         bounds_origin: (x, y), level-0 px, from which QuPath counts on this slide.
@@ -66,6 +69,8 @@ class SlideRecord:
     patient_id: str | None = None
     split: str | None = None
     file_bytes: int = 0
+    content_digest: str = ""
+    stamp: str = ""
     mpp: float | None = None
     mpp_source: str | None = None
     tile_mpp: float | None = None
@@ -93,6 +98,11 @@ class SlideRecord:
     tissue_percent: float | None = None
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def identity(self) -> Identity:
+        """What the slide file was when it was tiled."""
+        return Identity(self.stamp, self.content_digest)
 
 
 _FIELDS = frozenset(one.name for one in fields(SlideRecord))

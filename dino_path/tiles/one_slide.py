@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dino_path.config import TilesConfig
 from dino_path.errors import SlideError, TileStoreError
+from dino_path.identity import Identity
 from dino_path.run import atomic_write
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
@@ -25,6 +26,7 @@ from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_
 from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide, write_record
 from dino_path.tiles.pictures import write_contours, write_overlay, write_thumbnail
 from dino_path.tiles.reading import TileReader, spec_of
+from dino_path.tiles.slide_identity import file_bytes, slide_identity
 from dino_path.tiles.tile_table import TileRow, TileTable, judge, limits_of, read_tile_table, write_tile_table
 from dino_path.tiles.writing import TileWriter
 
@@ -97,6 +99,10 @@ def tile_one_slide(work: SlideWork) -> SlideRecord:
 def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
     """Note that a slide could not be read, or took its worker process down; nothing of it stays in the store."""
     work.folder.remove_outputs(work.row.slide_id)
+    try:
+        identity = slide_identity(work.row.path)
+    except SlideError:  # it cannot be read at all, and `reason` says so
+        identity = Identity()
     record = SlideRecord(
         work.row.slide_id,
         str(work.row.path),
@@ -105,6 +111,8 @@ def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
         patient_id=work.row.patient_id,
         split=work.row.split,
         file_bytes=file_bytes(work.row.path),
+        content_digest=identity.digest,
+        stamp=identity.stamp,
         overrides=work.overrides,
     )
     write_record(work.folder, record)
@@ -114,6 +122,7 @@ def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
 def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
     """Write all files of one slide but its record."""
     config, folder, slide_id = work.config, work.folder, work.row.slide_id
+    identity = slide_identity(work.row.path)  # before it is read: what changes meanwhile shows next time
     spec = spec_of(slide, config)
     mask = tissue_mask(slide, config, work.mask_file)
     grid = tile_grid(spec, width_level0=slide.width_level0, height_level0=slide.height_level0, edge=config.edge)
@@ -129,6 +138,8 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         "empty",
         _why_no_candidates(mask, len(grid)),
         file_bytes=file_bytes(work.row.path),
+        content_digest=identity.digest,
+        stamp=identity.stamp,
         mpp=slide.mpp,
         mpp_source=slide.mpp_source,
         tile_mpp=spec.tile_mpp,
@@ -274,8 +285,3 @@ def _flags(slide: Slide, mask: TissueMask, reading: _Reading) -> tuple[str, ...]
     if reading.unreadable:
         flags.append("unreadable tiles")
     return tuple(flags)
-
-
-def file_bytes(path: Path) -> int:
-    """Size of a slide's file; 0 where it is gone."""
-    return path.stat().st_size if path.is_file() else 0

@@ -13,6 +13,7 @@ from dino_path.slides.resolution import FROM_CSV
 from dino_path.slides.slide import RgbImage, Slide
 from dino_path.tiles.layout import SlideRecord
 from dino_path.tiles.reading import TileReader, spec_of
+from dino_path.tiles.slide_identity import is_slide_of, slide_identity
 
 MOST_OPEN_SLIDES = 32  # per process; opening one costs 1 to 100 ms
 
@@ -60,7 +61,8 @@ class SlideTiles:
 
     def _open(self, record: SlideRecord) -> TileReader:
         slide = Slide.open(Path(record.path), mpp=record.mpp if record.mpp_source == FROM_CSV else None)
-        if slide.path.stat().st_size != record.file_bytes:
+        if not is_slide_of(record, slide.path, slide_identity(slide.path, record.identity)):
+            slide.close()
             raise SlideError(record.path, "is another file now than was tiled.", "", "")
         return TileReader.again(slide, spec_of(slide, self._config), reader=record.reader, shrink=record.shrink)
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dino_path.config import TilesConfig
-from dino_path.errors import TileStoreError
+from dino_path.errors import SlideError, TileStoreError
 from dino_path.progress import meter
 from dino_path.settings import as_plain
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, slide_config, write_record
-from dino_path.tiles.one_slide import SlideWork, failed_slide, file_bytes, tile_one_slide
+from dino_path.tiles.one_slide import SlideWork, failed_slide, tile_one_slide
+from dino_path.tiles.slide_identity import is_slide_of, slide_identity
 from dino_path.tiles.summary import write_summary
 from dino_path.tiles.tile_table import limits_of
 from dino_path.tiles.workers import work_in_processes
@@ -127,14 +128,8 @@ def _refuse_second_ids(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
 def _look_up(folder: StoreFolder, row: SlideRow, config: TilesConfig) -> SlideRecord | SlideWork:
     """The record of a slide that needs no work (patient and split brought up to date), or the work that it needs."""
     file = folder.record_file(row.slide_id)
-    record = read_record(file) if file.exists() else None
-    if record is not None and record.path != str(row.path) and record.file_bytes != file_bytes(row.path):
-        raise TileStoreError(
-            str(folder.path),
-            f"slide id {row.slide_id!r} stands for {record.path} there, and for {row.path} now.",
-            "Within a store an id stands for one slide.",
-            "Give ids in a CSV (columns path,slide_id), or use another --out.",
-        )
+    before = read_record(file) if file.exists() else None
+    record = before if before is None or before.status == "failed" else _brought_up_to_date(folder, before, row)
     # A row that says nothing of its own settings (a file, a folder) leaves those that the slide was tiled with.
     stated = row.overrides if row.overrides is not None else record.overrides if record is not None else {}
     work = SlideWork(row, slide_config(config, stated, row.slide_id), stated, folder)
@@ -143,9 +138,36 @@ def _look_up(folder: StoreFolder, row: SlideRow, config: TilesConfig) -> SlideRe
     if record.limits != limits_of(work.config):
         return replace(work, before=record)
     updated = replace(record, patient_id=row.patient_id, split=row.split, overrides=stated)
-    if updated != record:
+    if updated != before:
         write_record(folder, updated)
     return updated
+
+
+def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow) -> SlideRecord | None:
+    """The record with the place and stamp that its slide has now; None where another slide has taken its name.
+
+    What was made of the other slide is deleted at once: nobody shall read it while this call is under way.
+    """
+    try:
+        now = slide_identity(row.path, record.identity)
+    except SlideError as error:
+        logger.warning("%s: its tiles stay as they were. %s", row.slide_id, error)
+        return record
+    if now == record.identity and record.path == str(row.path):
+        return record
+    if is_slide_of(record, row.path, now):
+        return replace(record, path=str(row.path), content_digest=now.digest, stamp=now.stamp)
+    if record.path != str(row.path):
+        raise TileStoreError(
+            str(folder.path),
+            f"slide id {row.slide_id!r} stands for {record.path} there, and for {row.path} now.",
+            "Within a store an id stands for one slide.",
+            "Give ids in a CSV (columns path,slide_id), or use another --out.",
+        )
+    logger.warning("%s: the slide was replaced by another; its old tiles are deleted and made anew", row.slide_id)
+    folder.record_file(row.slide_id).unlink(missing_ok=True)
+    folder.remove_outputs(row.slide_id)
+    return None
 
 
 def _is_whole(folder: StoreFolder, record: SlideRecord, config: TilesConfig) -> bool:

@@ -14,6 +14,7 @@ from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import FORMAT, VERSION, read_checkpoint
 from dino_path.run import RunFolder, atomic_write
 from dino_path.settings import as_plain
+from dino_path.tiles.contents import contents_digest
 from dino_path.tiles.source import TileSource
 from dino_path.tiles.store import TileStore
 from dino_path.training.learner import Learner
@@ -40,6 +41,7 @@ def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: Til
         "num_tiles": len(tiles),
         "num_slides": len(tiles.slides) if isinstance(tiles, TileStore) else None,
         "tiles_digest": tiles.digest,
+        "contents_digest": contents_digest(tiles),
         "tile_mpp": tiles.mpp,
         "world_size": learner.world.size,
         "global_batch_size": learner.global_batch_size,
@@ -109,6 +111,11 @@ def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource)
                 "%s was written by %d process(es), this is a run of %d: the same tiles and views, but other"
                 " stochastic depth and rounding.",
                 path, record["world_size"], learner.world.size,
+            )  # fmt: skip
+        if (then := record.get("contents_digest")) and then != contents_digest(tiles):
+            logger.warning(
+                "%s has the same tiles by name as when %s was written, and other contents: images or slides were"
+                " replaced. The run goes on with what lies there now.", config.store, path,
             )  # fmt: skip
         logger.info("continuing from %s", path)
         return int(record["step"])

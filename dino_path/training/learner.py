@@ -13,13 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dino_path.config import ModelConfig, OptimConfig, TrainingConfig
 from dino_path.distributed import World
-from dino_path.errors import CheckpointError
 from dino_path.model.backbone import build_backbone
 from dino_path.model.batch_norm import share_batch_norms
-from dino_path.model.folder import read_weights, without_classifier
 from dino_path.model.head import DinoHead, DinoNetwork, Projection
 from dino_path.model.pretrained import load_start
 from dino_path.model.published import load_published
+from dino_path.model.weights import load_weights, read_weights
 from dino_path.training.acceleration import (
     attend_explicitly,
     checkpoint_activations,
@@ -261,15 +260,7 @@ def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
         load_published(network, file)
         return
     weights = read_weights(file) if file.is_file() else load_start(model.backbone, model.weights).module.state_dict()
-    try:
-        network.backbone.load_state_dict(without_classifier(weights, network.backbone))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"model.weights={model.weights}",
-            f"do not fit {model.backbone} with {model.backbone_arguments} ({' '.join(str(error).split())[:200]}).",
-            "Weights of the same architecture, with the same arguments, are needed.",
-            "Correct model.backbone, model.arguments or model.weights.",
-        ) from None
+    load_weights(network.backbone, weights, source=f"model.weights={model.weights}")
 
 
 def build_optimizer(student: DinoNetwork, optim: OptimConfig) -> torch.optim.Optimizer:

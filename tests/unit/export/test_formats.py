@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 from test_model_folder import ARGUMENTS, RESULTS, source
 
-from dino_path.errors import CheckpointError, ConfigError, LaunchError
+from dino_path.errors import CheckpointError, ConfigError, DataError, LaunchError
 from dino_path.export import formats, hub
 from dino_path.export.formats import NAMES, read_formats, refuse_impossible
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model, write_card
@@ -104,8 +104,34 @@ def test_a_graph_that_differs_leaves_nothing_behind(tmp_path: Path, monkeypatch:
 def test_the_graph_of_an_older_model_does_not_stay_beside_a_new_one(tmp_path: Path) -> None:
     export_model(source(), tmp_path / "model")
     (tmp_path / "model" / "model.onnx").write_bytes(b"of the older model")
-    export_model(source(seed=1), tmp_path / "model")
+    result = export_model(source(seed=1), tmp_path / "model")
     assert not (tmp_path / "model" / "model.onnx").exists()
+    assert "held another model (vit_tiny_patch16_224, weights after 1,200 steps): it was replaced" in result.text()
+    assert "model.onnx of that model was deleted; --format onnx writes it of this one" in result.text()
+
+
+@pytest.mark.usefixtures("reload_here")
+def test_the_graph_of_the_same_weights_stays_when_others_are_written(tmp_path: Path) -> None:
+    export_model(source(), tmp_path / "model")
+    (tmp_path / "model" / "model.onnx").write_bytes(b"of these weights")
+    result = export_model(replace(source(), license="mit"), tmp_path / "model", formats=("timm",))
+    assert (tmp_path / "model" / "model.onnx").read_bytes() == b"of these weights"
+    assert "model.onnx, of the same weights, stays" in result.text()
+    assert "model.onnx" in (tmp_path / "model" / "README.md").read_text()
+    other_size = export_model(replace(source(), input_px=64), tmp_path / "model")
+    assert "model.onnx of that model was deleted" in other_size.text()
+
+
+@pytest.mark.usefixtures("reload_here")
+def test_a_model_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
+    folder = export_model(source(), tmp_path / "model").folder
+    config = json.loads((folder / "config.json").read_text())
+    del config["dino_path"]  # as downloaded from the Hub
+    (folder / "config.json").write_text(json.dumps(config))
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(DataError, match="that `dino-path export` has not written"):
+        export_model(source(seed=1), folder)
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_formats_are_read_from_text() -> None:

@@ -12,7 +12,8 @@ from feature_samples import CPU, write_model_folder, write_store
 from tiny import ALONE
 
 from dino_path.errors import ConfigError, DataError, TileStoreError
-from dino_path.features.embed import embed_images, embed_store
+from dino_path.features.embed import embed_store
+from dino_path.features.embed_images import embed_images
 from dino_path.features.extractor import Extractor, extract_features, load_extractor
 from dino_path.features.files import read_feature_file
 from dino_path.features.layouts import read_layouts

@@ -72,7 +72,7 @@ def test_a_head_of_another_size_is_refused(tiles_folder: Path, tmp_path: Path) -
     file = tmp_path / "checkpoint.pth"
     learner = tiny_learner(tiny_config(tiles_folder, tmp_path))
     write_checkpoint(file, learner, TheirHead(is_new_api=True, hidden=24))
-    with pytest.raises(CheckpointError, match="do not fit"):
+    with pytest.raises(CheckpointError, match="its head does not fit"):
         tiny_learner(tiny_config(tiles_folder, tmp_path, f"model.weights={file}"))
 
 

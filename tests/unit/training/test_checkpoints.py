@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from tiny import ALONE, differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules, write_tiles
@@ -53,6 +54,22 @@ def test_restored_learner_equals_the_saved_one_to_the_bit(config: Config) -> Non
     assert restored.num_skipped == 2
     assert differences(state_of(learner), state_of(restored)) == []
     assert any(name.endswith("exp_avg_sq") for name in state_of(restored))
+
+
+def test_images_replaced_under_their_names_are_said_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_tiles(tmp_path / "images", count=4)
+    for file in folder.iterdir():  # without compression: other pixels leave the size of the file
+        cv2.imwrite(str(file.with_suffix(".bmp")), cv2.imread(str(file)))
+        file.unlink()
+    config = tiny_config(folder, tmp_path / "run")
+    save(config, tiny_learner(config), step=3)
+    assert resume(config)[1] == 3
+    assert "other contents" not in caplog.text
+    cv2.imwrite(str(folder / "002.bmp"), 255 - cv2.imread(str(folder / "002.bmp")))
+    assert resume(config)[1] == 3
+    assert "the same tiles by name" in caplog.text
 
 
 def test_fresh_run_starts_at_step_zero(config: Config) -> None:

@@ -1,0 +1,275 @@
+"""Weights in a file -> a backbone, all of them or none: the one way in which weights come in.
+
+Every tensor of the backbone must be in the file, under timm's name and in its shape. What may stand around it is
+taken off by name, and said: a prefix of all names (`module.`, `teacher.backbone.`, ...), and heads of other purposes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dino_path.errors import CheckpointError
+from dino_path.model.checkpoint import UNREADABLE, torn_member
+
+logger = logging.getLogger(__name__)
+
+Weights = dict[str, Tensor]
+
+# Names under which training programs keep the weights beside other things; of two, the first.
+CONTAINERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model")
+# What stands before timm's names in files of wrapped or paired networks; of two that fit alike, the first.
+PREFIXES = (
+    "", "module.", "backbone.", "module.backbone.", "teacher.backbone.", "teacher.", "model.", "encoder.",
+    "_orig_mod.", "student.backbone.", "student.", "base_model.", "visual.", "trunk.",
+)  # fmt: skip
+# First words of names that are of no backbone: heads, and the other network of a pair.
+NOT_BACKBONE = (
+    "head", "head_dist", "fc", "classifier", "last_layer", "projector", "projection_head", "predictor", "prototypes",
+    "dino_head", "ibot_head", "teacher", "student",
+)  # fmt: skip
+NAMES_SHOWN = 3
+
+# ResNets by the number of blocks in their stages, and whether these are bottlenecks.
+RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
+    ((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False): "resnet34", ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101", ((3, 8, 36, 3), True): "resnet152",
+}  # fmt: skip
+VITS = {(192, 12): "vit_tiny", (384, 12): "vit_small", (768, 12): "vit_base", (1024, 24): "vit_large"}
+
+
+class _Ignored:
+    """Stands for the numpy scalars in an optimizer's state, which torch's safe reader does not know."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+# All that pickles may name beside tensors and plain values: a bag of attributes, and numpy, of which nothing runs.
+NAMES_IN_PICKLES: list[Any] = [
+    argparse.Namespace,
+    *((_Ignored, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")),
+]
+
+
+def read_weights(file: Path) -> Weights:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    try:
+        weights: Weights = load_file(file, device="cpu")
+    except FileNotFoundError:
+        raise CheckpointError(
+            str(file),
+            "no such file.",
+            "A model folder holds its weights as safetensors; pickled weights (.bin, .pth) are not opened.",
+            "Write the folder with `dino-path export`, or convert it with timm's `save_for_hf`.",
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            str(file),
+            f"cannot be read ({short(error)}).",
+            "A complete safetensors file is needed.",
+            "Copy it again, or write the folder again with `dino-path export`.",
+        ) from None
+    return weights
+
+
+def read_pickled(file: Path) -> Any:
+    """What is in a file of torch's, on the CPU; nothing but tensors, plain values and settings is unpickled.
+
+    Raises:
+        CheckpointError: it is damaged, no such file, or would run code on loading.
+    """
+    try:
+        with torch.serialization.safe_globals(NAMES_IN_PICKLES):
+            record = torch.load(file, map_location="cpu", weights_only=True)
+        torn = torn_member(file)
+    except UNREADABLE as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"would run {named[1]} on loading" if named else f"cannot be read ({short(error)})"
+        raise _no_weights(file, found) from None
+    if torn is not None:
+        raise _no_weights(file, f"cannot be read (the checksum of {torn} is wrong)")
+    return record
+
+
+def read_any_weights(file: Path) -> Weights:
+    """The tensors of a file in safetensors' or torch's format, of the network that is kept in it if there are several.
+
+    Raises:
+        CheckpointError: no such file, damaged, or no weights in it.
+    """
+    if file.suffix == ".safetensors":
+        return read_weights(file)
+    record = read_pickled(file)
+    for name in CONTAINERS:
+        if isinstance(record, Mapping) and isinstance(record.get(name), Mapping):
+            logger.info("%s: the weights under %r are taken", file, name)
+            record = record[name]
+    if not isinstance(record, Mapping):
+        raise _no_weights(file, f"holds a {type(record).__name__}, and no weights")
+    weights = {str(key): value for key, value in record.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise _no_weights(file, "holds no weights")
+    return weights
+
+
+def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Fill a timm backbone, every tensor of it.
+
+    Args:
+        source: where the weights are from, for messages.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape, or is no backbone's. Nothing is loaded then.
+    """
+    own, name = backbone.state_dict(), str(getattr(backbone, "pretrained_cfg", {}).get("architecture"))
+    found = _without_surroundings(weights, backbone, source)
+    if not _fits(found, own):
+        found = _renamed_by_timm(found, backbone, name)
+    for key in own:  # files of torch 0.4 and older do not count batches; nothing follows from the number
+        if key.endswith("num_batches_tracked"):
+            found.setdefault(key, own[key])
+    if not _fits(found, own):
+        raise _misfit(weights, found, own, name, source)
+    backbone.load_state_dict(found, strict=True)
+
+
+def _without_surroundings(weights: Mapping[str, Tensor], backbone: nn.Module, source: str) -> Weights:
+    """The weights below the prefix that gives most names of the backbone, without heads."""
+    own = backbone.state_dict().keys()
+
+    def below(prefix: str) -> Weights:
+        return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+    prefix = max(PREFIXES, key=lambda one: len(own & below(one).keys()))  # of equal ones the first
+    heads = (*NOT_BACKBONE, *_classifiers(backbone))
+    found = below(prefix)
+    rest = {key: value for key, value in weights.items() if not key.startswith(prefix)}
+    dropped = {key for key in found if key not in own and key.startswith(tuple(f"{head}." for head in heads))}
+    beside = {key for key in rest if key.startswith(tuple(f"{head}." for head in heads)) or _is_wrapped_head(key)}
+    if prefix:
+        logger.info("%s: %r was taken off the names of %d tensors", source, prefix, len(found))
+    if dropped or beside:
+        left_out = sorted({key.rpartition(".")[0] for key in dropped | beside})
+        logger.info("%s: left out, for they are of no backbone: %s", source, _some(left_out))
+    kept = {key: value for key, value in found.items() if key not in dropped}
+    return kept | {key: value for key, value in rest.items() if key not in beside}
+
+
+def _is_wrapped_head(key: str) -> bool:
+    """Such as `module.head.mlp.0.weight`, beside `module.backbone...`."""
+    return key.startswith(tuple(f"{prefix}{head}." for prefix in PREFIXES if prefix for head in NOT_BACKBONE))
+
+
+def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
+    named = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _renamed_by_timm(weights: Weights, backbone: nn.Module, name: str) -> Weights:
+    """The weights under timm's names where timm knows those of the model's authors; as they are where it does not.
+
+    Only names change: timm would resample patch and position embeddings of another size, too, and make another model.
+    """
+    module = inspect.getmodule(timm.model_entrypoint(name)) if timm.is_model(name) else None
+    rename = getattr(module, "checkpoint_filter_fn", None)
+    if rename is None:
+        return weights
+    try:
+        renamed: Weights = rename(dict(weights), backbone)
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError):  # made for other files
+        return weights
+    heads = tuple(f"{head}." for head in (*NOT_BACKBONE, *_classifiers(backbone)))
+    own = backbone.state_dict().keys()
+    return {
+        key: weights[key] if key in weights and weights[key].shape != value.shape else value
+        for key, value in renamed.items()
+        if key in own or not key.startswith(heads)
+    }
+
+
+def _fits(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    return found.keys() == own.keys() and all(found[key].shape == own[key].shape for key in own)
+
+
+def _misfit(
+    weights: Mapping[str, Tensor], found: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, source: str
+) -> CheckpointError:
+    missing, unexpected = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
+    reshaped = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in found and found[key].shape != own[key].shape
+    ]
+    faults = [
+        f"{len(names)} {what} ({_some(names)})"
+        for what, names in (
+            (f"of {len(own)} tensors are missing", missing),
+            ("have another shape", reshaped),
+            ("are not of this model", unexpected),
+        )
+        if names
+    ]
+    like = looks_like(found) or looks_like(weights)
+    return CheckpointError(
+        source,
+        f"its weights do not fit {name}: {'; '.join(faults)}." + (f" It looks like {like}." if like else ""),
+        "Every tensor of the backbone is needed, under timm's name and in its shape; nothing is loaded in part.",
+        "Name the model and the arguments that these weights are of, or get the weights of this one.",
+    )
+
+
+def looks_like(weights: Mapping[str, Tensor]) -> str | None:
+    """The architecture that weights under timm's names tell by their shapes; None where they do not."""
+    projection, stem = weights.get("patch_embed.proj.weight"), weights.get("conv1.weight")
+    if projection is not None and projection.ndim == 4 and (depth := _count(weights, "blocks.")):
+        width, patch_px = projection.shape[0], projection.shape[-1]
+        known = VITS.get((width, depth))
+        described = f"a ViT of width {width}, patch size {patch_px} and {depth} blocks"
+        return f"{known}_patch{patch_px} ({described})" if known else described
+    blocks = tuple(_count(weights, f"layer{stage}.") for stage in range(1, 5))
+    if stem is not None and all(blocks):
+        return RESNETS.get((blocks, "layer1.0.conv3.weight" in weights), f"a ResNet of {blocks} blocks")
+    stages = tuple(_count(weights, f"stages.{stage}.blocks.") for stage in range(4))
+    return f"a ConvNeXt of {stages} blocks" if "stages.0.blocks.0.conv_dw.weight" in weights else None
+
+
+def _count(weights: Iterable[str], prefix: str) -> int:
+    """How many numbered parts stand below a prefix."""
+    return len({key.removeprefix(prefix).partition(".")[0] for key in weights if key.startswith(prefix)})
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+
+
+def short(error: Exception) -> str:
+    """An error's text on one line of no more than 400 characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else f"{text[:400]} ..."
+
+
+def _no_weights(file: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        str(file),
+        f"{found}.",
+        "A file of weights is needed: safetensors, or what torch.save writes. Nothing but tensors, plain values and "
+        "settings is unpickled.",
+        "Check the path, or fetch the file again.",
+    )
