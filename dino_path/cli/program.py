@@ -39,7 +39,9 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CU
 Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]
 
 SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
-EXIT_SOME_FAILED, EXIT_REFUSED, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 85, 130  # slurm/pretrain.sbatch knows 85
+# 1 is left to what nobody foresaw: Python's code for an exception, and srun's for a step that it cannot start. So a job
+# that ends with 1 has failed, and slurm/ forgives EXIT_SOME_FAILED alone; slurm/pretrain.sbatch knows 85.
+EXIT_REFUSED, EXIT_SOME_FAILED, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 3, 85, 130
 
 
 def main() -> None:
@@ -55,9 +57,10 @@ def main() -> None:
     except DinoPathError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_REFUSED)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command continues", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:  # typer has turned Ctrl-C's KeyboardInterrupt into it, without a word
+        if end.code == EXIT_INTERRUPTED:
+            typer.echo("interrupted: what was finished is kept, and the same command continues", err=True)
+        raise
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

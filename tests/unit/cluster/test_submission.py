@@ -229,3 +229,18 @@ def test_results_of_an_evaluation_go_into_the_run_folder_of_the_config(sbatch: P
     result = CliRunner().invoke(app, ["submit", "evaluate", "knn", "model", "--data", "set", f"out={tmp_path}/run"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "eval" / "slurm" / "evaluate.sbatch").exists()
+
+
+@pytest.mark.parametrize("stage", ["tile", "embed", "export"])
+@pytest.mark.parametrize(("code", "job"), [(0, 0), (1, 1), (2, 2), (3, 0), (137, 137)])
+def test_a_job_is_completed_when_all_is_done_or_what_failed_is_listed_and_failed_otherwise(
+    tmp_path: Path, stage: Stage, code: int, job: int
+) -> None:
+    (tmp_path / "srun").write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / "srun").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "2", "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_ARRAY_TASK_COUNT": "2",
+    }  # fmt: skip
+    answer = subprocess.run(["bash", "-c", rendered(stage)], env=environment, capture_output=True, check=False)
+    assert answer.returncode == job, answer.stderr
