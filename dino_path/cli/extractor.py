@@ -104,6 +104,7 @@ def embed(
     from dino_path.features.embed import embed_images, embed_store
     from dino_path.features.extractor import load_extractor
     from dino_path.features.layouts import read_layouts
+    from dino_path.tiles.expected import refuse_unfinished
     from dino_path.tiles.source import open_tiles
     from dino_path.tiles.store import TileStore
 
@@ -125,6 +126,7 @@ def embed(
                 "Leave them out, or give the slides.",
             )
         else:
+            refuse_unfinished(Path(words[0]))
             tiles = open_tiles(Path(words[0]))
         if not isinstance(tiles, TileStore):
             if world.is_first:  # one file, one process
@@ -187,7 +189,7 @@ def _find_tiles(
     if not allow_other_mpp:
         refuse_other_mpp(extractor, resolved.tiles.mpp, "the slides")
     rows = find_slides([Path(name) for name in words], resolved.slides.exclude, masks=resolved.slides.masks)
-    return find_tiles(rows, resolved.tiles, out, world=world, num_workers=num_workers)
+    return find_tiles(rows, resolved.tiles, out, world=world, num_workers=max(num_workers, 1))
 
 
 @app.command()

@@ -57,7 +57,7 @@ def tile(
     layouts = read_layouts(layout) if layout else [known for known in LAYOUTS if (out / known).is_dir()]
     rows = find_slides([Path(name) for name in inputs], settings.slides.exclude, masks=settings.slides.masks)
     refuse_shared_names([str(row.path) for row in rows], layouts)
-    summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=workers)
+    summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=max(workers, 1))
     for record in summary.records:
         size = f"{record.num_tiles:6d} tiles  {record.seconds:6.1f} s" if record.status == "done" else record.reason
         typer.echo(f"{record.status:7s} {record.slide_id}  {size}" + "".join(f"  [{flag}]" for flag in record.flags))

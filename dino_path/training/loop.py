@@ -20,6 +20,7 @@ from dino_path.model.backbone import build_backbone, check_input_sizes, count_pa
 from dino_path.progress import meter
 from dino_path.run import RunFolder, atomic_write, environment_record, write_json
 from dino_path.settings import as_yaml
+from dino_path.tiles.expected import refuse_unfinished
 from dino_path.tiles.source import TileSource, open_tiles
 from dino_path.training.acceleration import has_fast_bf16
 from dino_path.training.advice import advice
@@ -58,6 +59,7 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     assert config.out is not None
     assert config.training is not None
     run, training = RunFolder(config.out), config.training
+    refuse_unfinished(config.store)
     tiles = open_tiles(config.store, split=config.slides.split, exclude=config.slides.exclude)
     clock = resolve_clock(training, num_tiles=len(tiles), world_size=world.size)
     schedules = resolve_schedules(config.optim, training, clock)
