@@ -30,9 +30,11 @@ def demo(
 ) -> None:
     """The whole road on synthetic slides, on a CPU, ending in OUT/report.html."""
     from dino_path.demo import run_demo
+    from dino_path.lock import only_writer
 
-    log_to(out / "log.txt")
-    run_demo(out, is_fast=fast)
+    with only_writer(out):
+        log_to(out / "log.txt")
+        run_demo(out, is_fast=fast)
 
 
 @app.command()
@@ -121,8 +123,8 @@ def views(
 def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     """DINO on the tiles of `store=STORE` into the run folder `out=RUN`. Called again, it continues.
 
-    SIGTERM or SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second signal,
-    three seconds later or more, ends the process at once.
+    Ctrl-C, SIGTERM or SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second
+    Ctrl-C ends the process at once, a second signal if it comes three seconds later or more.
     """
     from dino_path.distributed import open_world
     from dino_path.training.global_batch import keep_global_batch

@@ -5,8 +5,10 @@ Shape suffixes: B images of a batch, H and W their edges in pixels, C channels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dino_path.errors import TileStoreError
+from dino_path.processes import become_worker
 from dino_path.tiles.source import TileSource
 
 BATCHES_AHEAD = 2  # per process
@@ -48,7 +51,7 @@ def read_batches(
             sampler=range(len(batches)),
             num_workers=num_workers,
             prefetch_factor=BATCHES_AHEAD if num_workers else None,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=partial(_prepare_worker, os.getpid()),
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else the loader draws from the global random state
         )
@@ -76,8 +79,9 @@ class _Images:
         return [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
 
 
-def _prepare_worker(_: int) -> None:
+def _prepare_worker(parent: int, _: int) -> None:
     """One thread per process: OpenCV and torch would otherwise start one per core in each."""
+    become_worker(parent)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
