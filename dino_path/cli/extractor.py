@@ -116,7 +116,7 @@ def embed(
         log_to(None, is_first=world.is_first)
         extractor = load_extractor(model, device=world.device).at(precision)
         images_at_a_time = batch_size or (512 if world.device.type == "cuda" else 64)
-        if _are_slides(words):
+        if are_slides(words):
             tiles: TileSource = _find_tiles(words, config, overrides, out, extractor, world, workers, allow_other_mpp)
         elif overrides or config:
             raise ConfigError(
@@ -152,7 +152,7 @@ def embed(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _are_slides(words: Sequence[str]) -> bool:
+def are_slides(words: Sequence[str]) -> bool:
     """Slides to be tiled, or else one tile store or one folder of images."""
     from dino_path.slides.find import holds_slides
 

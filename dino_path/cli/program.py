@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -84,8 +84,11 @@ def resolve_config(file: Path | None, overrides: Sequence[str], *, needs: Sequen
     return load_config(file, overrides, needs=needs)
 
 
-def check_command(words: Sequence[str]) -> None:
-    """Parse a command line without running it: a wrong option is refused at submission, not when the job starts."""
+def check_command(words: Sequence[str]) -> dict[str, Any]:
+    """What a command line gives its command, by the names of the parameters, without running it.
+
+    A wrong option is refused at submission, not when the job starts.
+    """
     command, context, name, rest = typer.main.get_command(app), None, "dino-path", list(words)
     while isinstance(command, typer.core.TyperGroup):
         context = typer.Context(command, info_name=name, parent=context)
@@ -93,7 +96,7 @@ def check_command(words: Sequence[str]) -> None:
         assert known is not None
         assert found is not None
         command, name = found, known
-    command.make_context(name, rest, parent=context)
+    return command.make_context(name, rest, parent=context).params
 
 
 def check_output_folder(path: Path) -> None:
