@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +12,7 @@ import typer
 
 from dino_path.cli.extractor import are_slides
 from dino_path.cli.program import EXIT_SOME_FAILED, ConfigFile, app, check_command, overrides_only, split_arguments
+from dino_path.errors import DinoPathError
 
 # What each stage cannot do without, and where below `out` it writes when nobody says so.
 NEEDS = {
@@ -56,7 +59,7 @@ def submit(
     if stage != "pretrain":
         words += ["--out", str(folder)]
     given = check_command([stage, *words])
-    check_stage_inputs(stage, given, resolved)
+    refusals = _refusals(partial(check_stage_inputs, stage, given, resolved), dry_run=dry_run)
     if stage == "tile" and not dry_run:
         assert resolved.tiles is not None
         StoreFolder(folder).prepare(resolved.tiles)
@@ -65,8 +68,7 @@ def submit(
         has_settings=stage == "embed" and are_slides(given["inputs"]),
     )  # fmt: skip
     typer.echo(submission.text())
-    if submission.refusal is not None:
-        raise submission.refusal
+    _raise_first([*refusals, submission.refusal])
 
 
 def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None, *, dry_run: bool) -> None:
@@ -82,12 +84,10 @@ def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None
     resolved = load_config(config, overrides, needs=needs, settings={"out": out} if out else None)
     for one in pipeline_stages(resolved, slides, data, has_features=has_features):
         check_command([one.stage, *one.words])
-    if slides:
-        check_slides(slides, resolved)
-    else:
-        check_store(resolved)
-    if data is not None:
-        check_labelled(data, resolved, coming_store=resolved.store if slides else None)
+    coming_store = resolved.store if slides else None
+    checks = [partial(check_slides, slides, resolved) if slides else partial(check_store, resolved)]
+    checks += [partial(check_labelled, data, resolved, coming_store=coming_store)] if data is not None else []
+    refusals = [refusal for check in checks for refusal in _refusals(check, dry_run=dry_run)]
     if slides and not dry_run:
         assert resolved.tiles is not None
         assert resolved.store is not None
@@ -97,11 +97,30 @@ def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None
         typer.echo(submission.text() + "\n" if dry_run else submission.line())
     if data is None:
         typer.echo("no --data: nothing is evaluated, and the report will say so")
-    refusals = [submission.refusal for submission in submissions if submission.refusal is not None]
-    if refusals:
-        raise refusals[0]
+    _raise_first([*refusals, *(submission.refusal for submission in submissions)])
     if not dry_run:
         typer.echo(f"watch: dino-path status {shlex.quote(str(resolved.out))}")
+
+
+def _refusals(check: Callable[[], None], *, dry_run: bool) -> list[DinoPathError]:
+    """What a look at the inputs finds; a dry run shows its scripts all the same, and ends with it.
+
+    Raises:
+        DinoPathError: unless it is a dry run.
+    """
+    try:
+        check()
+    except DinoPathError as error:
+        if not dry_run:
+            raise
+        return [error]
+    return []
+
+
+def _raise_first(refusals: Sequence[DinoPathError | None]) -> None:
+    for refusal in refusals:
+        if refusal is not None:
+            raise refusal
 
 
 def _without_option(arguments: list[str], name: str) -> tuple[list[str], str | None]:

@@ -346,3 +346,6 @@ def test_what_a_stage_would_not_find_is_refused_when_it_is_submitted(sbatch: Pat
     assert result.exit_code != 0
     assert said in str(result.exception)
     assert not sbatch.exists()
+    dry = CliRunner().invoke(app, ["submit", *words, "--dry-run"])
+    assert said in str(dry.exception)
+    assert dry.output.startswith("#!/bin/bash")
