@@ -34,7 +34,8 @@ def become_worker(parent: int) -> None:
 def ending_workers() -> Iterator[None]:
     """Inside, processes are started; they are killed at once when an exception, or Ctrl-C, leaves it.
 
-    A pool would wait for what they are doing: a slide may take minutes. Files are written whole or not at all.
+    A pool would wait for what they are doing: a slide may take minutes. Files are written whole or not at all. To be
+    entered after the pool, whose own end waits for its processes.
     """
     before = multiprocessing.active_children()
     try:

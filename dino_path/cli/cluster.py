@@ -94,7 +94,9 @@ def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None
         StoreFolder(resolved.store).prepare(resolved.tiles)
     submissions = submit_pipeline(resolved, slides, data, dry_run=dry_run, has_features=has_features)
     for submission in submissions:
-        typer.echo(submission.text() + "\n" if dry_run else submission.line())
+        typer.echo(submission.text() if dry_run else submission.line())
+        if submission.refusal is not None:
+            typer.echo(submission.refusal.found)
     if data is None:
         typer.echo("no --data: nothing is evaluated, and the report will say so")
     _raise_first([*refusals, *(submission.refusal for submission in submissions)])

@@ -60,7 +60,7 @@ def make_slides(folder: Path, slides: Sequence[SyntheticSlide], *, num_workers: 
             pool = ProcessPoolExecutor(
                 num_workers, mp_context=get_context("spawn"), initializer=become_worker, initargs=(os.getpid(),)
             )
-            with ending_workers(), pool:
+            with pool, ending_workers():
                 for _ in pool.map(write_slide, [folder] * len(wanted), wanted):
                     counter.advance()
         else:

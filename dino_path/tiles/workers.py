@@ -48,7 +48,7 @@ def work_in_processes(
     waiting = list(reversed(items))
     while waiting:
         suspects: list[Item] = []
-        with ending_workers(), _pool(min(num_workers, len(waiting))) as pool:
+        with _pool(min(num_workers, len(waiting))) as pool, ending_workers():
             under_way: dict[Future[Result], Item] = {}
             while (waiting or under_way) and not suspects:
                 while waiting and len(under_way) < max(num_workers, 1):
@@ -62,7 +62,7 @@ def work_in_processes(
                     outcome = _outcome(future)
                     yield item, outcome
         for item in suspects:
-            with ending_workers(), _pool(1) as pool:
+            with _pool(1) as pool, ending_workers():
                 outcome = _outcome(pool.submit(function, item))
                 yield item, outcome
 

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -362,3 +363,42 @@ def test_a_slide_that_was_removed_before_it_was_tiled_is_not_waited_for(slide: P
     rows[1].path.unlink()
     tile_slides(rows[:1], TILES, tmp_path / "store", num_workers=0)
     refuse_unfinished(tmp_path / "store")
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------------------------------
+
+SLOW_WORK = """
+import sys, time
+from dino_path.tiles.workers import work_in_processes
+def start_and_wait(number):
+    print("started", flush=True)
+    time.sleep(60)
+if __name__ == "__main__":
+    try:
+        list(work_in_processes(start_and_wait, [1, 2, 3], num_workers=2))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_at_once_with_ctrl_c_and_with_a_parent_that_is_killed(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_WORK)
+    command = [sys.executable, str(tmp_path / "slow.py")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["started\n"] * 2
+        start_s = time.monotonic()
+        if number is signal.SIGINT:
+            os.killpg(process.pid, number)  # a terminal sends it to all of them
+        else:
+            process.kill()
+        left = process.stdout.read()  # ends when no process has the pipe any more
+    assert left == ("interrupted\n" if number is signal.SIGINT else "")
+    assert time.monotonic() - start_s < 30
