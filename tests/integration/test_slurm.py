@@ -105,5 +105,9 @@ def test_a_pipeline_walks_the_whole_road_and_a_failed_stage_stops_what_depends_o
     again = submit_pipeline(config, [], None, dry_run=False)
     assert wait_for(str(again[0].job_id)) == "FAILED"
     assert {wait_for(str(job.job_id)) for job in again[1:]} == {"CANCELLED"}
-    jobs_states = {line.split()[2]: line.split()[3] for line in job_lines(tmp_path / "run")}
-    assert tuple(jobs_states[stage] for stage in ("pretrain", "export", "report")) == ("FAILED", "CANCELLED", "CANCELLED")
+    job_states = {line.split()[2]: line.split()[3] for line in job_lines(tmp_path / "run")}
+    assert tuple(job_states[stage] for stage in ("pretrain", "export", "report")) == (
+        "FAILED",
+        "CANCELLED",
+        "CANCELLED",
+    )
