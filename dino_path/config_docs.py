@@ -56,6 +56,18 @@ def render() -> str:
         if section is not None:
             text = " ".join((section.__doc__ or "").split())
             parts.append(f"## {key}\n\n{text}\n\n" + "\n".join(table_lines(f"{key}.", section.model_fields)) + "\n")
+            parts += [
+                "\n".join(
+                    [
+                        " ".join((inner.__doc__ or "").split()),
+                        "",
+                        *table_lines(f"{key}.{name}.<name>.", inner.model_fields),
+                    ]
+                )
+                + "\n"
+                for name, field in section.model_fields.items()
+                if (inner := section_of(field)) is not None
+            ]
         if key == "views":
             values = ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in DINO_RECIPE.items())
             parts.append(f"`recipe: dino` has other defaults: {values}.\n")
@@ -63,11 +75,13 @@ def render() -> str:
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """The section that a field of the top level holds; None for a plain value."""
-    for option in (field.annotation, *get_args(field.annotation)):
-        if isinstance(option, type) and issubclass(option, Section) and option is not Duration:
-            return option
-    return None
+    """The section that a field holds, or of which it holds several by name; None for a plain value."""
+    options = (field.annotation, *get_args(field.annotation))
+    return next((option for option in options if is_section(option)), None)
+
+
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section) and annotation is not Duration
 
 
 def table_lines(prefix: str, fields: dict[str, FieldInfo]) -> Iterator[str]:
@@ -102,7 +116,7 @@ def type_text(annotation: Any) -> str:
             return f"list of {type_text(inner[0])}"
         return "[" + ", ".join(type_text(item) for item in inner) + "]"
     if origin is dict:
-        return f"map of {type_text(inner[1])}"
+        return "map" if is_section(inner[1]) else f"map of {type_text(inner[1])}"
     return NAMES[annotation]
 
 

@@ -40,6 +40,10 @@ class LaunchError(DinoPathError):
     """The process group, device or cluster that was asked for cannot be had."""
 
 
+class FolderInUse(DinoPathError):
+    """Another process writes the folder."""
+
+
 class NonFiniteLoss(DinoPathError):
     """Too many steps had a loss that is not finite."""
 

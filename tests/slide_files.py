@@ -67,6 +67,7 @@ def write_jpeg_slide(
     has_shared_tables: bool = False,
     missing: Collection[int] = (),
     quality: int = 90,
+    bigtiff: bool = False,
 ) -> Path:
     """A JPEG-tiled TIFF that OpenSlide opens, 4:2:0 YCbCr or (as Aperio's scanners write it) RGB without markers.
 
@@ -75,7 +76,7 @@ def write_jpeg_slide(
         missing: numbers of level-0 tiles that are never written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tifffile.TiffWriter(path) as file:
+    with tifffile.TiffWriter(path, bigtiff=bigtiff) as file:
         for number, level in enumerate(levels):
             streams = [_jpeg(tile, colours, quality) for tile in _padded_tiles(level, tile_px)]
             tables = b"\xff\xd8" + table_segments(streams[0]) + b"\xff\xd9" if has_shared_tables else None

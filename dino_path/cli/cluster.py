@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from dino_path.cli.extractor import are_slides
 from dino_path.cli.program import EXIT_SOME_FAILED, ConfigFile, app, check_command, overrides_only, split_arguments
+from dino_path.errors import DinoPathError
+
+# What each stage cannot do without, and where below `out` it writes when nobody says so.
+NEEDS = {
+    "tile": ("tiles", "store"), "pretrain": ("store", "out", "training"), "embed": ("out",), "baseline": ("out",),
+    "evaluate": ("out",),
+}  # fmt: skip
+BELOW_OUT = {"embed": "features", "baseline": "baseline", "evaluate": "eval"}
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def submit(
     stage: Annotated[
-        Literal["tile", "pretrain", "evaluate", "pipeline"],
+        Literal["tile", "pretrain", "embed", "baseline", "evaluate", "pipeline"],
         typer.Argument(help="what the job does; pipeline is the whole road as a chain of jobs"),
     ],
     arguments: Annotated[
@@ -26,62 +38,91 @@ def submit(
 ) -> None:
     """Run a stage as a SLURM job, with the resources of the config's `cluster` section.
 
-    pipeline: `submit pipeline SLIDES... --config F store=STORE out=RUN --data SPEC` chains tile, pretrain, export,
-    baseline, evaluate and report; submitted again, every stage goes on where it was.
+    pipeline: `submit pipeline SLIDES... --config F store=STORE out=RUN --data SPEC [--embed]` chains tile, pretrain,
+    export, baseline, evaluate and report, and embeds the store; submitted again, every stage goes on where it was.
     """
+    from dino_path.cli.inputs import check_stage_inputs
     from dino_path.cluster.submission import submit as submit_stage
-    from dino_path.run import RunFolder
     from dino_path.settings import load_config
     from dino_path.tiles.layout import StoreFolder
 
     if stage == "pipeline":
         _submit_pipeline(list(arguments or ()), out, config, dry_run=dry_run)
         return
-    needs = {"tile": ("tiles", "store"), "pretrain": ("store", "out", "training"), "evaluate": ("out",)}[stage]
     words, overrides = ([], overrides_only(arguments)) if stage == "pretrain" else split_arguments(arguments or ())
     key = "store" if stage == "tile" else "out"
-    resolved = load_config(config, overrides, needs=needs, settings={key: out} if out else None)
+    resolved = load_config(config, overrides, needs=NEEDS[stage], settings={key: out} if out else None)
     folder = resolved.store if stage == "tile" else resolved.out
     assert folder is not None
-    if stage == "evaluate" and out is None:
-        folder = RunFolder(folder).evaluation
+    if stage in BELOW_OUT and out is None:
+        folder /= BELOW_OUT[stage]
     if stage != "pretrain":
         words += ["--out", str(folder)]
-    check_command([stage, *words])
+    given = check_command([stage, *words])
+    refusals = _refusals(partial(check_stage_inputs, stage, given, resolved), dry_run=dry_run)
     if stage == "tile" and not dry_run:
         assert resolved.tiles is not None
         StoreFolder(folder).prepare(resolved.tiles)
-    submission = submit_stage(stage, resolved, words, out=folder, dry_run=dry_run)
+    submission = submit_stage(
+        stage, resolved, words, out=folder, dry_run=dry_run,
+        has_settings=stage == "embed" and are_slides(given["inputs"]),
+    )  # fmt: skip
     typer.echo(submission.text())
-    if submission.refusal is not None:
-        raise submission.refusal
+    _raise_first([*refusals, submission.refusal])
 
 
 def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None, *, dry_run: bool) -> None:
+    from dino_path.cli.inputs import check_labelled, check_slides, check_store
     from dino_path.cluster.pipeline import pipeline_stages, submit_pipeline
     from dino_path.settings import load_config
     from dino_path.tiles.layout import StoreFolder
 
-    arguments, data = _without_option(arguments, "--data")
+    has_features = "--embed" in arguments
+    arguments, data = _without_option([word for word in arguments if word != "--embed"], "--data")
     slides, overrides = split_arguments(arguments)
     needs = ("tiles", "store", "out", "training") if slides else ("store", "out", "training")
     resolved = load_config(config, overrides, needs=needs, settings={"out": out} if out else None)
-    for stage, words in pipeline_stages(resolved, slides, data):
-        check_command([stage, *words])
+    for one in pipeline_stages(resolved, slides, data, has_features=has_features):
+        check_command([one.stage, *one.words])
+    coming_store = resolved.store if slides else None
+    checks = [partial(check_slides, slides, resolved) if slides else partial(check_store, resolved)]
+    checks += [partial(check_labelled, data, resolved, coming_store=coming_store)] if data is not None else []
+    refusals = [refusal for check in checks for refusal in _refusals(check, dry_run=dry_run)]
     if slides and not dry_run:
         assert resolved.tiles is not None
         assert resolved.store is not None
         StoreFolder(resolved.store).prepare(resolved.tiles)
-    submissions = submit_pipeline(resolved, slides, data, dry_run=dry_run)
+    submissions = submit_pipeline(resolved, slides, data, dry_run=dry_run, has_features=has_features)
     for submission in submissions:
-        typer.echo(submission.line())
+        typer.echo(submission.text() if dry_run else submission.line())
+        if submission.refusal is not None:
+            typer.echo(submission.refusal.found)
     if data is None:
         typer.echo("no --data: nothing is evaluated, and the report will say so")
-    refusals = [submission.refusal for submission in submissions if submission.refusal is not None]
-    if refusals:
-        raise refusals[0]
+    _raise_first([*refusals, *(submission.refusal for submission in submissions)])
     if not dry_run:
-        typer.echo(f"watch: dino-path status {resolved.out}")
+        typer.echo(f"watch: dino-path status {shlex.quote(str(resolved.out))}")
+
+
+def _refusals(check: Callable[[], None], *, dry_run: bool) -> list[DinoPathError]:
+    """What a look at the inputs finds; a dry run shows its scripts all the same, and ends with it.
+
+    Raises:
+        DinoPathError: unless it is a dry run.
+    """
+    try:
+        check()
+    except DinoPathError as error:
+        if not dry_run:
+            raise
+        return [error]
+    return []
+
+
+def _raise_first(refusals: Sequence[DinoPathError | None]) -> None:
+    for refusal in refusals:
+        if refusal is not None:
+            raise refusal
 
 
 def _without_option(arguments: list[str], name: str) -> tuple[list[str], str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,9 @@ from dino_path.cli.program import (
 )
 from dino_path.errors import ConfigError
 
+if TYPE_CHECKING:
+    from dino_path.config import Config
+
 EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process whose share was small waits for the others
 
 
@@ -36,14 +39,22 @@ def baseline(
     workers: Workers = 2,
 ) -> None:
     """Train the supervised ResNet-50 end to end on the train part of the data and test it once."""
+    from dino_path.lock import only_writer
+
+    log_to(None)
+    check_output_folder(out)
+    resolved = resolve_config(config, overrides_only(settings))
+    with only_writer(out):
+        _train_baselines(data, out, resolved, fraction, device, workers)
+
+
+def _train_baselines(data: str, out: Path, resolved: Config, fraction: float, device: Device, workers: int) -> None:
+    """One baseline, or one for each draw of the labels."""
     from dino_path.distributed import choose_device
     from dino_path.evaluation.baseline import train_baseline
     from dino_path.evaluation.baseline_files import BaselineFolder
     from dino_path.evaluation.datasets import load_labelled
 
-    log_to(None)
-    check_output_folder(out)
-    resolved = resolve_config(config, overrides_only(settings))
     labelled = load_labelled(data, resolved.evaluation)
     draws = labelled.label_draws(
         _fractions(str(fraction))[0], resolved.evaluation.fraction_draws, seed=resolved.evaluation.seed

@@ -105,6 +105,7 @@ def embed(
     from dino_path.features.embed_images import embed_images
     from dino_path.features.extractor import load_extractor
     from dino_path.features.layouts import read_layouts
+    from dino_path.tiles.expected import refuse_unfinished
     from dino_path.tiles.images import ImageFiles
     from dino_path.tiles.source import open_tiles
     from dino_path.tiles.store import TileStore
@@ -117,7 +118,7 @@ def embed(
         log_to(None, is_first=world.is_first)
         extractor = load_extractor(model, device=world.device).at(precision)
         images_at_a_time = batch_size or (512 if world.device.type == "cuda" else 64)
-        if _are_slides(words):
+        if are_slides(words):
             tiles: TileSource = _find_tiles(words, config, overrides, out, extractor, world, workers, allow_other_mpp)
         elif overrides or config:
             raise ConfigError(
@@ -127,6 +128,7 @@ def embed(
                 "Leave them out, or give the slides.",
             )
         else:
+            refuse_unfinished(Path(words[0]))
             tiles = open_tiles(Path(words[0]))
         if not isinstance(tiles, TileStore):
             assert isinstance(tiles, ImageFiles)
@@ -153,7 +155,7 @@ def embed(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _are_slides(words: Sequence[str]) -> bool:
+def are_slides(words: Sequence[str]) -> bool:
     """Slides to be tiled, or else one tile store or one folder of images."""
     from dino_path.slides.find import holds_slides
 
@@ -190,7 +192,7 @@ def _find_tiles(
     if not allow_other_mpp:
         refuse_other_mpp(extractor, resolved.tiles.mpp, "the slides")
     rows = find_slides([Path(name) for name in words], resolved.slides.exclude, masks=resolved.slides.masks)
-    return find_tiles(rows, resolved.tiles, out, world=world, num_workers=num_workers)
+    return find_tiles(rows, resolved.tiles, out, world=world, num_workers=max(num_workers, 1))
 
 
 @app.command()

@@ -30,9 +30,11 @@ def demo(
 ) -> None:
     """The whole road on synthetic slides, on a CPU, ending in OUT/report.html."""
     from dino_path.demo import run_demo
+    from dino_path.lock import only_writer
 
-    log_to(out / "log.txt")
-    run_demo(out, is_fast=fast)
+    with only_writer(out):
+        log_to(out / "log.txt")
+        run_demo(out, is_fast=fast)
 
 
 @app.command()
@@ -59,7 +61,7 @@ def tile(
     rows = find_slides([Path(name) for name in inputs], settings.slides.exclude, masks=settings.slides.masks)
     refuse_shared_names([str(row.path) for row in rows], layouts)
     refuse_known_contents(out, rows)
-    summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=workers)
+    summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=max(workers, 1))
     for record in summary.records:
         size = f"{record.num_tiles:6d} tiles  {record.seconds:6.1f} s" if record.status == "done" else record.reason
         typer.echo(f"{record.status:7s} {record.slide_id}  {size}" + "".join(f"  [{flag}]" for flag in record.flags))
@@ -123,8 +125,8 @@ def views(
 def pretrain(settings: Overrides = None, config: ConfigFile = None) -> None:
     """DINO on the tiles of `store=STORE` into the run folder `out=RUN`. Called again, it continues.
 
-    SIGTERM or SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second signal,
-    three seconds later or more, ends the process at once.
+    Ctrl-C, SIGTERM or SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second
+    Ctrl-C ends the process at once, a second signal if it comes three seconds later or more.
     """
     from dino_path.distributed import open_world
     from dino_path.training.global_batch import keep_global_batch

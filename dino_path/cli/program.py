@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,7 +39,9 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CU
 Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]
 
 SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
-EXIT_SOME_FAILED, EXIT_REFUSED, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 85, 130  # slurm/pretrain.sbatch knows 85
+# 1 is left to what nobody foresaw: Python's code for an exception, and srun's for a step that it cannot start. So a job
+# that ends with 1 has failed, and slurm/ forgives EXIT_SOME_FAILED alone; slurm/pretrain.sbatch knows 85.
+EXIT_REFUSED, EXIT_SOME_FAILED, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 3, 85, 130
 
 
 def main() -> None:
@@ -55,9 +57,10 @@ def main() -> None:
     except DinoPathError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_REFUSED)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command continues", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:  # typer has turned Ctrl-C's KeyboardInterrupt into it, without a word
+        if end.code == EXIT_INTERRUPTED:
+            typer.echo("interrupted: what was finished is kept, and the same command continues", err=True)
+        raise
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -81,8 +84,11 @@ def resolve_config(file: Path | None, overrides: Sequence[str], *, needs: Sequen
     return load_config(file, overrides, needs=needs)
 
 
-def check_command(words: Sequence[str]) -> None:
-    """Parse a command line without running it: a wrong option is refused at submission, not when the job starts."""
+def check_command(words: Sequence[str]) -> dict[str, Any]:
+    """What a command line gives its command, by the names of the parameters, without running it.
+
+    A wrong option is refused at submission, not when the job starts.
+    """
     command, context, name, rest = typer.main.get_command(app), None, "dino-path", list(words)
     while isinstance(command, typer.core.TyperGroup):
         context = typer.Context(command, info_name=name, parent=context)
@@ -90,7 +96,7 @@ def check_command(words: Sequence[str]) -> None:
         assert known is not None
         assert found is not None
         command, name = found, known
-    command.make_context(name, rest, parent=context)
+    return command.make_context(name, rest, parent=context).params
 
 
 def check_output_folder(path: Path) -> None:

@@ -1,42 +1,62 @@
-"""The whole road as a chain of SLURM jobs: tile, pretrain, export, baseline, evaluate, report."""
+"""The whole road as a chain of SLURM jobs: tile, pretrain, export, (embed,) baseline, evaluate, report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dino_path.cluster.jobs import active_jobs
-from dino_path.cluster.submission import Stage, Submission, submit
+from dino_path.cluster.resources import Stage
+from dino_path.cluster.submission import Submission, submit
 from dino_path.config import Config
 from dino_path.errors import LaunchError
 
 
-def pipeline_stages(config: Config, slides: Sequence[str], data: str | None) -> list[tuple[Stage, list[str]]]:
-    """What each stage is called with, in their order.
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage, what it is called with, and the stage that must have ended well before it starts."""
+
+    stage: Stage
+    words: list[str]
+    after: Stage | None
+
+
+def pipeline_stages(
+    config: Config, slides: Sequence[str], data: str | None, *, has_features: bool = False
+) -> list[PlannedStage]:
+    """The stages, in their order.
 
     Args:
         slides: files, folders or a CSV; none where the store is made already.
         data: the labelled images of the evaluation; None: it is left out.
+        has_features: embed the store's tiles too. Nothing waits for that, and so it stops nothing.
     """
     assert config.store is not None
     assert config.out is not None
     store, run = str(config.store), config.out
     model, baseline, evaluation = str(run / "model"), str(run / "baseline"), str(run / "eval")
-    stages: list[tuple[Stage, list[str]]] = []
+    road: list[tuple[Stage, list[str]]] = []
     if slides:
-        stages.append(("tile", [*slides, "--out", store]))
-    stages.append(("pretrain", []))
-    stages.append(("export", [str(run), "--out", model]))
+        road.append(("tile", [*slides, "--out", store]))
+    road.append(("pretrain", []))
+    road.append(("export", [str(run), "--out", model]))
     if data is not None:
-        stages.append(("baseline", ["--data", data, "--out", baseline]))
+        road.append(("baseline", ["--data", data, "--out", baseline]))
         models = [model, f"untrained:{model}", "mean-colour"]
-        stages.append(("evaluate", ["table", *models, "--data", data, "--baseline", baseline, "--out", evaluation]))
+        road.append(("evaluate", ["table", *models, "--data", data, "--baseline", baseline, "--out", evaluation]))
     page = str(run / "report.html")
-    stages.append(("report", [str(run), "--store", store, "--model", model, "--out", page]))
-    return stages
+    road.append(("report", [str(run), "--store", store, "--model", model, "--out", page]))
+    before = [None, *(stage for stage, _ in road)]
+    planned = [PlannedStage(stage, words, after) for (stage, words), after in zip(road, before, strict=False)]
+    if has_features:
+        planned.append(PlannedStage("embed", [model, store, "--out", str(run / "features")], "export"))
+    return planned
 
 
-def submit_pipeline(config: Config, slides: Sequence[str], data: str | None, *, dry_run: bool) -> list[Submission]:
+def submit_pipeline(
+    config: Config, slides: Sequence[str], data: str | None, *, dry_run: bool, has_features: bool = False
+) -> list[Submission]:
     """Submit all stages, each to start when the one before has ended well; a stage that is done ends at once.
 
     Raises:
@@ -47,16 +67,16 @@ def submit_pipeline(config: Config, slides: Sequence[str], data: str | None, *, 
     if not dry_run:
         _refuse_second(config.out)
     submissions: list[Submission] = []
-    after = None
-    for stage, arguments in pipeline_stages(config, slides, data):
+    job_ids: dict[Stage | None, str | None] = {None: None}
+    for one in pipeline_stages(config, slides, data, has_features=has_features):
         try:
-            submission = submit(stage, config, arguments, out=config.out, dry_run=dry_run, after=after)
+            submission = submit(one.stage, config, one.words, out=config.out, dry_run=dry_run, after=job_ids[one.after])
         except LaunchError as error:
-            before = ", ".join(f"{one.job_id} ({one.stage})" for one in submissions)
+            before = ", ".join(f"{done.job_id} ({done.stage})" for done in submissions)
             remedy = f"{error.remedy} Submitted before: {before}; stop them with scancel." if before else error.remedy
             raise LaunchError(error.thing, error.found, error.needed, remedy) from None
         submissions.append(submission)
-        after = submission.job_id
+        job_ids[one.stage] = submission.job_id
     return submissions
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from dino_path.cluster.jobs import jobs_of, state_of
 from dino_path.config import Config
 from dino_path.errors import CheckpointError
 from dino_path.run import RunFolder
-from dino_path.settings import load_config
+from dino_path.settings import digest, load_config
 
 FORGOTTEN = "ended (SLURM has forgotten it)"
 
@@ -49,10 +51,11 @@ def run_status(path: Path) -> list[StageStatus]:
     return [
         _tiling(config),
         _pretraining(run, config),
-        _file_stage("export", path / "model" / "config.json"),
-        _file_stage("baseline", path / "baseline" / "result.json"),
-        _file_stage("evaluate", run.evaluation / "results.json"),
-        _file_stage("report", path / "report.html"),
+        _file_stage("export", _models(path, config)),
+        _file_stage("embed", sorted((path / "features").glob("embed_*.json"))),
+        _file_stage("baseline", [file for folder in _folders_near(path) if (file := folder / "result.json").is_file()]),
+        _file_stage("evaluate", sorted(run.evaluation.rglob("results.json"))),
+        _file_stage("report", [file for file in (path / "report.html",) if file.is_file()]),
     ]
 
 
@@ -67,12 +70,23 @@ def job_lines(path: Path) -> list[str]:
 
 def _tiling(config: Config) -> StageStatus:
     if config.store is None or not (config.store / "store.json").is_file():
-        return StageStatus("tile", "-", f"no tile store at {config.store}" if config.store else "no store is named")
+        return StageStatus(
+            "tile", "-", f"no tile store at {_quoted(config.store)}" if config.store else "no store is named"
+        )
     records = [json.loads(file.read_text(encoding="utf-8")) for file in (config.store / "slides").glob("[!.]*.json")]
     counts = Counter(record["status"] for record in records)
     num_tiles = sum(record["num_tiles"] for record in records)
     facts = ", ".join(f"{counts[status]} {status}" for status in ("done", "empty", "failed"))
-    return StageStatus("tile", f"{len(records)}", f"slides so far: {facts}; {num_tiles:,} tiles in {config.store}")
+    facts = f"slides so far: {facts}; {num_tiles:,} tiles in {_quoted(config.store)}"
+    ids = {record["slide_id"] for record in records}
+    num_missing = sum(slide_id not in ids for slide_id in _expected(config.store))
+    return StageStatus("tile", f"{len(records)}", facts + (f"; {num_missing} to come" if num_missing else ""))
+
+
+def _expected(store: Path) -> list[str]:
+    """The slides that `tile` was called with; a store of an earlier version does not say."""
+    file = store / "expected.json"
+    return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
 
 
 def _pretraining(run: RunFolder, config: Config) -> StageStatus:
@@ -108,8 +122,40 @@ def _num_steps(config: Config, record: dict[str, Any]) -> int:
     return max(1, round(training.num_tiles * step / float(record["tiles_seen"])))
 
 
-def _file_stage(stage: str, file: Path) -> StageStatus:
-    return StageStatus(stage, "done", str(file)) if file.is_file() else StageStatus(stage, "-", "")
+def _models(path: Path, config: Config) -> list[Path]:
+    """What was exported of this run: `submit pipeline` writes RUN/model, a person a folder of any name beside it."""
+    files = [file for folder in _folders_near(path) if (file := folder / "config.json").is_file()]
+    return [file for file in files if file == path / "model" / "config.json" or _is_of_run(file, config)]
+
+
+def _is_of_run(model_config: Path, config: Config) -> bool:
+    """Whether a model folder says that it was made with this config."""
+    try:
+        told = json.loads(model_config.read_text(encoding="utf-8"))["dino_path"]["config_digest"]
+    except (OSError, ValueError, KeyError, TypeError):  # another tool's config.json
+        return False
+    return bool(told == digest(config))
+
+
+def _folders_near(path: Path) -> list[Path]:
+    """The folders in the run folder, beside it, and where we are: there README's commands put what a run leads to."""
+    found: dict[Path, Path] = {}
+    for place in (path, path.absolute().parent, Path.cwd()):
+        for folder in sorted(one for one in place.iterdir() if one.is_dir()) if place.is_dir() else ():
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _file_stage(stage: str, files: Sequence[Path]) -> StageStatus:
+    if not files:
+        return StageStatus(stage, "-", "")
+    return StageStatus(stage, "done", ", ".join(_quoted(file) for file in files))
+
+
+def _quoted(path: Path) -> str:
+    """A path as a shell reads it: below the present folder without what leads there."""
+    is_below = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return shlex.quote(str(path.relative_to(Path.cwd()) if is_below else path))
 
 
 def _duration(seconds: float) -> str:

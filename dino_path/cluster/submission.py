@@ -10,18 +10,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from dino_path.cluster.jobs import note_job
+from dino_path.cluster.resources import Resources, Stage, resources_of
 from dino_path.config import ClusterConfig, Config
 from dino_path.errors import LaunchError
 from dino_path.run import atomic_write
 from dino_path.settings import as_yaml
 
-Stage = Literal["tile", "pretrain", "export", "baseline", "evaluate", "report"]
 TEMPLATES: dict[Stage, str] = {"tile": "tile", "pretrain": "pretrain"}  # the others: command
 HAS_CONFIG = ("tile", "pretrain", "baseline", "evaluate")
-HAS_WORKERS = ("baseline", "evaluate")  # tile.sbatch says it itself
+HAS_PROCESSES = ("pretrain", "embed", "evaluate")  # one for each GPU; the others use one
+HAS_WORKERS = ("embed", "baseline", "evaluate")  # tile.sbatch says it itself
 
 # `#SBATCH --option=value   # why`, or switched off by a second #
 OPTION = re.compile(r"#?#SBATCH (?P<name>--[a-z-]+)(=\S*)?(?P<why> +# .*)?")
@@ -57,7 +57,7 @@ class Submission:
     def line(self) -> str:
         """One line of a chain of jobs."""
         what = f"job {self.job_id}" if self.job_id else self.verdict or "not submitted"
-        return f"{self.stage:9s} {what}  {self.script_file}"
+        return f"{self.stage:9s} {what}  {shlex.quote(str(self.script_file))}"
 
     def text(self) -> str:
         """What the terminal shows."""
@@ -70,14 +70,21 @@ class Submission:
         output = output.replace("%x", f"dino-{self.stage}").replace("%a", "*")
         return (
             f"job {self.job_id}: {self.stage}\n"
-            f"script: {self.script_file}\n"
-            f"output: {output}\n"
+            f"script: {shlex.quote(str(self.script_file))}\n"
+            f"output: {shlex.quote(output)}\n"
             f"watch: squeue --job {self.job_id}; stop: scancel {self.job_id}"
         )
 
 
 def submit(
-    stage: Stage, config: Config, arguments: Sequence[str], *, out: Path, dry_run: bool, after: str | None = None
+    stage: Stage,
+    config: Config,
+    arguments: Sequence[str],
+    *,
+    out: Path,
+    dry_run: bool,
+    after: str | None = None,
+    has_settings: bool = False,
 ) -> Submission:
     """Write `OUT/slurm/STAGE.{sbatch,yaml}` and hand the script to SLURM; a dry run writes and submits nothing.
 
@@ -88,6 +95,7 @@ def submit(
         arguments: of `dino-path STAGE`, without `--config` and settings (those are in `config`).
         out: run folder, or whatever folder the stage writes to.
         after: id of the job that must have ended well before this one starts.
+        has_settings: of a stage that takes settings for some inputs only: it does for this one.
 
     Raises:
         LaunchError: there is no SLURM here, or it refuses the job (in its own words).
@@ -96,10 +104,10 @@ def submit(
     script_file, config_file = folder / f"{stage}.sbatch", folder / f"{stage}.yaml"
     log_file = folder / ("%x-%A_%a.out" if stage == "tile" else "%x-%j.out")
     words = [*arguments]
-    if stage in HAS_CONFIG:
+    if stage in HAS_CONFIG or has_settings:
         words += ["--config", str(config_file)]
     if stage in HAS_WORKERS and "--workers" not in words:
-        words += ["--workers", str(config.cluster.cpus_per_gpu)]
+        words += ["--workers", str(resources_of(stage, config.cluster).cpus)]
     script = render(stage, config.cluster, words, log_file=log_file, start_folder=Path.cwd())
     if dry_run:
         verdict, refusal = None, None
@@ -128,7 +136,8 @@ def render(stage: Stage, cluster: ClusterConfig, words: Sequence[str], *, log_fi
         words: the arguments that the script passes on; `sbatch SCRIPT` then needs none.
         start_folder: where the job starts, so that relative paths mean what they meant here.
     """
-    options = _options(stage, cluster, log_file, start_folder)
+    resources = resources_of(stage, cluster)
+    options = _options(stage, cluster, resources, log_file, start_folder)
     template = template_file(stage).read_text(encoding="utf-8").splitlines()
     words = words if stage in TEMPLATES else [stage, *words]
     first_blank = template.index("")
@@ -137,13 +146,13 @@ def render(stage: Stage, cluster: ClusterConfig, words: Sequence[str], *, log_fi
     for number, line in enumerate(template[first_blank:], first_blank):
         option = OPTION.fullmatch(line)
         if option and option["name"] in options:
-            script += _option_lines(option["name"], options[option["name"]], option["why"] or "")
+            script += _option_lines(*options[option["name"]], option["why"] or "")
         elif COMMAND.fullmatch(line):
             script += [*_environment_lines(line, cluster), f"set -- {shlex.join(words)}"]
         else:
             script.append(line)
         if number == last_option:
-            script += [f"#SBATCH {extra.removeprefix('#SBATCH ')}" for extra in cluster.extra_lines]
+            script += [f"#SBATCH {extra.removeprefix('#SBATCH ')}" for extra in resources.extra_lines]
     return "\n".join(script) + "\n"
 
 
@@ -154,24 +163,30 @@ def template_file(stage: Stage) -> Path:
     return folder / f"{TEMPLATES.get(stage, 'command')}.sbatch"
 
 
-def _options(stage: Stage, cluster: ClusterConfig, log_file: Path, start_folder: Path) -> dict[str, str | None]:
-    """What each #SBATCH option becomes; None: the option is left out."""
-    num_gpus = {"tile": 0, "report": 0, "pretrain": cluster.gpus_per_node}.get(stage, min(cluster.gpus_per_node, 1))
-    return {
+def _options(
+    stage: Stage, cluster: ClusterConfig, resources: Resources, log_file: Path, start_folder: Path
+) -> dict[str, tuple[str, str | None]]:
+    """What each #SBATCH option of a template becomes, as a name and a value; None: the option is left out."""
+    values = {
         "--job-name": f"dino-{stage}",
         "--array": f"1-{cluster.array_tasks}" if stage == "tile" else None,
         "--nodes": str(cluster.nodes if stage == "pretrain" else 1),
-        "--ntasks-per-node": str(max(num_gpus, 1)),
-        "--gpus-per-node": str(num_gpus) if num_gpus else None,
-        "--cpus-per-task": str(cluster.cpus_per_gpu),
-        "--mem": cluster.memory_per_node,
-        "--time": cluster.time,
-        "--partition": cluster.partition,
-        "--account": cluster.account,
-        "--constraint": cluster.constraint,
+        "--ntasks-per-node": str(max(resources.num_gpus, 1) if stage in HAS_PROCESSES else 1),
+        "--gpus-per-node": resources.gpus,
+        "--cpus-per-task": str(resources.cpus),
+        "--mem": resources.memory,
+        "--time": resources.time,
+        "--partition": resources.partition,
+        "--account": resources.account,
+        "--qos": resources.qos,
+        "--constraint": resources.constraint,
         "--output": str(log_file),
         "--chdir": str(start_folder),
     }
+    options = {name: (name, value) for name, value in values.items()}
+    if cluster.gpu_request == "gres" and resources.gpus is not None:
+        options["--gpus-per-node"] = "--gres", f"gpu:{resources.gpus}"
+    return options
 
 
 def _option_lines(name: str, value: str | None, why: str) -> list[str]:
@@ -216,6 +231,7 @@ def _sbatch(options: Sequence[str], script_file: Path, *, text: str | None = Non
             str(script_file),
             f"SLURM refuses the job: {' '.join((answer.stderr or answer.stdout).split())}",
             "Resources that this cluster grants are needed.",
-            "Change the config's `cluster` section (see `sinfo`), or the #SBATCH lines of the script.",
+            "Change the config's `cluster` section (see `sinfo`; what differs for one stage, or for all without a"
+            " GPU, stands under cluster.stages), or the #SBATCH lines of the script.",
         )
     return answer

@@ -199,15 +199,7 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
         DataError: nothing is there, it is malformed, or a given split leaks.
         TileStoreError: an image or a tile cannot be read.
     """
-    listing = _read_listing(spec, config)
-    classes = tuple(sorted(set(listing.labels)))
-    if len(classes) < 2:
-        raise DataError(
-            spec,
-            f"it has one class only ({classes[0]}).",
-            "At least two classes are needed to tell apart.",
-            "Check the path: one folder per class, or a column `label`.",
-        )
+    listing, classes = check_listing(spec, config)
     labels = np.array([classes.index(label) for label in listing.labels], np.int64)
     content = hash_contents(listing.source, listing.name)
     groups = None if listing.groups is None else np.array(listing.groups, np.str_)
@@ -242,6 +234,24 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
         content=content,
         split_digest=_split_digest(content, listing.labels, split),
     )
+
+
+def check_listing(spec: str, config: EvaluationConfig) -> tuple[Listing, tuple[str, ...]]:
+    """What `spec` lists and the names of its classes; no image is opened.
+
+    Raises:
+        DataError: nothing is there, it is malformed, or has one class only.
+    """
+    listing = _read_listing(spec, config)
+    classes = tuple(sorted(set(listing.labels)))
+    if len(classes) < 2:
+        raise DataError(
+            spec,
+            f"it has one class only ({classes[0]}).",
+            "At least two classes are needed to tell apart.",
+            "Check the path: one folder per class, or a column `label`.",
+        )
+    return listing, classes
 
 
 def hash_contents(source: TileSource, name: str) -> NDArray[np.bytes_]:

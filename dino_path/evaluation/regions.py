@@ -15,6 +15,7 @@ from dino_path.evaluation.layouts import SPLIT_NAMES, SPLITS, GroupKind, Listing
 from dino_path.progress import progress
 from dino_path.slides.geojson import Polygon, paint_polygons, read_objects
 from dino_path.slides.masks import read_labels
+from dino_path.tiles.expected import refuse_unfinished
 from dino_path.tiles.source import Subset
 from dino_path.tiles.store import SlideRecord, TileStore
 
@@ -46,6 +47,7 @@ def read_store(path: Path, config: EvaluationConfig) -> Listing:
             " <slide_id>.png with class numbers.",
             "Give evaluation.regions=FOLDER; for images with labels give a folder of class folders or a table.",
         )
+    refuse_unfinished(path)
     store = TileStore.open(path)
     chosen: list[int] = []
     labels: list[str] = []

@@ -5,8 +5,12 @@ Shape suffixes: B images of a batch, H and W their edges in pixels, C channels.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -16,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dino_path.errors import TileStoreError
+from dino_path.processes import become_worker
 from dino_path.tiles.source import TileSource
 
 BATCHES_AHEAD = 2  # per process
@@ -33,26 +38,69 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Each batch of prepared images in turn, (B, H, W, C) uint8; as a list where they differ in size.
 
-    A batch that cannot be read comes as its error, so that it costs no other.
+    A batch that cannot be read, or that ends the process which reads it, comes as its error and costs no other.
 
     Args:
         batches: numbers of the images in the source.
-        num_workers: processes that read and decode ahead; 0: none but this one. Threads would not do: a reader of
-            slides keeps what it decoded last, for one reader at a time.
+        num_workers: processes that read and decode ahead; 0: none but this one, which a crash ends too. Threads would
+            not do: a reader of slides keeps what it decoded last, for one reader at a time.
         pin_memory: hand them over in page-locked memory, for a GPU.
     """
-    return iter(
+    images, first = _Images(source, batches, input_px), 0
+    while first < len(batches):
+        try:
+            for batch in _loaded(images, range(first, len(batches)), num_workers, pin_memory=pin_memory):
+                yield batch
+                first += 1
+        except RuntimeError as error:
+            if not _is_death(error):
+                raise
+            yield _read_alone(images, first)  # the first that is missing may be to blame, or one that was read ahead
+            first += 1
+
+
+def _loaded(images: _Images, numbers: Sequence[int], num_workers: int, *, pin_memory: bool = False) -> Iterator[Batch]:
+    """Some of the batches, read ahead.
+
+    Raises:
+        RuntimeError: a process died; see `_is_death`.
+    """
+    batches = iter(
         DataLoader(
-            _Images(source, batches, input_px),  # type: ignore[arg-type]
+            images,  # type: ignore[arg-type]
             batch_size=None,
-            sampler=range(len(batches)),
+            sampler=numbers,
             num_workers=num_workers,
             prefetch_factor=BATCHES_AHEAD if num_workers else None,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=partial(_prepare_worker, os.getpid()),
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else the loader draws from the global random state
         )
     )
+    if num_workers and threading.current_thread() is threading.main_thread():
+        # Torch's handler would raise wherever the death finds us, in the model too; the loader looks for it anyway.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return batches
+
+
+def _is_death(error: RuntimeError) -> bool:
+    """Whether the loader lost a process; what a process raised itself reads "Caught ... in DataLoader worker"."""
+    return str(error).startswith("DataLoader worker (pid")
+
+
+def _read_alone(images: _Images, number: int) -> Batch:
+    """One batch in a process of its own, or the error that it ends it."""
+    try:
+        return next(_loaded(images, [number], 1))
+    except RuntimeError as error:
+        if not _is_death(error):
+            raise
+        return TileStoreError(
+            images.source.name(int(images.batches[number][0])),
+            "reading it, or a tile soon after it, ended the process (out of memory, or a crash in a decoder).",
+            "Tiles that can be decoded, and memory for the processes that do it, are needed.",
+            "Try fewer --workers; if it stays so, fetch the slide again or leave it out.",
+        )
 
 
 @dataclass(frozen=True)
@@ -76,8 +124,9 @@ class _Images:
         return [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
 
 
-def _prepare_worker(_: int) -> None:
+def _prepare_worker(parent: int, _: int) -> None:
     """One thread per process: OpenCV and torch would otherwise start one per core in each."""
+    become_worker(parent)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

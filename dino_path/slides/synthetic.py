@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from dino_path.processes import become_worker, ending_workers
 from dino_path.progress import meter
 from dino_path.run import atomic_write, write_json
 from dino_path.slides.textures import CLASSES, PAINTERS, smooth_noise
@@ -55,7 +57,10 @@ def make_slides(folder: Path, slides: Sequence[SyntheticSlide], *, num_workers: 
     wanted = [slide for slide in slides if not (folder / "regions" / f"{slide.slide_id}.geojson").exists()]
     with meter("painting synthetic slides", len(wanted), "slides") as counter:
         if num_workers > 1 and len(wanted) > 1:
-            with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+            pool = ProcessPoolExecutor(
+                num_workers, mp_context=get_context("spawn"), initializer=become_worker, initargs=(os.getpid(),)
+            )
+            with pool, ending_workers():
                 for _ in pool.map(write_slide, [folder] * len(wanted), wanted):
                     counter.advance()
         else:

@@ -1,6 +1,7 @@
 """Which file lies where in a tile store, what a slide's record says, and which config a store was made with.
 
 STORE/store.json                    format version, tiling config and its digest
+      expected.json                 the slides that `tile` was called with: all must get a record
       slides.csv                    what became of every slide; can be edited and given back to `tile`
       contact_sheet_001.jpg         all slides, small
       slides/<slide_id>.json        the record, written last: a slide that has one is finished
@@ -117,6 +118,10 @@ class StoreFolder:
     @property
     def config_file(self) -> Path:
         return self.path / "store.json"
+
+    @property
+    def expected_file(self) -> Path:
+        return self.path / "expected.json"
 
     def record_file(self, slide_id: str) -> Path:
         return self.path / "slides" / f"{slide_id}.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -29,6 +31,8 @@ from dino_path.tiles.reading import TileReader, spec_of
 from dino_path.tiles.slide_identity import file_bytes, slide_identity
 from dino_path.tiles.tile_table import TileRow, TileTable, judge, limits_of, read_tile_table, write_tile_table
 from dino_path.tiles.writing import TileWriter
+
+logger = logging.getLogger(__name__)
 
 NEAR_0_PERCENT, NEAR_100_PERCENT = 0.5, 95.0  # of the slide's area: a mask beyond these is worth a look
 
@@ -70,35 +74,34 @@ def tile_one_slide(work: SlideWork) -> SlideRecord:
     """Tile one slide, or judge its tiles anew, and write its record; an unreadable slide is a record with its reason.
 
     Raises:
-        TileStoreError: the store cannot be written.
+        TileStoreError: the store cannot be written. Whatever else is raised is about this slide alone.
     """
     start_s = time.perf_counter()
     row = work.row
     work.folder.record_file(row.slide_id).unlink(missing_ok=True)  # from here on, its files may be half new
     try:
-        if work.before is not None:
-            record = _judge_again(work.before, work)
-        else:
+        record = _judged_again(work)
+        if record is None:
             with Slide.open(row.path, mpp=row.mpp) as slide:
                 record = _write_slide(slide, work)
             record = replace(record, seconds=round(time.perf_counter() - start_s, 3))
     except SlideError as error:
         return failed_slide(work, " ".join(str(error).split()))
-    except OSError as error:  # reading a slide raises SlideError: this is the store's disk
-        raise TileStoreError(
-            str(work.folder.path),
-            f"cannot be written ({error.strerror or error}).",
-            f"Space and permission for the tiles of {row.slide_id} are needed.",
-            "Make room, then call again: finished slides stay as they are.",
-        ) from None
+    except OSError as error:
+        if not _is_about_store(error, work.folder):
+            raise
+        raise _cannot_write(work, error) from None
     record = replace(record, patient_id=row.patient_id, split=row.split)
-    write_record(work.folder, record)
+    _finish(work, record)
     return record
 
 
 def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
-    """Note that a slide could not be read, or took its worker process down; nothing of it stays in the store."""
-    work.folder.remove_outputs(work.row.slide_id)
+    """Note that a slide could not be read, or took its worker process down; nothing of it stays in the store.
+
+    Raises:
+        TileStoreError: the store cannot be written.
+    """
     try:
         identity = slide_identity(work.row.path)
     except SlideError:  # it cannot be read at all, and `reason` says so
@@ -115,8 +118,32 @@ def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
         stamp=identity.stamp,
         overrides=work.overrides,
     )
-    write_record(work.folder, record)
+    _finish(work, record)
     return record
+
+
+def _finish(work: SlideWork, record: SlideRecord) -> None:
+    try:
+        if record.status == "failed":
+            work.folder.remove_outputs(record.slide_id)
+        write_record(work.folder, record)
+    except OSError as error:
+        raise _cannot_write(work, error) from None
+
+
+def _is_about_store(error: OSError, folder: StoreFolder) -> bool:
+    """Whether the store's disk is to blame, so that every slide would fail; else it is the file that was read."""
+    is_below = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder.path)
+    return is_below or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def _cannot_write(work: SlideWork, error: OSError) -> TileStoreError:
+    return TileStoreError(
+        str(work.folder.path),
+        f"cannot be written ({error.strerror or error}).",
+        f"Space and permission for the tiles of {work.row.slide_id} are needed.",
+        "Make room, then call again: finished slides stay as they are.",
+    )
 
 
 def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
@@ -216,14 +243,23 @@ def _open_tar(work: SlideWork) -> Iterator[TileWriter | None]:
         writer.close()
 
 
-def _judge_again(before: SlideRecord, work: SlideWork) -> SlideRecord:
-    """The record under other quality limits: from the numbers in the table, without the slide."""
-    file = work.folder.table_file(before.slide_id)
+def _judged_again(work: SlideWork) -> SlideRecord | None:
+    """The record under other quality limits: from the numbers in the table, without the slide.
+
+    None where the slide has to be read: more than its limits changed, or a file of it is damaged.
+    """
+    if work.before is None:
+        return None
+    file = work.folder.table_file(work.before.slide_id)
     try:
-        table = read_tile_table(file) if before.num_candidates else TileTable.from_rows([])
-    except (OSError, ValueError, KeyError) as error:
-        raise damaged_slide(file, str(error)) from None
-    return _judged(before, table, work)
+        try:
+            table = read_tile_table(file) if work.before.num_candidates else TileTable.from_rows([])
+        except (OSError, ValueError, KeyError) as error:
+            raise damaged_slide(file, str(error)) from None
+        return _judged(work.before, table, work)
+    except TileStoreError as error:
+        logger.warning("%s is tiled again: %s", work.before.slide_id, error)
+        return None
 
 
 def _judged(record: SlideRecord, table: TileTable, work: SlideWork) -> SlideRecord:

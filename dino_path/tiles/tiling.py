@@ -13,12 +13,13 @@ from dino_path.progress import meter
 from dino_path.settings import as_plain
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
+from dino_path.tiles.expected import note_expected
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, slide_config, write_record
 from dino_path.tiles.one_slide import SlideWork, failed_slide, tile_one_slide
 from dino_path.tiles.slide_identity import is_slide_of, slide_identity
 from dino_path.tiles.summary import write_summary
 from dino_path.tiles.tile_table import limits_of
-from dino_path.tiles.workers import work_in_processes
+from dino_path.tiles.workers import Failure, work_in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def tile_slides(
 
     Args:
         shard: (i, n): of the rows only i, i + n, i + 2 n, ... (i from 0), for job arrays.
-        num_workers: processes; 0 or 1: none but this one. The files are the same whatever it is.
+        num_workers: processes that read slides; 0: none but this one, which a crash in a C library then ends. The
+            files are the same whatever it is.
 
     Raises:
         ConfigError: a setting that a CSV gives for one slide is unknown or impossible.
@@ -84,6 +86,7 @@ def tile_slides(
         slide_config(config, row.overrides or {}, row.slide_id)  # faults come before any work
     folder.prepare(config)
     _refuse_second_ids(folder, rows)
+    note_expected(folder, rows)
     mine = list(rows)[shard[0] :: shard[1]]
     todo: list[SlideWork] = []
     records: dict[str, SlideRecord] = {}
@@ -98,7 +101,7 @@ def tile_slides(
     num_tiles = 0
     with meter("tiling", len(todo), "slides") as counter:
         for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers):
-            record = answer if isinstance(answer, SlideRecord) else failed_slide(work, answer)
+            record = failed_slide(work, answer.reason) if isinstance(answer, Failure) else answer
             records[record.slide_id] = record
             num_tiles += record.num_tiles
             if record.status == "failed":
@@ -128,7 +131,7 @@ def _refuse_second_ids(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
 def _look_up(folder: StoreFolder, row: SlideRow, config: TilesConfig) -> SlideRecord | SlideWork:
     """The record of a slide that needs no work (patient and split brought up to date), or the work that it needs."""
     file = folder.record_file(row.slide_id)
-    before = read_record(file) if file.exists() else None
+    before = _record_or_none(file)
     record = before if before is None or before.status == "failed" else _brought_up_to_date(folder, before, row)
     # A row that says nothing of its own settings (a file, a folder) leaves those that the slide was tiled with.
     stated = row.overrides if row.overrides is not None else record.overrides if record is not None else {}
@@ -170,6 +173,15 @@ def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow)
     return None
 
 
+def _record_or_none(file: Path) -> SlideRecord | None:
+    """The record of a slide; None where there is none, or one that cannot be read: the slide is tiled again."""
+    try:
+        return read_record(file) if file.exists() else None
+    except TileStoreError as error:
+        logger.warning("%s is tiled again: %s", file.stem, error)
+        return None
+
+
 def _is_whole(folder: StoreFolder, record: SlideRecord, config: TilesConfig) -> bool:
     """Whether the slide was tiled, and the files are there that its record speaks of."""
     if record.status == "failed":
@@ -189,6 +201,9 @@ def _is_tiled_as(record: SlideRecord, work: SlideWork, config: TilesConfig) -> b
     then = slide_config(config, record.overrides, record.slide_id)
     if as_plain(then) | limits_of(work.config) != as_plain(work.config):
         return False
-    if work.mask_file is None or not work.mask_file.is_file():
-        return work.mask_file is None and not record.mask_digest
-    return record.mask_digest == mask_digest(work.mask_file)
+    if work.mask_file is None:
+        return not record.mask_digest
+    try:
+        return record.mask_digest == mask_digest(work.mask_file)
+    except SlideError:  # it is missing or cannot be read: tiling the slide says so
+        return False

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dino_path.config import Config
 from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import FORMAT, VERSION, read_checkpoint
-from dino_path.run import RunFolder, atomic_write
+from dino_path.run import RunFolder, atomic_write, is_abandoned
 from dino_path.settings import as_plain
 from dino_path.tiles.contents import contents_digest
 from dino_path.tiles.source import TileSource
@@ -56,7 +56,8 @@ def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: Til
     if not world.is_first:
         return path
     for torn in run.checkpoints.glob(".step_*.tmp"):  # a run that was killed while it wrote
-        torn.unlink(missing_ok=True)
+        if is_abandoned(torn):
+            torn.unlink(missing_ok=True)
     try:
         with atomic_write(path, "wb") as stream:
             torch.save(record, stream)

@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,10 +17,12 @@ from torch import nn
 from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World, usable_cores
 from dino_path.errors import CollapseDetected, NonFiniteLoss, StoppedBySignal
+from dino_path.lock import only_writer
 from dino_path.model.backbone import build_backbone, check_input_sizes, count_parameters
 from dino_path.progress import meter
 from dino_path.run import RunFolder, atomic_write, environment_record, write_json
 from dino_path.settings import as_yaml
+from dino_path.tiles.expected import refuse_unfinished
 from dino_path.tiles.source import TileSource, open_tiles
 from dino_path.training.acceleration import has_fast_bf16
 from dino_path.training.advice import advice
@@ -51,18 +54,35 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
 
     Raises:
         ConfigError, TileStoreError, CheckpointError: refused before the first step.
+        FolderInUse: another process pretrains into the same folder.
         NonFiniteLoss, CollapseDetected: the run was ended.
-        StoppedBySignal: a process got SIGTERM or SIGUSR1; all have ended the same step, and it is saved.
+        StoppedBySignal: a process got SIGTERM, SIGUSR1 or SIGINT; all have ended the same step, and it is saved.
     """
     assert config.store is not None
     assert config.out is not None
     assert config.training is not None
     run, training = RunFolder(config.out), config.training
+    refuse_unfinished(config.store)
     tiles = open_tiles(config.store, split=config.slides.split, exclude=config.slides.exclude)
     clock = resolve_clock(training, num_tiles=len(tiles), world_size=world.size)
     schedules = resolve_schedules(config.optim, training, clock)
     check_view_sizes(config)
     learner = Learner(config.model, config.optim, training, world)
+    with only_writer(run.path) if world.is_first else nullcontext():
+        return _train(config, learner, schedules, run, tiles, knn=knn)
+
+
+def _train(
+    config: Config,
+    learner: Learner,
+    schedules: Schedules,
+    run: RunFolder,
+    tiles: TileSource,
+    *,
+    knn: Callable[[nn.Module], float] | None,
+) -> Path:
+    """From the newest checkpoint to the last step, or to the one after which the run was told to stop."""
+    training, world, clock = learner.training, learner.world, schedules.clock
     start = restore(run, learner, config, tiles)
     if start >= clock.num_steps:
         logger.info("this run is finished: %d steps", start)
@@ -72,7 +92,7 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
         describe_run(run, config, learner, schedules, num_tiles=len(tiles))
     batches = view_batches(config, training, tiles, world, start=start, num_steps=clock.num_steps)
     with (
-        stop_signals() as stop,
+        stop_signals(is_told=world.is_first) as stop,
         Watch(config, learner, schedules, run, start=start, knn=knn) as watch,
         meter("pretraining", clock.num_steps, "steps", lines=False) as counter,
     ):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import cv2
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dino_path.config import ViewsConfig
 from dino_path.errors import ConfigError, DinoPathError, TileStoreError
+from dino_path.processes import become_worker
 from dino_path.tiles.source import TileSource
 from dino_path.views.device import NUM_COLUMNS, pack
 from dino_path.views.normalisation import normalise_stain
@@ -168,7 +171,7 @@ def iterate_batches(
         sampler=range(start * batches.accumulate_steps, num_steps * batches.accumulate_steps),
         num_workers=num_workers,
         prefetch_factor=2 if num_workers else None,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=partial(_prepare_worker, os.getpid()),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else the loader draws from the global random state
     )
@@ -208,12 +211,13 @@ def _received(batch: ViewBatch, arrival: torch.cuda.Event) -> ViewBatch:
     return batch
 
 
-def _prepare_worker(_: int) -> None:
+def _prepare_worker(parent: int, _: int) -> None:
     """One thread per worker: OpenCV and torch would otherwise start one per core in every worker.
 
     SLURM sends its warnings to every process. The main one answers them at the end of its step, and until then it
     needs its workers; they end with it.
     """
+    become_worker(parent)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

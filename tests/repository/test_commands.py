@@ -1,4 +1,4 @@
-"""Every command with every kind of bad input: exit code 2 and a message of four parts, or 1 and a list."""
+"""Every command with every kind of bad input: exit code 2 and a message of four parts, or 3 and a list."""
 
 import logging
 import subprocess
@@ -122,7 +122,7 @@ def test_tile_lists_slides_that_failed_and_keeps_the_others(run: Run, slide: Pat
     (tmp_path / "slides/text.svs").write_text("not a slide\n" * 50)
     write_slide_file(tmp_path / "slides/no_mpp.tif", [tissue_image(512, 512)], mpp=None)
     answer = run("tile", "slides", *TILES, "--out", "store", "--workers", 0)
-    assert answer.code == 1
+    assert answer.code == cli.program.EXIT_SOME_FAILED == 3
     assert "Traceback" not in answer.err
     lines = {words[1]: words[0] for words in map(str.split, answer.out.splitlines()) if len(words) > 1}
     assert {lines[name] for name in ("broken", "text", "no_mpp")} == {"failed"}
@@ -500,11 +500,11 @@ def test_wrong_usage_ends_with_two_and_no_traceback(run: Run, words: list[str]) 
 
 
 def test_an_interrupt_ends_with_130_and_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(**words: object) -> None:
+    def interrupt(*words: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.program, "app", interrupt)
-    answer = run()
+    monkeypatch.setattr("dino_path.model.sizes.backbone_size", interrupt)
+    answer = run("models", "S/16")
     assert answer.code == 130
     assert "the same command continues" in answer.err
 

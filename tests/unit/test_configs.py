@@ -39,7 +39,7 @@ def commands(file: Path) -> Iterator[list[str]]:
 def schedules(config: Config) -> Schedules:
     """Resolved as they would be on ImageNet, for which the recipes were published."""
     assert config.training is not None
-    world_size = config.cluster.nodes * config.cluster.gpus_per_node
+    world_size = config.cluster.nodes * int(config.cluster.gpus_per_node)
     clock = resolve_clock(config.training, num_tiles=IMAGENET_TILES, world_size=world_size)
     return resolve_schedules(config.optim, config.training, clock)
 

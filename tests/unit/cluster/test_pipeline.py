@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from slide_files import tissue_image, write_slide_file
 from tiny import ALONE, tiny_config, write_tiles
 from typer.testing import CliRunner
 
@@ -13,9 +14,11 @@ from dino_path.cluster.jobs import active_jobs, jobs_of
 from dino_path.cluster.pipeline import submit_pipeline
 from dino_path.cluster.status import job_lines, run_status
 from dino_path.errors import CheckpointError, LaunchError
+from dino_path.settings import digest
 from dino_path.training.loop import pretrain
 
-SLIDES = ["slides.csv", "tiles.mpp=0.5", "training.num_steps=10"]
+STAGES = ("tile", "pretrain", "export", "embed", "baseline", "evaluate", "report")
+SETTINGS = ("tiles.mpp=0.5", "training.num_steps=10")
 
 
 @pytest.fixture
@@ -32,11 +35,21 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         program.chmod(0o755)
     (tmp_path / "state").write_text("RUNNING")
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_every_job_of_the_chain_waits_for_the_one_before(slurm: Path) -> None:
-    words = [*SLIDES, f"store={slurm}/store", f"out={slurm}/run", "--data", "labelled"]
+@pytest.fixture
+def slides(tmp_path: Path) -> list[str]:
+    """A slide and the settings of a pipeline; labelled images beside it."""
+    slide = write_slide_file(tmp_path / "a.tif", [tissue_image(256, 256)])
+    for name in ("one", "two"):
+        write_tiles(tmp_path / "labelled" / name, 2)
+    return [str(slide), *SETTINGS]
+
+
+def test_every_job_of_the_chain_waits_for_the_one_before(slurm: Path, slides: list[str]) -> None:
+    words = [*slides, f"store={slurm}/store", f"out={slurm}/run", "--data", "labelled"]
     result = CliRunner().invoke(app, ["submit", "pipeline", *words])
     assert result.exit_code == 0, result.output
     calls = [line.split() for line in (slurm / "note").read_text().splitlines()]
@@ -56,7 +69,7 @@ def test_every_job_of_the_chain_waits_for_the_one_before(slurm: Path) -> None:
 
 
 def test_without_slides_or_data_the_chain_is_shorter_and_says_so(slurm: Path) -> None:
-    words = ["training.num_steps=10", f"store={slurm}/store", f"out={slurm}/run"]
+    words = ["training.num_steps=10", f"store={write_tiles(slurm / 'tiles')}", f"out={slurm}/run"]
     result = CliRunner().invoke(app, ["submit", "pipeline", *words])
     assert result.exit_code == 0, result.output
     assert [job.stage for job in jobs_of(slurm / "run")] == ["pretrain", "export", "report"]
@@ -81,11 +94,38 @@ def test_a_refusal_in_the_middle_names_the_jobs_that_were_submitted(
         submit_pipeline(tiny_config(slurm / "store", slurm / "run"), [], None, dry_run=False)
 
 
-def test_a_mistake_anywhere_in_the_chain_is_refused_before_the_first_job(slurm: Path) -> None:
-    for words in (["tiles.mpp=0.5"], [*SLIDES, "optim.wieght_decay=1"], [*SLIDES, "--dta", "x"]):
+def test_a_mistake_anywhere_in_the_chain_is_refused_before_the_first_job(slurm: Path, slides: list[str]) -> None:
+    write_tiles(slurm / "labelled" / "train" / "one", 2)
+    for words in (
+        ["tiles.mpp=0.5"], [*slides, "optim.wieght_decay=1"], [*slides, "--dta", "x"], ["no.svs", *SETTINGS],
+        [*SETTINGS], [*slides, "--data", "nowhere"], [*slides, "--data", "labelled/one"],
+    ):  # fmt: skip
         result = CliRunner().invoke(app, ["submit", "pipeline", *words, f"store={slurm}/s", f"out={slurm}/run"])
         assert result.exit_code != 0
     assert not (slurm / "note").exists()
+    assert not (slurm / "s").exists()
+
+
+def test_features_are_a_job_beside_the_chain(slurm: Path, slides: list[str]) -> None:
+    words = [*slides, f"store={slurm}/store", f"out={slurm}/run", "--embed"]
+    result = CliRunner().invoke(app, ["submit", "pipeline", *words])
+    assert result.exit_code == 0, result.output
+    calls = [line.split() for line in (slurm / "note").read_text().splitlines()]
+    assert [Path(call[-1]).stem for call in calls] == ["tile", "pretrain", "export", "report", "embed"]
+    assert all("--dependency=afterok:103" in call for call in calls[3:])
+    script = (slurm / "run/slurm/embed.sbatch").read_text()
+    assert f"set -- embed {slurm}/run/model {slurm}/store --out {slurm}/run/features --workers 8\n" in script
+
+
+def test_a_dry_run_of_the_chain_shows_every_script(slurm: Path, slides: list[str]) -> None:
+    words = [*slides, f"store={slurm}/store", f"out={slurm}/run", "--dry-run", "--data", "labelled"]
+    result = CliRunner().invoke(app, ["submit", "pipeline", *words])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[2] for line in result.output.splitlines() if line.startswith("set -- ")][1:] == [
+        "--config", "export", "baseline", "evaluate", "report",
+    ]  # fmt: skip
+    assert not (slurm / "run").exists()
+    assert not (slurm / "store").exists()
 
 
 def test_status_says_how_far_each_stage_is(slurm: Path) -> None:
@@ -95,7 +135,7 @@ def test_status_says_how_far_each_stage_is(slurm: Path) -> None:
     config = tiny_config(write_tiles(slurm / "tiles"), run, "monitor.log_every_steps=1")
     submit_pipeline(config, [], None, dry_run=False)
     states = {stage.stage: stage.state for stage in run_status(run)}
-    assert states == dict.fromkeys(("tile", "pretrain", "export", "baseline", "evaluate", "report"), "-")
+    assert states == dict.fromkeys(STAGES, "-")
     pretrain(config, ALONE)
     records = (run / "metrics.jsonl").read_text().splitlines()
     assert {stage.stage: stage.state for stage in run_status(run)}["pretrain"] == "done"
@@ -103,6 +143,12 @@ def test_status_says_how_far_each_stage_is(slurm: Path) -> None:
     (line,) = (stage.line() for stage in run_status(run) if stage.stage == "pretrain")
     assert "40%" in line
     assert f"step {json.loads(records[3])['step'] + 1}/10" in line
+    model = {"architecture": "vit", "dino_path": {"config_digest": digest(config)}}
+    (slurm / "my model").mkdir()
+    (slurm / "my model/config.json").write_text(json.dumps(model))
+    (slurm / "other").mkdir()
+    (slurm / "other/config.json").write_text('{"architecture": "another model"}')
+    assert {stage.stage: stage.facts for stage in run_status(run)}["export"] == "'my model/config.json'"
     (slurm / "state").write_text("RUNNING")
     assert [line.split()[3] for line in job_lines(run)] == ["RUNNING"] * 3
     result = CliRunner().invoke(app, ["status", str(run)])

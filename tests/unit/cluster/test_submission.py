@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from slide_files import tissue_image, write_slide_file
+from tiny import write_tiles
 from typer.testing import CliRunner
 
 from dino_path.cli import app, check_command
-from dino_path.cluster.submission import OPTION, Stage, render, submit, template_file
+from dino_path.cluster.resources import Stage
+from dino_path.cluster.submission import OPTION, render, submit, template_file
 from dino_path.config import ClusterConfig, Config
-from dino_path.errors import LaunchError
+from dino_path.errors import ConfigError, LaunchError
 from dino_path.settings import load_config
 
-STAGES: tuple[Stage, ...] = ("tile", "pretrain", "export", "baseline", "evaluate", "report")
+STAGES: tuple[Stage, ...] = ("tile", "pretrain", "export", "embed", "baseline", "evaluate", "report")
 
 
 def rendered(stage: Stage, *, words: Sequence[str] = (), **cluster: object) -> str:
@@ -100,6 +103,7 @@ def test_tiling_is_an_array_without_gpus_and_evaluation_takes_one_gpu() -> None:
     assert (evaluate["nodes"], evaluate["ntasks-per-node"], evaluate["gpus-per-node"]) == ("1", "1", "1")
     assert "array" not in evaluate
     assert "gpus-per-node" not in options(rendered("report", gpus_per_node=8))
+    assert "gpus-per-node" not in options(rendered("export", gpus_per_node=8))
 
 
 def test_a_path_with_a_space_is_quoted_for_slurm_and_arguments_for_bash() -> None:
@@ -191,9 +195,70 @@ def test_a_job_that_was_told_to_stop_and_still_runs_goes_back_into_the_queue(
     assert ("requeue 4711" in note.read_text()) is queued
 
 
+def test_stages_have_partitions_accounts_times_and_gpus_of_their_own() -> None:
+    cluster: dict[str, object] = {
+        "partition": "gpu", "account": "lab", "qos": "long", "gpus_per_node": "a100:2", "cpus_per_gpu": 16,
+        "stages": {
+            "cpu": {"partition": "cpu", "qos": "normal", "cpus": 4, "memory": "8G"},
+            "tile": {"time": "2:00:00", "cpus": 32}, "evaluate": {"gpus": "l40s:4", "account": 4711},
+        },
+    }  # fmt: skip
+    tile, pretrain, export, evaluate, baseline = (
+        options(rendered(stage, **cluster)) for stage in ("tile", "pretrain", "export", "evaluate", "baseline")
+    )
+    assert [tile[key] for key in ("partition", "account", "qos", "cpus-per-task", "mem", "time")] == [
+        "cpu", "lab", "normal", "32", "8G", "2:00:00",
+    ]  # fmt: skip
+    assert (export["partition"], export["cpus-per-task"], export["time"]) == ("cpu", "4", "24:00:00")
+    assert not any("gpu" in key or "gres" in key for key in (*tile, *export))
+    assert (pretrain["gpus-per-node"], pretrain["ntasks-per-node"], pretrain["partition"]) == ("a100:2", "2", "gpu")
+    assert (baseline["gpus-per-node"], baseline["ntasks-per-node"], baseline["qos"]) == ("a100:1", "1", "long")
+    assert (evaluate["gpus-per-node"], evaluate["ntasks-per-node"], evaluate["account"]) == ("l40s:4", "4", "4711")
+
+
+def test_gpus_can_be_asked_for_as_generic_resources() -> None:
+    found = options(rendered("pretrain", gpus_per_node="a100:2", gpu_request="gres"))
+    assert found["gres"] == "gpu:a100:2"
+    assert "gpus-per-node" not in found
+
+
+@pytest.mark.parametrize("line", ["--gpus-per-node=a100:2", "#SBATCH --gres=gpu:a100:2", "-G 2", "--gpus=2"])
+def test_a_stage_without_a_gpu_asks_for_none_whatever_lines_are_added(line: str) -> None:
+    added = {"extra_lines": [line, "--mail-type=END"], "gpus_per_node": 0}
+    assert line.removeprefix("#SBATCH ") not in rendered("tile", **added)
+    assert "--mail-type=END" in rendered("tile", **added)
+    assert line.removeprefix("#SBATCH ") in rendered("pretrain", **added)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("cluster.stages.tile.gpus=1", "tile, export and report use no GPU"),
+        ("cluster.gpus_per_node=a100", "cluster.gpus_per_node"),
+        ("cluster.stages.tiel.partition=cpu", "tiel"),
+        ("cluster.stages.tile.partitoin=cpu", "partitoin"),
+    ],
+)
+def test_a_request_that_means_nothing_is_refused(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(None, [setting])
+
+
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stages read, in the present folder: a slide, a labelled set, tiles."""
+    write_slide_file(tmp_path / "slides" / "a.tif", [tissue_image(256, 256)])
+    for name in ("one", "two"):
+        write_tiles(tmp_path / "set" / name, 2)
+    write_tiles(tmp_path / "tiles", 2)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("inputs")
 def test_the_command_passes_the_stages_own_options_on(sbatch: Path, tmp_path: Path) -> None:
     words = ["submit", "evaluate", "table", "model", "--data", "set", "--out", f"{tmp_path}/eval", "evaluation.knn_k=7"]
     result = CliRunner().invoke(app, words)
@@ -206,6 +271,7 @@ def test_the_command_passes_the_stages_own_options_on(sbatch: Path, tmp_path: Pa
     assert "job 4711: evaluate" in result.output
 
 
+@pytest.mark.usefixtures("inputs")
 def test_the_command_makes_the_store_before_it_submits_tiling(sbatch: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     result = CliRunner().invoke(app, ["submit", "tile", "slides", "tiles.mpp=0.5", "--out", str(store)])
@@ -225,7 +291,61 @@ def test_a_mistake_in_the_stages_own_options_is_refused_at_submission(sbatch: Pa
     assert not sbatch.exists()
 
 
+@pytest.mark.usefixtures("inputs")
 def test_results_of_an_evaluation_go_into_the_run_folder_of_the_config(sbatch: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["submit", "evaluate", "knn", "model", "--data", "set", f"out={tmp_path}/run"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "eval" / "slurm" / "evaluate.sbatch").exists()
+
+
+@pytest.mark.parametrize("stage", ["tile", "embed", "export"])
+@pytest.mark.parametrize(("code", "job"), [(0, 0), (1, 1), (2, 2), (3, 0), (137, 137)])
+def test_a_job_is_completed_when_all_is_done_or_what_failed_is_listed_and_failed_otherwise(
+    tmp_path: Path, stage: Stage, code: int, job: int
+) -> None:
+    (tmp_path / "srun").write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / "srun").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "2", "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_ARRAY_TASK_COUNT": "2",
+    }  # fmt: skip
+    answer = subprocess.run(["bash", "-c", rendered(stage)], env=environment, capture_output=True, check=False)
+    assert answer.returncode == job, answer.stderr
+
+
+@pytest.mark.usefixtures("inputs")
+def test_baseline_and_embedding_are_stages_too(sbatch: Path, tmp_path: Path) -> None:
+    run, runner = tmp_path / "run", CliRunner()
+    result = runner.invoke(app, ["submit", "baseline", "--data", "set", f"out={run}", "baseline.num_epochs=3"])
+    assert result.exit_code == 0, result.output
+    folder = run / "baseline" / "slurm"
+    words = f"set -- baseline --data set --out {run}/baseline --config {folder}/baseline.yaml --workers 8\n"
+    assert words in (folder / "baseline.sbatch").read_text()
+    for source, has_config in (("tiles", False), ("slides", True)):
+        result = runner.invoke(app, ["submit", "embed", "mean-colour", source, "--out", f"{run}/{source}"])
+        assert result.exit_code == 0, result.output
+        script = (run / source / "slurm" / "embed.sbatch").read_text()
+        assert ("--config" in script) is has_config
+        assert "--gpus-per-node=1" in script
+
+
+@pytest.mark.usefixtures("inputs")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tile", "nowhere.svs", "tiles.mpp=0.5", "--out", "s"], "nowhere.svs: no such file or folder"),
+        (["pretrain", "training.num_steps=3", "store=nowhere", "out=r"], "nowhere: no such folder"),
+        (["evaluate", "knn", "mean-colour", "--data", "nowhere", "out=r"], "nowhere"),
+        (["evaluate", "knn", "r/model", "--data", "set", "out=r"], "r/model: no such folder"),
+        (["baseline", "--data", "tiles", "out=r"], "tiles"),
+        (["embed", "r/model", "tiles", "out=r"], "r/model: no such folder"),
+    ],
+)
+def test_what_a_stage_would_not_find_is_refused_when_it_is_submitted(sbatch: Path, words: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["submit", *words])
+    assert result.exit_code != 0
+    assert said in str(result.exception)
+    assert not sbatch.exists()
+    dry = CliRunner().invoke(app, ["submit", *words, "--dry-run"])
+    assert said in str(dry.exception)
+    assert dry.output.startswith("#!/bin/bash")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from dino_path.cli import app
+from dino_path.cli.program import EXIT_SOME_FAILED
 from dino_path.errors import SlideError, TileStoreError
 from dino_path.features.extractor import Extractor, Forward, extract_features, load_extractor
 from dino_path.features.files import read_feature_file
@@ -90,7 +91,7 @@ def test_a_slide_that_cannot_be_read_is_listed_and_costs_no_other(
     torn = tmp_path / "torn.svs"
     torn.write_bytes(b"no slide")
     result = embed(model_folder, slides / "a.tif", torn, out=tmp_path / "out")
-    assert result.exit_code == 1
+    assert result.exit_code == EXIT_SOME_FAILED
     assert "failed   torn: " in result.output
     assert "1 slides embedded, 0 were there already, 0 without tiles, 1 failed" in result.output
 

@@ -5,8 +5,10 @@ import errno
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +23,15 @@ from dino_path.errors import TileStoreError
 from dino_path.run import is_abandoned
 from dino_path.slides.find import SlideRow
 from dino_path.tiles import one_slide, tiling
+from dino_path.tiles.expected import refuse_unfinished
 from dino_path.tiles.layout import SlideRecord
 from dino_path.tiles.one_slide import SlideWork, tile_one_slide
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tiling import tile_slides
+from dino_path.tiles.workers import DIED
 from dino_path.tiles.writing import TileWriter
+
+SETTINGS = ("tiles.mpp=0.5", "tiles.size_px=64", "tiles.mask_mpp=4.0", "tiles.min_area_um2=500")
 
 KILLED_RUN = """
 import os, signal, sys
@@ -255,3 +261,144 @@ def test_a_gigantic_slide_of_one_level_is_tiled_in_little_memory(tmp_path: Path)
     done = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert done[:2] == ["done", "36"]
     assert int(done[2]) < 300 * 1024  # KiB more than Python and its libraries
+
+
+def with_a_tile_width_counted_twice(path: Path) -> None:
+    """One byte of the second level's directory: TileWidth has two values, and tifffile raises a TypeError."""
+    write_jpeg_slide(path, [tissue_image(), tissue_image()[::2, ::2]], tile_px=64)
+    with tifffile.TiffFile(path) as file:
+        at = file.pages[1].tags["TileWidth"].offset + 4  # type: ignore[union-attr]
+    write_into(path, at, struct.pack("<I", 2))
+
+
+def with_a_byte_count_of_a_terabyte(path: Path) -> None:
+    """Allocating as much for a tile, a library written in C ends the process."""
+    write_jpeg_slide(path, [tissue_image()], tile_px=64, bigtiff=True)
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[0].tags["TileByteCounts"]  # type: ignore[union-attr]
+    end, is_long8 = path.stat().st_size, 16
+    write_into(path, end, struct.pack("<Q", 2**40) * tag.count)
+    write_into(path, tag.offset, struct.pack("<HHQQ", tag.code, is_long8, tag.count, end))
+
+
+def write_into(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(at)
+        stream.write(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "workers", "said"),
+    [
+        (with_a_tile_width_counted_twice, 0, ("unexpected TypeError", "Traceback", "tifffile")),
+        (with_a_tile_width_counted_twice, 2, ("unexpected TypeError", "Traceback", "tifffile")),
+        (with_a_byte_count_of_a_terabyte, 1, (DIED,)),
+    ],
+)
+def test_whatever_one_slide_does_it_is_a_failed_slide_and_the_others_are_tiled(
+    slide: Path, tmp_path: Path, damage: Callable[[Path], None], workers: int, said: tuple[str, ...]
+) -> None:
+    """As a user calls it: the next slides are tiled, slides.csv is written, the exit code says that some failed."""
+    for name in ("a", "b", "z"):
+        shutil.copy(slide, tmp_path / f"{name}.tif")
+    damage(tmp_path / "a.tif")
+    words = ["tile", str(tmp_path), "--out", str(tmp_path / "store"), "--workers", str(workers), *SETTINGS]
+    answer = subprocess.run([sys.executable, "-m", "dino_path", *words], capture_output=True, text=True, check=False)
+    assert answer.returncode == 3, answer.stderr
+    states = [line.split()[:2] for line in answer.stdout.splitlines()[:3]]
+    assert states == [["failed", "a"], ["done", "b"], ["done", "z"]]
+    assert said[0] in answer.stdout
+    assert all(part in answer.stderr for part in said), answer.stderr
+    assert len((tmp_path / "store/slides.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_a_single_slide_that_ends_its_process_is_a_failed_slide(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = SlideRow(Path(shutil.copy(slide, tmp_path / "bad.tif")), "bad")
+    monkeypatch.setattr(tiling, "tile_one_slide", crash_on_bad)
+    (record,) = tile_slides([row], TILES, tmp_path / "store", num_workers=1).records
+    assert (record.status, record.reason) == ("failed", DIED)
+
+
+def test_an_error_of_the_slides_disk_costs_one_slide_and_one_of_the_stores_ends_the_call(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_disk(path: Path, **_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one_slide.Slide, "open", broken_disk)
+        (record,) = tile_slides([SlideRow(slide, "a")], TILES, tmp_path / "store", num_workers=0).records
+    assert record.status == "failed"
+    assert "Input/output error" in record.reason
+    monkeypatch.setattr(one_slide, "write_thumbnail", lambda path, *_: broken_disk(path))
+    with pytest.raises(TileStoreError, match=r"(?s)cannot be written \(Input/output error\)"):
+        tile_slides([SlideRow(slide, "a")], TILES, tmp_path / "store", num_workers=0)
+
+
+# --- slides that no task has tiled --------------------------------------------------------------------------------
+
+
+def test_a_store_in_which_a_task_left_slides_without_a_record_is_refused_until_tile_is_called_again(
+    slide: Path, tmp_path: Path
+) -> None:
+    rows = [SlideRow(Path(shutil.copy(slide, tmp_path / f"{name}.tif")), name) for name in ("a", "b")]
+    store = tmp_path / "store"
+    tile_slides(rows, TILES, store, shard=(0, 2), num_workers=0)
+    with pytest.raises(TileStoreError, match=r"tiling has not ended for 1 slide\(s\): b\."):
+        refuse_unfinished(store)
+    tile_slides(rows[:1], TILES, store, num_workers=0)
+    with pytest.raises(TileStoreError, match=r"tiling has not ended for 1 slide\(s\): b\."):
+        refuse_unfinished(store)
+    tile_slides(rows, TILES, store, shard=(1, 2), num_workers=0)
+    refuse_unfinished(store)
+
+
+def test_a_slide_that_was_removed_before_it_was_tiled_is_not_waited_for(slide: Path, tmp_path: Path) -> None:
+    rows = [SlideRow(Path(shutil.copy(slide, tmp_path / f"{name}.tif")), name) for name in ("a", "b")]
+    tile_slides(rows, TILES, tmp_path / "store", shard=(0, 2), num_workers=0)
+    rows[1].path.unlink()
+    tile_slides(rows[:1], TILES, tmp_path / "store", num_workers=0)
+    refuse_unfinished(tmp_path / "store")
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------------------------------
+
+SLOW_WORK = """
+import sys, time
+from dino_path.tiles.workers import work_in_processes
+def start_and_wait(number):
+    print("started", flush=True)
+    time.sleep(60)
+if __name__ == "__main__":
+    try:
+        list(work_in_processes(start_and_wait, [1, 2, 3], num_workers=2))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_at_once_with_ctrl_c_and_with_a_parent_that_is_killed(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_WORK)
+    command = [sys.executable, str(tmp_path / "slow.py")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["started\n"] * 2
+        start_s = time.monotonic()
+        if number is signal.SIGINT:
+            os.killpg(process.pid, number)  # a terminal sends it to all of them
+        else:
+            process.kill()
+        left = process.stdout.read()  # ends when no process has the pipe any more
+    assert left == ("interrupted\n" if number is signal.SIGINT else "")
+    assert time.monotonic() - start_s < 30

@@ -28,6 +28,7 @@ def test_signals_that_come_together_are_one_request() -> None:
 
 def test_a_second_request_and_the_end_bring_the_old_handlers_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "SAME_REQUEST_S", 0.0)
+    monkeypatch.setattr(signals, "SAME_CTRL_C_S", 0.0)
     seen: list[int] = []
     before = [signal.signal(number, lambda number, _: seen.append(number)) for number in SIGNALS]
     try:
@@ -57,3 +58,16 @@ def test_a_thread_that_cannot_take_signals_trains_without_them() -> None:
     thread.start()
     thread.join()
     assert made == [False]
+
+
+def test_ctrl_c_is_told_at_once_and_the_second_ends_what_runs(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with stop_signals(is_told=True) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # torchrun passes on what the terminal has sent too: one request
+        assert stop.signal is signal.SIGINT
+        assert capfd.readouterr().err.count("finished and saved first") == 1
+        monkeypatch.setattr(signals, "SAME_CTRL_C_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
