@@ -124,7 +124,9 @@ def _why(path: Path, error: OSError) -> str:
     reason = (error.strerror or "permission denied").lower()
     if not path.is_symlink():
         return reason
-    target = os.readlink(path)
-    return f"a link to {target}, which is not there" if isinstance(error, FileNotFoundError) else (
-        f"a link to {target}: {reason}"
+    target = path.readlink()
+    return (
+        f"a link to {target}, which is not there"
+        if isinstance(error, FileNotFoundError)
+        else (f"a link to {target}: {reason}")
     )

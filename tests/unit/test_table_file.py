@@ -14,7 +14,9 @@ from dino_path.table_file import (
     settle_columns,
 )
 
-WORDS = Vocabulary(("path", "label", "patient_id", "slide_id", "split", "mpp"), prefix="tiles.", passed_over=("content",))
+WORDS = Vocabulary(
+    ("path", "label", "patient_id", "slide_id", "split", "mpp"), prefix="tiles.", passed_over=("content",)
+)
 
 
 def table_of(tmp_path: Path, content: str | bytes) -> Table:
@@ -95,7 +97,9 @@ def test_a_nameless_column_is_noted_where_it_holds_something(tmp_path: Path) -> 
     assert table.notes == ("a column without a name is not read",)
 
 
-@pytest.mark.parametrize("name", ["patient_id", "Patient_ID", "patient", "Patient ID", "patient-id", "PatientID", "case_id"])
+@pytest.mark.parametrize(
+    "name", ["patient_id", "Patient_ID", "patient", "Patient ID", "patient-id", "PatientID", "case_id"]
+)
 def test_patients_are_read_under_their_common_names(tmp_path: Path, name: str) -> None:
     table = settle_columns(table_of(tmp_path, f"path,{name}\na,P1\n"), WORDS)
     assert table.columns == {"path": ["a"], "patient_id": ["P1"]}
