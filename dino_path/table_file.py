@@ -26,14 +26,15 @@ MISSING = frozenset(
      "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "NAN", "None", "n/a", "nan", "null")
 )  # fmt: skip
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods; .xls
-# Names that other tools give to a column of ours, and that mean nothing else.
-ALIASES = {"patient": "patient_id", "patientid": "patient_id", "case_id": "patient_id", "wsi": "path"}
+# Names that others give to patients, and that mean nothing else.
+PATIENTS = {"patient": "patient_id", "patientid": "patient_id", "case_id": "patient_id"}
 # Names that may mean a column of ours, or something else (`case` is often "case or control"): never passed over.
 DOUBTFUL = {
     "case": "patient_id", "case_submitter_id": "patient_id", "subject": "patient_id", "subject_id": "patient_id",
     "participant": "patient_id", "participant_id": "patient_id", "donor_id": "patient_id",
     "pixel_size": "mpp", "pixel_size_um": "mpp", "microns_per_pixel": "mpp", "um_per_pixel": "mpp", "mpp_x": "mpp",
-    "slide": "slide_id", "fold": "split", "subset": "split", "partition": "split",
+    "slide": "slide_id", "slide_name": "slide_id", "wsi": "slide_id",
+    "fold": "split", "subset": "split", "partition": "split",
     "file": "path", "filename": "path", "file_name": "path", "file_path": "path", "filepath": "path", "image": "path",
     "slide_path": "path", "image_path": "path",
     "class": "label", "target": "label", "diagnosis": "label", "category": "label",
@@ -65,11 +66,13 @@ class Vocabulary:
     """The columns that tables of one kind have.
 
     Attributes:
+        aliases: what else a column may be called -> its name.
         prefix: of further columns, such as `tiles.`.
         passed_over: names that mean something to others, and are never mistaken for ours.
     """
 
     known: tuple[str, ...]
+    aliases: Mapping[str, str] = field(default_factory=lambda: PATIENTS)
     prefix: str | None = None
     passed_over: Collection[str] = field(default=())
 
@@ -116,7 +119,7 @@ def read_csv_table(path: Path) -> Table:
 def settle_columns(table: Table, vocabulary: Vocabulary) -> Table:
     """The table with the columns of `vocabulary` alone, under its names; notes say which are not read, or are empty.
 
-    Case, spaces and hyphens in names do not matter, and `ALIASES` are read as what they mean.
+    Case, spaces and hyphens in names do not matter, and aliases are read as what they mean.
 
     Raises:
         DataError: two columns mean the same, or one is not known and may mean a known one that is not there.
@@ -127,7 +130,7 @@ def settle_columns(table: Table, vocabulary: Vocabulary) -> Table:
     exact = {_plain(name) for name in table.columns}
     for name in table.columns:
         plain = _plain(name)
-        ours = ALIASES.get(plain, plain)
+        ours = vocabulary.aliases.get(plain, plain)
         is_known = ours in vocabulary.known or (vocabulary.prefix and ours.startswith(vocabulary.prefix))
         if not is_known or (ours != plain and ours in exact):
             strange.append(name)
@@ -254,14 +257,17 @@ def _refuse_twice(path: Path, names: Sequence[str]) -> None:
 def _refuse_near(path: Path, strange: Sequence[str], found: Collection[str], vocabulary: Vocabulary) -> None:
     """Refuse names that may mean a column of ours: a `patient_idd` that is ignored would let patients leak."""
     lacking = [name for name in vocabulary.known if name not in found]
+    meant_by: dict[str, str] = {}
     for name in strange:
-        plain = _plain(name)
-        close = difflib.get_close_matches(plain, lacking, n=1, cutoff=NEAR)
-        meant = close[0] if close else DOUBTFUL.get(plain)
+        close = difflib.get_close_matches(_plain(name), lacking, n=1, cutoff=NEAR)
+        meant = close[0] if close else DOUBTFUL.get(_plain(name))
         if meant in lacking:
-            raise DataError(
-                str(path),
-                f"the column `{name}` is not read; did you mean `{meant}`?",
-                f"The columns {', '.join(vocabulary.known)} are read.",
-                f"Call it `{meant}`, or `other_{plain}` if it is something else.",
-            )
+            meant_by[name] = meant
+    if meant_by:
+        name, meant = next(iter(meant_by.items()))
+        raise DataError(
+            str(path),
+            "; ".join(f"the column `{name}` is not read; did you mean `{meant}`?" for name, meant in meant_by.items()),
+            f"The columns {', '.join(vocabulary.known)} are read.",
+            f"Call it `{meant}`, or `other_{_plain(name)}` if it is something else.",
+        )

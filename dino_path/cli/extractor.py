@@ -129,38 +129,38 @@ def embed(
         else:
             tiles, lost = open_readable_tiles(Path(words[0]))
         if not isinstance(tiles, TileStore):
+            failed = False
             if world.is_first:  # one file, one process
                 file = embed_images(
                     extractor, tiles, out, root=Path(words[0]), batch_size=images_at_a_time, device=world.device,
                     num_workers=workers,
                 )  # fmt: skip
                 typer.echo(f"{len(tiles):,} images -> {file}")
-                _report_lost(lost)
-            return
-        summary = embed_store(
-            extractor,
-            tiles,
-            out,
-            layouts=layouts,
-            batch_size=images_at_a_time,
-            world=world,
-            num_workers=workers,
-            allow_other_mpp=allow_other_mpp,
-        )
-        if world.is_first:
-            typer.echo(summary.text())
-            _report_lost(lost)
-    if summary.failed and world.is_first:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        else:
+            summary = embed_store(
+                extractor,
+                tiles,
+                out,
+                layouts=layouts,
+                batch_size=images_at_a_time,
+                world=world,
+                num_workers=workers,
+                allow_other_mpp=allow_other_mpp,
+            )
+            failed = bool(summary.failed)
+            if world.is_first:
+                typer.echo(summary.text())
+    if world.is_first:
+        _list_lost(lost)
+        if failed or lost:
+            raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _report_lost(lost: Sequence[Unreadable]) -> None:
-    """List what could not be looked at, and end the command as one that did its work but for some of it."""
+def _list_lost(lost: Sequence[Unreadable]) -> None:
     for one in lost:
         typer.echo(f"failed   {one}")
     if lost:
         typer.echo(f"{len(lost)} folder(s) or link(s) could not be read: what they hold has no features")
-        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _are_slides(words: Sequence[str]) -> bool:

@@ -9,12 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_path.errors import DataError, SlideError
-from dino_path.table_file import Table, Vocabulary, number, path_of, read_csv_table, settle_columns, why_no_file
+from dino_path.table_file import (
+    PATIENTS,
+    Table,
+    Vocabulary,
+    number,
+    path_of,
+    read_csv_table,
+    settle_columns,
+    why_no_file,
+)
 
 logger = logging.getLogger(__name__)
 
 CSV_COLUMNS = "path[,slide_id,patient_id,mpp,split,mask,tiles.<setting>]"
-COLUMNS = Vocabulary(("path", "slide_id", "patient_id", "mpp", "split", "mask"), prefix="tiles.")
+COLUMNS = Vocabulary(
+    ("path", "slide_id", "patient_id", "mpp", "split", "mask"),
+    aliases={**PATIENTS, "wsi": "path"},  # `wsi`: TRIDENT's lists
+    prefix="tiles.",
+)
 # `STORE/slides.csv`, given back: its further columns are results, which everybody knows are not read.
 OWN_TABLE = {"status", "num_tiles", "mpp_found"}
 # An empty one is worth a word: it decides which slides may stand on both sides of a split.

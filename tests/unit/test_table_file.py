@@ -106,7 +106,8 @@ def test_patients_are_read_under_their_common_names(tmp_path: Path, name: str) -
 
 
 def test_aliases_are_noted_and_give_way_to_the_name_itself(tmp_path: Path) -> None:
-    assert settle_columns(table_of(tmp_path, "wsi,mpp\na,1\n"), WORDS).notes == ("column `wsi` is read as `path`",)
+    alias = settle_columns(table_of(tmp_path, "path,Case ID\na,1\n"), WORDS)
+    assert alias.notes == ("column `Case ID` is read as `patient_id`",)
     both = settle_columns(table_of(tmp_path, "path,patient,patient_id\na,x,P1\n"), WORDS)
     assert both.columns["patient_id"] == ["P1"]
     assert both.notes == ("columns that are not read: `patient`",)
@@ -121,13 +122,18 @@ def test_columns_that_are_not_read_are_named_in_one_line(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("patiend_id", "patient_id"), ("patient_ids", "patient_id"), ("case", "patient_id"), ("labels", "label"),
-     ("pixel_size_um", "mpp"), ("slide", "slide_id"), ("fold", "split")],
+     ("pixel_size_um", "mpp"), ("slide", "slide_id"), ("fold", "split"), ("wsi", "slide_id")],
 )  # fmt: skip
 def test_a_column_that_may_mean_one_of_ours_is_refused(tmp_path: Path, name: str, meant: str) -> None:
     with pytest.raises(DataError, match=f"`{name}` is not read; did you mean `{meant}`"):
         settle_columns(table_of(tmp_path, f"path,{name}\na,x\n"), WORDS)
     settled = settle_columns(table_of(tmp_path, f"path,{name},{meant}\na,x,y\n"), WORDS)
     assert settled.notes == (f"columns that are not read: `{name}`",)
+
+
+def test_all_doubtful_columns_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"`case` is not read; did you mean `patient_id`.*`pixel_size` is not read"):
+        settle_columns(table_of(tmp_path, "path,case,pixel_size\na,x,1\n"), WORDS)
 
 
 def test_two_columns_that_mean_the_same_are_refused(tmp_path: Path) -> None:
