@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino_path.errors import DataError
+
 NUM_NAMED = 5  # of what cannot be read, in one message; the rest is counted
 
 
@@ -86,6 +88,26 @@ def folders_in(folder: Path) -> Found:
             if not Path(entry.name).suffix:
                 unreadable.append(Unreadable(Path(entry.path), _why(Path(entry.path), error)))
     return Found(tuple(folders), tuple(unreadable))
+
+
+def files_like(folder: Path, pattern: str) -> list[Path]:
+    """What pathlib's glob finds in a folder, sorted; nothing where there is no such folder.
+
+    Raises:
+        DataError: the folder cannot be listed or entered, which glob would take for an empty one.
+    """
+    try:
+        if not folder.exists():
+            return []
+        _list_folder(folder)
+    except OSError as error:
+        raise DataError(
+            str(folder),
+            f"cannot be read ({_why(folder, error)}).",
+            "Its files are needed.",
+            "Ask for permission, or check that its disk is mounted.",
+        ) from None
+    return sorted(folder.glob(pattern))
 
 
 def name_some(things: Sequence[object]) -> str:
