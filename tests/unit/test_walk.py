@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from dino_path.walk import NUM_NAMED, Found, files_below, folders_in, name_some, without_names
+from dino_path.errors import DataError
+from dino_path.walk import NUM_NAMED, Found, files_below, files_like, folders_in, name_some, without_names
 
 
 def is_svs(name: str) -> bool:
@@ -76,6 +77,21 @@ def test_a_folder_that_fails_while_it_is_listed_is_named(tmp_path: Path, monkeyp
     found = files_below(tmp_path, is_svs)
     assert names(found, tmp_path) == ["mine/b.svs"]
     assert [(one.path.name, one.reason) for one in found.unreadable] == [("colleague", "permission denied")]
+
+
+def test_files_like_a_pattern_are_none_without_a_folder_and_a_refusal_without_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "b.json", tmp_path / "a.json", tmp_path / "c.txt")
+    assert [file.name for file in files_like(tmp_path, "*.json")] == ["a.json", "b.json"]
+    assert files_like(tmp_path / "none", "*") == []
+
+    def refuse(_folder: Path) -> object:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(permission denied\)"):
+        files_like(tmp_path, "*.json")
 
 
 def test_folders_in_a_folder_come_with_links_and_dead_links(tmp_path: Path) -> None:
