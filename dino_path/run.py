@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dino_path.errors import CheckpointError
+from dino_path.walk import files_like
 
 
 @contextlib.contextmanager
@@ -153,7 +154,7 @@ class RunFolder:
 
     def checkpoint_files(self) -> list[Path]:
         """All checkpoints, oldest first."""
-        return sorted(self.checkpoints.glob("step_????????.pt"))
+        return files_like(self.checkpoints, "step_????????.pt")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of `metrics.jsonl`, in order; empty when there are none yet."""

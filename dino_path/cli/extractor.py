@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dino_path.features.extractor import Extractor
     from dino_path.tiles.source import TileSource
     from dino_path.tiles.store import TileStore
+    from dino_path.walk import Unreadable
 
 
 @app.command()
@@ -107,7 +108,7 @@ def embed(
     from dino_path.features.layouts import read_layouts
     from dino_path.tiles.expected import refuse_unfinished
     from dino_path.tiles.images import ImageFiles
-    from dino_path.tiles.source import open_tiles
+    from dino_path.tiles.source import open_readable_tiles
     from dino_path.tiles.store import TileStore
 
     check_output_folder(out)
@@ -118,8 +119,9 @@ def embed(
         log_to(None, is_first=world.is_first)
         extractor = load_extractor(model, device=world.device).at(precision)
         images_at_a_time = batch_size or (512 if world.device.type == "cuda" else 64)
+        tiles: TileSource
         if are_slides(words):
-            tiles: TileSource = _find_tiles(words, config, overrides, out, extractor, world, workers, allow_other_mpp)
+            tiles, lost = _find_tiles(words, config, overrides, out, extractor, world, workers, allow_other_mpp)
         elif overrides or config:
             raise ConfigError(
                 " ".join(overrides) or f"--config {config}",
@@ -129,30 +131,41 @@ def embed(
             )
         else:
             refuse_unfinished(Path(words[0]))
-            tiles = open_tiles(Path(words[0]))
+            tiles, lost = open_readable_tiles(Path(words[0]))
         if not isinstance(tiles, TileStore):
             assert isinstance(tiles, ImageFiles)
+            failed = False
             if world.is_first:  # one file, one process
                 file = embed_images(
                     extractor, tiles, out, root=Path(words[0]), batch_size=images_at_a_time, device=world.device,
                     num_workers=workers,
                 )  # fmt: skip
                 typer.echo(f"{len(tiles):,} images -> {file}")
-            return
-        summary = embed_store(
-            extractor,
-            tiles,
-            out,
-            layouts=layouts,
-            batch_size=images_at_a_time,
-            world=world,
-            num_workers=workers,
-            allow_other_mpp=allow_other_mpp,
-        )
-        if world.is_first:
-            typer.echo(summary.text())
-    if summary.failed and world.is_first:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        else:
+            summary = embed_store(
+                extractor,
+                tiles,
+                out,
+                layouts=layouts,
+                batch_size=images_at_a_time,
+                world=world,
+                num_workers=workers,
+                allow_other_mpp=allow_other_mpp,
+            )
+            failed = bool(summary.failed)
+            if world.is_first:
+                typer.echo(summary.text())
+    if world.is_first:
+        _list_lost(lost)
+        if failed or lost:
+            raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _list_lost(lost: Sequence[Unreadable]) -> None:
+    for one in lost:
+        typer.echo(f"failed   {one}")
+    if lost:
+        typer.echo(f"{len(lost)} folder(s) or link(s) could not be read: what they hold has no features")
 
 
 def are_slides(words: Sequence[str]) -> bool:
@@ -174,12 +187,12 @@ def _find_tiles(
     world: World,
     num_workers: int,
     allow_other_mpp: bool,
-) -> TileStore:
-    """The tiles of slides, at the model's mpp unless the settings say otherwise."""
+) -> tuple[TileStore, Sequence[Unreadable]]:
+    """The tiles of slides, at the model's mpp unless the settings say otherwise; and folders that cannot be read."""
     from dino_path.features.embed import refuse_other_mpp
     from dino_path.features.from_slides import find_tiles
     from dino_path.settings import load_config
-    from dino_path.slides.find import find_slides
+    from dino_path.slides.find import search_slides
 
     resolved = load_config(
         config,
@@ -191,8 +204,9 @@ def _find_tiles(
     assert resolved.tiles is not None
     if not allow_other_mpp:
         refuse_other_mpp(extractor, resolved.tiles.mpp, "the slides")
-    rows = find_slides([Path(name) for name in words], resolved.slides.exclude, masks=resolved.slides.masks)
-    return find_tiles(rows, resolved.tiles, out, world=world, num_workers=max(num_workers, 1))
+    search = search_slides([Path(name) for name in words], resolved.slides.exclude, masks=resolved.slides.masks)
+    tiles = find_tiles(search.rows, resolved.tiles, out, world=world, num_workers=max(num_workers, 1))
+    return tiles, search.unreadable
 
 
 @app.command()

@@ -48,7 +48,7 @@ def tile(
 ) -> None:
     """Cut slides into tiles. Needs tiles.mpp. Called again, it does what is missing."""
     from dino_path.features.layouts import LAYOUTS, read_layouts, refuse_shared_names
-    from dino_path.slides.find import find_slides
+    from dino_path.slides.find import search_slides
     from dino_path.tiles.slide_identity import refuse_known_contents
     from dino_path.tiles.tiling import tile_slides
 
@@ -58,16 +58,20 @@ def tile(
     assert settings.tiles is not None
     # Coordinate files that the store has are kept in step with its tiles.
     layouts = read_layouts(layout) if layout else [known for known in LAYOUTS if (out / known).is_dir()]
-    rows = find_slides([Path(name) for name in inputs], settings.slides.exclude, masks=settings.slides.masks)
+    search = search_slides([Path(name) for name in inputs], settings.slides.exclude, masks=settings.slides.masks)
+    rows = search.rows
     refuse_shared_names([str(row.path) for row in rows], layouts)
     refuse_known_contents(out, rows)
     summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=max(workers, 1))
     for record in summary.records:
         size = f"{record.num_tiles:6d} tiles  {record.seconds:6.1f} s" if record.status == "done" else record.reason
         typer.echo(f"{record.status:7s} {record.slide_id}  {size}" + "".join(f"  [{flag}]" for flag in record.flags))
+    for lost in search.unreadable:
+        typer.echo(f"failed  {lost}")
     typer.echo(
         f"{summary.num_done} done, {summary.num_skipped} there before, {summary.num_empty} empty,"
         f" {summary.num_failed} failed: {summary.num_tiles:,} tiles in {out}"
+        + (f"; {len(search.unreadable)} folder(s) could not be read" if search.unreadable else "")
         + (f" ({summary.num_judged_again} by other quality limits, unread)" if summary.num_judged_again else "")
     )
     typer.echo(f"every slide: {out / 'slides.csv'}, {out / 'contact_sheet_001.jpg'}, {out / 'overlays'}")
@@ -82,7 +86,7 @@ def tile(
             "At least one readable slide whose microns per pixel are known is needed.",
             "Every reason stands above; a CSV with the columns path,mpp gives mpp where the file does not.",
         )
-    if summary.num_failed:
+    if summary.num_failed or search.unreadable:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 

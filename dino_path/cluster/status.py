@@ -16,6 +16,7 @@ from dino_path.config import Config
 from dino_path.errors import CheckpointError
 from dino_path.run import RunFolder
 from dino_path.settings import digest, load_config
+from dino_path.walk import files_like
 
 FORGOTTEN = "ended (SLURM has forgotten it)"
 
@@ -73,7 +74,9 @@ def _tiling(config: Config) -> StageStatus:
         return StageStatus(
             "tile", "-", f"no tile store at {_quoted(config.store)}" if config.store else "no store is named"
         )
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in (config.store / "slides").glob("[!.]*.json")]
+    records = [
+        json.loads(file.read_text(encoding="utf-8")) for file in files_like(config.store / "slides", "[!.]*.json")
+    ]
     counts = Counter(record["status"] for record in records)
     num_tiles = sum(record["num_tiles"] for record in records)
     facts = ", ".join(f"{counts[status]} {status}" for status in ("done", "empty", "failed"))

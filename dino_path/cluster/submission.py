@@ -66,8 +66,8 @@ class Submission:
                 "" if self.refusal else "There is no SLURM here: nobody has checked the resources."
             )
             return f"{self.script}\n{self.script_file}: not written, not submitted.\n{verdict}".rstrip()
-        output = str(self.log_file).replace("%j", self.job_id).replace("%A", self.job_id)
-        output = output.replace("%x", f"dino-{self.stage}").replace("%a", "*")
+        meant = {"%j": self.job_id, "%A": self.job_id, "%x": f"dino-{self.stage}", "%a": "*", "%%": "%"}
+        output = re.sub("%.", lambda found: meant[found[0]], str(self.log_file))
         return (
             f"job {self.job_id}: {self.stage}\n"
             f"script: {shlex.quote(str(self.script_file))}\n"
@@ -102,7 +102,7 @@ def submit(
     """
     folder = out.resolve() / "slurm"
     script_file, config_file = folder / f"{stage}.sbatch", folder / f"{stage}.yaml"
-    log_file = folder / ("%x-%A_%a.out" if stage == "tile" else "%x-%j.out")
+    log_file = _without_placeholders(folder) / ("%x-%A_%a.out" if stage == "tile" else "%x-%j.out")
     words = [*arguments]
     if stage in HAS_CONFIG or has_settings:
         words += ["--config", str(config_file)]
@@ -187,6 +187,11 @@ def _options(
     if cluster.gpu_request == "gres" and resources.gpus is not None:
         options["--gpus-per-node"] = "--gres", f"gpu:{resources.gpus}"
     return options
+
+
+def _without_placeholders(folder: Path) -> Path:
+    """A folder as SLURM writes it where `%` begins a placeholder (in --output; elsewhere it means itself)."""
+    return Path(str(folder).replace("%", "%%"))
 
 
 def _option_lines(name: str, value: str | None, why: str) -> list[str]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from dino_path.errors import DataError
+from dino_path.table_file import Table, Vocabulary, path_of, why_no_file
 from dino_path.tiles.images import ImageFiles, image_files
 from dino_path.tiles.source import TileSource
-from dino_path.tiles.tables import TABLE_SUFFIXES, read_table
+from dino_path.tiles.tables import TABLE_SUFFIXES, read_known_table
+from dino_path.walk import folders_in, name_some
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +27,10 @@ GROUPS_FILE = "groups.csv"
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 UNLABELLED = ("unlabelled", "unlabeled")
+# `test_external`, `Train-2`: a part of the data by its name, and never a class. `testis` is none of them.
+PART_NAME = re.compile(r"(train(ing)?|val(id|idation)?|test(ing)?|hold_?out|held_?out)([ _.\-\d].*)?", re.IGNORECASE)
+MANIFEST = Vocabulary(("path", "label", "patient_id", "slide_id", "split"), passed_over=("content",))
+GROUPS_TABLE = Vocabulary(("path", "label", "patient_id", "slide_id"), passed_over=("content",))
 
 
 @dataclass(frozen=True)
@@ -47,15 +57,18 @@ def read_folder(folder: Path) -> Listing:
     """A folder of class folders; `groups.csv` (path, patient_id or slide_id) in it names the groups.
 
     Folders called train, val and test that hold class folders are taken as the split. A folder called `unlabelled`
-    is no class.
+    is no class. No class is called train, val or test, nor `test_external` and the like.
 
     Raises:
-        DataError: no such folder, no classes, an empty class, or `groups.csv` does not fit.
+        DataError: no such folder, no classes, an empty class, `groups.csv` does not fit, or parts of the data lie
+            beside classes or beside other parts.
+        TileStoreError: a folder or a link cannot be read.
     """
     if not folder.is_dir():
         raise no_such_path(folder)
-    names = [path.name for path in subfolders(folder)]
-    if names and all(name.lower() in SPLIT_NAMES for name in names):
+    names = [path.name for path in subfolders(folder) if path.name.lower() not in UNLABELLED]
+    if any(PART_NAME.fullmatch(name) for name in names):
+        _refuse_mixed_parts(folder, names)
         return _read_split_folders(folder)
     paths, labels, notes = _read_class_folders(folder)
     listing = Listing(folder.resolve().name, ImageFiles(paths), tuple(labels), notes=tuple(notes))
@@ -63,20 +76,27 @@ def read_folder(folder: Path) -> Listing:
 
 
 def read_manifest(file: Path) -> Listing:
-    """A CSV or Parquet table: path, label, and optionally patient_id, slide_id, split; other columns are ignored.
+    """A CSV, TSV or Parquet table: path, label, and optionally patient_id, slide_id, split; others are named in a note.
 
-    Relative paths are relative to the folder of the table.
+    Relative paths are relative to the folder of the table. Rows without a label are left out and counted.
 
     Raises:
-        DataError: no such file, a missing column or value, a missing or repeated image, an unknown split.
+        DataError: no such file, a missing column or value, a missing or repeated image, an unknown split, or a column
+            that may mean one of these.
     """
     if not file.is_file():
         raise no_such_path(file)
-    columns = read_table(file, needed=("path", "label"))
-    for name in ("path", "label", "split"):
+    table = read_known_table(file, MANIFEST, needed=("path", "label"))
+    columns, notes = _labelled_rows(table)
+    for name in ("path", "split"):
         _refuse_empty(file, columns, name)
-    paths = [file.parent / path for path in columns["path"]]
-    missing = [path for path in paths if not path.is_file()]
+    cells = columns["path"]
+    paths = [path_of(cell, file.parent) for cell in cells]
+    missing = [
+        f"{path}{why_no_file(cell)}"
+        for path, cell in zip(paths, cells, strict=True)
+        if not os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises where we may not look)
+    ]
     if missing:
         raise DataError(
             str(file),
@@ -84,12 +104,22 @@ def read_manifest(file: Path) -> Listing:
             "Every path must be a file; relative paths start at the folder of the table.",
             "Correct the paths, or take the rows out.",
         )
-    if len(set(paths)) < len(paths):
-        repeated = next(path for index, path in enumerate(paths) if path in paths[:index])
+    counts = Counter(os.path.abspath(path) for path in paths)  # noqa: PTH100 (`a/../b.png` is `b.png`)
+    repeated = [path for path, count in counts.items() if count > 1]
+    if repeated:
         raise DataError(
-            str(file), f"{repeated} has several rows.", "Every image needs exactly one row.", "Take the others out."
+            str(file),
+            f"{len(repeated)} images have several rows: {name_some(repeated)}.",
+            "Every image needs exactly one row.",
+            "Take the others out.",
         )
-    listing = Listing(file.stem, ImageFiles(paths), tuple(columns["label"]), split=_read_split(file, columns))
+    listing = Listing(
+        file.stem,
+        ImageFiles(paths),
+        tuple(columns["label"]),
+        split=_read_split(file, columns),
+        notes=(*table.notes, *notes),
+    )
     return _with_group_column(listing, file, columns)
 
 
@@ -110,7 +140,51 @@ def refuse_unknown_layout(spec: str, layouts: tuple[str, ...]) -> DataError:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """The folders in a folder, sorted; hidden ones are left out.
+
+    Raises:
+        DataError: it may not be read, or a link in it leads nowhere.
+    """
+    try:
+        found = folders_in(folder)
+    except OSError as error:
+        raise _unreadable(folder, f"cannot be read ({(error.strerror or 'permission denied').lower()}).") from None
+    if found.unreadable:
+        raise _unreadable(folder, f"{len(found.unreadable)} link(s) in it lead nowhere: {name_some(found.unreadable)}.")
+    return list(found.files)
+
+
+def _unreadable(folder: Path, found: str) -> DataError:
+    return DataError(
+        str(folder),
+        found,
+        "All class folders must be readable, or a part of the data would decide without a word.",
+        "Ask for permission, mount the disk, or take the links away.",
+    )
+
+
+def _refuse_mixed_parts(folder: Path, names: Sequence[str]) -> None:
+    """Refuse folders of which some, by their names, are parts of the data, unless they are one train, val and test."""
+    parts = Counter(SPLIT_NAMES.get(name.lower()) for name in names)
+    named = [name for name in names if PART_NAME.fullmatch(name)]
+    others = [name for name in names if name not in named]
+    if any(name.lower() not in SPLIT_NAMES for name in names):
+        raise DataError(
+            str(folder),
+            f"{', '.join(named)}: named as parts of the data, not as classes"
+            + (f"; beside {', '.join(others)}." if others else "."),
+            f"Folders {', '.join(SPLITS)} that hold class folders (and `unlabelled`), or class folders alone.",
+            "Move away what is neither. A further test set is evaluated by itself: link it as `test`, and the same"
+            " `train`, into a folder of their own. A class of such a name must be renamed.",
+        )
+    doubled = [name for name in names if parts[SPLIT_NAMES[name.lower()]] > 1]
+    if doubled:
+        raise DataError(
+            str(folder),
+            f"{' and '.join(doubled)} mean the same part of the data.",
+            f"One folder each of {', '.join(SPLITS)} is needed.",
+            "Put their images together, or move one away.",
+        )
 
 
 def _read_class_folders(folder: Path) -> tuple[list[Path], list[str], list[str]]:
@@ -119,10 +193,10 @@ def _read_class_folders(folder: Path) -> tuple[list[Path], list[str], list[str]]
     labels: list[str] = []
     notes: list[str] = []
     for subfolder in subfolders(folder):
-        images = image_files(subfolder)
         if subfolder.name.lower() in UNLABELLED:
-            notes.append(f"{subfolder.name}: {len(images)} images without label left out")
+            notes.append(_note_unlabelled(subfolder))
             continue
+        images = image_files(subfolder)
         if not images:
             raise DataError(
                 str(subfolder),
@@ -142,9 +216,15 @@ def _read_class_folders(folder: Path) -> tuple[list[Path], list[str], list[str]]
     return paths, labels, notes
 
 
+def _note_unlabelled(folder: Path) -> str:
+    return f"{folder.name}: {len(image_files(folder)):,} images without label left out"
+
+
 def _read_split_folders(folder: Path) -> Listing:
-    parts = {SPLIT_NAMES[path.name.lower()]: path for path in subfolders(folder)}
-    return join_parts(folder, parts)
+    parts = {SPLIT_NAMES[path.name.lower()]: path for path in subfolders(folder) if path.name.lower() in SPLIT_NAMES}
+    listing = join_parts(folder, parts)
+    notes = [_note_unlabelled(path) for path in subfolders(folder) if path.name.lower() in UNLABELLED]
+    return replace(listing, notes=(*listing.notes, *notes))
 
 
 def join_parts(folder: Path, parts: dict[str, Path]) -> Listing:
@@ -167,8 +247,9 @@ def _with_groups(listing: Listing, folder: Path, paths: list[Path]) -> Listing:
     file = folder / GROUPS_FILE
     if not file.is_file():
         return listing
-    columns = read_table(file, needed=("path",))
-    row_of = {(folder / path).resolve(): row for row, path in enumerate(columns["path"])}
+    table = read_known_table(file, GROUPS_TABLE, needed=("path",))
+    columns = table.columns
+    row_of = {path_of(path, folder).resolve(): row for row, path in enumerate(columns["path"])}
     rows = [row_of.get(path.resolve(), -1) for path in paths]
     if -1 in rows:
         raise DataError(
@@ -178,7 +259,7 @@ def _with_groups(listing: Listing, folder: Path, paths: list[Path]) -> Listing:
             "Add the rows, or take the file away to split without groups.",
         )
     for row, label, path in zip(rows, listing.labels, paths, strict=True):
-        if "label" in columns and columns["label"][row] != label:
+        if "label" in columns and columns["label"][row] not in ("", label):
             raise DataError(
                 str(file),
                 f"{path.relative_to(folder)} has label {columns['label'][row]!r} and lies in the folder {label!r}.",
@@ -186,13 +267,13 @@ def _with_groups(listing: Listing, folder: Path, paths: list[Path]) -> Listing:
                 "Correct the table, or move the image.",
             )
     ordered = {name: [values[row] for row in rows] for name, values in columns.items()}
-    grouped = _with_group_column(listing, file, ordered)
+    grouped = _with_group_column(replace(listing, notes=(*listing.notes, *table.notes)), file, ordered)
     if grouped.groups is None:
         raise DataError(
             str(file),
-            f"it has the columns {', '.join(columns)}.",
-            "A column patient_id or slide_id is needed.",
-            "Rename the column, or take the file away to split without groups.",
+            f"it has the columns {', '.join(columns)}, and names no patient or slide.",
+            "A column patient_id or slide_id with values is needed.",
+            "Fill or rename the column, or take the file away to split without groups.",
         )
     return grouped
 
@@ -200,28 +281,53 @@ def _with_groups(listing: Listing, folder: Path, paths: list[Path]) -> Listing:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def _with_group_column(listing: Listing, file: Path, columns: dict[str, list[str]]) -> Listing:
+def _labelled_rows(table: Table) -> tuple[Mapping[str, Sequence[str]], list[str]]:
+    """The columns of the rows that have a label, without columns that are empty in every row; and notes on both."""
+    labels = table.columns["label"]
+    kept = [row for row, label in enumerate(labels) if label]
+    if not kept:
+        raise DataError(
+            str(table.path),
+            f"none of its {len(labels)} rows has a label.",
+            "Two classes are needed (NA, NaN, null and None are missing values).",
+            "Fill the column `label`.",
+        )
+    notes = []
+    if num_without := len(labels) - len(kept):
+        notes.append(f"{num_without:,} rows without a label (empty, NA, NaN, null, None, ...) left out")
+    columns: dict[str, Sequence[str]] = {}
+    for name, cells in table.columns.items():
+        values = [cells[row] for row in kept] if num_without else cells
+        if any(values) or name == "path":
+            columns[name] = values
+        else:
+            notes.append(f"column `{name}` is empty in every row: not known")
+    return columns, notes
+
+
+def _with_group_column(listing: Listing, file: Path, columns: Mapping[str, Sequence[str]]) -> Listing:
     """The listing grouped by patient, else by slide, else as it is."""
     for name, kind in GROUP_COLUMNS:
-        if name in columns:
+        if any(columns.get(name, ())):
             _refuse_empty(file, columns, name)
             return replace(listing, groups=tuple(columns[name]), group_kind=kind)
     return listing
 
 
-def _refuse_empty(file: Path, columns: dict[str, list[str]], name: str) -> None:
-    values = columns.get(name, [])
+def _refuse_empty(file: Path, columns: Mapping[str, Sequence[str]], name: str) -> None:
+    """Refuse a column that is empty or NA in some rows: a patient who is not known may be one of the other side."""
+    values = columns.get(name, ())
     empty = [row for row, value in enumerate(values) if not value]
     if empty:
         raise DataError(
             str(file),
-            f"column {name!r} is empty in {len(empty)} of {len(values)} rows (first: {columns['path'][empty[0]]}).",
+            f"{name!r} is empty (or NA) in {len(empty)} of {len(values)} rows, first {columns['path'][empty[0]]}.",
             "Every row needs a value, or the column must not be there.",
-            "Fill the column, or take it out.",
+            "Fill the column, take those rows out, or take the column out.",
         )
 
 
-def _read_split(file: Path, columns: dict[str, list[str]]) -> tuple[str, ...] | None:
+def _read_split(file: Path, columns: Mapping[str, Sequence[str]]) -> tuple[str, ...] | None:
     if "split" not in columns:
         return None
     unknown = sorted({value for value in columns["split"] if value.lower() not in SPLIT_NAMES})

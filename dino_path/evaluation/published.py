@@ -217,7 +217,7 @@ def _pcam_slides(file: Path, labels: list[str]) -> tuple[list[str] | None, str |
     is_tumour = [value.lower() in ("true", "1", "1.0") for value in table["center_tumor_patch"]]
     if is_tumour != [label == PCAM_CLASSES[1] for label in labels]:
         return None, f"{file.name} disagrees with the labels: its slides are not used"
-    return table["wsi"], None
+    return list(table["wsi"]), None
 
 
 def _check_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ from dino_path.model.folder import Triple
 from dino_path.model.published import Network, read_published, timm_model_of
 from dino_path.run import RunFolder, newest_checkpoint
 from dino_path.settings import digest, section_from_file
+from dino_path.walk import Found, files_below
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,12 @@ def _global_batch_size(record: Mapping[str, Any], config: Config) -> int | None:
 
 def _read_results(run: RunFolder) -> Iterator[dict[str, Any]]:
     """The evaluations in the run folder, in the order of their paths."""
-    for file in sorted(run.evaluation.rglob("results.json")):
+    found = (
+        files_below(run.evaluation, lambda name: name == "results.json") if run.evaluation.exists() else Found((), ())
+    )
+    for one in found.unreadable:
+        logger.warning("%s: its evaluations are not in the model card", one)
+    for file in found.files:
         record = _read_object(file)
         if record is not None and {"data", "rows"} <= record.keys():
             yield record

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_path.errors import DataError
+from dino_path.walk import Found, files_below
 
 Plain = dict[str, Any]
 
@@ -132,8 +133,9 @@ def read_evaluations(path: Path) -> list[AnyEvaluation]:
 
 def find_evaluations(folder: Path, troubles: list[str]) -> Iterator[AnyEvaluation]:
     """All evaluations below a folder; what cannot be read is added to `troubles`."""
-    files = [file for file in folder.rglob("*.json") if file.name in FILES]
-    for file in sorted(files, key=lambda file: (file.parent, FILES.index(file.name))):
+    found = files_below(folder, lambda name: name in FILES) if folder.exists() else Found((), ())
+    troubles += [str(one) for one in found.unreadable]
+    for file in sorted(found.files, key=lambda file: (file.parent, FILES.index(file.name))):
         try:
             yield _read(file)
         except DataError as error:

@@ -18,6 +18,7 @@ from dino_path.errors import CheckpointError, TileStoreError
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
 from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
 from dino_path.run import RunFolder
+from dino_path.walk import files_like
 
 FIGURE_EDGE_PX = 1600
 OVERLAY_EDGE_PX = 640
@@ -90,7 +91,7 @@ def read_store(path: Path) -> Store:
     """
     try:
         tiles = json.loads((path / "store.json").read_text(encoding="utf-8")).get("tiles", {})
-        slides = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((path / "slides").glob("[!.]*.json"))]
+        slides = [json.loads(file.read_text(encoding="utf-8")) for file in files_like(path / "slides", "[!.]*.json")]
     except (OSError, ValueError, AttributeError) as error:
         raise TileStoreError(
             str(path),
@@ -160,7 +161,7 @@ def _read_optional(file: Path, troubles: list[str]) -> Plain:
 
 def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:
     """Pictures of `folder` by name; a caption is the text file of the same name, else the file name in words."""
-    for file in sorted(folder.glob("*")) if folder.is_dir() else ():
+    for file in files_like(folder, "*"):
         if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
             continue
         sidecar = file.with_suffix(".txt")

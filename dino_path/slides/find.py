@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dino_path.errors import SlideError
+from dino_path.slides.dicom import DicomSeries, may_be_dicom
+from dino_path.slides.duplicates import same_slides
 from dino_path.slides.masks import find_mask
-from dino_path.slides.slide import dicom_series, is_slide_file
+from dino_path.slides.slide import is_slide_file
+from dino_path.slides.slide_table import CSV_COLUMNS, bad_slide_table, read_slide_table
+from dino_path.table_file import CSV_SUFFIXES
+from dino_path.walk import Found, Unreadable, files_below, name_some, without_names
 
 logger = logging.getLogger(__name__)
 
-# What OpenSlide 4 reads. Other files in a folder are not looked at.
+# What OpenSlide 4 reads; DICOM also without an extension.
 SLIDE_EXTENSIONS = (
-    ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm",
+    ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm", ".dicom",
 )  # fmt: skip
 TIFF_EXTENSIONS = (".tif", ".tiff")
+# Slides that nobody here reads: in a folder they are named and counted, not passed over in silence.
+UNREAD_EXTENSIONS = (
+    ".qptiff", ".vsi", ".isyntax", ".i2syntax", ".kfb", ".sdpc", ".tmap", ".mds", ".mdsx", ".lif", ".zvi", ".lsm",
+    ".nd2", ".oir", ".afi", ".jp2",
+)  # fmt: skip
 LONGEST_ID_BYTES = 150  # file systems allow 255 for a name; temporary names and tile keys add to it
-CSV_COLUMNS = "path[,slide_id,patient_id,mpp,split,mask,tiles.<setting>]"
 
 
 @dataclass(frozen=True)
@@ -46,48 +55,106 @@ class SlideRow:
     overrides: dict[str, str] | None = None
 
 
+@dataclass(frozen=True)
+class SlideSearch:
+    """What a search came upon.
+
+    Attributes:
+        rows: one per slide, in the order of their ids. A link to a slide that is not there has a row too: it fails by
+            its name when it is tiled, and is tried again by the next call.
+        unreadable: folders, and links to folders, that could not be looked at.
+    """
+
+    rows: list[SlideRow]
+    unreadable: tuple[Unreadable, ...]
+
+
 def find_slides(inputs: Sequence[Path], exclude: Sequence[str] = (), *, masks: Path | None = None) -> list[SlideRow]:
-    """One row per slide, in the order of their ids.
+    """The rows of `search_slides`, for callers who need all slides.
+
+    Raises:
+        SlideError: as there; or a folder could not be looked at.
+    """
+    search = search_slides(inputs, exclude, masks=masks)
+    if search.unreadable:
+        raise unreadable_folders(search.unreadable)
+    return search.rows
+
+
+def search_slides(inputs: Sequence[Path], exclude: Sequence[str] = (), *, masks: Path | None = None) -> SlideSearch:
+    """One row per slide, whatever it is named by; what is passed over is logged.
 
     Args:
         inputs: slide files, folders (searched with their subfolders), and CSV files with the columns
             `path[,slide_id,patient_id,mpp,split,mask,tiles.<setting>]`, paths relative to the CSV's folder.
-        exclude: slide ids or file names to leave out.
+        exclude: slide ids or file names to leave out; of folders that cannot be read, their names.
         masks: folder of tissue masks; a slide whose row names a mask of its own keeps that.
 
-    A slide without an id of its own is named by its path relative to the common root of all inputs.
+    A slide without an id of its own is named by its path relative to the common root of all inputs. A DICOM series is
+    one slide, named by its largest level; links and copies of a slide count once.
 
     Raises:
         SlideError: a path is missing or is no slide, a CSV is malformed, no slide is left, or two slides have one id.
     """
-    found: dict[Path, SlideRow] = {}
-    roots: list[Path] = []
-    for given in sorted(inputs, key=lambda path: path.suffix.lower() != ".csv"):  # a CSV says more than a folder
-        path = Path(os.path.abspath(given))  # noqa: PTH100 (symlinks stay as they are: their names are the user's)
-        rows = list(_rows_of(path))
-        roots += [path] if path.is_dir() else [row.path.parent for row in rows]
-        for row in rows:
-            found.setdefault(row.path, row)
     if not inputs:
         raise SlideError("slides", "none were given.", "Files, folders or a CSV are needed.", "Name at least one.")
+    found: dict[Path, SlideRow] = {}
+    roots: list[Path] = []
+    unreadable: list[Unreadable] = []
+    series = DicomSeries()
+    for given in sorted(
+        inputs, key=lambda path: path.suffix.lower() not in CSV_SUFFIXES
+    ):  # these say more than a folder
+        path = Path(os.path.abspath(given))  # noqa: PTH100 (symlinks stay as they are: their names are the user's)
+        if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where we may not look)
+            walk = _walk_slides(path)
+            unreadable += walk.unreadable
+            rows = _one_per_series([SlideRow(file, "") for file in walk.files], series)
+            roots.append(path)
+        elif path.suffix.lower() in CSV_SUFFIXES and os.path.isfile(path):  # noqa: PTH113
+            rows = _rows_of_table(path, series)
+            roots += [row.path.parent for row in rows]
+        else:
+            rows = _one_per_series([_row_of_file(path)], series)
+            roots.append(path.parent)
+        for row in rows:
+            found.setdefault(row.path, row)
+    unreadable = list(without_names(unreadable, exclude))
+    if not found:
+        raise unreadable_folders(unreadable) if unreadable else _no_slides(inputs)
     root = Path(os.path.commonpath(roots))
     rows = [
-        replace(row, slide_id=safe_id(row.slide_id or str(row.path.relative_to(root).with_suffix(""))))
-        for row in found.values()
+        replace(row, slide_id=safe_id(row.slide_id or _name_of(row.path.relative_to(root)))) for row in found.values()
     ]
+    rows = _count_once(_without(rows, exclude))
     refuse_collisions(rows)
-    rows = sorted(_without(rows, exclude), key=lambda row: row.slide_id)
+    rows.sort(key=lambda row: row.slide_id)
     if masks is not None:
+        _refuse_unreadable_masks(masks)
         rows = [_with_mask(row, masks) for row in rows]
     _refuse_shared_masks(rows)
-    return rows
+    return SlideSearch(rows, tuple(unreadable))
+
+
+def unreadable_folders(unreadable: Sequence[Unreadable]) -> SlideError:
+    return SlideError(
+        "slides",
+        f"{len(unreadable)} folder(s) or link(s) cannot be read: {name_some(unreadable)}.",
+        "All that is named must be readable, or slides would be missing without a word.",
+        "Ask for permission, mount the disk, take the link away, or name the folder under slides.exclude.",
+    )
 
 
 def holds_slides(path: Path) -> bool:
     """Whether a folder is one of slides, not of images: TIFF files are either, and OpenSlide tells by the first."""
-    files = _slides_in(path) if path.is_dir() else []
+    if not path.is_dir():
+        return False
+    walk = files_below(path, _is_slide_name)
+    files = [*walk.files, *(one.path for one in walk.unreadable if _is_slide_name(one.path.name))]
     tiffs = [file for file in files if file.suffix.lower() in TIFF_EXTENSIONS]
-    return len(files) > len(tiffs) or bool(tiffs and is_slide_file(tiffs[0]))
+    if len(files) > len(tiffs) or (tiffs and is_slide_file(tiffs[0])):
+        return True
+    return not files and any(map(may_be_dicom, files_below(path, _has_no_extension).files))
 
 
 def safe_id(name: str) -> str:
@@ -101,10 +168,17 @@ def safe_id(name: str) -> str:
     return safe
 
 
-def _with_mask(row: SlideRow, masks: Path) -> SlideRow:
-    """The row with its mask from the folder; where it has none, with the one that would be needed (the slide fails)."""
+def _refuse_unreadable_masks(masks: Path) -> None:
     if not masks.is_dir():
         raise SlideError(str(masks), "no such folder.", "A folder of tissue masks is needed.", "Check slides.masks.")
+    if not os.access(masks, os.R_OK | os.X_OK):
+        raise SlideError(
+            str(masks), "may not be read (permission denied).", "A folder of masks is needed.", "Ask for permission."
+        )
+
+
+def _with_mask(row: SlideRow, masks: Path) -> SlideRow:
+    """The row with its mask from the folder; where it has none, with the one that would be needed (the slide fails)."""
     if row.overrides and row.overrides.get("mask"):
         return row
     mask = find_mask(masks, row.slide_id, row.path) or masks / f"{row.slide_id}.png"
@@ -125,131 +199,138 @@ def _refuse_shared_masks(rows: Sequence[SlideRow]) -> None:
             )
 
 
-def _rows_of(path: Path) -> Iterator[SlideRow]:
-    """Rows of one input; `slide_id` is empty where the user gave none."""
-    if path.is_dir():
-        files = _slides_in(path)
-        if not files:
-            raise SlideError(
-                str(path),
-                "this folder holds no slides.",
-                f"Files that end in {', '.join(SLIDE_EXTENSIONS)} are needed, here or in subfolders.",
-                "Check the path; convert other formats to pyramidal TIFF.",
-            )
-        yield from (SlideRow(file, "") for file in files)
-    elif not path.exists():
+def _row_of_file(path: Path) -> SlideRow:
+    is_dead_link = path.is_symlink() and is_slide_path(path)  # it fails by its name when it is tiled
+    if not os.path.exists(path) and not is_dead_link:  # noqa: PTH110
         raise SlideError(
             str(path),
             "no such file or folder.",
             f"A slide, a folder of slides, or a CSV with {CSV_COLUMNS} is needed.",
             "Check the path, and that its disk is mounted.",
         )
-    elif path.suffix.lower() == ".csv":
-        yield from _rows_of_csv(path)
-    elif path.suffix.lower() in SLIDE_EXTENSIONS:
-        yield SlideRow(path, "")
-    else:
+    if not is_slide_path(path):
         raise SlideError(
             str(path),
             f"{path.suffix or 'a file without extension'} is no slide format.",
             f"A file that ends in {', '.join(SLIDE_EXTENSIONS)}, a folder, or a .csv is needed.",
             "Convert other formats to pyramidal TIFF; folders of images need no tiling.",
         )
+    return SlideRow(path, "")
 
 
-def _slides_in(folder: Path) -> list[Path]:
-    """Slide files below `folder`, sorted; links are followed (once), hidden files are not looked at."""
-    files: list[Path] = []
-    seen: set[str] = set()
-    for here, subfolders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        slides = [Path(here, name) for name in sorted(names) if _is_slide_name(name)]
-        files += _one_per_dicom_series(slides)
-    return sorted(files)
+def is_slide_path(path: Path) -> bool:
+    """Whether a file is a slide by its name, or is DICOM without an extension."""
+    return path.suffix.lower() in SLIDE_EXTENSIONS or (_has_no_extension(path.name) and may_be_dicom(path))
+
+
+def _walk_slides(folder: Path) -> Found:
+    """The slides below `folder`, with links to slides that are not there; what is passed over is logged."""
+    walk = files_below(folder, lambda name: _is_slide_name(name) or _is_unread_name(name) or _has_no_extension(name))
+    lost = [one.path for one in walk.unreadable if _is_slide_name(one.path.name)]
+    files = [file for file in walk.files if is_slide_path(file)]
+    unread = Counter(file.suffix.lower() for file in walk.files if _is_unread_name(file.name))
+    passed_over = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(unread.items()))
+    unreadable = tuple(one for one in walk.unreadable if one.path not in lost and not _is_unread_name(one.path.name))
+    if not files and not lost and not unreadable:
+        raise SlideError(
+            str(folder),
+            "this folder holds no slides" + (f" that are read (passed over: {passed_over})." if unread else "."),
+            f"Files that end in {', '.join(SLIDE_EXTENSIONS)} are needed, here or in subfolders.",
+            "Check the path; convert other formats to pyramidal TIFF.",
+        )
+    if unread:
+        logger.warning("%s: passed over, as formats that are not read: %s", folder, passed_over)
+    return Found(tuple(sorted([*files, *lost])), unreadable)
 
 
 def _is_slide_name(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SLIDE_EXTENSIONS
+    return Path(name).suffix.lower() in SLIDE_EXTENSIONS
 
 
-def _one_per_dicom_series(files: Sequence[Path]) -> Iterator[Path]:
-    """Drop further files of a DICOM series: a slide is one file per level there, and OpenSlide opens any of them."""
-    series_seen: set[str] = set()
-    for file in files:
-        series = dicom_series(file) if file.suffix.lower() == ".dcm" else None
-        if series is None or series not in series_seen:
-            yield file
-        if series is not None:
-            series_seen.add(series)
+def _is_unread_name(name: str) -> bool:
+    return Path(name).suffix.lower() in UNREAD_EXTENSIONS
 
 
-def _rows_of_csv(path: Path) -> Iterator[SlideRow]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            table = list(csv.reader(stream, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _bad_csv(path, f"cannot be read ({' '.join(str(error).split())}).") from None
-    if not table:
-        raise _bad_csv(path, "is empty.")
-    header = [column.strip().lower() for column in table[0]]
-    if "path" not in header:
-        raise _bad_csv(path, f"has no column `path` (its first line: {','.join(table[0])}).")
-    if len(set(header)) < len(header):
-        raise _bad_csv(path, f"names a column twice ({','.join(table[0])}).")
-    seen: dict[Path, int] = {}
-    for line, cells in enumerate(table[1:], start=2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise _bad_csv(path, f"line {line} has {len(cells)} cells, its header {len(header)}.")
-        row = _row_of_line(path, line, dict(zip(header, (cell.strip() for cell in cells), strict=True)))
-        if row.path in seen:
-            raise _bad_csv(path, f"lines {seen[row.path]} and {line} name the same slide ({row.path}).")
-        seen[row.path] = line
-        yield row
-    if not seen:
-        raise _bad_csv(path, "lists no slides.")
+def _has_no_extension(name: str) -> bool:
+    """Also `1.2.840.113`, as archives name DICOM files: numbers are no extension."""
+    suffix = Path(name).suffix[1:]
+    return not suffix or suffix.isdecimal()
 
 
-def _row_of_line(csv_path: Path, line: int, cells: dict[str, str]) -> SlideRow:
-    if not cells["path"]:
-        raise _bad_csv(csv_path, f"line {line} has no path.")
-    slide = Path(os.path.abspath(csv_path.parent / cells["path"]))  # noqa: PTH100
-    if not slide.is_file():
-        raise _bad_csv(csv_path, f"line {line} names {slide}, which is no file.")
-    if slide.suffix.lower() not in SLIDE_EXTENSIONS:
-        raise _bad_csv(csv_path, f"line {line} names {slide}, which has no slide extension.")
-    mpp = None
-    if cells.get("mpp"):
-        try:
-            mpp = float(cells["mpp"])
-        except ValueError:
-            raise _bad_csv(csv_path, f"line {line}: mpp {cells['mpp']!r} is no number.") from None
-    own = [name for name in cells if name == "mask" or name.startswith("tiles.")]
-    overrides = {name: cells[name] for name in own if cells[name]}
-    if "mask" in overrides:
-        overrides["mask"] = os.path.abspath(csv_path.parent / overrides["mask"])  # noqa: PTH100
-    return SlideRow(
-        slide,
-        cells.get("slide_id", ""),
-        cells.get("patient_id") or None,
-        mpp,
-        cells.get("split") or None,
-        overrides if own else None,
-    )
+def _name_of(path: Path) -> str:
+    return str(path if _has_no_extension(path.name) else path.with_suffix(""))
 
 
-def _bad_csv(path: Path, found: str) -> SlideError:
+def _one_per_series(rows: Iterable[SlideRow], series: DicomSeries) -> list[SlideRow]:
+    """Rows whose DICOM series count once, by their largest level; DICOM objects that are no slides are logged."""
+    found: dict[Path, SlideRow] = {}
+    others: list[str] = []
+    for row in rows:
+        file, other = series.slide_of(row.path) if may_be_dicom(row.path) else (row.path, None)
+        if other is not None:
+            others.append(f"{row.path} ({other})")
+        else:
+            found.setdefault(file, replace(row, path=file))
+    if others:
+        logger.warning("passed over, as DICOM objects that are no slides: %s", name_some(others))
+    return list(found.values())
+
+
+def _rows_of_table(path: Path, series: DicomSeries) -> list[SlideRow]:
+    """Rows of a CSV; files of one DICOM series may each have a row, if all say the same."""
+    rows: list[SlideRow] = []
+    said: dict[Path, tuple[int, Path, SlideRow]] = {}
+    for one in read_slide_table(path):
+        if not is_slide_path(one.path):
+            raise bad_slide_table(path, f"line {one.line} names {one.path}, which has no slide extension.")
+        row = SlideRow(one.path, one.slide_id, one.patient_id, one.mpp, one.split, one.overrides)
+        slide = series.slide_of(one.path)[0] if may_be_dicom(one.path) else one.path
+        line, file, before = said.setdefault(slide, (one.line, one.path, row))
+        if line != one.line and (file == one.path or before != replace(row, path=file)):
+            raise bad_slide_table(path, f"lines {line} and {one.line} name the same slide ({slide}).")
+        rows.append(row)
+    return _one_per_series(rows, series)
+
+
+def _count_once(rows: Sequence[SlideRow]) -> list[SlideRow]:
+    """Rows without the links and copies of other slides, which are logged. A mask of its own makes a row another.
+
+    Raises:
+        SlideError: a link or copy is said to be of another patient, split or mpp.
+    """
+    rows = sorted(rows, key=lambda row: (row.overrides is None, row.path.is_symlink(), row.slide_id))
+    of_mask: dict[str, dict[Path, SlideRow]] = {}
+    for row in rows:
+        of_mask.setdefault((row.overrides or {}).get("mask", ""), {})[row.path] = row
+    kept: list[SlideRow] = []
+    for group in of_mask.values():
+        same = same_slides(list(group))
+        kept += [row for path, row in group.items() if path not in same]
+        for path, (first, how) in same.items():
+            _refuse_contradiction(group[first], group[path], how)
+            logger.warning("%s is %s of %s: the same slide, which counts once (as %s)",
+                           path, how, first, group[first].slide_id)  # fmt: skip
+    return kept
+
+
+def _refuse_contradiction(first: SlideRow, other: SlideRow, how: str) -> None:
+    for name in ("patient_id", "split", "mpp"):
+        one, another = getattr(first, name), getattr(other, name)
+        if None not in (one, another) and one != another:
+            raise SlideError(
+                str(other.path),
+                f"is {how} of {first.path}, with another {name} ({another} and {one}).",
+                "One slide belongs to one patient and one split.",
+                "Take the wrong row out; or give each row a mask of its own, where the slide holds several tissues.",
+            )
+
+
+def _no_slides(inputs: Sequence[Path]) -> SlideError:
     return SlideError(
-        str(path),
-        found,
-        f"A CSV with a header line and the columns {CSV_COLUMNS} is needed; paths are relative to the CSV.",
-        "Mend the CSV.",
+        str(inputs[0]) if len(inputs) == 1 else f"{len(inputs)} inputs",
+        "nothing that is named is a slide.",
+        "DICOM files of whole slides are needed; segmentations, annotations, labels and overviews are none.",
+        "Name the slides themselves.",
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from dino_path.errors import TileStoreError
 from dino_path.slides.slide import RgbImage
+from dino_path.walk import Found, files_below, name_some, without_names
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
@@ -51,15 +52,28 @@ class ImageFiles:
         return str(self.paths[index])
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Image files below `folder`, sorted; hidden ones are not looked at."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_EXTENSIONS
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    )
+def image_files(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
+    """Image files below `folder`, sorted; links are followed, hidden names are left out, and those in `exclude`.
+
+    Raises:
+        TileStoreError: a folder cannot be read, or a link to an image or a folder leads nowhere.
+    """
+    found = search_images(folder, exclude)
+    if found.unreadable:
+        raise TileStoreError(
+            str(folder),
+            f"{len(found.unreadable)} folder(s) or link(s) in it cannot be read: {name_some(found.unreadable)}.",
+            "All images must be there, or a part of them would decide without a word.",
+            "Ask for permission, mount the disk, or take the links away.",
+        )
+    return list(found.files)
+
+
+def search_images(folder: Path, exclude: Sequence[str] = ()) -> Found:
+    """Image files below `folder` whose names are not in `exclude`, and what could not be looked at."""
+    found = files_below(folder, lambda name: Path(name).suffix.lower() in IMAGE_EXTENSIONS)
+    files = tuple(file for file in found.files if file.name not in exclude)
+    return Found(files, without_names(found.unreadable, exclude))
 
 
 def decode_tile(encoded: bytes, name: str) -> RgbImage:

@@ -28,6 +28,7 @@ from dino_path.identity import Identity
 from dino_path.run import is_abandoned, write_json
 from dino_path.settings import as_plain, digest, section_from_file, section_with
 from dino_path.tiles.tile_table import LIMITS, limits_of
+from dino_path.walk import files_like
 
 FORMAT_VERSION = 2
 # What a slide may have of its own. The rest decides what tiles are, and is one for the whole store.
@@ -153,7 +154,7 @@ class StoreFolder:
 
     def record_files(self) -> list[Path]:
         """The records of all finished slides, in the order of their ids."""
-        return sorted((self.path / "slides").glob("[!.]*.json"))
+        return files_like(self.path / "slides", "[!.]*.json")
 
     def remove_leftovers(self, slide_ids: Collection[str]) -> None:
         """Delete temporary files that killed processes left of the store's own files and of these slides."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from dino_path.errors import TileStoreError
 from dino_path.slides.slide import RgbImage
-from dino_path.tiles.images import IMAGE_EXTENSIONS, ImageFiles, image_files
+from dino_path.tiles.images import IMAGE_EXTENSIONS, ImageFiles, image_files, search_images
 from dino_path.tiles.store import TileStore
+from dino_path.walk import Unreadable
 
 
 class TileSource(Protocol):
@@ -71,23 +72,18 @@ class Subset:
 
 
 def open_tiles(path: Path, *, split: str | None = None, exclude: Sequence[str] = ()) -> TileSource:
-    """A tile store, or else a folder of images (with its subfolders).
+    """A tile store, or else a folder of images (with its subfolders), all of which can be read.
 
     Args:
-        split, exclude: of a tile store's slides. In a folder of images `exclude` names files; there is no split.
+        split, exclude: of a tile store's slides. In a folder of images `exclude` names files and folders; there is no
+            split.
 
     Raises:
-        TileStoreError: neither is there, it is damaged, or nothing is left.
+        TileStoreError: neither is there, it is damaged, nothing is left, or a folder in it cannot be read.
     """
     if (path / "store.json").exists():
         return TileStore.open(path, split=split, exclude=exclude)
-    if not path.is_dir():
-        raise TileStoreError(
-            str(path),
-            "no such folder.",
-            "A tile store or a folder of images is needed.",
-            "Check the path; `dino-path tile` makes a store from slides.",
-        )
+    _refuse_no_folder(path)
     if split is not None:
         raise TileStoreError(
             str(path),
@@ -95,12 +91,34 @@ def open_tiles(path: Path, *, split: str | None = None, exclude: Sequence[str] =
             "Only the slides of a tile store have splits.",
             "Leave slides.split out, or name the subfolder.",
         )
-    paths = [file for file in image_files(path) if file.name not in exclude]
-    if not paths:
+    return _images_of(path, image_files(path, exclude))
+
+
+def open_readable_tiles(path: Path) -> tuple[TileSource, Sequence[Unreadable]]:
+    """As `open_tiles`, with what could not be looked at in a folder of images instead of a refusal."""
+    if (path / "store.json").exists():
+        return TileStore.open(path), ()
+    _refuse_no_folder(path)
+    found = search_images(path)
+    return (_images_of(path, found.files) if found.files else open_tiles(path)), found.unreadable
+
+
+def _refuse_no_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise TileStoreError(
+            str(path),
+            "no such folder.",
+            "A tile store or a folder of images is needed.",
+            "Check the path; `dino-path tile` makes a store from slides.",
+        )
+
+
+def _images_of(path: Path, files: Sequence[Path]) -> ImageFiles:
+    if not files:
         raise TileStoreError(
             str(path),
             "holds neither store.json nor images.",
             f"A tile store, or files that end in {', '.join(IMAGE_EXTENSIONS)}, is needed.",
             "Check the path; `dino-path tile` makes a store from slides.",
         )
-    return ImageFiles(paths)
+    return ImageFiles(files)

@@ -9,6 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dino_path"
 FLOOR = {
     "config", "settings", "errors", "identity", "run", "distributed", "rendezvous", "progress", "processes", "lock",
+    "walk", "table_file",
 }  # fmt: skip
 # They tie rooms together, or look at the whole installation.
 ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "config_docs"}
@@ -27,6 +28,7 @@ ROOMS: dict[str, set[str]] = {
 DOORS: dict[str, set[str]] = {
     "openslide": {"slides"},
     "tifffile": {"slides"},
+    "pydicom": {"slides"},
     "pyarrow": {"tiles"},
     "albumentations": {"views"},
     "timm": {"model"},

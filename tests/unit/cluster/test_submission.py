@@ -349,3 +349,17 @@ def test_what_a_stage_would_not_find_is_refused_when_it_is_submitted(sbatch: Pat
     dry = CliRunner().invoke(app, ["submit", *words, "--dry-run"])
     assert said in str(dry.exception)
     assert dry.output.startswith("#!/bin/bash")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_percent_sign_in_a_path_is_doubled_where_slurm_would_read_a_placeholder(
+    stage: Stage, sbatch: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "RUN_10%subset%j"
+    config = load_config(None, ["store=S%x", f"out={out}", "training.num_steps=1"])
+    submission = submit(stage, config, ["--out", "a%b"], out=out, dry_run=False)
+    found = options(submission.script)
+    assert found["output"].replace("%%", "").count("%") == (3 if stage == "tile" else 2)
+    assert found["output"].startswith(f"{tmp_path}/RUN_10%%subset%%j/slurm/%x-%")
+    assert "a%b" in submission.script
+    assert f"output: {out}/slurm/dino-{stage}-4711" in submission.text()

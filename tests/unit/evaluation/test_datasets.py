@@ -221,16 +221,26 @@ def test_an_empty_class_and_a_single_class_are_refused(class_folders):
 @pytest.mark.parametrize(
     ("header", "change", "wanted"),
     [
-        (["file", "label"], lambda row: row[:2], "no column 'path'; it has 'file', 'label'"),
-        (["path;label"], lambda row: [";".join(row[:2])], "separated by commas"),
-        (["path", "label"], lambda row: (row[0], ""), "column 'label' is empty in 36 of 36 rows"),
-        (["path", "label", "patient_id"], lambda row: (*row[:2], ""), "column 'patient_id' is empty in 36"),
+        (["file", "label"], lambda row: row[:2], r"`file` is not read; did you mean `path`"),
+        (["a", "label"], lambda row: row[:2], "no column 'path'; it has 'a', 'label'"),
+        (["path", "label"], lambda row: (row[0], "NA"), "none of its 36 rows has a label"),
+        (
+            ["path", "label", "patient"],
+            lambda row: (*row[:2], "NA" if row[1] == "sea" else "1"),
+            r"'patient_id' is empty \(or NA\) in 12 of 36",
+        ),
+        (
+            ["path", "label", "split"],
+            lambda row: (*row[:2], "" if row[1] == "sea" else "train"),
+            r"'split' is empty \(or NA\) in 12 of 36",
+        ),
+        (["path", "label", "pateint_id"], lambda row: row, "`pateint_id` is not read; did you mean `patient_id`"),
         (["path", "label"], lambda row: ("gone/" + row[0], row[1]), "36 of 36 images are missing, first .*gone"),
-        (["path", "label"], lambda row: ("data/sea/00.png", row[1]), "sea/00.png has several rows"),
+        (["path", "label"], lambda row: ("data/sea/00.png", row[1]), "1 images have several rows: .*sea/00.png"),
         (["path", "label", "split"], lambda row: (*row[:2], "holdout"), "unknown split 'holdout'"),
         (["path", "label", "split"], lambda row: (*row[:2], "train"), "no test images of blood, leaf, sea"),
-        (["path", "label"], lambda row: row, "row 2 has 3 values, the first line names 2 columns"),
-        (["path", "label", "label"], lambda row: row, "column 'label' is there twice"),
+        (["path", "label"], lambda row: row, "line 2 has 3 cells, its header 2"),
+        (["path", "label", "label"], lambda row: row, "names a column twice"),
     ],
 )
 def test_a_malformed_manifest_is_refused_with_the_fault(tmp_path, rows, header, change, wanted):
@@ -249,13 +259,96 @@ def test_files_that_are_no_images_are_refused_by_name(class_folders):
 
 
 def test_a_file_that_cannot_be_read_is_refused_by_name(class_folders):
-    (class_folders / "sea" / "loop.png").symlink_to("loop.png")
     (class_folders / "sea" / "folder.png").mkdir()
-    assert len(load_labelled(str(class_folders), CONFIG).source) == 36  # neither is a file
+    assert len(load_labelled(str(class_folders), CONFIG).source) == 36  # a folder is no image
     labelled = load_labelled(str(class_folders), CONFIG)
     (class_folders / "sea" / "00.png").unlink()
     with pytest.raises(TileStoreError, match=r"00\.png"):
         labelled.source.read_bytes(24)
+
+
+def test_links_that_lead_nowhere_are_refused_by_name(class_folders):
+    dead = class_folders / "sea" / "12.png"
+    dead.symlink_to("/not_mounted/12.png")
+    with pytest.raises(TileStoreError, match=r"1 folder.*12\.png: a link to /not_mounted/12\.png, which is not there"):
+        load_labelled(str(class_folders), CONFIG)
+    dead.unlink()
+    (class_folders / "sky").symlink_to("/not_mounted/sky")
+    with pytest.raises(DataError, match=r"1 link.*sky: a link to /not_mounted/sky"):
+        load_labelled(str(class_folders), CONFIG)
+
+
+@pytest.fixture
+def parts(class_folders, tmp_path):
+    """train/ and test/ that hold the three classes."""
+    root = tmp_path / "parts"
+    for name in ("train", "test"):
+        for folder in class_folders.iterdir():
+            (root / name / folder.name).mkdir(parents=True)
+            for file in sorted(folder.iterdir()):
+                if (int(file.stem) < 4) == (name == "test"):
+                    shutil.copy(file, root / name / folder.name)
+    return root
+
+
+def test_unlabelled_images_beside_the_parts_are_left_out_and_counted(parts, write_image):
+    write_image(parts / "unlabelled" / "u.png", 999)
+    labelled = load_labelled(str(parts), CONFIG)
+    assert labelled.classes == ("blood", "leaf", "sea")
+    assert labelled.split_rule == "as given with the data"
+    assert "unlabelled: 1 images without label left out" in labelled.notes
+
+
+@pytest.mark.parametrize("name", ["test_external", "Test-2", "holdout", "sky", "train2", "validation.old"])
+def test_a_folder_beside_the_parts_is_refused_and_never_a_class(parts, write_image, name):
+    write_image(parts / name / "sea" / "u.png", 999)
+    with pytest.raises(DataError, match=f"(?s){name}.*further test set"):
+        load_labelled(str(parts), CONFIG)
+
+
+def test_a_part_beside_class_folders_is_refused_and_so_are_two_of_one_kind(parts, class_folders, write_image):
+    (parts / "test").rename(class_folders / "test")
+    with pytest.raises(DataError, match="test: named as parts of the data, not as classes; beside blood, leaf, sea"):
+        load_labelled(str(class_folders), CONFIG)
+    write_image(parts / "training" / "sea" / "u.png", 999)
+    with pytest.raises(DataError, match="train and training mean the same part"):
+        load_labelled(str(parts), CONFIG)
+
+
+def test_a_class_whose_name_begins_like_a_part_stays_a_class(class_folders):
+    (class_folders / "sea").rename(class_folders / "testis")
+    assert load_labelled(str(class_folders), CONFIG).classes == ("blood", "leaf", "testis")
+
+
+def test_rows_without_a_label_are_left_out_and_counted_whatever_word_they_use(tmp_path, rows):
+    words = ["NA", "", "NaN", "null", "None", "#N/A"]
+    some = [(path, words[i % 6] if i % 12 < 6 else label, patient) for i, (path, label, patient) in enumerate(rows)]
+    labelled = load_labelled(write_csv(tmp_path / "m.csv", ["path", "label", "patient_id"], some), CONFIG)
+    assert labelled.classes == ("blood", "leaf", "sea")
+    assert len(labelled.source) == 18
+    assert any(note.startswith("18 rows without a label") for note in labelled.notes)
+
+
+def test_patients_that_are_missing_in_every_row_are_not_known_and_no_patient(tmp_path, rows):
+    some = [(path, label, "NA", patient) for path, label, patient in rows]
+    header = ["path", "label", "patient_id", "slide_id"]
+    labelled = load_labelled(write_csv(tmp_path / "m.csv", header, some), CONFIG)
+    assert labelled.group_kind == "slide"
+    assert "column `patient_id` is empty in every row: not known" in labelled.notes
+
+
+def test_blank_rows_aliases_and_strange_columns_of_a_manifest(tmp_path, rows):
+    some = [[*row, "x"] for row in rows] + [["", "", "", ""]] * 2
+    labelled = load_labelled(write_csv(tmp_path / "m.csv", ["path", "label", "patient", "site"], some), CONFIG)
+    assert labelled.group_kind == "patient"
+    assert len(labelled.source) == 36
+    assert labelled.notes[:2] == ("column `patient` is read as `patient_id`", "columns that are not read: `site`")
+
+
+def test_a_semicolon_table_of_windows_names_the_same_images(tmp_path, rows):
+    text = "path;label\n" + "".join(f"{path.replace('/', chr(92))};{label}\n" for path, label, _ in rows)
+    (tmp_path / "m.csv").write_text(text, encoding="utf-16")
+    assert load_labelled(str(tmp_path / "m.csv"), CONFIG).classes == ("blood", "leaf", "sea")
 
 
 def test_a_training_part_too_small_for_validation_is_refused(tmp_path, rows):

@@ -1,6 +1,8 @@
 """Features straight from slides: no tile is written, files have the slides' names, and what was done stays."""
 
 import logging
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +138,34 @@ def test_a_folder_of_tiff_tiles_is_a_folder_of_images(model_folder: Path, tmp_pa
     assert (result.exit_code, result.exception) == (0, None)
     with h5py.File(tmp_path / "out" / "features.h5") as h5:
         assert h5["features"].shape == (1, 24)
+
+
+def test_what_cannot_be_looked_at_is_listed_and_the_rest_is_tiled_and_embedded(
+    model_folder: Path, slides: Path, tmp_path: Path
+) -> None:
+    """Dead links stand for folders without permission: a test that runs as root may read them all."""
+    import cv2
+
+    images = tmp_path / "images"
+    images.mkdir()
+    cv2.imwrite(str(images / "a.png"), np.zeros((32, 32, 3), np.uint8))
+    (images / "b.png").symlink_to("/not_mounted/b.png")
+    arguments = ["embed", str(model_folder), str(images), "--out", str(tmp_path / "e"), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--workers", "0"])
+    assert result.exit_code == EXIT_SOME_FAILED
+    assert "1 images -> " in result.output
+    assert f"failed   {images / 'b.png'}: a link to /not_mounted/b.png, which is not there" in result.output
+
+    slides = shutil.copytree(slides, tmp_path / "slides")
+    (slides / "colleague").symlink_to("/not_mounted/colleague")
+    (slides / "lost.tif").symlink_to("/not_mounted/lost.tif")
+    command = ["tile", str(slides), "--out", str(tmp_path / "s"), "tiles.mpp=0.5", *SETTINGS, "--workers", "0"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == EXIT_SOME_FAILED
+    assert f"failed  {slides / 'colleague'}: a link to /not_mounted/colleague, which is not there" in result.output
+    assert re.search(r"failed +lost .*no such file", result.output)
+    assert "1 failed: " in result.output
+    assert "; 1 folder(s) could not be read" in result.output
 
 
 class SmallMemory(nn.Module):

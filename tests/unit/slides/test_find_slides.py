@@ -60,7 +60,8 @@ def test_a_csv_gives_ids_patients_mpp_and_split_and_may_hold_other_columns(tmp_p
     ("text", "complaint"),
     [
         ("", "is empty"),
-        ("file,mpp\na.svs,1\n", "no column `path`"),
+        ("file,mpp\na.svs,1\n", "`file` is not read; did you mean `path`"),
+        ("site,mpp\na.svs,1\n", "no column `path`"),
         ("path\n", "lists no slides"),
         ("path,mpp\na.svs,half\n", "line 2: mpp 'half' is no number"),
         ("path,mpp\na.svs\n", "line 2 has 1 cells, its header 2"),

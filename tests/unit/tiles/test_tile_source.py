@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dino_path.errors import TileStoreError
-from dino_path.tiles.images import ImageFiles, decode_tile
-from dino_path.tiles.source import Subset, TileSource, open_tiles
+from dino_path.tiles.images import ImageFiles, decode_tile, image_files
+from dino_path.tiles.source import Subset, TileSource, open_readable_tiles, open_tiles
 from dino_path.tiles.store import TileStore
 
 
@@ -47,6 +47,24 @@ def test_what_holds_nothing_is_refused(pictures: Path, tmp_path: Path) -> None:
         ImageFiles([])
     with pytest.raises(TileStoreError, match=r"gone\.png"):
         ImageFiles([tmp_path / "gone.png"])
+
+
+def test_links_that_lead_nowhere_are_refused_or_told_and_can_be_excluded(pictures: Path) -> None:
+    (pictures / "a/5.png").symlink_to("/not_mounted/5.png")
+    (pictures / "notes.lnk.txt").symlink_to("/not_mounted/notes")
+    with pytest.raises(TileStoreError, match=r"1 folder.*5\.png: a link to /not_mounted/5\.png, which is not there"):
+        open_tiles(pictures)
+    assert len(open_tiles(pictures, exclude=["5.png"])) == 3
+    source, unreadable = open_readable_tiles(pictures)
+    assert len(source) == 3
+    assert [one.path.name for one in unreadable] == ["5.png"]
+
+
+def test_images_behind_linked_folders_are_found_once(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "study" / name).symlink_to(pictures / "a")
+    assert [file.parent.name for file in image_files(tmp_path / "study")] == ["one", "one"]
 
 
 def test_the_digest_of_a_folder_follows_its_files(pictures: Path) -> None:

@@ -1,0 +1,126 @@
+"""DICOM files: which of them are slides, and which files make up one. Headers alone are read, no pixels.
+
+A slide is a series: one file per level, beside label, overview and thumbnail, in one folder (OpenSlide finds the others
+from any of them).
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+PREAMBLE_BYTES = 128
+MAGIC = b"DICM"
+SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
+# What pydicom raises on damaged headers besides two errors of its own: it parses values when they are asked for.
+DAMAGED = (
+    OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, MemoryError,
+    struct.error,
+)  # fmt: skip
+LAST_TAG = 0x00480007  # TotalPixelMatrixRows, the last that is needed; tags stand in ascending order
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What a DICOM file says it is.
+
+    Attributes:
+        series: SeriesInstanceUID; "" where it names none.
+        kind: "volume" is a level of a slide; "label", "overview" or "thumbnail" belong to one; else the name of
+            another kind of object, such as "Segmentation Storage".
+        num_px: of the whole level.
+    """
+
+    series: str
+    kind: str
+    num_px: int
+
+
+def may_be_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its name, or begins like it and has no extension (numbers are none: `1.2.840.113`)."""
+    suffix = path.suffix.lower()
+    if suffix in DICOM_SUFFIXES:
+        return True
+    if suffix[1:] and not suffix[1:].isdecimal():
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(PREAMBLE_BYTES + len(MAGIC))[PREAMBLE_BYTES:] == MAGIC
+    except OSError:
+        return False  # an unreadable file without an extension: nothing says that it is a slide
+
+
+def read_dicom_header(path: Path) -> DicomHeader | None:
+    """The header of a DICOM file; None when the file is damaged, is none, or may not be read."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+    from pydicom.filereader import read_partial
+
+    try:
+        with path.open("rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that break DICOM's rules, and are what they are
+            found = read_partial(stream, stop_when=lambda tag, _vr, _length: int(tag) > LAST_TAG)
+            storage = found.get("SOPClassUID")
+            kinds = [str(value).lower() for value in found.get("ImageType", None) or ()]
+            columns, rows = (int(found.get(f"TotalPixelMatrix{what}", None) or 0) for what in ("Columns", "Rows"))
+            series = str(found.get("SeriesInstanceUID", None) or "")
+    except (InvalidDicomError, BytesLengthException, *DAMAGED):
+        return None
+    if storage is None:
+        return None
+    if storage != SLIDE_CLASS:
+        return DicomHeader(series, str(getattr(storage, "name", storage)), 0)
+    beside = next((kind for kind in ("label", "overview", "thumbnail") if kind in kinds), None)
+    return DicomHeader(series, beside or "volume", columns * rows)
+
+
+class DicomSeries:
+    """Series by folder: every file's header is read once."""
+
+    def __init__(self) -> None:
+        self._headers: dict[Path, DicomHeader | None] = {}
+        self._folders: dict[Path, dict[str, list[Path]]] = {}
+
+    def header(self, file: Path) -> DicomHeader | None:
+        if file not in self._headers:
+            self._headers[file] = read_dicom_header(file)
+        return self._headers[file]
+
+    def slide_of(self, file: Path) -> tuple[Path, str | None]:
+        """The file that stands for the slide of `file`, and None; or `file` and what it is, where that is no slide.
+
+        It is the largest level of the series, whichever file was named. A damaged file stands for itself.
+        """
+        header = self.header(file)
+        if header is None:
+            return file, None
+        first = self._series_in(file.parent).get(header.series, [file])[0] if header.series else file
+        found = self.header(first)
+        assert found is not None
+        return (first, None) if found.kind == "volume" else (file, found.kind)
+
+    def _series_in(self, folder: Path) -> dict[str, list[Path]]:
+        """series -> its files in `folder`, the largest level first, those beside it last."""
+        if folder not in self._folders:
+            found: dict[str, list[Path]] = {}
+            for file in _dicom_files(folder):
+                header = self.header(file)
+                if header is not None and header.kind in ("volume", "label", "overview", "thumbnail"):
+                    found.setdefault(header.series, []).append(file)
+            self._folders[folder] = {series: sorted(files, key=self._place) for series, files in found.items()}
+        return self._folders[folder]
+
+    def _place(self, file: Path) -> tuple[bool, int, str]:
+        header = self.header(file)
+        assert header is not None
+        return header.kind != "volume", -header.num_px, file.name
+
+
+def _dicom_files(folder: Path) -> Sequence[Path]:
+    try:
+        return [file for file in folder.iterdir() if not file.name.startswith(".") and may_be_dicom(file)]
+    except OSError:
+        return ()  # the file was named by itself: its folder may be entered, and not listed

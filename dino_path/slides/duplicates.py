@@ -1,0 +1,79 @@
+"""The same slide under several names: a link, a hard link, a copy. It counts once, or its tiles would count twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+SAMPLE_BYTES = 64 * 1024
+NUM_SAMPLES = 33  # 2 MiB of a large file: compressed pixels that agree in all of them are the same
+WHOLE_BYTES = 8 * 1024 * 1024
+# Text that names the picture files beside it, and not their content.
+NAMES_OTHER_FILES = (".vms", ".vmu")
+
+
+def same_slides(files: Sequence[Path]) -> dict[Path, tuple[Path, str]]:
+    """file -> (the earlier file that is the same slide, "a link", "a hard link" or "a copy"), for all but the first.
+
+    Bytes are read of files of equal size alone. Empty files, and those that cannot be read, are like no other.
+    """
+    by_size: dict[int, list[Path]] = {}
+    for file in files:
+        size = _size(_content_file(file))
+        if size:
+            by_size.setdefault(size, []).append(file)
+    same: dict[Path, tuple[Path, str]] = {}
+    for alike in by_size.values():
+        if len(alike) < 2:
+            continue
+        first_of: dict[tuple[object, ...], Path] = {}
+        for file in alike:
+            content = _content_file(file)
+            keys = [_inode(content)]
+            if file.suffix.lower() not in NAMES_OTHER_FILES and (digest := _digest(content)):
+                keys.append((digest,))
+            known = next((key for key in keys if key in first_of), None)
+            if known is None:
+                first_of |= dict.fromkeys(keys, file)
+            else:
+                is_link = file.is_symlink() or first_of[known].is_symlink()
+                how = "a copy" if known != keys[0] else "a link" if is_link else "a hard link"
+                same[file] = (first_of[known], how)
+    return same
+
+
+def _content_file(slide: Path) -> Path:
+    """The file that tells one slide from another: of MIRAX, the index in the folder beside it."""
+    index = slide.with_suffix("") / "Slidedat.ini"
+    return index if slide.suffix.lower() == ".mrxs" and index.is_file() else slide
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0  # it will fail by its own name when it is tiled
+
+
+def _inode(file: Path) -> tuple[object, ...]:
+    status = file.stat()
+    return status.st_dev, status.st_ino
+
+
+def _digest(file: Path) -> str | None:
+    """Of the size and of samples from begin to end, or of all bytes of a small file; None: not readable."""
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            content = hashlib.sha256(str(size).encode())
+            if size <= WHOLE_BYTES:
+                content.update(stream.read())
+            else:
+                for part in range(NUM_SAMPLES):
+                    stream.seek(part * (size - SAMPLE_BYTES) // (NUM_SAMPLES - 1))
+                    content.update(stream.read(SAMPLE_BYTES))
+            return content.hexdigest()
+    except OSError:
+        return None
