@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dino_path.errors import SlideError
+from dino_path.slides.kinds import NEEDS_EXTRA, OPENED
 from dino_path.slides.masks import find_mask
-from dino_path.slides.slide import dicom_series, is_slide_file
+from dino_path.slides.opening import is_slide_file
+from dino_path.slides.slide import dicom_series
 
 logger = logging.getLogger(__name__)
 
-# What OpenSlide 4 reads. Other files in a folder are not looked at.
-SLIDE_EXTENSIONS = (
-    ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm",
-)  # fmt: skip
+# Other files in a folder are not looked at.
+SLIDE_EXTENSIONS = (*OPENED, *NEEDS_EXTRA)
 TIFF_EXTENSIONS = (".tif", ".tiff")
 LONGEST_ID_BYTES = 150  # file systems allow 255 for a name; temporary names and tile keys add to it
 CSV_COLUMNS = "path[,slide_id,patient_id,mpp,split,mask,tiles.<setting>]"

@@ -262,7 +262,7 @@ def _why_no_candidates(mask: TissueMask, num_grid: int) -> str:
 
 
 def _flags(slide: Slide, mask: TissueMask, reading: _Reading) -> tuple[str, ...]:
-    flags = []
+    flags = list(slide.flags)
     if mask.tissue_percent < NEAR_0_PERCENT:
         flags.append("tissue near 0 %")
     if mask.tissue_percent > NEAR_100_PERCENT:
