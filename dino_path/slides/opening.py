@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import assert_never
 
@@ -27,16 +29,13 @@ def open_slide_file(path: Path) -> tuple[ReaderName, Reader]:
     Raises:
         SlideError: there is no such file, no reader for it, or an extra that is not installed.
     """
-    if not path.is_file():
-        raise SlideError(
-            str(path), "no such file.", "A slide file is needed.", "Check the path, and that its disk is mounted."
-        )
-    name = _reader_name(path)
-    if name is None:
-        try:
-            return "openslide", OpenSlideReader(path)
-        except NotOpened as reason:
-            name = _reader_beyond_openslide(path, str(reason))
+    with _absence_refused(path):
+        name = _reader_name(path)
+        if name is None:
+            try:
+                return "openslide", OpenSlideReader(path)
+            except NotOpened as reason:
+                name = _reader_beyond_openslide(path, str(reason))
     return name, open_reader(name, path)
 
 
@@ -46,6 +45,11 @@ def open_reader(name: ReaderName, path: Path) -> Reader:
     Raises:
         SlideError: that reader refuses the file, or is an extra that is not installed.
     """
+    with _absence_refused(path):
+        return _opened(name, path)
+
+
+def _opened(name: ReaderName, path: Path) -> Reader:
     match name:
         case "openslide":
             try:
@@ -69,6 +73,24 @@ def open_reader(name: ReaderName, path: Path) -> Reader:
             return WsidicomReader(path)
         case _:
             assert_never(name)
+
+
+@contextmanager
+def _absence_refused(path: Path) -> Iterator[None]:
+    """Refuse a file that is not there, was removed in this moment, or may not be read."""
+    if not path.is_file():
+        raise SlideError(
+            str(path), "no such file.", "A slide file is needed.", "Check the path, and that its disk is mounted."
+        )
+    try:
+        yield
+    except OSError as error:
+        raise SlideError(
+            str(path),
+            f"cannot be opened ({error.strerror or error}).",
+            "A file that may be read is needed.",
+            "Check its permissions, and that its disk is mounted.",
+        ) from None
 
 
 def is_slide_file(path: Path) -> bool:
@@ -104,11 +126,10 @@ def _shows_true_colours(path: Path) -> bool:
         return False
     try:
         with tifffile.TiffFile(path) as file:
-            if vendor in CONVERTED_VENDORS and not is_plain_colour(file.pages.first):
-                return False
-            return not (file.is_ome or file.is_qpi)
+            page, has_other_levels = file.pages.first, file.is_ome or file.is_qpi
     except DECODER_ERRORS:
         return True  # OpenSlide reads what it can of a damaged file, and says what it cannot
+    return not has_other_levels and (vendor not in CONVERTED_VENDORS or is_plain_colour(page))
 
 
 def _reader_beyond_openslide(path: Path, reason: str) -> ReaderName:
@@ -122,4 +143,6 @@ def _reader_beyond_openslide(path: Path, reason: str) -> ReaderName:
         return "wsidicom"
     if path.suffix.lower() == ".czi":
         return "slideio"
+    if _is_tiff(path) and detect_vendor(path) in CONVERTED_VENDORS and "unsupported" in reason.lower():
+        return "tifffile"  # a compression that imagecodecs may know
     raise why_not_opened(path, reason)

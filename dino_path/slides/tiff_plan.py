@@ -20,7 +20,7 @@ from dino_path.slides.reader import SlideFacts, downsamples_of
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, YCBCR = 0, 1, 2, 6  # TIFF's photometric interpretations
 UNCOMPRESSED, JPEG, APERIO_JPEG2000_YCBCR = 1, 7, 33003
 SEPARATE_PLANES = 2
-ALPHA = (1, 2)  # TIFF's ExtraSamples: associated and unassociated
+ALPHA = ((1,), (2,))  # TIFF's ExtraSamples: associated, unassociated
 UNSIGNED = 1  # TIFF's SampleFormat
 LARGEST_PIECE_BYTES = 2**30  # of one native tile or strip, decoded: it is in memory as a whole
 LEVEL_SLACK_PX = 3  # sides of a level, halved and rounded several times over, against the slide's shape
@@ -80,7 +80,7 @@ def is_plain_colour(page: Any) -> bool:
 
 
 def _holds_colours(page: Any) -> bool:
-    has_alpha = page.samplesperpixel == 4 and page.extrasamples[0] in ALPHA
+    has_alpha = page.samplesperpixel == 4 and page.extrasamples[:1] in ALPHA
     return page.photometric in (RGB, YCBCR) and (page.samplesperpixel == 3 or has_alpha)
 
 
