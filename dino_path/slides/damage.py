@@ -31,7 +31,14 @@ def damage_refused(path: Path, *others: type[Exception]) -> Iterator[None]:
 
 
 def damaged(path: Path, found: str) -> SlideError:
-    """A file whose bytes contradict each other, or end early."""
+    """A file whose bytes contradict each other or end early, or, where the decoder says so, of a kind it lacks."""
+    if "support" in found.lower():
+        return SlideError(
+            str(path),
+            f"cannot be decoded ({found}).",
+            "A slide in 8-bit colour and a common compression is needed.",
+            "Convert it to pyramidal TIFF with the scanner's own software, or list the slide under slides.exclude.",
+        )
     return SlideError(
         str(path),
         f"cannot be read ({found}).",

@@ -47,6 +47,16 @@ def refuse_dicom_without_colour(path: Path) -> None:
         )
 
 
+def dicom_series(path: Path) -> str | None:
+    """The DICOM series that `path` belongs to (one slide is many files); None when it is no whole-slide image."""
+    try:
+        header = _header(path) if is_dicom(path) else {}
+    except (SlideError, OSError):  # whoever opens it says why
+        return None
+    is_slide = header.get("SOPClassUID", "") == WHOLE_SLIDE
+    return str(header.get("SeriesInstanceUID", "")) or None if is_slide else None
+
+
 def series_files(path: Path) -> list[Path]:
     """The file and all others beside it that belong to its series: a slide is one file for each level, or more.
 
@@ -54,8 +64,8 @@ def series_files(path: Path) -> list[Path]:
         SlideError: it is damaged.
     """
     series = _header(path).get("SeriesInstanceUID")
-    beside = (file for file in sorted(path.parent.iterdir()) if file.is_file() and file != path and is_dicom(file))
-    return [path, *(file for file in beside if _header(file).get("SeriesInstanceUID") == series)]
+    beside = (file for file in sorted(path.parent.iterdir()) if file.is_file() and file != path)
+    return [path, *(file for file in beside if dicom_series(file) == series)]
 
 
 def _header(path: Path) -> Any:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dino_path.errors import SlideError
+from dino_path.slides.dicom import dicom_series
 from dino_path.slides.kinds import NEEDS_EXTRA, OPENED
 from dino_path.slides.masks import find_mask
 from dino_path.slides.opening import is_slide_file
-from dino_path.slides.slide import dicom_series
 
 logger = logging.getLogger(__name__)
 

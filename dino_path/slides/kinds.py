@@ -13,4 +13,4 @@ OPENED = (
     ".dcm", ".qptiff",
 )  # fmt: skip
 # Read once the extra is installed, and else refused with the command that installs it.
-NEEDS_EXTRA: dict[str, Extra] = {".vsi": "slideio", ".zvi": "slideio"}
+NEEDS_EXTRA: dict[str, Extra] = {".vsi": "slideio"}

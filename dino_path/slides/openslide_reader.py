@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import openslide
 
-from dino_path.errors import SlideError
+from dino_path.slides.damage import damaged
 from dino_path.slides.reader import RgbaImage, Size, SlideFacts
 
 CACHE_BYTES = 64 * 2**20
@@ -45,12 +45,7 @@ class OpenSlideReader:
         try:
             return np.asarray(self._handle.read_region(corner_level0, level, size), dtype=np.uint8)
         except openslide.OpenSlideError as error:
-            raise SlideError(
-                str(self._path),
-                f"cannot be read ({' '.join(str(error).split())}).",
-                "A file that OpenSlide can decode is needed.",
-                "Fetch the file again; if it stays so, list the slide under slides.exclude.",
-            ) from None
+            raise damaged(self._path, " ".join(str(error).split())) from None
 
     def close(self) -> None:
         self._handle.close()

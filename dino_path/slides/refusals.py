@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dino_path.errors import SlideError
+from dino_path.slides.damage import damaged
 from dino_path.slides.kinds import Extra
 
 # Formats of several files: where the others must lie, seen from the one that is named.
@@ -56,16 +57,6 @@ def why_not_opened(path: Path, reason: str) -> SlideError:
             "A whole and undamaged file in one of OpenSlide's formats is needed.",
             "Check that the download is complete; convert other formats to pyramidal TIFF.",
         )
-    if "support" in reason.lower() or "!=" in reason:  # whole, but of a kind that OpenSlide lacks
-        return SlideError(
-            str(path),
-            f"OpenSlide does not read files of this kind ({reason}).",
-            "A slide in 8-bit colour and a common compression is needed.",
-            "Convert it to pyramidal TIFF with the scanner's own software, or list the slide under slides.exclude.",
-        )
-    return SlideError(
-        str(path),
-        f"cannot be read ({reason}).",
-        "A file that OpenSlide can decode is needed.",
-        "Fetch the file again; if it stays so, list the slide under slides.exclude.",
-    )
+    if "!=" in reason:  # whole, but with other numbers than OpenSlide reads: bits, channels
+        reason = f"not supported: {reason}"
+    return damaged(path, reason)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from dino_path.errors import SlideError
 from dino_path.slides.kinds import ReaderName
 from dino_path.slides.opening import open_reader, open_slide_file
-from dino_path.slides.openslide_reader import NotOpened, OpenSlideReader
 from dino_path.slides.reader import Reader
 from dino_path.slides.resolution import find_mpp
 
@@ -159,16 +158,6 @@ class Slide:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None, "_pid": -1}
-
-
-def dicom_series(path: Path) -> str | None:
-    """The DICOM series that `path` belongs to (one slide is many files); None when OpenSlide refuses the file."""
-    try:
-        handle = OpenSlideReader(path)
-    except (NotOpened, OSError):
-        return None
-    handle.close()
-    return handle.facts.properties.get("dicom.SeriesInstanceUID")
 
 
 def _background_colour(properties: Mapping[str, str]) -> tuple[int, int, int]:

@@ -1,4 +1,9 @@
-"""Slides through slideio (an extra): VSI, ZVI, and CZI that OpenSlide refuses."""
+"""Slides through slideio (an extra): VSI, and CZI that OpenSlide refuses.
+
+slideio gives the channels of a CZI as they lie in the file: blue first where it is not compressed; in JPEG XR the order
+is the stream's, and nothing says which. So a CZI in JPEG XR is refused. A VSI in JPEG comes red first (slideio's own
+tests hold pictures of it); in other compressions that is assumed, and flagged.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +40,13 @@ class SlideioReader:
             )
         self._scene = max(scenes, key=_area)
         self._refuse_other_than_colour()
+        self._is_blue_first = path.suffix.lower() == ".czi"
         with damage_refused(path):
             sizes = tuple(self._size(level) for level in range(self._scene.num_zoom_levels))
             num_others = sum(_area(one) >= LARGE_SHARE * _area(self._scene) for one in scenes) - 1
             flags = (f"{num_others} more large images in the file",) if num_others else ()
+            if not self._is_blue_first and self._scene.compression != slideio.Compression.Jpeg:
+                flags = (*flags, "colours assumed: red, green, blue")
             vendor = path.suffix[1:].lower()
             self.facts = SlideFacts(vendor, sizes, downsamples_of(sizes), self._properties(), flags)
 
@@ -50,7 +58,7 @@ class SlideioReader:
         if min(inside):
             with damage_refused(self._path):
                 rgb = self._scene.read_block_from_level(level, (*start, *inside))
-                rgba[y : y + inside[1], x : x + inside[0], :3] = rgb
+                rgba[y : y + inside[1], x : x + inside[0], :3] = rgb[..., ::-1] if self._is_blue_first else rgb
                 rgba[y : y + inside[1], x : x + inside[0], 3] = 255
         return rgba
 
@@ -71,16 +79,25 @@ class SlideioReader:
         scene = self._scene
         channels = range(scene.num_channels)
         types = {str(scene.get_channel_data_type(channel)) for channel in channels}
-        planes = max(1, scene.num_z_slices) * max(1, scene.num_t_frames)
-        if (len(channels), types, planes) != (3, {"uint8"}, 1):
-            named = [name for name in map(scene.get_channel_name, channels) if name]
-            raise SlideError(
-                str(self._path),
-                f"has {len(channels)} channels{f' ({chr(44).join(named)})' if named else ''} of "
-                f"{' and '.join(sorted(types))}, in {planes} plane{'s' * (planes != 1)}.",
-                "Three 8-bit colours (red, green, blue) in one plane are needed.",
-                "Export it as 8-bit RGB from the tool that wrote it, or list the slide under slides.exclude.",
+        num_planes = max(1, scene.num_z_slices) * max(1, scene.num_t_frames)
+        compression = scene.compression
+        if num_planes > 1:
+            found = f"is a stack of {num_planes} focal planes or times."
+        elif len(channels) != 3 or types != {"uint8"}:
+            found = f"has {len(channels)} channel{'s' * (len(channels) != 1)} of {' and '.join(sorted(types))}."
+        elif self._path.suffix.lower() == ".czi" and compression != slideio.Compression.Uncompressed:
+            found = (
+                "OpenSlide refuses this CZI, and slideio shows such files in their true colours only uncompressed; "
+                f"this one is {compression.name}."
             )
+        else:
+            return
+        raise SlideError(
+            str(self._path),
+            found,
+            "Three 8-bit colours (red, green, blue) in one plane are needed.",
+            "Export it as 8-bit RGB, such as OME-TIFF, from the tool that wrote it, or list it under slides.exclude.",
+        )
 
 
 def _area(scene: Any) -> int:

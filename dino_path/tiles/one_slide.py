@@ -127,7 +127,7 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         slide_id,
         str(work.row.path),
         "empty",
-        _why_no_candidates(mask, len(grid)),
+        _why_no_candidates(slide, mask, len(grid)),
         file_bytes=file_bytes(work.row.path),
         mpp=slide.mpp,
         mpp_source=slide.mpp_source,
@@ -254,9 +254,11 @@ def _refuse_damaged(slide: Slide, reading: _Reading, num_candidates: int) -> Non
         )
 
 
-def _why_no_candidates(mask: TissueMask, num_grid: int) -> str:
+def _why_no_candidates(slide: Slide, mask: TissueMask, num_grid: int) -> str:
     if num_grid == 0:
         return "the slide is smaller than one tile"
+    if "grey" in slide.flags and mask.threshold is not None:
+        return "the slide is grey, and tissue is found by its colour: give masks of another tool (slides.masks)"
     how = f"at a saturation above {mask.threshold:.3f}" if mask.threshold is not None else f"says {mask.source}"
     return f"no tile has enough tissue (tissue is {mask.tissue_percent:.2f} % of the slide, {how})"
 

@@ -145,17 +145,23 @@ def test_what_lies_outside_the_slide_is_not_covered(tmp_path: Path) -> None:
 
 
 def test_only_the_pieces_that_a_region_touches_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    whole = tifffile.FileHandle.read
+
+    def counted(self: Any, size: int = -1) -> bytes:
+        read.append(size)
+        return bytes(whole(self, size))
+
     for write, most_bytes in (
         (one_strip, 2 * 64 * 700 * 3),
         (strips, 2 * 37 * 700 * 3),
         (ome_interleaved, 128 * 64 * 3),
     ):
         reader = TiffReader(write(tmp_path / f"{write.__name__}.tif"))
-        read: list[int] = []
-        whole = tifffile.FileHandle.read
-        monkeypatch.setattr(tifffile.FileHandle, "read", lambda self, size=-1: read.append(size) or whole(self, size))
-        reader.read_region((10, 70), 0, (20, 20))
-        monkeypatch.undo()
+        read.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(tifffile.FileHandle, "read", counted)
+            reader.read_region((10, 70), 0, (20, 20))
         assert 0 < sum(read) <= most_bytes
         reader.close()
 
