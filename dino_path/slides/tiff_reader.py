@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from dino_path.errors import SlideError
 from dino_path.slides.damage import damage_refused
 from dino_path.slides.jpeg import BadJpeg
 from dino_path.slides.native import NotNative
@@ -19,6 +18,8 @@ from dino_path.slides.tiff_plan import plan_slide
 class TiffReader:
     """One TIFF, opened by tifffile."""
 
+    _file: tifffile.TiffFile | None = None
+
     def __init__(self, path: Path) -> None:
         """Open it.
 
@@ -28,13 +29,8 @@ class TiffReader:
         self._path = path
         with damage_refused(path):
             self._file = tifffile.TiffFile(path)
-        try:
-            with damage_refused(path):
-                plan = plan_slide(self._file, path)
-                self._levels = [[PagePixels(page, path) for page in pages] for pages in plan.levels]
-        except SlideError:
-            self._file.close()
-            raise
+            plan = plan_slide(self._file, path)
+            self._levels = [[PagePixels(page, path) for page in pages] for pages in plan.levels]
         self.facts = plan.facts
 
     def read_region(self, corner_level0: tuple[int, int], level: int, size: Size) -> RgbaImage:
@@ -55,4 +51,8 @@ class TiffReader:
         return rgba
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def __del__(self) -> None:
+        self.close()
