@@ -14,10 +14,14 @@ import tomllib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, version
+from importlib.util import find_spec
 from pathlib import Path
 
 GIB = 2**30
+# Readers that are extras, and what they read beyond OpenSlide and tifffile.
+SLIDE_EXTRAS = {"slideio": "VSI and some CZI", "wsidicom": "DICOM in JPEG-LS and other rare syntaxes"}
 # openslide-bin #433: the bottom tiles of TIFFs that are not JPEG come out corrupted.
 BAD_OPENSLIDE_BINARIES = ("4.0.0.9", "4.0.0.10", "4.0.0.11")
 # Views on their way from the workers to the training process: 8 workers x 2 batches of 64 tiles x 0.5 MB.
@@ -51,7 +55,8 @@ def examine(out: Path) -> list[Finding]:
         out: the folder whose disk and write access are checked; it need not exist and is not made.
     """
     checks: tuple[Callable[[], list[Finding]], ...] = (
-        check_python, check_packages, check_torch, check_gpus, check_process_groups, check_openslide, check_faiss,
+        check_python, check_packages, check_torch, check_gpus, check_process_groups, check_openslide,
+        check_slide_extras, check_faiss,
         lambda: check_disk(out), check_shared_memory, check_cpus, check_open_files, check_slurm, check_wandb, check_git,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check()]
@@ -196,6 +201,22 @@ def check_openslide() -> list[Finding]:
     if binary in BAD_OPENSLIDE_BINARIES:
         return [Finding("OpenSlide", f"{found} corrupts the bottom tiles of TIFFs", is_fault=True, remedy=remedy)]
     return [Finding("OpenSlide", found)]
+
+
+def check_slide_extras() -> list[Finding]:
+    """The readers of slides that are extras: which are there, and what is refused without the others."""
+    missing = [extra for extra in SLIDE_EXTRAS if find_spec(extra) is None]
+    found = ", ".join(f"{extra} {version(extra)}" for extra in SLIDE_EXTRAS if extra not in missing)
+    refused = ", ".join(f"{SLIDE_EXTRAS[extra]} are refused without {extra}" for extra in missing)
+    remedy = f"only where you have such slides: uv pip install 'dino-path[{','.join(missing)}]'" if missing else None
+    findings = [Finding("readers", "; ".join(text for text in (found, refused) if text), remedy=remedy)]
+    for extra in SLIDE_EXTRAS.keys() - missing:
+        try:
+            import_module(extra)
+        except (ImportError, OSError) as error:
+            remedy = f"uv pip install --reinstall 'dino-path[{extra}]'"
+            findings.append(Finding(extra, f"cannot be loaded: {_one_line(error)}", is_fault=True, remedy=remedy))
+    return findings
 
 
 def check_faiss() -> list[Finding]:

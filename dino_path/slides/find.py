@@ -14,22 +14,20 @@ from pathlib import Path
 from dino_path.errors import SlideError
 from dino_path.slides.dicom import DicomSeries, may_be_dicom
 from dino_path.slides.duplicates import same_slides
+from dino_path.slides.kinds import NEEDS_EXTRA, OPENED
 from dino_path.slides.masks import find_mask
-from dino_path.slides.slide import is_slide_file
+from dino_path.slides.opening import is_slide_file
 from dino_path.slides.slide_table import CSV_COLUMNS, bad_slide_table, read_slide_table
 from dino_path.table_file import CSV_SUFFIXES
 from dino_path.walk import Found, Unreadable, files_below, name_some, without_names
 
 logger = logging.getLogger(__name__)
 
-# What OpenSlide 4 reads; DICOM also without an extension.
-SLIDE_EXTENSIONS = (
-    ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm", ".dicom",
-)  # fmt: skip
+SLIDE_EXTENSIONS = (*OPENED, *NEEDS_EXTRA)  # DICOM also without an extension
 TIFF_EXTENSIONS = (".tif", ".tiff")
 # Slides that nobody here reads: in a folder they are named and counted, not passed over in silence.
 UNREAD_EXTENSIONS = (
-    ".qptiff", ".vsi", ".isyntax", ".i2syntax", ".kfb", ".sdpc", ".tmap", ".mds", ".mdsx", ".lif", ".zvi", ".lsm",
+    ".isyntax", ".i2syntax", ".kfb", ".sdpc", ".tmap", ".mds", ".mdsx", ".lif", ".lsm",
     ".nd2", ".oir", ".afi", ".jp2",
 )  # fmt: skip
 LONGEST_ID_BYTES = 150  # file systems allow 255 for a name; temporary names and tile keys add to it

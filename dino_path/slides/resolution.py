@@ -12,12 +12,15 @@ MICRONS_PER_UNIT = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 # Properties that hold microns per pixel (x, y), in order of trust. OpenSlide fills the first pair for most vendors.
 MPP_PROPERTIES = (
+    ("ome:PhysicalSizeX", "ome:PhysicalSizeY"),
     ("openslide.mpp-x", "openslide.mpp-y"),
     ("aperio.MPP", "aperio.MPP"),
     (
         "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_X",
         "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_Y",
     ),
+    ("slideio:resolution-x", "slideio:resolution-y"),
+    ("wsidicom:mpp-x", "wsidicom:mpp-y"),
 )
 FROM_CSV, FROM_TIFF, FROM_OBJECTIVE = "slides CSV", "tiff.XResolution", "objective power"
 

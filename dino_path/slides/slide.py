@@ -1,4 +1,4 @@
-"""One whole-slide image: its levels, its mpp, and safe reading. The only module that imports `openslide`.
+"""One whole-slide image: its levels, its mpp, and safe reading, whoever reads the file.
 
 Frames: `level-0 px` are pixels of the finest level, origin at its top-left corner; `level px` are pixels of one level.
 """
@@ -8,21 +8,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import openslide
 from numpy.typing import NDArray
 
 from dino_path.errors import SlideError
+from dino_path.slides.kinds import ReaderName
+from dino_path.slides.opening import open_reader, open_slide_file
+from dino_path.slides.reader import Reader
 from dino_path.slides.resolution import find_mpp
 
 RgbImage = NDArray[np.uint8]  # (H, W, 3)
 WHITE = (255, 255, 255)
-CACHE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Slide:
         levels: finest first.
         mpp: microns per pixel of level 0.
         mpp_source: where `mpp` came from, such as `openslide.mpp-x` or `objective power`.
-        vendor: OpenSlide's name of the format, such as `aperio` or `generic-tiff`.
+        reader: who reads the file.
+        vendor: the reader's name of the format, such as `aperio`, `generic-tiff` or `ome-tiff`.
+        flags: what a person should know of the file, such as `grey`.
         background: RGB put under transparent pixels.
         bounds_origin: (x, y) of the scanned part's corner, level-0 px: QuPath counts from there. (0, 0) for most.
     """
@@ -56,10 +58,14 @@ class Slide:
         vendor: str,
         background: tuple[int, int, int],
         bounds_origin: tuple[int, int] = (0, 0),
+        *,
+        reader: ReaderName = "openslide",
+        flags: tuple[str, ...] = (),
     ) -> None:
         self.path, self.levels, self.mpp, self.mpp_source = path, levels, mpp, mpp_source
         self.vendor, self.background, self.bounds_origin = vendor, background, bounds_origin
-        self._handle: Any = None
+        self.reader, self.flags = reader, flags
+        self._handle: Reader | None = None
         self._pid = -1
 
     @classmethod
@@ -70,23 +76,27 @@ class Slide:
             mpp: microns per pixel of level 0 that the user gave (slides CSV); it overrules the file.
 
         Raises:
-            SlideError: missing or refused by OpenSlide; mpp unknown, implausible, or different in x and y.
+            SlideError: missing, or refused by every reader; mpp unknown, implausible, or different in x and y.
         """
-        handle = _open_handle(path)
-        try:
-            properties = dict(handle.properties)
-            sizes, downsamples = handle.level_dimensions, handle.level_downsamples
-        except openslide.OpenSlideError as error:
-            raise _unreadable(path, error) from None
-        finally:
-            handle.close()
-        mpp_level0, source = find_mpp(path.name, properties, given=mpp)
+        name, handle = open_slide_file(path)
+        handle.close()
+        facts = handle.facts
+        mpp_level0, source = find_mpp(path.name, facts.properties, given=mpp)
         levels = tuple(
-            Level(width, height, float(downsample), mpp_level0 * float(downsample))
-            for (width, height), downsample in zip(sizes, downsamples, strict=True)
+            Level(width, height, downsample, mpp_level0 * downsample)
+            for (width, height), downsample in zip(facts.sizes, facts.downsamples, strict=True)
         )
-        vendor = properties.get("openslide.vendor", "")
-        return cls(path, levels, mpp_level0, source, vendor, _background_colour(properties), _bounds_origin(properties))
+        return cls(
+            path,
+            levels,
+            mpp_level0,
+            source,
+            facts.vendor,
+            _background_colour(facts.properties),
+            _bounds_origin(facts.properties),
+            reader=name,
+            flags=facts.flags,
+        )
 
     @property
     def name(self) -> str:
@@ -118,11 +128,10 @@ class Slide:
     ) -> tuple[RgbImage, NDArray[np.uint8]]:
         """The pixels, and (H, W) uint8 that is 255 where the scanner recorded something and 0 where nothing."""
         try:
-            rgba = np.asarray(self._process_handle().read_region(corner_level0, level, size), dtype=np.uint8)
-        except openslide.OpenSlideError as error:
-            # OpenSlide latches: after one failure every later read on this handle fails. The next read opens anew.
-            self.close()
-            raise _unreadable(self.path, error) from None
+            rgba = self._process_handle().read_region(corner_level0, level, size)
+        except SlideError:
+            self.close()  # OpenSlide latches: after one failure every later read fails. The next read opens anew.
+            raise
         alpha = rgba[..., 3]
         if int(alpha.min()) == 255:
             return np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), dtype=np.uint8), alpha
@@ -136,9 +145,9 @@ class Slide:
             self._handle.close()
         self._handle = None
 
-    def _process_handle(self) -> Any:
+    def _process_handle(self) -> Reader:
         if self._handle is None or self._pid != os.getpid():
-            self._handle, self._pid = _open_handle(self.path), os.getpid()
+            self._handle, self._pid = open_reader(self.reader, self.path), os.getpid()
         return self._handle
 
     def __enter__(self) -> Slide:
@@ -149,51 +158,6 @@ class Slide:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None, "_pid": -1}
-
-
-def dicom_series(path: Path) -> str | None:
-    """The DICOM series that `path` belongs to (one slide is many files); None when OpenSlide refuses the file."""
-    try:
-        with openslide.OpenSlide(path) as handle:
-            series: str | None = handle.properties.get("dicom.SeriesInstanceUID")
-            return series
-    except (openslide.OpenSlideError, OSError):
-        return None
-
-
-def _open_handle(path: Path) -> Any:
-    if not path.is_file():
-        raise SlideError(
-            str(path), "no such file.", "A slide file is needed.", "Check the path, and that its disk is mounted."
-        )
-    try:
-        handle = openslide.OpenSlide(path)
-        handle.set_cache(_process_cache(os.getpid()))
-        return handle
-    except openslide.OpenSlideUnsupportedFormatError:
-        raise SlideError(
-            str(path),
-            "OpenSlide does not know this file as a slide.",
-            "A whole and undamaged file in one of OpenSlide's formats is needed.",
-            "Check that the download is complete; convert other formats to pyramidal TIFF.",
-        ) from None
-    except openslide.OpenSlideError as error:
-        raise _unreadable(path, error) from None
-
-
-@lru_cache(maxsize=1)
-def _process_cache(_pid: int) -> Any:
-    """OpenSlide's cache of decoded tiles, one for all slides of a process: its own would be 32 MiB for each."""
-    return openslide.OpenSlideCache(CACHE_BYTES)
-
-
-def _unreadable(path: Path, error: Exception) -> SlideError:
-    return SlideError(
-        str(path),
-        f"cannot be read ({' '.join(str(error).split())}).",
-        "A file that OpenSlide can decode is needed.",
-        "Fetch the file again; if it stays so, list the slide under slides.exclude.",
-    )
 
 
 def _background_colour(properties: Mapping[str, str]) -> tuple[int, int, int]:
@@ -210,8 +174,3 @@ def _bounds_origin(properties: Mapping[str, str]) -> tuple[int, int]:
         return int(properties["openslide.bounds-x"]), int(properties["openslide.bounds-y"])
     except (KeyError, ValueError):
         return 0, 0
-
-
-def is_slide_file(path: Path) -> bool:
-    """Whether OpenSlide knows the file's format; a picture of one tile is none."""
-    return openslide.OpenSlide.detect_format(path) is not None

@@ -58,7 +58,7 @@ class SlideRecord:
         overrides: what the slides CSV set for this slide alone (`mask`, `tiles.<setting>`), as text.
         limits: the quality limits that `num_tiles` and the counts follow from.
         tissue_percent: of the slide's area.
-        reader: `native` or `openslide: <why>`: who read the tiles; empty when there were none to read.
+        reader: who read the tiles: `native`, or another and why (`openslide: <why>`); empty when there were none.
         num_passed_through: tiles that are the slide's own JPEG bytes, not encoded anew.
         num_candidates: tiles with enough tissue; the next five counts say why some were not kept.
         flags: what a person should look at, such as `tissue near 0 %`.

@@ -163,7 +163,7 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         slide_id,
         str(work.row.path),
         "empty",
-        _why_no_candidates(mask, len(grid)),
+        _why_no_candidates(slide, mask, len(grid)),
         file_bytes=file_bytes(work.row.path),
         content_digest=identity.digest,
         stamp=identity.stamp,
@@ -301,15 +301,17 @@ def _refuse_damaged(slide: Slide, reading: _Reading, num_candidates: int) -> Non
         )
 
 
-def _why_no_candidates(mask: TissueMask, num_grid: int) -> str:
+def _why_no_candidates(slide: Slide, mask: TissueMask, num_grid: int) -> str:
     if num_grid == 0:
         return "the slide is smaller than one tile"
+    if "grey" in slide.flags and mask.threshold is not None:
+        return "the slide is grey, and tissue is found by its colour: give masks of another tool (slides.masks)"
     how = f"at a saturation above {mask.threshold:.3f}" if mask.threshold is not None else f"says {mask.source}"
     return f"no tile has enough tissue (tissue is {mask.tissue_percent:.2f} % of the slide, {how})"
 
 
 def _flags(slide: Slide, mask: TissueMask, reading: _Reading) -> tuple[str, ...]:
-    flags = []
+    flags = list(slide.flags)
     if mask.tissue_percent < NEAR_0_PERCENT:
         flags.append("tissue near 0 %")
     if mask.tissue_percent > NEAR_100_PERCENT:

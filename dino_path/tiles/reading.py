@@ -38,7 +38,7 @@ class TileReader:
     """Reads the tiles of one slide, by the fastest way that has proved itself on this slide.
 
     Attributes:
-        reader: what the slide's record says: `native`, or `openslide: <why>`.
+        reader: what the slide's record says: `native`, or the slide's reader and why: `openslide: <why>`.
         shrink: by how much the native reader divides while it decodes: 1, 2, 4 or 8.
     """
 
@@ -57,13 +57,13 @@ class TileReader:
         Args:
             corners: (N, 2) of the tiles that will be read, level-0 px: some of them are compared.
         """
-        native, shrink, reader = None, 1, "openslide: tiles.reader"
+        native, shrink, reader = None, 1, f"{slide.reader}: tiles.reader"
         if config.reader == "auto":
             try:
                 native, shrink = _proved_reader(slide, spec, corners)
                 reader = "native"
             except NotNative as reason:
-                reader = f"openslide: {reason}"
+                reader = f"{slide.reader}: {reason}"
         return cls(slide, spec, native, shrink=shrink, copies_jpeg=config.copy_native_jpeg, reader=reader)
 
     @classmethod

@@ -29,6 +29,8 @@ DOORS: dict[str, set[str]] = {
     "openslide": {"slides"},
     "tifffile": {"slides"},
     "pydicom": {"slides"},
+    "slideio": {"slides"},
+    "wsidicom": {"slides"},
     "pyarrow": {"tiles"},
     "albumentations": {"views"},
     "timm": {"model"},

@@ -46,6 +46,25 @@ def test_the_whole_examination_finds_the_software_sound_and_puts_lacks_before_wh
     assert names.index("torch") < names.index("FAISS")
 
 
+def test_readers_that_are_extras_are_named_with_what_is_refused_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    (finding,) = doctor.check_slide_extras()
+    assert not finding.is_fault
+    assert "VSI and some CZI are refused without slideio" in finding.found
+    assert finding.remedy is not None
+    assert finding.remedy.endswith("uv pip install 'dino-path[slideio,wsidicom]'")
+
+
+def test_an_extra_that_cannot_be_loaded_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise OSError("libx.so: cannot open shared object file")
+
+    monkeypatch.setattr(doctor, "SLIDE_EXTRAS", {"numpy": "everything"})
+    monkeypatch.setattr(doctor, "import_module", fail)
+    fine, broken = doctor.check_slide_extras()
+    assert (fine.remedy, broken.name, broken.is_fault) == (None, "numpy", True)
+
+
 def test_faults_come_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "check_git", lambda: [Finding("git", "broken", is_fault=True, remedy="mend it")])
     assert examine(tmp_path)[0].name == "git"

@@ -1,0 +1,47 @@
+"""What decoders raise on damaged files, as one refusal."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dino_path.errors import SlideError
+
+# One changed byte of a TIFF's directory gives any of these. tifffile's own errors are ValueErrors, those of imagecodecs
+# and slideio RuntimeErrors.
+DECODER_ERRORS: tuple[type[Exception], ...] = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
+    struct.error,
+)  # fmt: skip
+
+
+@contextmanager
+def damage_refused(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """Turn what decoders raise into a SlideError that says so.
+
+    Args:
+        others: exceptions that a library has of its own.
+    """
+    try:
+        yield
+    except DECODER_ERRORS + others as error:
+        raise damaged(path, " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def damaged(path: Path, found: str) -> SlideError:
+    """A file whose bytes contradict each other or end early, or, where the decoder says so, of a kind it lacks."""
+    if "support" in found.lower():
+        return SlideError(
+            str(path),
+            f"cannot be decoded ({found}).",
+            "A slide in 8-bit colour and a common compression is needed.",
+            "Convert it to pyramidal TIFF with the scanner's own software, or list the slide under slides.exclude.",
+        )
+    return SlideError(
+        str(path),
+        f"cannot be read ({found}).",
+        "A whole and undamaged file is needed.",
+        "Fetch the file again; if it stays so, list the slide under slides.exclude.",
+    )
