@@ -52,7 +52,8 @@ class SlideRecord:
         mask: `otsu`, `saturation`, or the path of the mask that was given; mask_digest: of that file.
         overrides: what the slides CSV set for this slide alone (`mask`, `tiles.<setting>`), as text.
         limits: the quality limits that `num_tiles` and the counts follow from.
-        tissue_percent: of the slide's area.
+        tissue_percent: of the area that the scanner recorded.
+        ink_percent: of what is not glass, the share that has the colour of pen ink; above 0 where there is any.
         reader: `native` or `openslide: <why>`: who read the tiles; empty when there were none to read.
         num_passed_through: tiles that are the slide's own JPEG bytes, not encoded anew.
         num_candidates: tiles with enough tissue; the next five counts say why some were not kept.
@@ -91,6 +92,7 @@ class SlideRecord:
     num_blurred: int = 0
     num_unreadable: int = 0
     tissue_percent: float | None = None
+    ink_percent: float | None = None
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
 

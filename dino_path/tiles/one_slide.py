@@ -28,7 +28,9 @@ from dino_path.tiles.reading import TileReader, spec_of
 from dino_path.tiles.tile_table import TileRow, TileTable, judge, limits_of, read_tile_table, write_tile_table
 from dino_path.tiles.writing import TileWriter
 
-NEAR_0_PERCENT, NEAR_100_PERCENT = 0.5, 95.0  # of the slide's area: a mask beyond these is worth a look
+NEAR_0_PERCENT, NEAR_100_PERCENT = 0.5, 95.0  # of the scanned area: a mask beyond these is worth a look
+MUCH_INK_PERCENT = 50.0  # of what is not glass: rather a stain that looks like ink
+IF_STAINED = "if this is a {colour} stain, set tiles.max_pen_fraction=1"
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         slide_id,
         str(work.row.path),
         "empty",
-        _why_no_candidates(mask, len(grid)),
+        _why_no_candidates(mask, len(grid), config),
         file_bytes=file_bytes(work.row.path),
         mpp=slide.mpp,
         mpp_source=slide.mpp_source,
@@ -148,7 +150,8 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         num_candidates=int(is_candidate.sum()),
         num_unreadable=len(reading.unreadable),
         tissue_percent=round(mask.tissue_percent, 2),
-        flags=_flags(slide, mask, reading),
+        ink_percent=_ink_percent(mask),
+        flags=_flags(slide, mask, reading, config),
     )
     return _judged(record, TileTable.from_rows(reading.rows), work)
 
@@ -236,6 +239,8 @@ def _judged(record: SlideRecord, table: TileTable, work: SlideWork) -> SlideReco
             f"none of {record.num_candidates} tiles with tissue passed the quality limits: {reasons}, "
             f"{record.num_unreadable} unreadable"
         )
+        if counts["pen"] > record.num_candidates / 2:
+            empty_reason += f"; {IF_STAINED.format(colour='blue or green')}"
         record = replace(record, status="done" if num_kept else "empty", reason="" if num_kept else empty_reason)
         write_tile_table(work.folder.table_file(record.slide_id), table)
     else:
@@ -254,19 +259,33 @@ def _refuse_damaged(slide: Slide, reading: _Reading, num_candidates: int) -> Non
         )
 
 
-def _why_no_candidates(mask: TissueMask, num_grid: int) -> str:
+def _why_no_candidates(mask: TissueMask, num_grid: int, config: TilesConfig) -> str:
     if num_grid == 0:
         return "the slide is smaller than one tile"
     how = f"at a saturation above {mask.threshold:.3f}" if mask.threshold is not None else f"says {mask.source}"
-    return f"no tile has enough tissue (tissue is {mask.tissue_percent:.2f} % of the slide, {how})"
+    reason = f"no tile has enough tissue (tissue is {mask.tissue_percent:.2f} % of the scanned area, {how})"
+    if mask.ink is not None and _has_much_ink(mask, config):
+        looks = f"{mask.ink.share:.0%} of what is not glass looks like {mask.ink.colour} pen"
+        reason += f"; {looks}: {IF_STAINED.format(colour=mask.ink.colour)}"
+    return reason
 
 
-def _flags(slide: Slide, mask: TissueMask, reading: _Reading) -> tuple[str, ...]:
+def _ink_percent(mask: TissueMask) -> float:
+    return max(0.01, round(100 * mask.ink.share, 2)) if mask.ink is not None else 0.0
+
+
+def _has_much_ink(mask: TissueMask, config: TilesConfig) -> bool:
+    return config.max_pen_fraction < 1 and _ink_percent(mask) > MUCH_INK_PERCENT
+
+
+def _flags(slide: Slide, mask: TissueMask, reading: _Reading, config: TilesConfig) -> tuple[str, ...]:
     flags = []
     if mask.tissue_percent < NEAR_0_PERCENT:
         flags.append("tissue near 0 %")
     if mask.tissue_percent > NEAR_100_PERCENT:
         flags.append("tissue near 100 %")
+    if _has_much_ink(mask, config):
+        flags.append("more ink than tissue")
     if slide.mpp_source == FROM_OBJECTIVE:
         flags.append("mpp from objective power")
     if mask.overview.unreadable:

@@ -160,12 +160,19 @@ def _is_whole(folder: StoreFolder, record: SlideRecord, config: TilesConfig) -> 
     return all(file.exists() for file in files)
 
 
+def _ink_is_tissue(limits: dict[str, float]) -> bool:
+    """Of the quality limits, this one has a part in the tissue mask: with 1, ink is looked at as tissue is."""
+    return limits.get("max_pen_fraction", 0) >= 1
+
+
 def _is_tiled_as(record: SlideRecord, work: SlideWork, config: TilesConfig) -> bool:
     """Whether mpp, mask and settings are those that the slide was tiled with; its quality limits may differ."""
     if work.row.mpp is not None and work.row.mpp != record.mpp:
         return False
     then = slide_config(config, record.overrides, record.slide_id)
     if as_plain(then) | limits_of(work.config) != as_plain(work.config):
+        return False
+    if _ink_is_tissue(record.limits) != _ink_is_tissue(limits_of(work.config)) and record.ink_percent != 0:
         return False
     if work.mask_file is None or not work.mask_file.is_file():
         return work.mask_file is None and not record.mask_digest
