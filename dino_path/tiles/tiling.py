@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from dino_path.tiles.tile_table import limits_of
 from dino_path.tiles.workers import work_in_processes
 
 logger = logging.getLogger(__name__)
+
+NUMBER = re.compile(r"\d[\d.,]*")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,16 @@ class TilingSummary:
     @property
     def num_tiles(self) -> int:
         return sum(record.num_tiles for record in self.records)
+
+    @property
+    def commonest_reason(self) -> str:
+        """Why most slides without tiles have none, with their number; reasons that differ in numbers alone are one."""
+        alike: dict[str, list[str]] = {}
+        for record in self.records:
+            if record.status != "done":
+                alike.setdefault(NUMBER.sub("#", record.reason), []).append(record.reason)
+        most = max(alike.values(), key=len)
+        return f"{len(most)} because {most[0]}"
 
     def _count(self, status: str) -> int:
         return sum(record.status == status and record.slide_id not in self.skipped for record in self.records)
