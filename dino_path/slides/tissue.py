@@ -49,8 +49,8 @@ class TissueMask:
 
     @property
     def tissue_percent(self) -> float:
-        """Share of the slide's area that is tissue, 0 to 100."""
-        return 100 * float(self.tissue.mean())
+        """Share of the area that the scanner recorded which is tissue, 0 to 100."""
+        return 100 * float(self.tissue.sum()) / max(1, int(np.count_nonzero(self.overview.covered)))
 
 
 def tissue_mask(slide: Slide, config: TilesConfig, mask_file: Path | None = None) -> TissueMask:

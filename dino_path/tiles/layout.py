@@ -25,6 +25,7 @@ from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, TileStoreError
 from dino_path.run import is_abandoned, write_json
 from dino_path.settings import as_plain, digest, section_from_file, section_with
+from dino_path.slides.overview import Part
 from dino_path.tiles.tile_table import LIMITS, limits_of
 
 FORMAT_VERSION = 2
@@ -46,6 +47,8 @@ class SlideRecord:
         mpp, mpp_source: microns per level-0 pixel and who said so.
         tile_mpp: true microns per pixel of the stored tiles (within `tiles.mpp_tolerance` of `tiles.mpp`).
         bounds_origin: (x, y), level-0 px, from which QuPath counts on this slide.
+        pictured: left, top, width, height, level-0 px, of what thumbnail and overlay show: the part that was scanned.
+            Empty in stores made before there was such a part: they show the whole slide.
         level, level_width, level_height: the pyramid level that the tiles are read from, and its size in its own px.
         read_px: edge of a tile in px of that level, before it is resampled to `tiles.size_px`.
         shrink: by how much the JPEG decoder divided (1, 2, 4 or 8) where the reader is `native`.
@@ -73,6 +76,7 @@ class SlideRecord:
     width_level0: int = 0
     height_level0: int = 0
     bounds_origin: tuple[int, int] = (0, 0)
+    pictured: tuple[int, ...] = ()
     level: int = 0
     level_width: int = 0
     level_height: int = 0
@@ -95,6 +99,14 @@ class SlideRecord:
     ink_percent: float | None = None
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def pictured_part(self) -> Part:
+        """Left, top, width and height of what the pictures show, level-0 px."""
+        if not self.pictured:
+            return 0, 0, self.width_level0, self.height_level0
+        left, top, width, height = self.pictured
+        return left, top, width, height
 
 
 _FIELDS = frozenset(one.name for one in fields(SlideRecord))
@@ -247,7 +259,7 @@ def read_record(file: Path) -> SlideRecord:
     """
     values = {key: value for key, value in read_json(file).items() if key in _FIELDS}
     try:
-        values.update({key: tuple(values[key]) for key in ("flags", "bounds_origin") if key in values})
+        values.update({key: tuple(values[key]) for key in ("flags", "bounds_origin", "pictured") if key in values})
         record = SlideRecord(**values)
     except TypeError as error:
         raise _damaged(file, str(error)) from None

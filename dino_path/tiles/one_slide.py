@@ -23,7 +23,7 @@ from dino_path.slides.slide import Slide
 from dino_path.slides.tissue import TissueMask, tissue_mask
 from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid
 from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide, write_record
-from dino_path.tiles.pictures import write_contours, write_overlay, write_thumbnail
+from dino_path.tiles.pictures import scanned_part, write_contours, write_overlay, write_thumbnail
 from dino_path.tiles.reading import TileReader, spec_of
 from dino_path.tiles.tile_table import TileRow, TileTable, judge, limits_of, read_tile_table, write_tile_table
 from dino_path.tiles.writing import TileWriter
@@ -122,7 +122,8 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
     fractions = covered_fractions(mask.tissue, mask.overview.px_level0, grid, spec.size_level0)
     is_candidate = fractions >= config.min_tissue_fraction
     reading = _write_tiles(slide, spec, grid[is_candidate], fractions[is_candidate], work)
-    write_thumbnail(folder.thumbnail_file(slide_id), slide, mask.overview)
+    pictured = scanned_part(slide, mask.overview)
+    write_thumbnail(folder.thumbnail_file(slide_id), slide, mask.overview, pictured)
     write_contours(folder.contour_file(slide_id), slide_id, mask, slide.bounds_origin)
     level = slide.levels[spec.level]
     record = SlideRecord(
@@ -137,6 +138,7 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         width_level0=slide.width_level0,
         height_level0=slide.height_level0,
         bounds_origin=slide.bounds_origin,
+        pictured=pictured,
         level=spec.level,
         level_width=level.width,
         level_height=level.height,
