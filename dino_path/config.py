@@ -89,7 +89,8 @@ class SlidesConfig(Section):
     )
     masks: Path | None = Field(
         None,
-        description="folder of tissue masks from other tools: one <slide_id> or <file name> .png or .geojson per slide",
+        description="folder of tissue masks from other tools: one file of outlines or picture per slide, named"
+        " <slide_id> or <file name>; formats in tiling.md",
     )
 
 
@@ -128,7 +129,9 @@ class TilesConfig(Section):
         None, description="values that mean tissue in mask pictures from other tools; None: all but 0"
     )
     mask_classes: tuple[str, ...] | None = Field(
-        None, description="classes that mean tissue in GeoJSON masks from other tools; None: all, and none"
+        None,
+        description="classes of outlines from other tools that mean tissue; None: all areas, with a class or without,"
+        " but QuPath's `Ignore*`",
     )
     max_pen_fraction: Fraction = Field(
         0.05, description="tiles with more pen ink are not kept; 1 for green and blue special stains"
@@ -440,11 +443,13 @@ class EvaluationConfig(Section):
     input_px: int | None = Field(None, ge=16, description="resize images to this edge; None: the model's own")
     regions: Path | None = Field(
         None,
-        description="folder of <slide_id>.geojson (QuPath) or <slide_id>.png (class numbers over the whole slide, 0 for"
-        " none): labels the tiles of a `store:`",
+        description="folder of outlines (<slide_id>.geojson, .xml, ...) or pictures (<slide_id>.png, .tif: class"
+        " numbers over the whole slide, 0 for none): labels the tiles of a `store:`; formats in tiling.md",
     )
     region_classes: dict[str, int] = Field(
-        {}, description="class names of the numbers in .png regions; empty: every number but 0, named by it"
+        {},
+        description="the classes that count, and their numbers in pictures of regions (outlines have no use for the"
+        " number); empty: all, a picture's named by their number",
     )
     min_region_fraction: float = Field(
         0.75, gt=0.5, le=1, description="share of a tile that one region class must cover to label it"

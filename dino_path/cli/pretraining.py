@@ -86,7 +86,9 @@ def tile(
             "At least one readable slide whose microns per pixel are known is needed.",
             "Every reason stands above; a CSV with the columns path,mpp gives mpp where the file does not.",
         )
-    if summary.num_failed or search.unreadable:
+    if summary.records and not summary.num_tiles:  # a later stage would only say that there is nothing to train on
+        typer.echo(f"NO TILES: none of {len(summary.records)} slide(s) has any, {summary.commonest_reason}")
+    if summary.num_failed or search.unreadable or (summary.records and not summary.num_tiles):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-SAMPLE_BYTES = 64 * 1024
-NUM_SAMPLES = 33  # 2 MiB of a large file: compressed pixels that agree in all of them are the same
-WHOLE_BYTES = 8 * 1024 * 1024
-# Text that names the picture files beside it, and not their content.
-NAMES_OTHER_FILES = (".vms", ".vmu")
+from dino_path.identity import content_digest
 
 
 def same_slides(files: Sequence[Path]) -> dict[Path, tuple[Path, str]]:
@@ -32,7 +26,7 @@ def same_slides(files: Sequence[Path]) -> dict[Path, tuple[Path, str]]:
         for file in alike:
             content = _content_file(file)
             keys = [_inode(content)]
-            if file.suffix.lower() not in NAMES_OTHER_FILES and (digest := _digest(content)):
+            if digest := _digest(file):
                 keys.append((digest,))
             known = next((key for key in keys if key in first_of), None)
             if known is None:
@@ -63,17 +57,8 @@ def _inode(file: Path) -> tuple[object, ...]:
 
 
 def _digest(file: Path) -> str | None:
-    """Of the size and of samples from begin to end, or of all bytes of a small file; None: not readable."""
+    """Of the slide's content; None: not readable."""
     try:
-        with file.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            content = hashlib.sha256(str(size).encode())
-            if size <= WHOLE_BYTES:
-                content.update(stream.read())
-            else:
-                for part in range(NUM_SAMPLES):
-                    stream.seek(part * (size - SAMPLE_BYTES) // (NUM_SAMPLES - 1))
-                    content.update(stream.read(SAMPLE_BYTES))
-            return content.hexdigest()
+        return content_digest(file)
     except OSError:
         return None

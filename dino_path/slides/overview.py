@@ -13,6 +13,7 @@ from dino_path.errors import SlideError
 from dino_path.slides.slide import RgbImage, Slide
 
 Span = tuple[int, int]  # start, stop
+Part = tuple[int, int, int, int]  # of a slide: left, top, width, height, level-0 px
 
 BLOCK_PX = 2048  # edge of one read, in level px: 16 MiB as RGBA
 SMALLEST_BLOCK_PX = 256  # a block that cannot be decoded is quartered down to this, to lose no more than the damage
@@ -36,18 +37,27 @@ class Overview:
     px_level0: tuple[float, float]
     unreadable: float = 0.0
 
+    @property
+    def scanned(self) -> tuple[slice, slice]:
+        """Rows and columns of the smallest rectangle that holds all that was recorded; all, where nothing was."""
+        if not self.covered.any():
+            return slice(0, self.covered.shape[0]), slice(0, self.covered.shape[1])
+        rows, columns = (np.flatnonzero(self.covered.any(axis=axis)) for axis in (1, 0))
+        return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
-def read_overview(slide: Slide, *, mpp: float) -> Overview:
-    """The slide at about `mpp`, area-averaged; never finer than level 0.
 
-    The picture's edges are the slide's edges exactly, so `px_level0` is what one pixel measures, not `mpp`.
+def read_overview(slide: Slide, *, mpp: float, part: Part | None = None) -> Overview:
+    """The slide, or a part of it, at about `mpp`, area-averaged; never finer than level 0.
+
+    The picture's edges are those of the slide or part exactly, so `px_level0` is what one pixel measures, not `mpp`.
 
     Raises:
         SlideError: the slide cannot be read, or the picture would not fit in memory.
     """
     px_level0 = max(1.0, mpp / slide.mpp)
-    width = max(1, round(slide.width_level0 / px_level0))
-    height = max(1, round(slide.height_level0 / px_level0))
+    left, top, width_level0, height_level0 = part or (0, 0, slide.width_level0, slide.height_level0)
+    width = max(1, round(width_level0 / px_level0))
+    height = max(1, round(height_level0 / px_level0))
     if width * height > LARGEST_OVERVIEW_PX:
         raise SlideError(
             slide.name,
@@ -55,14 +65,18 @@ def read_overview(slide: Slide, *, mpp: float) -> Overview:
             f"At most {LARGEST_OVERVIEW_PX:,} pixels are held in memory.",
             "Set tiles.mask_mpp higher (8 is usual).",
         )
-    scale_x, scale_y = slide.width_level0 / width, slide.height_level0 / height
+    scale_x, scale_y = width_level0 / width, height_level0 / height
     # One per cent of slack: a level that matches but for rounding is read as it is.
     level = max(i for i, one in enumerate(slide.levels) if one.downsample <= min(scale_x, scale_y) * 1.01 or i == 0)
     rgb = np.empty((height, width, 3), dtype=np.uint8)
     covered = np.empty((height, width), dtype=np.bool_)
-    reader = _LevelReader(slide, level)
-    for rows, y_span in _spans(height, slide.levels[level].height):
-        for columns, x_span in _spans(width, slide.levels[level].width):
+    reader = _LevelReader(slide, level, (left, top))
+    level_width, level_height = slide.levels[level].width, slide.levels[level].height
+    if part is not None:
+        downsample = slide.levels[level].downsample
+        level_width, level_height = max(1, round(width_level0 / downsample)), max(1, round(height_level0 / downsample))
+    for rows, y_span in _spans(height, level_height):
+        for columns, x_span in _spans(width, level_width):
             pixels, cover = reader.read(x_span, y_span)
             wanted = (columns.stop - columns.start, rows.stop - rows.start)
             rgb[rows, columns] = cv2.resize(pixels, wanted, interpolation=cv2.INTER_AREA)
@@ -73,8 +87,8 @@ def read_overview(slide: Slide, *, mpp: float) -> Overview:
 class _LevelReader:
     """Reads blocks of one level and leaves out what cannot be decoded, as long as it is little."""
 
-    def __init__(self, slide: Slide, level: int) -> None:
-        self._slide, self._level = slide, level
+    def __init__(self, slide: Slide, level: int, origin_level0: tuple[int, int]) -> None:
+        self._slide, self._level, self._origin_level0 = slide, level, origin_level0
         self._unreadable_px = 0
 
     @property
@@ -83,7 +97,7 @@ class _LevelReader:
         return self._unreadable_px / (self._slide.levels[self._level].width * self._slide.levels[self._level].height)
 
     def read(self, x_span: Span, y_span: Span) -> tuple[RgbImage, NDArray[np.uint8]]:
-        """Pixels and cover of a block, spans in level px.
+        """Pixels and cover of a block, spans in level px from the origin.
 
         Raises:
             SlideError: too much of the level cannot be decoded.
@@ -91,7 +105,7 @@ class _LevelReader:
         (left, right), (top, bottom) = x_span, y_span
         downsample = self._slide.levels[self._level].downsample
         # Down, not to the nearest: half a level-0 pixel over the slide's edge would come back half transparent.
-        corner_level0 = int(left * downsample), int(top * downsample)
+        corner_level0 = self._origin_level0[0] + int(left * downsample), self._origin_level0[1] + int(top * downsample)
         try:
             return self._slide.read_region_and_cover(corner_level0, self._level, (right - left, bottom - top))
         except SlideError as error:

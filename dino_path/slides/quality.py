@@ -17,6 +17,10 @@ from dino_path.slides.slide import RgbImage
 # Ink covers areas of many cells evenly, so it is looked for in means over so many microns: single red cells, carbon
 # grains and the coloured fringes at the edges of nuclei do not count.
 INK_CELL_UM = 8.0
+# Black ink: its brightest channel, and how far from grey. A felt tip lets a fifth of what is below it through, so what is
+# brighter may be more coloured too: a spread of 22 up to a level of 60, of 30 at 80. From benchmarks/tiling/inks.py.
+BLACK_INK_LEVEL, BLACK_INK_SPREAD, BLACK_INK_GROWTH, SOLID_BLACK_LEVEL = 80, 22, 0.4, 60
+INKS = ("blue", "green", "red", "black")
 # Mean optical density of a cell. Single layers of colon, lung and lymph node reach it in 0 to 2 % of their cells, the
 # same pixels at twice the density in 3 % (normal lung) to 31 %, at three times in 22 to 67 %: a thin fold may not show.
 DARK_DENSITY = 0.5
@@ -65,23 +69,29 @@ def dark_fraction(cells: RgbImage) -> float:
 
 def ink_pixels(rgb: RgbImage) -> NDArray[np.bool_]:
     """(H, W) bool: where the colour is that of pen ink. For pixels of several microns; see INK_CELL_UM."""
+    return ink_codes(rgb) > 0
+
+
+def ink_codes(rgb: RgbImage) -> NDArray[np.uint8]:
+    """(H, W): 0 where there is no ink, else 1 + the place of its colour in INKS. For pixels of several microns."""
     red, green, blue = cv2.split(rgb)
     brightest = cv2.max(cv2.max(red, green), blue)
     darkest = cv2.min(cv2.min(red, green), blue)
     # The first condition of every rule, cheaply: most tissue and all glass meet none.
-    is_ink = np.asarray(
-        (brightest <= 60)  # black
+    may_be_ink = np.asarray(
+        (brightest <= BLACK_INK_LEVEL)
         | (cv2.subtract(green, red) >= 15)  # blue, green
         | (cv2.subtract(blue, cv2.max(red, green)) >= 60)  # deep blue
         | (cv2.subtract(brightest, darkest) >= 112),  # red: a spread of 80 % of the brightest, which is at least 140
         dtype=np.bool_,
     )
-    if is_ink.any():
-        is_ink[is_ink] = _is_ink(rgb[is_ink])
-    return is_ink
+    codes = np.zeros(rgb.shape[:2], dtype=np.uint8)
+    if may_be_ink.any():
+        codes[may_be_ink] = _ink_codes(rgb[may_be_ink])
+    return codes
 
 
-def _is_ink(rgb_N3: RgbImage) -> NDArray[np.bool_]:
+def _ink_codes(rgb_N3: RgbImage) -> NDArray[np.uint8]:
     red, green, blue = rgb_N3.astype(np.int16).T
     brightest = np.maximum(np.maximum(red, green), blue)
     darkest = np.minimum(np.minimum(red, green), blue)
@@ -94,8 +104,10 @@ def _is_ink(rgb_N3: RgbImage) -> NDArray[np.bool_]:
     green_ink = (green - red >= 25) & (green > blue) & (4 * spread >= brightest)
     # Eosin and blood keep more blue than green or reach only three quarters of full saturation.
     red_ink = (red >= 140) & (10 * spread >= 8 * brightest) & (np.abs(blue - green) <= 35)
-    black_ink = (brightest <= 60) & (spread <= 22)
-    return np.asarray(blue_ink | green_ink | red_ink | black_ink, dtype=np.bool_)
+    may_spread = BLACK_INK_SPREAD + BLACK_INK_GROWTH * np.maximum(0, brightest - SOLID_BLACK_LEVEL)
+    black_ink = (brightest <= BLACK_INK_LEVEL) & (spread <= may_spread)
+    inks = {"blue": blue_ink, "green": green_ink, "red": red_ink, "black": black_ink}
+    return np.select([inks[name] for name in INKS], [np.uint8(code) for code in range(1, len(INKS) + 1)], np.uint8(0))
 
 
 def black_fraction(tile: RgbImage, grey: NDArray[np.uint8]) -> float:

@@ -13,12 +13,20 @@ from numpy.typing import NDArray
 from dino_path.config import TilesConfig
 from dino_path.slides.masks import read_mask
 from dino_path.slides.overview import Overview, read_overview
-from dino_path.slides.quality import BLACK_LEVEL, ink_pixels
+from dino_path.slides.quality import BLACK_LEVEL, INKS, ink_codes
 from dino_path.slides.slide import RgbImage, Slide
 
 Mask = NDArray[np.bool_]
 GREY_SPREAD = 8  # channels closer than this (of 255) are grey
 SMOOTHING_PX = 5  # edge of the median filter before the threshold, in mask pixels
+
+
+@dataclass(frozen=True)
+class Ink:
+    """What has the colour of pen ink, `share` of what is not glass (0 to 1), and its commonest colour."""
+
+    share: float
+    colour: str
 
 
 @dataclass(frozen=True)
@@ -30,24 +38,26 @@ class TissueMask:
         overview: the picture it was made from, same size.
         source: `otsu`, `saturation`, or the path of the mask that another tool made.
         threshold: HSV saturation (0 to 1) above which a pixel is tissue; None for a mask from elsewhere.
+        ink: what was taken for ink, or would be (`tiles.max_pen_fraction=1`); None: nothing, or a mask from elsewhere.
     """
 
     tissue: Mask
     overview: Overview
     source: str
     threshold: float | None
+    ink: Ink | None = None
 
     @property
     def tissue_percent(self) -> float:
-        """Share of the slide's area that is tissue, 0 to 100."""
-        return 100 * float(self.tissue.mean())
+        """Share of the area that the scanner recorded which is tissue, 0 to 100."""
+        return 100 * float(self.tissue.sum()) / max(1, int(np.count_nonzero(self.overview.covered)))
 
 
 def tissue_mask(slide: Slide, config: TilesConfig, mask_file: Path | None = None) -> TissueMask:
     """Find the tissue of a slide, or take it from `mask_file` as it stands there.
 
     What is certainly no tissue (nothing recorded, flat padding, black, pen ink) is taken out before the threshold is
-    chosen, so that it cannot move it.
+    chosen, so that it cannot move it. Under `max_pen_fraction=1` ink is no such thing: the slide may be stained blue.
 
     Raises:
         SlideError: the slide or its mask cannot be read.
@@ -57,6 +67,9 @@ def tissue_mask(slide: Slide, config: TilesConfig, mask_file: Path | None = None
         given = read_mask(mask_file, slide, overview, values=config.mask_values, classes=config.mask_classes)
         return TissueMask(given, overview, str(mask_file), None)
     background = certain_background(overview)
+    ink = ink_codes(overview.rgb) * ~background
+    if config.max_pen_fraction < 1:
+        background |= ink > 0
     saturation = _saturation(overview.rgb)
     saturation[background] = 0
     saturation = np.asarray(cv2.medianBlur(saturation, SMOOTHING_PX), dtype=np.uint8)
@@ -70,18 +83,27 @@ def tissue_mask(slide: Slide, config: TilesConfig, mask_file: Path | None = None
     tissue = (saturation > threshold * 255) & ~background
     px_um2 = overview.px_level0[0] * overview.px_level0[1] * slide.mpp**2
     tissue = fill_holes(tissue, max_px=config.max_hole_um2 / px_um2) & overview.covered  # no hole in the recording
-    return TissueMask(drop_small(tissue, min_px=config.min_area_um2 / px_um2), overview, config.tissue, threshold)
+    tissue = drop_small(tissue, min_px=config.min_area_um2 / px_um2)
+    return TissueMask(tissue, overview, config.tissue, threshold, _ink_beside(tissue, ink))
+
+
+def _ink_beside(tissue: Mask, codes: NDArray[np.uint8]) -> Ink | None:
+    """Args: codes: (H, W) as `ink_codes` gives them."""
+    counts = np.bincount(codes.ravel(), minlength=len(INKS) + 1)[1:]
+    if not counts.any():
+        return None
+    return Ink(float(counts.sum() / np.count_nonzero(tissue | (codes > 0))), INKS[int(counts.argmax())])
 
 
 def certain_background(overview: Overview) -> Mask:
-    """(H, W) bool: nothing recorded, black, pen ink, or grey without the slightest noise (padding that was painted)."""
+    """(H, W) bool: nothing recorded, black, or grey without the slightest noise (padding that was painted)."""
     rgb = overview.rgb
     red, green, blue = cv2.split(rgb)
     brightest, darkest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
     neighbours = np.ones((3, 3), dtype=np.uint8)
     flat = [cv2.dilate(channel, neighbours) == cv2.erode(channel, neighbours) for channel in (red, green, blue)]
     padding = flat[0] & flat[1] & flat[2] & (cv2.subtract(brightest, darkest) <= GREY_SPREAD)
-    return np.asarray(~overview.covered | (brightest <= BLACK_LEVEL) | padding | ink_pixels(rgb), dtype=np.bool_)
+    return np.asarray(~overview.covered | (brightest <= BLACK_LEVEL) | padding, dtype=np.bool_)
 
 
 def otsu_saturation(saturation: NDArray[np.uint8]) -> float:

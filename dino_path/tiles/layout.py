@@ -27,6 +27,7 @@ from dino_path.errors import ConfigError, TileStoreError
 from dino_path.identity import Identity
 from dino_path.run import is_abandoned, write_json
 from dino_path.settings import as_plain, digest, section_from_file, section_with
+from dino_path.slides.overview import Part
 from dino_path.tiles.tile_table import LIMITS, limits_of
 from dino_path.walk import files_like
 
@@ -51,13 +52,16 @@ class SlideRecord:
         mpp, mpp_source: microns per level-0 pixel and who said so.
         tile_mpp: true microns per pixel of the stored tiles (within `tiles.mpp_tolerance` of `tiles.mpp`).
         bounds_origin: (x, y), level-0 px, from which QuPath counts on this slide.
+        pictured: left, top, width, height, level-0 px, of what thumbnail and overlay show: the part that was scanned.
+            Empty in stores made before there was such a part: they show the whole slide.
         level, level_width, level_height: the pyramid level that the tiles are read from, and its size in its own px.
         read_px: edge of a tile in px of that level, before it is resampled to `tiles.size_px`.
         shrink: by how much the JPEG decoder divided (1, 2, 4 or 8) where the reader is `native`.
         mask: `otsu`, `saturation`, or the path of the mask that was given; mask_digest: of that file.
         overrides: what the slides CSV set for this slide alone (`mask`, `tiles.<setting>`), as text.
         limits: the quality limits that `num_tiles` and the counts follow from.
-        tissue_percent: of the slide's area.
+        tissue_percent: of the area that the scanner recorded.
+        ink_percent: of what is not glass, the share that has the colour of pen ink; above 0 where there is any.
         reader: who read the tiles: `native`, or another and why (`openslide: <why>`); empty when there were none.
         num_passed_through: tiles that are the slide's own JPEG bytes, not encoded anew.
         num_candidates: tiles with enough tissue; the next five counts say why some were not kept.
@@ -79,6 +83,7 @@ class SlideRecord:
     width_level0: int = 0
     height_level0: int = 0
     bounds_origin: tuple[int, int] = (0, 0)
+    pictured: tuple[int, ...] = ()
     level: int = 0
     level_width: int = 0
     level_height: int = 0
@@ -98,6 +103,7 @@ class SlideRecord:
     num_blurred: int = 0
     num_unreadable: int = 0
     tissue_percent: float | None = None
+    ink_percent: float | None = None
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -105,6 +111,14 @@ class SlideRecord:
     def identity(self) -> Identity:
         """What the slide file was when it was tiled."""
         return Identity(self.stamp, self.content_digest)
+
+    @property
+    def pictured_part(self) -> Part:
+        """Left, top, width and height of what the pictures show, level-0 px."""
+        if not self.pictured:
+            return 0, 0, self.width_level0, self.height_level0
+        left, top, width, height = self.pictured
+        return left, top, width, height
 
 
 _FIELDS = frozenset(one.name for one in fields(SlideRecord))
@@ -261,7 +275,7 @@ def read_record(file: Path) -> SlideRecord:
     """
     values = {key: value for key, value in read_json(file).items() if key in _FIELDS}
     try:
-        values.update({key: tuple(values[key]) for key in ("flags", "bounds_origin") if key in values})
+        values.update({key: tuple(values[key]) for key in ("flags", "bounds_origin", "pictured") if key in values})
         record = SlideRecord(**values)
     except TypeError as error:
         raise _damaged(file, str(error)) from None

@@ -26,7 +26,7 @@ from dino_path.slides.slide import Slide
 from dino_path.slides.tissue import TissueMask, tissue_mask
 from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid
 from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide, write_record
-from dino_path.tiles.pictures import write_contours, write_overlay, write_thumbnail
+from dino_path.tiles.pictures import scanned_part, write_contours, write_overlay, write_thumbnail
 from dino_path.tiles.reading import TileReader, spec_of
 from dino_path.tiles.slide_identity import file_bytes, slide_identity
 from dino_path.tiles.tile_table import TileRow, TileTable, judge, limits_of, read_tile_table, write_tile_table
@@ -34,7 +34,9 @@ from dino_path.tiles.writing import TileWriter
 
 logger = logging.getLogger(__name__)
 
-NEAR_0_PERCENT, NEAR_100_PERCENT = 0.5, 95.0  # of the slide's area: a mask beyond these is worth a look
+NEAR_0_PERCENT, NEAR_100_PERCENT = 0.5, 95.0  # of the scanned area: a mask beyond these is worth a look
+MUCH_INK_PERCENT = 50.0  # of what is not glass: rather a stain that looks like ink
+IF_STAINED = "if this is a {colour} stain, set tiles.max_pen_fraction=1"
 
 
 @dataclass(frozen=True)
@@ -156,14 +158,15 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
     fractions = covered_fractions(mask.tissue, mask.overview.px_level0, grid, spec.size_level0)
     is_candidate = fractions >= config.min_tissue_fraction
     reading = _write_tiles(slide, spec, grid[is_candidate], fractions[is_candidate], work)
-    write_thumbnail(folder.thumbnail_file(slide_id), slide, mask.overview)
+    pictured = scanned_part(slide, mask.overview)
+    write_thumbnail(folder.thumbnail_file(slide_id), slide, mask.overview, pictured)
     write_contours(folder.contour_file(slide_id), slide_id, mask, slide.bounds_origin)
     level = slide.levels[spec.level]
     record = SlideRecord(
         slide_id,
         str(work.row.path),
         "empty",
-        _why_no_candidates(slide, mask, len(grid)),
+        _why_no_candidates(slide, mask, len(grid), config),
         file_bytes=file_bytes(work.row.path),
         content_digest=identity.digest,
         stamp=identity.stamp,
@@ -173,6 +176,7 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         width_level0=slide.width_level0,
         height_level0=slide.height_level0,
         bounds_origin=slide.bounds_origin,
+        pictured=pictured,
         level=spec.level,
         level_width=level.width,
         level_height=level.height,
@@ -186,7 +190,8 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         num_candidates=int(is_candidate.sum()),
         num_unreadable=len(reading.unreadable),
         tissue_percent=round(mask.tissue_percent, 2),
-        flags=_flags(slide, mask, reading),
+        ink_percent=_ink_percent(mask),
+        flags=_flags(slide, mask, reading, config),
     )
     return _judged(record, TileTable.from_rows(reading.rows), work)
 
@@ -283,6 +288,8 @@ def _judged(record: SlideRecord, table: TileTable, work: SlideWork) -> SlideReco
             f"none of {record.num_candidates} tiles with tissue passed the quality limits: {reasons}, "
             f"{record.num_unreadable} unreadable"
         )
+        if counts["pen"] > record.num_candidates / 2:
+            empty_reason += f"; {IF_STAINED.format(colour='blue or green')}"
         record = replace(record, status="done" if num_kept else "empty", reason="" if num_kept else empty_reason)
         write_tile_table(work.folder.table_file(record.slide_id), table)
     else:
@@ -301,21 +308,35 @@ def _refuse_damaged(slide: Slide, reading: _Reading, num_candidates: int) -> Non
         )
 
 
-def _why_no_candidates(slide: Slide, mask: TissueMask, num_grid: int) -> str:
+def _why_no_candidates(slide: Slide, mask: TissueMask, num_grid: int, config: TilesConfig) -> str:
     if num_grid == 0:
         return "the slide is smaller than one tile"
     if "grey" in slide.flags and mask.threshold is not None:
         return "the slide is grey, and tissue is found by its colour: give masks of another tool (slides.masks)"
     how = f"at a saturation above {mask.threshold:.3f}" if mask.threshold is not None else f"says {mask.source}"
-    return f"no tile has enough tissue (tissue is {mask.tissue_percent:.2f} % of the slide, {how})"
+    reason = f"no tile has enough tissue (tissue is {mask.tissue_percent:.2f} % of the scanned area, {how})"
+    if mask.ink is not None and _has_much_ink(mask, config):
+        looks = f"{mask.ink.share:.0%} of what is not glass looks like {mask.ink.colour} pen"
+        reason += f"; {looks}: {IF_STAINED.format(colour=mask.ink.colour)}"
+    return reason
 
 
-def _flags(slide: Slide, mask: TissueMask, reading: _Reading) -> tuple[str, ...]:
+def _ink_percent(mask: TissueMask) -> float:
+    return max(0.01, round(100 * mask.ink.share, 2)) if mask.ink is not None else 0.0
+
+
+def _has_much_ink(mask: TissueMask, config: TilesConfig) -> bool:
+    return config.max_pen_fraction < 1 and _ink_percent(mask) > MUCH_INK_PERCENT
+
+
+def _flags(slide: Slide, mask: TissueMask, reading: _Reading, config: TilesConfig) -> tuple[str, ...]:
     flags = list(slide.flags)
     if mask.tissue_percent < NEAR_0_PERCENT:
         flags.append("tissue near 0 %")
     if mask.tissue_percent > NEAR_100_PERCENT:
         flags.append("tissue near 100 %")
+    if _has_much_ink(mask, config):
+        flags.append("more ink than tissue")
     if slide.mpp_source == FROM_OBJECTIVE:
         flags.append("mpp from objective power")
     if mask.overview.unreadable:

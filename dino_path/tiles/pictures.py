@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dino_path.config import TilesConfig
 from dino_path.run import atomic_write
-from dino_path.slides.overview import Overview, read_overview
+from dino_path.slides.overview import Overview, Part, read_overview
 from dino_path.slides.slide import RgbImage, Slide
 from dino_path.slides.tissue import TissueMask
 from dino_path.tiles.geometry import Corners
@@ -30,10 +30,20 @@ CAPTION_PX = 44  # height of the white band below the picture
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def write_thumbnail(path: Path, slide: Slide, overview: Overview) -> None:
-    """Write the slide as a small JPEG, its edges the slide's edges."""
+def scanned_part(slide: Slide, overview: Overview) -> Part:
+    """The rectangle that the scanner recorded: MIRAX slides leave most of theirs empty. Left, top, width, height."""
+    rows, columns = overview.scanned
+    if overview.rgb[rows, columns].shape == overview.rgb.shape:
+        return 0, 0, slide.width_level0, slide.height_level0
+    x_px, y_px = overview.px_level0
+    left, top = round(columns.start * x_px), round(rows.start * y_px)
+    return left, top, max(1, round(columns.stop * x_px) - left), max(1, round(rows.stop * y_px) - top)
+
+
+def write_thumbnail(path: Path, slide: Slide, overview: Overview, part: Part) -> None:
+    """Write what was scanned of the slide as a small JPEG, its edges those of `part`."""
     with atomic_write(path, "wb") as stream:
-        stream.write(encode_jpeg(_picture_of(slide, overview), 88))
+        stream.write(encode_jpeg(_picture_of(slide, overview, part), 88))
 
 
 def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, config: TilesConfig) -> None:
@@ -44,7 +54,7 @@ def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, co
         f"{config.mpp:g} um/px   tissue {record.tissue_percent:.1f} %"
     )
     assert record.mpp is not None
-    whole = _with_caption(picture, caption, um_per_px=record.mpp * record.width_level0 / picture.shape[1])
+    whole = _with_caption(picture, caption, um_per_px=record.mpp * record.pictured_part[2] / picture.shape[1])
     if len(table) and not config.coordinates_only:
         whole = np.concatenate([whole, _some_tiles(folder.tar_file(record.slide_id), table, record, whole.shape[1])])
     with atomic_write(folder.overlay_file(record.slide_id), "wb") as stream:
@@ -52,16 +62,17 @@ def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, co
 
 
 def marked_thumbnail(folder: StoreFolder, record: SlideRecord, table: TileTable) -> RgbImage:
-    """The slide with its tissue contour (green), kept tiles (blue) and tiles refused for quality (orange)."""
+    """What was scanned, with its tissue contour (green), kept tiles (blue) and tiles refused for quality (orange)."""
     thumbnail = folder.thumbnail_file(record.slide_id)
     picture = decode_tile(thumbnail.read_bytes(), str(thumbnail))
     height, width = picture.shape[:2]
-    scale = (width / record.width_level0, height / record.height_level0)
+    left, top, width_level0, height_level0 = record.pictured_part
+    scale = (width / width_level0, height / height_level0)
     for corners, colour in ((table.corners[table.kept], KEPT_COLOUR), (table.corners[~table.kept], REFUSED_COLOUR)):
-        _shade_tiles(picture, corners, int(table.size_level0[0]) if len(table) else 1, scale, colour)
+        _shade_tiles(picture, corners - (left, top), int(table.size_level0[0]) if len(table) else 1, scale, colour)
     collection = json.loads(folder.contour_file(record.slide_id).read_text(encoding="utf-8"))
     rings = [
-        np.rint((np.asarray(ring) + record.bounds_origin) * scale * FIXED_POINT).astype(np.int32)
+        np.rint((np.asarray(ring) + record.bounds_origin - (left, top)) * scale * FIXED_POINT).astype(np.int32)
         for feature in collection["features"]
         for ring in feature["geometry"]["coordinates"]
     ]
@@ -150,16 +161,17 @@ def tissue_polygons(mask: TissueMask) -> list[list[list[list[float]]]]:
     return list(polygons.values())
 
 
-def _picture_of(slide: Slide, overview: Overview) -> RgbImage:
+def _picture_of(slide: Slide, overview: Overview, part: Part) -> RgbImage:
     """The mask's own picture where it is large enough, else a finer one; at most LONG_EDGE_PX."""
-    long_edge = max(overview.rgb.shape[:2])
-    longest_level0 = max(slide.width_level0, slide.height_level0)
+    rgb = overview.rgb[overview.scanned]
+    long_edge = max(rgb.shape[:2])
+    longest_level0 = max(part[2:])
     if long_edge < 0.75 * min(LONG_EDGE_PX, longest_level0):
-        return read_overview(slide, mpp=slide.mpp * longest_level0 / LONG_EDGE_PX).rgb
+        return read_overview(slide, mpp=slide.mpp * longest_level0 / LONG_EDGE_PX, part=part).rgb
     if long_edge <= LONG_EDGE_PX:
-        return overview.rgb
-    height, width = (max(1, round(edge * LONG_EDGE_PX / long_edge)) for edge in overview.rgb.shape[:2])
-    return np.asarray(cv2.resize(overview.rgb, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        return rgb
+    height, width = (max(1, round(edge * LONG_EDGE_PX / long_edge)) for edge in rgb.shape[:2])
+    return np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _shade_tiles(

@@ -99,9 +99,9 @@ def _marked_slide(overlay: Path, record: SlideRecord) -> RgbImage:
     small = cv2.imdecode(np.fromfile(overlay, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
     if small is None:
         raise damaged_slide(overlay, "no JPEG")
-    long_edge = max(record.width_level0, record.height_level0)
-    scale = min(1.0, LONG_EDGE_PX / long_edge) / 4
-    height, width = (max(1, round(edge * scale)) for edge in (record.height_level0, record.width_level0))
+    width_level0, height_level0 = record.pictured_part[2:]
+    scale = min(1.0, LONG_EDGE_PX / max(width_level0, height_level0)) / 4
+    height, width = (max(1, round(edge * scale)) for edge in (height_level0, width_level0))
     return np.asarray(cv2.cvtColor(small[:height, :width], cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from dino_path.tiles.tile_table import limits_of
 from dino_path.tiles.workers import Failure, work_in_processes
 
 logger = logging.getLogger(__name__)
+
+NUMBER = re.compile(r"\d[\d.,]*")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,16 @@ class TilingSummary:
     @property
     def num_tiles(self) -> int:
         return sum(record.num_tiles for record in self.records)
+
+    @property
+    def commonest_reason(self) -> str:
+        """Why most slides without tiles have none, with their number; reasons that differ in numbers alone are one."""
+        alike: dict[str, list[str]] = {}
+        for record in self.records:
+            if record.status != "done":
+                alike.setdefault(NUMBER.sub("#", record.reason), []).append(record.reason)
+        most = max(alike.values(), key=len)
+        return f"{len(most)} because {most[0]}"
 
     def _count(self, status: str) -> int:
         return sum(record.status == status and record.slide_id not in self.skipped for record in self.records)
@@ -194,12 +207,19 @@ def _is_whole(folder: StoreFolder, record: SlideRecord, config: TilesConfig) -> 
     return all(file.exists() for file in files)
 
 
+def _ink_is_tissue(limits: dict[str, float]) -> bool:
+    """Of the quality limits, this one has a part in the tissue mask: with 1, ink is looked at as tissue is."""
+    return limits.get("max_pen_fraction", 0) >= 1
+
+
 def _is_tiled_as(record: SlideRecord, work: SlideWork, config: TilesConfig) -> bool:
     """Whether mpp, mask and settings are those that the slide was tiled with; its quality limits may differ."""
     if work.row.mpp is not None and work.row.mpp != record.mpp:
         return False
     then = slide_config(config, record.overrides, record.slide_id)
     if as_plain(then) | limits_of(work.config) != as_plain(work.config):
+        return False
+    if _ink_is_tissue(record.limits) != _ink_is_tissue(limits_of(work.config)) and record.ink_percent != 0:
         return False
     if work.mask_file is None:
         return not record.mask_digest

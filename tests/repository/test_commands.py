@@ -16,6 +16,7 @@ from slide_files import GLASS, tissue_image, write_slide_file
 from tiny import ALONE, TINY, tiny_config, write_tiles
 
 from dino_path import cli
+from dino_path.cli.program import EXIT_SOME_FAILED
 from dino_path.training.loop import pretrain
 
 
@@ -173,8 +174,13 @@ def test_tile_says_of_a_slide_without_tissue_that_it_is_empty(run: Run, tmp_path
     noise = np.random.default_rng(0).integers(-2, 3, (300, 300, 1))
     write_slide_file(tmp_path / "glass.tif", [(np.array(GLASS) + noise).astype(np.uint8)])
     answer = run("tile", "glass.tif", *TILES, "--out", "store", "--workers", 0)
-    assert answer.code == 0
+    assert answer.code == EXIT_SOME_FAILED
     assert answer.out.startswith("empty")
+    last = answer.out.splitlines()[-1]
+    assert last.startswith("NO TILES: none of 1 slide(s) has any, 1 because no tile has enough tissue")
+    write_slide_file(tmp_path / "good.tif", [tissue_image()])
+    answer = run("tile", "glass.tif", "good.tif", *TILES, "--out", "store", "--workers", 0)
+    assert (answer.code, "NO TILES" in answer.out) == (0, False)
 
 
 # --- views --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from slide_files import stained_image, write_slide_file
 from dino_path.config import EvaluationConfig, TilesConfig
 from dino_path.errors import DataError, SlideError
 from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.regions import Polygon, covered_share, label_tiles, label_tiles_by_mask, read_regions
+from dino_path.evaluation.region_labels import covered_share, label_tiles, label_tiles_by_mask
+from dino_path.evaluation.regions import read_regions
+from dino_path.slides.annotations.outlines import Polygon
 from dino_path.slides.find import SlideRow
 from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
 from dino_path.tiles.tile_table import TileRow, TileTable, limits_of, write_tile_table
@@ -104,10 +106,31 @@ def test_overlapping_regions_of_a_class_count_once_and_a_hole_can_be_filled_by_a
     assert covered_share(0, 0, 100, refilled) == pytest.approx(1, abs=0.01)
 
 
-def test_a_tile_covered_by_two_classes_or_by_none_has_no_label():
-    squares = np.array([[0, 0, 100], [200, 0, 100], [400, 0, 100]])
-    regions = {"a": [polygon(square(0, 0, 100)), polygon(square(200, 0, 100))], "b": [polygon(square(0, 0, 100))]}
-    assert label_tiles(squares, regions, 0.75) == [None, "a", None]
+def test_a_tile_in_regions_that_are_the_same_or_only_cross_has_no_label():
+    squares = np.array([[0, 0, 100], [200, 0, 100], [400, 0, 100], [600, 0, 100]])
+    regions = {
+        "a": [polygon(square(0, 0, 100)), polygon(square(200, 0, 100)), polygon(square(500, 0, 210))],
+        "b": [polygon(square(0, 0, 100)), polygon(square(590, 0, 210))],
+    }
+    assert label_tiles(squares, regions, 0.75) == ([None, "a", None, None], {("a", "b"): 2})
+
+
+def test_the_innermost_of_nested_regions_labels_a_tile():
+    squares = np.array([[0, 0, 100], [200, 0, 100], [400, 0, 100], [700, 0, 100]])
+    regions = {
+        "Region*": [polygon(square(-100, -100, 1200))],
+        "Tumour": [polygon(square(-50, -50, 400)), polygon(square(650, -50, 300))],
+        "Necrosis": [polygon(square(190, -10, 200))],  # a fifth of it sticks out of the tumour
+    }
+    labels, undecided = label_tiles(squares, regions, 0.75)
+    assert labels == ["Tumour", "Necrosis", "Region*", "Tumour"]
+    assert not undecided
+
+
+def test_a_region_that_takes_several_outlines_to_cover_a_tile_lies_in_what_is_around_it():
+    halves = [polygon([[x, -50], [x + 60, -50], [x + 60, 150], [x, 150]]) for x in (-10, 50)]
+    regions = {"Tissue": [polygon(square(-500, -500, 1500))], "Tumour": halves}
+    assert label_tiles(np.array([[0, 0, 100]]), regions, 0.75)[0] == ["Tumour"]
 
 
 def test_all_geometries_of_qupath_are_read(tmp_path):
@@ -132,7 +155,33 @@ def test_all_geometries_of_qupath_are_read(tmp_path):
     assert set(read_regions(file, (0, 0))) == set(regions)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"type": "FeatureCollection"}', '[{"geometry": null}]', "[1]", "<xml/>"])
+def test_what_the_regions_of_a_store_leave_out_is_told_apart(make_store):
+    spec, config = make_store(("s1", "p1", None), ("s2", "p2", None))
+    features = [
+        feature("Region*", square(-50, -50, 950)),  # all but tile 9
+        feature("Tumour", square(0, -50, 250)),  # tiles 0 and 1
+        feature("Stroma", square(300, -50, 200)),  # tiles 3 and 4
+        feature("Ignore*", square(600, 0, 100)),  # tile 6
+        feature("A", square(700, -50, 200)),  # tiles 7 and 8, twice
+        feature("B", square(700, -50, 200)),
+    ]
+    for slide_id in ("s1", "s2"):
+        (config.regions / f"{slide_id}.geojson").write_text(json.dumps(features))
+    labelled = load_labelled(spec, config)
+    assert labelled.classes == ("Region*", "Stroma", "Tumour")
+    assert np.bincount(labelled.labels).tolist() == [4, 4, 4]  # Region*: tiles 2 and 5
+    assert "4 of 20 tiles lie in no region and are left out" in labelled.notes
+    assert any(note.startswith("4 of 20 tiles lie in several regions, none inside all") for note in labelled.notes)
+    assert any("A + B + Region*" in note for note in labelled.notes)
+    chosen = config.model_copy(update={"region_classes": {"A": 1, "Stroma": 2}})
+    labelled = load_labelled(spec, chosen)
+    assert labelled.classes == ("A", "Stroma")
+    assert np.bincount(labelled.labels).tolist() == [4, 4]
+    with pytest.raises(DataError, match=r"classes drawn: A, B, Ignore\*, Region\*, Stroma"):
+        load_labelled(spec, config.model_copy(update={"region_classes": {"tumor": 1}}))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"type": "FeatureCollection"}', "[1]", "<xml/>"])
 def test_a_file_that_is_no_geojson_is_refused_by_name(tmp_path, text):
     (tmp_path / "s.geojson").write_text(text)
     with pytest.raises(DataError, match=r"s\.geojson: is not GeoJSON"):
@@ -185,7 +234,7 @@ def test_a_mask_of_another_shape_or_in_colour_is_refused(make_store):
     assert cv2.imwrite(str(config.regions / "s1.png"), np.ones((50, 50), np.uint8))
     with pytest.raises(SlideError, match="another shape than s1"):
         load_labelled(spec, config)
-    assert cv2.imwrite(str(config.regions / "s1.png"), np.ones((10, 100, 3), np.uint8))
+    assert cv2.imwrite(str(config.regions / "s1.png"), np.eye(3, dtype=np.uint8)[None].repeat(10, 0).repeat(34, 1))
     with pytest.raises(SlideError, match="colour picture"):
         load_labelled(spec, config)
 

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -5,7 +6,8 @@ import numpy as np
 import pytest
 
 from dino_path.errors import DataError
-from dino_path.slides.geojson import paint_polygons, read_objects
+from dino_path.slides.annotations.files import read_objects
+from dino_path.slides.annotations.painting import paint_polygons
 
 SQUARE = [[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]
 HOLE = [[2, 2], [4, 2], [4, 4], [2, 4], [2, 2]]
@@ -75,8 +77,8 @@ def test_a_byte_order_mark_a_third_coordinate_and_further_members_do_no_harm(tmp
         "{}",
         "[" * 100_000,
         '{"type": "Topology"}',
-        '[{"geometry": null}]',
-        '[{"geometry": {"type": "Polygon", "coordinates": []}}]',
+        '[{"geometry": {"type": "Circle", "coordinates": [0, 0]}}]',
+        '[{"type": "Feature"}]',
         '[{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, NaN], [1, 0]]]}}]',
     ],
 )
@@ -84,6 +86,53 @@ def test_what_is_no_geojson_is_refused_by_name(tmp_path: Path, text: str) -> Non
     (tmp_path / "a.geojson").write_text(text)
     with pytest.raises(DataError, match=r"a\.geojson: is not GeoJSON"):
         read_objects(tmp_path / "a.geojson", qupath_origin=(0, 0))
+
+
+NO_AREA = [
+    (None, "object without geometry"),
+    ({"type": "Polygon", "coordinates": []}, "object without geometry"),
+    ({"type": "Polygon", "coordinates": [[]]}, "object without geometry"),
+    ({"type": "MultiPolygon", "coordinates": []}, "object without geometry"),
+    ({"type": "GeometryCollection", "geometries": []}, "object without geometry"),
+    ({"type": "GeometryCollection", "geometries": [{"type": "Point", "coordinates": [1, 1]}]}, "point"),
+    ({"type": "MultiPoint", "coordinates": [[1, 1]]}, "point"),
+    ({"type": "LineString", "coordinates": [[1, 1], [2, 2]]}, "line"),
+]
+
+
+@pytest.mark.parametrize(("geometry", "kind"), NO_AREA)
+def test_what_has_no_area_is_valid_and_named_for_what_it_is(tmp_path: Path, geometry: dict | None, kind: str) -> None:
+    no_area, square = read_objects(write(tmp_path / "a.geojson", geometry, polygon(SQUARE)), qupath_origin=(0, 0))
+    assert (no_area.kind, no_area.polygons) == (kind, ())
+    assert (square.kind, len(square.polygons)) == ("area", 1)
+
+
+def test_a_geometry_alone_and_a_compressed_file_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(polygon(SQUARE)))
+    with gzip.open(tmp_path / "a.geojson.gz", "wt") as stream:
+        json.dump({"type": "Feature", "geometry": polygon(SQUARE), "properties": {}}, stream)
+    for name in ("a.json", "a.geojson.gz"):
+        (one,) = read_objects(tmp_path / name, qupath_origin=(0, 0))
+        assert one.polygons[0].bounds == (0, 0, 10, 10)
+    whole = (tmp_path / "a.geojson.gz").read_bytes()
+    (tmp_path / "a.geojson.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="is not GeoJSON"):
+        read_objects(tmp_path / "a.geojson.gz", qupath_origin=(0, 0))
+
+
+def test_cells_and_cores_without_tissue_are_no_areas(tmp_path: Path) -> None:
+    for properties, kind in (
+        ({"objectType": "cell"}, "detection"),
+        ({"objectType": "detection"}, "detection"),
+        ({"objectType": "tile"}, "detection"),
+        ({"object_type": "detection"}, "detection"),
+        ({"objectType": "tma_core", "isMissing": True}, "missing core"),
+        ({"objectType": "tma_core", "isMissing": False}, "area"),
+        ({"objectType": "annotation"}, "area"),
+    ):
+        (one,) = read_objects(write(tmp_path / "a.geojson", polygon(SQUARE), **properties), qupath_origin=(0, 0))
+        assert one.kind == kind
+        assert len(one.polygons) == (kind == "area")
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
@@ -110,9 +159,16 @@ def test_a_polygon_far_away_and_a_ring_of_two_points_paint_nothing(tmp_path: Pat
 
 
 def test_what_qupath_drew_is_counted_from_the_slides_bounds_and_what_others_drew_is_not(tmp_path: Path) -> None:
-    for properties, left in (({"objectType": "annotation"}, 101 + 1000), ({"tissue_id": 0}, 101)):
-        (one,) = read_objects(
-            write(tmp_path / "a.geojson", polygon([[101, 7], [112, 7], [112, 80]]), **properties),
-            qupath_origin=(1000, 500),
-        )
-        assert one.polygons[0].bounds[0] == left
+    ring = [[101, 7], [112, 7], [112, 80]]
+    for members, is_qupaths in (
+        ({"properties": {"objectType": "annotation"}}, True),  # 0.4 and later
+        ({"properties": {"object_type": "annotation"}}, True),  # 0.3
+        ({"id": "PathAnnotationObject", "properties": {"isLocked": False}}, True),  # 0.2
+        ({"id": "TMACoreObject", "properties": None}, True),
+        ({"id": "1970eccb-ad38-4b4b-b7a8-54509027b57d", "properties": {"tissue_id": 0}}, False),
+        ({"properties": {}}, False),
+    ):
+        (tmp_path / "a.geojson").write_text(json.dumps({"type": "Feature", "geometry": polygon(ring), **members}))
+        (one,) = read_objects(tmp_path / "a.geojson", qupath_origin=(1000, 500))
+        assert one.polygons[0].bounds == ((1101, 507, 1112, 580) if is_qupaths else (101, 7, 112, 80))
+        assert one.polygons[0].rings[0][0].tolist() == ([1101, 507] if is_qupaths else [101, 7])

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,14 +141,13 @@ def test_rounding_of_the_shape_by_a_pixel_or_two_percent_is_accepted(read: Read)
         assert read(half_tissue(*shape)).any()
 
 
-@pytest.mark.parametrize("damage", ["empty", "header", "truncated", "text", "missing"])
+@pytest.mark.parametrize("damage", ["empty", "header", "truncated", "text"])
 def test_a_damaged_picture_is_refused_by_name(tmp_path: Path, slide: Slide, overview: Overview, damage: str) -> None:
     file = tmp_path / "m.png"
     noise = np.random.default_rng(0).integers(0, 255, (96, 128), np.uint8)
     whole = cv2.imencode(".png", noise)[1].tobytes()
     contents = {"empty": b"", "header": whole[:33], "truncated": whole[: len(whole) // 2], "text": b"x" * 100}
-    if damage in contents:
-        file.write_bytes(contents[damage])
+    file.write_bytes(contents[damage])
     with pytest.raises(SlideError, match=r"m\.png: the mask cannot be read"):
         read_mask(file, slide, overview, values=None, classes=None)
 
@@ -159,7 +159,7 @@ def test_a_picture_too_large_for_memory_is_refused_before_it_is_decoded(read: Re
         read(small[:16] + struct.pack(">II", *size) + small[24:])
 
 
-@pytest.mark.parametrize("name", ["m.tif", "m.geojson.gz", "m"])
+@pytest.mark.parametrize("name", ["m.svg", "m.gz", "m"])
 def test_other_file_types_are_refused(read: Read, name: str) -> None:
     with pytest.raises(SlideError, match="is no format of masks"):
         read(b"", name=name)
@@ -214,15 +214,48 @@ def test_classes_choose_the_objects_that_are_tissue(read: Read) -> None:
     objects.append((None, polygon(square(320, 0, 80))))
     assert read(objects, name="m.geojson").sum() == 300
     assert read(objects, name="m.geojson", classes=("Tissue",)).sum() == 100
-    with pytest.raises(SlideError, match=r"(?s)none of its 3 objects.*Tumour.*classes are: \(none\), Pen, Tissue"):
+    with pytest.raises(SlideError, match=r"(?s)none of its 3 areas.*Tumour.*classes are: \(none\), Pen, Tissue"):
         read(objects, name="m.geojson", classes=("Tumour",))
 
 
 def test_a_file_without_objects_says_that_there_is_no_tissue(read: Read) -> None:
     assert not read([], name="m.geojson").any()
     assert not read([], name="m.geojson", classes=("Tissue",)).any()
-    with pytest.raises(SlideError, match="none of its 1 objects is a polygon"):
-        read([("A", {"type": "Point", "coordinates": [1, 1]})], name="m.geojson")
+    line = {"type": "LineString", "coordinates": [[1, 1], [9, 9]]}
+    with pytest.raises(SlideError, match="no areas are drawn in it, only 2 x line, 1 x point"):
+        read([("A", line), ("A", line), (None, {"type": "Point", "coordinates": [1, 1]})], name="m.geojson")
+
+
+def test_a_missing_mask_is_named_with_the_names_looked_for_and_what_lies_there(
+    tmp_path: Path, slide: Slide, overview: Overview
+) -> None:
+    for name in ("b.png", "a_tissue.png", *(f"other{n}.png" for n in range(9))):
+        (tmp_path / name).touch()
+    with pytest.raises(SlideError) as refusal:
+        read_mask(tmp_path / "a_tif.png", slide, overview, values=None, classes=None)
+    message = str(refusal.value)
+    assert "a_tif.png: there is no such mask" in message
+    assert "a_tissue.png" in message
+    assert re.search(r"lie a_tissue\.png, .* and \d+ more\.", message)
+    assert "looked for as a or a.tif or a_tif" in message
+    with pytest.raises(SlideError, match="There is no folder"):
+        read_mask(tmp_path / "none" / "a.png", slide, overview, values=None, classes=None)
+
+
+def test_areas_to_be_ignored_are_cut_out_and_tissue_within_them_is_kept(read: Read) -> None:
+    objects = [
+        ("Ignore*", polygon(square(80, 80, 240))),
+        (None, polygon(square(160, 160, 80))),  # smaller, so it lies on top, whatever the order in the file
+        ("Tissue", polygon(square(0, 0, 400))),
+    ]
+    tissue = read(objects, name="m.geojson")
+    assert tissue.sum() == pytest.approx(50**2 - 30**2 + 10**2, abs=62)  # cv2 paints an outline's own pixels too
+    assert not tissue[12:18, 12:18].any()
+    assert tissue[21:29, 21:29].all()
+    assert read(objects, name="m.geojson", classes=("Tissue",)).sum() == pytest.approx(50**2 - 30**2, abs=62)
+    assert read(objects, name="m.geojson", classes=("Ignore*",)).sum() == 30**2
+    with pytest.raises(SlideError, match=r"none of its 1 areas means tissue"):
+        read(objects[:1], name="m.geojson")
 
 
 def test_polygons_beside_the_slide_and_what_is_no_geojson_are_refused(read: Read) -> None:
@@ -261,6 +294,13 @@ def test_contours_that_we_wrote_give_the_mask_that_they_were_made_from(read: Rea
         "mask_qc/my.slide.svs_mask.png",
         "my.slide.svs_MASK.png",
         "my.slide.svs/my.slide.svs_mask_use.png",
+        "my.slide.tif",
+        "my.slide_mask.tiff",
+        "my.slide_Mask.tif",
+        "my.slide.json",
+        "my.slide.geojson.gz",
+        "s1__my_slide.xml",
+        "my.slide.annotations",
     ],
 )
 def test_a_mask_is_found_by_the_slides_name_or_as_the_tools_name_it(tmp_path: Path, place: str) -> None:
@@ -270,6 +310,13 @@ def test_a_mask_is_found_by_the_slides_name_or_as_the_tools_name_it(tmp_path: Pa
     (tmp_path / "my.png").touch()
     (tmp_path / "my.slide2.png").touch()
     assert find_mask(tmp_path, "s1__my_slide", Path("s1/my.slide.svs")) == tmp_path / place
+
+
+def test_a_slide_is_not_its_own_mask(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").touch()
+    assert find_mask(tmp_path, "a", tmp_path / "a.tif") is None
+    (tmp_path / "a_mask.tif").touch()
+    assert find_mask(tmp_path, "a", tmp_path / "a.tif") == tmp_path / "a_mask.tif"
 
 
 def test_names_without_ome_tif_are_found(tmp_path: Path) -> None:

@@ -154,13 +154,13 @@ def test_copies_of_other_patients_are_refused_unless_their_masks_tell_them_apart
 def test_slides_of_formats_that_are_not_read_are_named_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("a.qptiff", "b.QPTIFF", "c.vsi", "notes.txt"):
+    for name in ("a.kfb", "b.KFB", "c.sdpc", "notes.txt"):
         write_bytes(tmp_path / name, b"")
-    with pytest.raises(SlideError, match=r"holds no slides that are read \(passed over: 2 \.qptiff, 1 \.vsi\)"):
+    with pytest.raises(SlideError, match=r"holds no slides that are read \(passed over: 2 \.kfb, 1 \.sdpc\)"):
         find_slides([tmp_path])
     write_bytes(tmp_path / "d.svs", b"")
     assert len(find_slides([tmp_path])) == 1
-    assert "passed over, as formats that are not read: 2 .qptiff, 1 .vsi" in caplog.text
+    assert "passed over, as formats that are not read: 2 .kfb, 1 .sdpc" in caplog.text
 
 
 def test_a_dead_link_to_a_slide_is_a_row_and_one_to_a_folder_is_named(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from dino_path.slides.quality import TileQuality, black_fraction, ink_pixels, measure_quality, sharpness
+from dino_path.slides.synthetic import draw_regions, paint_slide
 
 INKS = {
     "blue": [(30, 60, 170), (50, 80, 190), (70, 130, 210), (20, 30, 120)],
     "green": [(20, 120, 60), (60, 150, 110), (10, 70, 40), (90, 190, 120)],
     "red": [(200, 25, 35), (160, 15, 30), (220, 40, 40)],
-    "black": [(35, 32, 38), (50, 50, 55), (10, 10, 10)],
+    "black": [(35, 32, 38), (50, 50, 55), (10, 10, 10), (72, 72, 76), (67, 48, 62)],  # a felt tip on glass, on eosin
 }
 TISSUE = {
     "eosin": [(214, 120, 170), (230, 90, 150), (200, 60, 120)],
@@ -46,6 +47,25 @@ def test_tiles_that_are_passed_over_in_a_hurry_hold_no_ink() -> None:
 @pytest.mark.parametrize("colour", [colour for colours in INKS.values() for colour in colours])
 def test_ink_of_every_colour_is_seen(colour: tuple[int, int, int]) -> None:
     assert quality_of(patch_of(colour)).pen_fraction > 0.9
+
+
+@pytest.mark.parametrize("ink", [(20, 70, 190), (20, 140, 80), (30, 30, 35)])
+def test_the_pen_of_the_demo_is_found_in_most_tiles_that_it_crosses_and_in_no_other(ink: tuple[int, int, int]) -> None:
+    crossed: list[float] = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        image = paint_slide(768, *draw_regions(768, rng), rng)
+        inked = image.copy()
+        stroke = np.zeros(image.shape[:2], np.uint8)
+        cv2.line(stroke, (100, 150), (660, 600), 1, 26)
+        inked[stroke > 0] = (0.8 * np.array(ink) + 0.2 * image[stroke > 0]).astype(np.uint8)  # as `draw_pen` does
+        for y, x in np.ndindex(8, 8):
+            square = np.s_[96 * y : 96 * (y + 1), 96 * x : 96 * (x + 1)]
+            assert quality_of(image[square]).pen_fraction == 0
+            if stroke[square].mean() > 0.2:
+                crossed.append(quality_of(inked[square]).pen_fraction)
+    assert len(crossed) >= 20
+    assert np.mean(np.array(crossed) > 0.05) > 0.85
 
 
 @pytest.mark.parametrize("colour", [colour for colours in TISSUE.values() for colour in colours])

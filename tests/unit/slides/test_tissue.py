@@ -48,6 +48,23 @@ def test_black_padding_and_ink_are_no_tissue_and_do_not_move_the_threshold(tmp_p
     assert not found[:, :90].any()
     assert not found[:90].any()
     assert found[160:-160, 280:-280].all()
+    as_stain = mask_of(tmp_path, image, max_pen_fraction=1)
+    assert as_stain[10:90, 310:390].all()
+    assert as_stain[10:90, 510:590].all()
+    assert not as_stain[:, :90].any()
+
+
+def test_what_looks_like_ink_is_measured_against_all_that_is_no_glass(tmp_path: Path) -> None:
+    image = tissue_image()  # 512 x 512 px of it are tissue
+    image[128:-128, 256:512] = (30, 60, 170)
+    with Slide.open(write_slide_file(tmp_path / "a.tif", [image])) as slide:
+        for limit in (0.05, 1.0):
+            ink = tissue_mask(slide, TilesConfig(mpp=0.5, mask_mpp=4.0, max_pen_fraction=limit)).ink
+            assert ink is not None
+            assert ink.colour == "blue"
+            assert ink.share == pytest.approx(0.5, abs=0.02)
+    with Slide.open(write_slide_file(tmp_path / "b.tif", [tissue_image()])) as slide:
+        assert tissue_mask(slide, TilesConfig(mpp=0.5, mask_mpp=4.0)).ink is None
 
 
 def test_what_was_never_recorded_is_background_before_the_threshold() -> None:

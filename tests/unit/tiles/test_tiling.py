@@ -15,9 +15,9 @@ from dino_path.config import TilesConfig
 from dino_path.errors import TileStoreError
 from dino_path.slides.find import SlideRow, find_slides
 from dino_path.slides.slide import Slide
-from dino_path.tiles.layout import StoreFolder, read_record, write_record
+from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, write_record
 from dino_path.tiles.store import TileStore
-from dino_path.tiles.tiling import tile_slides
+from dino_path.tiles.tiling import TilingSummary, tile_slides
 from dino_path.tiles.workers import DIED, Failure, work_in_processes
 
 TILES = TilesConfig(mpp=0.5, size_px=64, mask_mpp=4.0, min_area_um2=500)
@@ -348,3 +348,10 @@ def test_native_tiles_that_were_never_written_are_left_out_and_the_rest_is_copie
     (record,) = tile_slides([SlideRow(path, "a")], TILES, tmp_path / "store", num_workers=0).records
     assert (record.reader, record.num_tiles, record.num_passed_through) == ("native", 62, 62)
     assert not any((pixels == 255).all() for pixels in stored_pixels(tmp_path / "store").values())
+
+
+def test_the_commonest_reason_counts_reasons_that_differ_in_numbers_alone_as_one() -> None:
+    reasons = ["none of 12 tiles passed: 12 pen", "the slide is smaller than one tile", "none of 7 tiles passed: 7 pen"]
+    records = [SlideRecord(str(n), f"{n}.svs", "empty", reason) for n, reason in enumerate(reasons)]
+    records.append(SlideRecord("d", "d.svs", "done"))
+    assert TilingSummary(records, frozenset()).commonest_reason == "2 because none of 12 tiles passed: 12 pen"
