@@ -25,6 +25,8 @@ ROOMS: dict[str, set[str]] = {
 DOORS: dict[str, set[str]] = {
     "openslide": {"slides"},
     "tifffile": {"slides"},
+    "simplejpeg": {"slides"},
+    "imagecodecs": {"slides"},
     "pyarrow": {"tiles"},
     "albumentations": {"views"},
     "timm": {"model"},
