@@ -1,4 +1,4 @@
-"""JPEG: strict decoding, and streams as TIFF holds them (tables apart, colours named by the TIFF) made into whole files.
+"""JPEG: strict decoding, and whole files from the streams of a TIFF (tables apart, colours named by its tags).
 
 Source: TIFF Technical Note 2 (abbreviated streams and JPEGTables); ITU-T T.81 annex B (markers).
 """
@@ -16,6 +16,7 @@ from dino_path.slides.slide import RgbImage
 START, END = b"\xff\xd8", b"\xff\xd9"
 START_OF_SCAN, COMMENT = 0xDA, 0xFE
 APPLICATION = range(0xE0, 0xF0)
+ADOBE_TRANSFORMS = (0, 1, 2)  # RGB or CMYK, YCbCr, YCCK
 EXIF = b"Exif\0\0"
 STANDALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length: TEM and the restarts
 TABLES = (0xDB, 0xC4, 0xDD)  # quantisation, Huffman, restart interval
@@ -102,14 +103,13 @@ def without_metadata(jpeg: bytes) -> bytes:
     """
     kept = [START]
     for marker, start, stop in _segments(jpeg):
-        segment = jpeg[start:stop]
         if marker == START_OF_SCAN:
             return b"".join([*kept, jpeg[start:]])
+        segment = jpeg[start:stop]
+        is_adobe = segment[4:9] == b"Adobe" and segment[-1] in ADOBE_TRANSFORMS
         if segment[4:8] == b"JFIF":
             kept.append(SAYS_YCBCR)
-        elif segment[4:9] == b"Adobe" and segment[-1:] in (b"\0", b"\1", b"\2"):
-            kept.append(segment)
-        elif marker != COMMENT and marker not in APPLICATION:
+        elif is_adobe or (marker not in APPLICATION and marker != COMMENT):
             kept.append(segment)
     raise BadJpeg("the stream has no scan")
 
