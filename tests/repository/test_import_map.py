@@ -53,6 +53,7 @@ EXCEPTIONS = {
     ): "regions drawn in QuPath and tissue masks are one GeoJSON: the house has one parser of it",
     ("evaluation", "h5py"): "PatchCamelyon is published as HDF5: labelled images, which features have no part in",
     ("evaluation", "safetensors"): "the supervised baseline keeps its own weights; it is no exported extractor",
+    ("reporting", "slides"): "the pictures of a run are decoded as every image is: the house has one decoder",
     ("progress", "rich"): "the bar that every room shows stands on the floor",
     ("demo", "rich"): "the demo prints its table",
     ("doctor", "openslide"): "it asks each library whether it works",
