@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,9 @@ COLOUR_SAMPLES = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, PALETTE: 1, RGB: 3, YCBCR:
 BITS = (1, 2, 4, 8, 16)
 ASSOCIATED_ALPHA, UNASSOCIATED_ALPHA = 1, 2
 # What tifffile and the decoders below it raise at damaged files.
-DAMAGES = (tifffile.TiffFileError, ValueError, TypeError, KeyError, IndexError, RuntimeError, struct.error, OSError)
+DAMAGES = (
+    tifffile.TiffFileError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error, OSError,
+)  # fmt: skip
 
 
 class BadTiff(ValueError):
@@ -78,8 +81,9 @@ def _refuse_other_images(file: tifffile.TiffFile) -> None:
 
 
 def _refuse_unknown_kind(page: tifffile.TiffPage, most_pixels: int) -> None:
-    if page.imagewidth * page.imagelength > most_pixels:
-        raise BadTiff(f"{page.imagewidth} x {page.imagelength} pixels, more than the {most_pixels:,} of one tile")
+    width, height = max(page.imagewidth, page.tilewidth), max(page.imagelength, page.tilelength)
+    if width * height > most_pixels:
+        raise BadTiff(f"{width} x {height} pixels, more than the {most_pixels:,} of one tile")
     if page.compression not in COMPRESSIONS:
         raise BadTiff(f"a TIFF with compression {_name(page.compression)}")
     is_compressed_ycbcr = page.photometric == YCBCR and page.compression != JPEG
@@ -96,13 +100,15 @@ def _refuse_unknown_kind(page: tifffile.TiffPage, most_pixels: int) -> None:
 
 
 def _refuse_damage(page: tifffile.TiffPage, encoded: bytes) -> None:
-    """What tifffile would show as black, or libjpeg as grey."""
+    """What tifffile would show as black, libjpeg as grey, or OpenJPEG as a blur."""
+    if len(page.dataoffsets) != math.prod(page.chunked):
+        raise BadTiff(f"a TIFF of {len(page.dataoffsets)} parts where {math.prod(page.chunked)} make the image")
     for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
         if length == 0 or offset + length > len(encoded):
             raise BadTiff("a TIFF that is cut short")
         stream = encoded[offset : offset + length]
         if page.compression in JPEG_2000 and not stream.rstrip(b"\0").endswith(END):
-            raise BadTiff("a TIFF with a JPEG 2000 that is cut short")  # which OpenJPEG decodes, blurred
+            raise BadTiff("a TIFF with a JPEG 2000 that is cut short")
         if page.compression == JPEG:
             tables = table_segments(page.jpegtables) if page.jpegtables else b""
             try:
