@@ -16,8 +16,11 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 class ImageFiles:
     """Image files, one tile each, in the order given."""
 
-    def __init__(self, paths: Sequence[Path], mpp: float | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], mpp: float | None = None, *, sizes: Sequence[int] | None = None) -> None:
         """Look at the size of each file, and at nothing inside.
+
+        Args:
+            sizes: bytes of each file, where they are known; then no file is looked at, and some may be missing.
 
         Raises:
             TileStoreError: no paths, or one that is no file.
@@ -25,12 +28,10 @@ class ImageFiles:
         if not paths:
             raise TileStoreError("images", "none were given.", "At least one image is needed.", "Check the path.")
         self.paths, self.mpp = tuple(paths), mpp
+        self.sizes = tuple(_file_size(path) for path in self.paths) if sizes is None else tuple(sizes)
         content = hashlib.sha256()
-        for path in self.paths:
-            try:
-                content.update(f"{path.parent.name}/{path.name}:{path.stat().st_size};".encode())
-            except OSError as error:
-                raise _unreadable_image(str(path), str(error)) from None
+        for path, size in zip(self.paths, self.sizes, strict=True):
+            content.update(f"{path.parent.name}/{path.name}:{size};".encode())
         self.digest = content.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -70,6 +71,13 @@ def decode_tile(encoded: bytes, name: str) -> RgbImage:
         return decode_image(encoded)
     except BadImage as error:
         raise _unreadable_image(name, str(error)) from None
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable_image(str(path), str(error)) from None
 
 
 def _unreadable_image(name: str, found: str) -> TileStoreError:

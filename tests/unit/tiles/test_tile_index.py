@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dino_path.errors import TileStoreError
-from dino_path.tiles import images, index
+from dino_path.tiles import index
+from dino_path.tiles import store as store_module
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tile_table import TileTable
 
@@ -186,7 +187,7 @@ def test_a_tile_costs_one_read_and_one_decode(path: Path, is_large: bool, monkey
 
     for name in ("pread", "read", "open"):
         monkeypatch.setattr(os, name, counted(name, getattr(os, name)))
-    monkeypatch.setattr(images, "decode_image", counted("decode", images.decode_image))
+    monkeypatch.setattr(store_module, "decode_image", counted("decode", store_module.decode_image))
     store.read_image(3)
     assert calls == ["open", "pread", "decode"]
     calls.clear()
