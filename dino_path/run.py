@@ -125,6 +125,16 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def images_file(self) -> Path:
+        """Names and sizes of the images that it began with, where its tiles are a folder of images."""
+        return self.path / "images.csv"
+
+    @property
+    def unreadable_file(self) -> Path:
+        """One line for each tile that a process could not read, and when."""
+        return self.path / "unreadable.jsonl"
+
+    @property
     def log_file(self) -> Path:
         return self.path / "log.txt"
 

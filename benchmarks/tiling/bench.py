@@ -29,7 +29,7 @@ import tifffile
 
 from dino_path.config import TilesConfig
 from dino_path.slides.find import SlideRow
-from dino_path.slides.native import NativeReader, NotNative, decode_jpeg, native_reader
+from dino_path.slides.native import NativeReader, NotNative, decode_tile, native_reader
 from dino_path.slides.slide import Slide
 from dino_path.slides.synthetic import stain_image
 from dino_path.slides.textures import PAINTERS
@@ -166,7 +166,7 @@ def reading_contenders(case: Case, config: TilesConfig) -> tuple[int, dict[str, 
     shrink = spec.shrink
     contenders["limit: raw bytes"] = lambda: sum(len(jpeg) for jpeg in native_jpegs(native, spec, corners))
     contenders["limit: raw bytes, decoded"] = lambda: [
-        None for jpeg in native_jpegs(native, spec, corners) if decode_jpeg(jpeg, shrink) is None
+        None for jpeg in native_jpegs(native, spec, corners) if decode_tile(jpeg, shrink) is None
     ]
     return len(corners), contenders
 

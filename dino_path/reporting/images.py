@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import numpy as np
+
+from dino_path.slides.decoding import BadImage, decode_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 JPEG_QUALITY = 84
@@ -28,28 +29,16 @@ def inline_picture(file: Path, *, caption: str, max_edge_px: int) -> Picture | N
 
     It becomes a JPEG or a PNG, whichever is smaller (drawings gain as PNG, tissue as JPEG). Transparency becomes white.
     """
-    image = cv2.imdecode(np.fromfile(file, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if file.stat().st_size else None
-    if image is None:
+    try:
+        pixels = cv2.cvtColor(decode_image(file.read_bytes()), cv2.COLOR_RGB2BGR)
+    except BadImage:
         return None
-    pixels = _on_white(np.asarray(image))
     scale = max_edge_px / max(pixels.shape[:2])
     if scale < 1:
         size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
     png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
     kind, encoded = ("png", png) if len(png) <= len(jpeg) else ("jpeg", jpeg)
     address = f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
     return Picture(address, caption, width=pixels.shape[1], height=pixels.shape[0])
-
-
-def _on_white(
-    image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """8 bits, without transparency."""
-    if image.dtype != np.uint8:
-        image = (image / 257).astype(np.uint8)
-    if image.ndim == 3 and image.shape[2] == 4:
-        weight = image[..., 3:].astype(np.float32) / 255
-        image = np.rint(image[..., :3] * weight + 255 * (1 - weight)).astype(np.uint8)
-    return image

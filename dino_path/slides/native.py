@@ -14,23 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from dino_path.slides.jpeg import BadJpeg, frame_size, table_segments, whole_jpeg
+from dino_path.slides.jpeg import BadJpeg, decode_jpeg, frame_size, table_segments, whole_jpeg
 from dino_path.slides.slide import RgbImage, Slide
 
 VENDORS = ("aperio", "generic-tiff")  # the others lay tiles out in ways of their own
 TIFF_JPEG, TIFF_RGB, TIFF_YCBCR, TIFF_CONTIGUOUS = 7, 2, 6, 1
 DECODED_BYTES = 64 * 2**20  # of native tiles that are kept: two rows of 256 px tiles on a slide of 43,000 px
-DECODE_FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
 
 
 class NotNative(Exception):
@@ -146,7 +139,7 @@ class NativeReader:
         if kept is not None:
             self._decoded.move_to_end(key)
             return kept
-        tile = decode_jpeg(self._jpeg(column, row), shrink)
+        tile = decode_tile(self._jpeg(column, row), shrink)
         if tile.shape[:2] != (self.level.tile_height // shrink, self.level.tile_width // shrink):
             raise NotNative("a native tile has another size than the TIFF says")
         self._decoded[key] = tile
@@ -205,19 +198,16 @@ def native_reader(slide: Slide, level: int) -> NativeReader:
         raise NotNative(f"its TIFF directory cannot be read ({' '.join(str(error).split())})") from None
 
 
-def decode_jpeg(jpeg: bytes, shrink: int) -> RgbImage:
-    """Decode a JPEG, divided by 1, 2, 4 or 8 on the way.
+def decode_tile(jpeg: bytes, shrink: int) -> RgbImage:
+    """Decode a native tile, divided by 1, 2, 4 or 8 on the way.
 
     Raises:
-        NotNative: it cannot be decoded.
+        NotNative: it cannot be decoded, or it is damaged.
     """
     try:
-        bgr = cv2.imdecode(np.frombuffer(jpeg, dtype=np.uint8), DECODE_FLAGS[shrink] | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        bgr = None
-    if bgr is None:
-        raise NotNative("a native tile cannot be decoded")
-    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        return decode_jpeg(jpeg, shrink=shrink)
+    except BadJpeg as error:
+        raise NotNative(f"a native tile cannot be decoded ({error})") from None
 
 
 def _native_level(page: Any) -> NativeLevel:

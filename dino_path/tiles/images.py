@@ -6,10 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from dino_path.errors import TileStoreError
+from dino_path.slides.decoding import BadImage, decode_image
 from dino_path.slides.slide import RgbImage
 from dino_path.walk import Found, files_below, name_some, without_names
 
@@ -19,8 +17,11 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 class ImageFiles:
     """Image files, one tile each, in the order given."""
 
-    def __init__(self, paths: Sequence[Path], mpp: float | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], mpp: float | None = None, *, sizes: Sequence[int] | None = None) -> None:
         """Look at the size of each file, and at nothing inside.
+
+        Args:
+            sizes: bytes of each file, where they are known; then no file is looked at, and some may be missing.
 
         Raises:
             TileStoreError: no paths, or one that is no file.
@@ -28,12 +29,10 @@ class ImageFiles:
         if not paths:
             raise TileStoreError("images", "none were given.", "At least one image is needed.", "Check the path.")
         self.paths, self.mpp = tuple(paths), mpp
+        self.sizes = tuple(_file_size(path) for path in self.paths) if sizes is None else tuple(sizes)
         content = hashlib.sha256()
-        for path in self.paths:
-            try:
-                content.update(f"{path.parent.name}/{path.name}:{path.stat().st_size};".encode())
-            except OSError as error:
-                raise _unreadable_image(str(path), str(error)) from None
+        for path, size in zip(self.paths, self.sizes, strict=True):
+            content.update(f"{path.parent.name}/{path.name}:{size};".encode())
         self.digest = content.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -77,40 +76,28 @@ def search_images(folder: Path, exclude: Sequence[str] = ()) -> Found:
 
 
 def decode_tile(encoded: bytes, name: str) -> RgbImage:
-    """(H, W, 3) uint8 RGB; grey comes back as RGB, 16 bits as 8, and transparent pixels white.
+    """(H, W, 3) uint8 RGB; grey comes back as RGB, 16 bits as 8, and transparent pixels white (slides/decoding.py).
 
     Raises:
         TileStoreError: not an image, or a damaged one. `name` says which.
     """
-    # UNCHANGED keeps the alpha channel of PNG and TIFF; JPEG has none, and COLOR applies its EXIF rotation.
-    is_jpeg = encoded[:2] == b"\xff\xd8"
-    flags = cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED
-    if is_jpeg and encoded.rfind(b"\xff\xd9") < encoded.rfind(b"\xff\xda"):
-        # No end marker after the last start of scan: OpenCV would return the missing rows as plain grey.
-        raise _unreadable_image(name, "a JPEG that is cut short")
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags) if encoded else None
-    except cv2.error as error:
+        return decode_image(encoded)
+    except BadImage as error:
         raise _unreadable_image(name, str(error)) from None
-    if image is None:
-        raise _unreadable_image(name, f"{len(encoded)} bytes that do not decode")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise _unreadable_image(name, f"its pixels are {image.dtype}, and only 8 and 16 bits without sign are colours")
-    if image.dtype == np.uint16:
-        image = np.rint(image / 257)
-    pixels = np.asarray(image, dtype=np.uint8)
-    if pixels.ndim == 2 or pixels.shape[2] == 1:
-        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
-    if pixels.shape[2] == 4:
-        weight = pixels[..., 3:].astype(np.float32) / 255
-        pixels = np.rint(pixels[..., :3] * weight + 255 * (1 - weight)).astype(np.uint8)
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable_image(str(path), str(error)) from None
 
 
 def _unreadable_image(name: str, found: str) -> TileStoreError:
     return TileStoreError(
         name,
         f"cannot be read ({' '.join(found.split())}).",
-        "A whole image file (JPEG, PNG, TIFF, BMP or WebP) is needed.",
-        "Fetch it again, or take it out of the data.",
+        "A whole image (JPEG, PNG, TIFF, BMP or WebP; 8 or 16 bits; grey, RGB or palette) is needed.",
+        "Fetch it again, save it as PNG if its kind is the reason, or take it out of the data.",
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from dino_path.config import TilesConfig
 from dino_path.errors import SlideError
-from dino_path.slides.native import NativeReader, NotNative, decode_jpeg, native_reader
+from dino_path.slides.native import NativeReader, NotNative, decode_tile, native_reader
 from dino_path.slides.slide import RgbImage, Slide
 from dino_path.tiles.geometry import SHRINKS, Corners, TileSpec, corner_on_level, tile_spec
 
@@ -102,7 +102,7 @@ class TileReader:
             try:
                 if self._copies_jpeg:
                     jpeg = self._native.whole_tile_jpeg(corner_on_level(self.spec, corner_level0))
-                    return Tile(decode_jpeg(jpeg, 1), jpeg)
+                    return Tile(decode_tile(jpeg, 1), jpeg)
                 return Tile(read_tile_natively(self._native, self.spec, corner_level0, shrink=self.shrink))
             except NotNative:  # this tile alone: missing, damaged, or over the edge. OpenSlide knows what to show.
                 pass

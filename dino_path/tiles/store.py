@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from dino_path.errors import TileStoreError
 from dino_path.settings import digest
+from dino_path.slides.decoding import BadImage, decode_image
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.handles import FileHandles
-from dino_path.tiles.images import decode_tile
 from dino_path.tiles.index import open_places
 from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide, read_record, slide_config
 from dino_path.tiles.slide_tiles import SlideTiles
@@ -92,7 +92,11 @@ class TileStore:
             TileStoreError: it cannot be read.
         """
         if self._slide_tiles is None:
-            return decode_tile(self.read_bytes(index), self.name(index))
+            try:
+                return decode_image(self.read_bytes(index))
+            except BadImage as error:
+                tar = self._folder.tar_file(self.slide_id(index))
+                raise damaged_slide(tar, f"{self.name(index)}: {error}") from None
         corner = int(self.x_level0[index]), int(self.y_level0[index])
         return self._slide_tiles.read(self._slide(index), corner)
 

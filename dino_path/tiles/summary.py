@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from dino_path.run import atomic_write
+from dino_path.slides.jpeg import BadJpeg, decode_jpeg
 from dino_path.slides.resolution import FROM_CSV
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.layout import PER_SLIDE, SlideRecord, StoreFolder, damaged_slide, read_record
@@ -96,13 +97,14 @@ def _cell(folder: StoreFolder, record: SlideRecord) -> RgbImage:
 
 def _marked_slide(overlay: Path, record: SlideRecord) -> RgbImage:
     """The slide's part of an overlay, decoded at a quarter; what is below it is left out."""
-    small = cv2.imdecode(np.fromfile(overlay, np.uint8), cv2.IMREAD_REDUCED_COLOR_4)
-    if small is None:
-        raise damaged_slide(overlay, "no JPEG")
+    try:
+        small = decode_jpeg(overlay.read_bytes(), shrink=4)
+    except BadJpeg as error:
+        raise damaged_slide(overlay, str(error)) from None
     width_level0, height_level0 = record.pictured_part[2:]
     scale = min(1.0, LONG_EDGE_PX / max(width_level0, height_level0)) / 4
     height, width = (max(1, round(edge * scale)) for edge in (height_level0, width_level0))
-    return np.asarray(cv2.cvtColor(small[:height, :width], cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return small[:height, :width]
 
 
 def _paste(cell: RgbImage, picture: RgbImage) -> None:

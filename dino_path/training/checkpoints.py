@@ -173,5 +173,7 @@ def _decisive(config: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items():
             if section == "training" and key in _FREE_TRAINING:
                 continue
+            if (section, key) == ("slides", "exclude"):  # it chooses tiles, and the tiles are compared
+                continue
             flat[f"{section}.{key}"] = value
     return flat

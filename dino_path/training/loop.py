@@ -32,6 +32,7 @@ from dino_path.training.monitor import Collapse, FeatureWindow, feature_spread, 
 from dino_path.training.records import Record, Records
 from dino_path.training.schedules import Schedules, StepSettings, resolve_clock, resolve_schedules
 from dino_path.training.signals import stop_signals
+from dino_path.training.unreadable import UnreadableTiles, keep_image_list, tiles_as_begun
 from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches, sent_ahead
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     run, training = RunFolder(config.out), config.training
     refuse_unfinished(config.store)
     tiles = open_tiles(config.store, split=config.slides.split, exclude=config.slides.exclude)
+    tiles = tiles_as_begun(run, tiles, config.store)
     clock = resolve_clock(training, num_tiles=len(tiles), world_size=world.size)
     schedules = resolve_schedules(config.optim, training, clock)
     check_view_sizes(config)
@@ -90,16 +92,19 @@ def _train(
 
     if world.is_first:
         describe_run(run, config, learner, schedules, num_tiles=len(tiles))
+        keep_image_list(run, tiles, config.store, start=start)
+    unreadable = UnreadableTiles(run, tiles, config.store)
     batches = view_batches(config, training, tiles, world, start=start, num_steps=clock.num_steps)
     with (
         stop_signals(is_told=world.is_first) as stop,
-        Watch(config, learner, schedules, run, start=start, knn=knn) as watch,
+        Watch(config, learner, schedules, run, unreadable, start=start, knn=knn) as watch,
         meter("pretraining", clock.num_steps, "steps", lines=False) as counter,
     ):
         counter.advance(start)
         for step in range(start, clock.num_steps):
             with watch.waiting():
                 micro_batches = [next(batches) for _ in range(training.accumulate_steps)]
+            unreadable.note(step, micro_batches)
             settings = schedules.at(step)
             report = train_step(learner, micro_batches, settings, step=step, wants_stop=stop.is_made)
             note = watch.after_step(step, micro_batches, settings, report)
@@ -110,6 +115,11 @@ def _train(
             if is_last:
                 break
     world.barrier()
+    if unreadable.found:
+        logger.warning(
+            "%d tiles of rank %d could not be read; others took their places: %s",
+            len(unreadable.found), world.rank, run.unreadable_file,
+        )  # fmt: skip
     checkpoint = run.checkpoint_file(step + 1)
     if step + 1 < clock.num_steps:
         raise StoppedBySignal(
@@ -182,11 +192,13 @@ class Watch:
         learner: Learner,
         schedules: Schedules,
         run: RunFolder,
+        unreadable: UnreadableTiles,
         *,
         start: int,
         knn: Callable[[nn.Module], float] | None,
     ) -> None:
         self.config, self.learner, self.schedules, self.knn = config, learner, schedules, knn
+        self.unreadable = unreadable
         self.records = Records(run, config, start_step=start) if learner.world.is_first else None
         self.window = FeatureWindow()
         self.known_collapse: str | None = None
@@ -251,6 +263,7 @@ class Watch:
             "eta_s": (clock.num_steps - step - 1) * elapsed_s / num_steps,
             "peak_memory_gb": peak_memory_gb(world.device),
             "num_skipped": self.learner.num_skipped,
+            "num_unreadable": self._num_replaced(),
             **self._running_knn(step),
             "collapse": None,
         }
@@ -277,6 +290,11 @@ class Watch:
         values = (world.sum_(torch.stack([*means, spread, rank])) / world.size).tolist()
         averages: Record = dict(zip((*AVERAGED, "feature_std", "rankme"), values, strict=True))
         return {"loss": values[0], "loss_minus_ln_k": values[0] - math.log(self.config.model.num_prototypes)} | averages
+
+    def _num_replaced(self) -> int:
+        """How many of the interval's tiles could not be read, on all ranks; others took their places."""
+        number, self.unreadable.num_replaced = self.unreadable.num_replaced, 0
+        return int(self.learner.world.sum_(torch.tensor(float(number), device=self.learner.world.device)))
 
     def _running_knn(self, step: int) -> Record:
         """The k-NN accuracy of the teacher, where it is due; measured on a copy, it disturbs nothing."""

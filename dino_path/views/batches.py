@@ -26,6 +26,8 @@ from dino_path.views.parameters import ViewParameters, draw_views
 from dino_path.views.rendering import crop_and_resize, render_view
 from dino_path.views.sampling import tile_order
 
+NUM_SUBSTITUTES = 8  # tried where a tile cannot be read; where 1 % cannot, all fail once in 10 ** 16
+
 
 @dataclass(frozen=True)
 class ViewBatch:
@@ -40,6 +42,8 @@ class ViewBatch:
     """(2 * B, P) and (num_local * B, P) float32: what `finish_views` has still to do; P = 0: nothing."""
     tiles: Tensor
     """(B,) int64, the tiles' indices in the source"""
+    unreadable: tuple[tuple[int, TileStoreError], ...] = ()
+    """Tiles that could not be read, and why; each one's place was taken by another, which stands in `tiles`"""
 
     def pin_memory(self) -> ViewBatch:
         """For the DataLoader: the same batch in page-locked memory."""
@@ -49,6 +53,7 @@ class ViewBatch:
             self.global_parameters.pin_memory(),
             self.local_parameters.pin_memory(),
             self.tiles,
+            self.unreadable,
         )
 
     def sent_to(self, device: torch.device) -> ViewBatch:
@@ -103,7 +108,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         """This rank's views of its micro-batch `number`.
 
         Raises:
-            TileStoreError: a tile cannot be read or decoded.
+            TileStoreError: a tile cannot be read, and neither can its substitutes.
         """
         step, piece = divmod(number, self.accumulate_steps)
         first = ((step * self.world_size + self.rank) * self.accumulate_steps + piece) * self.batch_size
@@ -112,9 +117,10 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         global_views = np.empty((2, size, config.global_px, config.global_px, 3), np.uint8)
         local_views = np.empty((config.num_local, size, config.local_px, config.local_px, 3), np.uint8)
         num_columns = NUM_COLUMNS if config.colour_on_device else 0
+        unreadable: list[tuple[int, TileStoreError]] = []
         packed = np.empty((2 + config.num_local, size, num_columns), np.float32)
         for place, (epoch, tile) in enumerate(zip(epochs.tolist(), tiles.tolist(), strict=True)):
-            image = self.tile_image(tile)
+            tiles[place], image = self._readable(tile, unreadable)
             for of_tile, view in enumerate(self.tile_parameters(epoch, tile, image)):
                 target = global_views[of_tile] if of_tile < 2 else local_views[of_tile - 2]
                 if config.colour_on_device:
@@ -128,6 +134,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
             torch.from_numpy(packed[:2].reshape(2 * size, num_columns)),
             torch.from_numpy(packed[2:].reshape(config.num_local * size, num_columns)),
             torch.from_numpy(tiles),
+            tuple(unreadable),
         )
 
     def tile_views(self, epoch: int, tile: int) -> list[NDArray[np.uint8]]:
@@ -138,6 +145,24 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
     def tile_image(self, tile: int) -> NDArray[np.uint8]:
         """One tile's pixels, its stain normalised where that is configured."""
         return normalise_stain(self.source.read_image(tile), self.config.stain_normalisation)
+
+    def _readable(self, tile: int, unreadable: list[tuple[int, TileStoreError]]) -> tuple[int, NDArray[np.uint8]]:
+        """The tile's number and pixels; those of a substitute where it cannot be read, and the tile goes on the list.
+
+        The number of the unreadable tile alone decides which one substitutes it: no worker, rank or hour does. Its
+        views are drawn as the unreadable tile's would be, so that they differ from those at its own turn.
+
+        Raises:
+            TileStoreError: the substitutes cannot be read either.
+        """
+        first, num_tiles = len(unreadable), len(self.source)
+        steps = np.random.default_rng(tile).integers(1, max(2, num_tiles), size=NUM_SUBSTITUTES)
+        for number in (tile, *((tile + steps) % num_tiles).tolist()):
+            try:
+                return number, self.tile_image(number)
+            except TileStoreError as error:
+                unreadable.append((number, error))
+        raise unreadable[first][1]
 
     def tile_parameters(self, epoch: int, tile: int, image: NDArray[np.uint8]) -> list[ViewParameters]:
         """What happens to the views of a tile, whose pixels are `image`, in one epoch."""

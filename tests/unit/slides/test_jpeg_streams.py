@@ -6,14 +6,14 @@ import pytest
 from PIL import Image
 from slide_files import stained_image
 
-from dino_path.slides.jpeg import SAYS_YCBCR, BadJpeg, frame_size, table_segments, whole_jpeg
+from dino_path.slides.jpeg import SAYS_YCBCR, BadJpeg, decode_jpeg, frame_size, table_segments, whole_jpeg
 
 PIXELS = stained_image(64, 48)
 
 
 def encoded(**options: object) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(PIXELS).save(stream, "jpeg", quality=95, **options)
+    Image.fromarray(PIXELS).save(stream, "jpeg", **{"quality": 95, **options})
     return stream.getvalue()
 
 
@@ -74,3 +74,47 @@ def test_a_damaged_stream_is_refused() -> None:
             whole_jpeg(damaged, b"", is_rgb=False)
     with pytest.raises(BadJpeg, match="frame header"):
         frame_size(without(stream, 0xC0))
+
+
+# --- strict decoding ----------------------------------------------------------------------------------------------
+
+OPENCV = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+SCAN = encoded().find(b"\xff\xda") + 14
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": "4:4:4"}, {"subsampling": "4:2:2"}, {"progressive": True}, {"keep_rgb": True}]
+)
+def test_whole_pictures_have_the_pixels_of_opencvs_libjpeg_turbo(shrink: int, options: dict[str, object]) -> None:
+    jpeg = encoded(**options)
+    theirs = cv2.imdecode(np.frombuffer(jpeg, np.uint8), OPENCV[shrink])[..., ::-1]
+    np.testing.assert_array_equal(decode_jpeg(jpeg, shrink=shrink), theirs)
+
+
+@pytest.mark.parametrize("shrink", [1, 4])
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda jpeg: jpeg[: len(jpeg) // 2], "Premature end of JPEG file"),
+        (lambda jpeg: jpeg[:-2], "Premature end of JPEG file"),  # all pixels, no end marker
+        (lambda jpeg: jpeg[: SCAN + 300] + bytes(len(jpeg) - SCAN - 302) + jpeg[-2:], "Corrupt JPEG data"),
+        (lambda jpeg: jpeg[:SCAN] + jpeg[SCAN + 900 :], "Corrupt JPEG data"),
+        (lambda jpeg: jpeg[:-2] + bytes(40) + jpeg[-2:], "extraneous bytes before marker"),
+        (lambda jpeg: b"", "."),
+    ],
+    ids=["cut", "no end marker", "zeroed", "a part missing", "bytes left over", "empty"],
+)
+def test_a_warning_of_libjpegs_is_an_error_and_no_grey_rows(spoil: object, found: str, shrink: int) -> None:
+    with pytest.raises(BadJpeg, match=found):
+        decode_jpeg(spoil(encoded()), shrink=shrink)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("trailer", [b"\0" * 512, bytes(range(256)) * 40, encoded(quality=30)[:300]])
+def test_what_follows_the_end_marker_is_no_part_of_the_picture(trailer: bytes) -> None:
+    np.testing.assert_array_equal(decode_jpeg(encoded() + trailer, shrink=1), decoded(encoded()))

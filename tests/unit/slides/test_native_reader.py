@@ -101,8 +101,8 @@ def test_each_native_tile_is_decoded_once_per_row_of_tiles_and_few_are_kept(
 ) -> None:
     reader = reader_of(write_jpeg_slide(tmp_path / "a.tif", [IMAGE], tile_px=64))
     decoded = []
-    decode = native.decode_jpeg
-    monkeypatch.setattr(native, "decode_jpeg", lambda jpeg, shrink: decoded.append(jpeg) or decode(jpeg, shrink))
+    decode = native.decode_tile
+    monkeypatch.setattr(native, "decode_tile", lambda jpeg, shrink: decoded.append(jpeg) or decode(jpeg, shrink))
     for x in range(0, 800, 100):
         reader.read((x, 32), (100, 32), shrink=1)
     assert len(decoded) == 800 // 64 + 1

@@ -160,8 +160,8 @@ def test_a_slide_on_which_the_native_reader_shows_something_else_goes_through_op
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_jpeg_slide(tmp_path / "a.tif", [stained_image(512, 512)])
-    decode = native.decode_jpeg
-    monkeypatch.setattr(native, "decode_jpeg", lambda jpeg, shrink: decode(jpeg, shrink)[..., ::-1].copy())
+    decode = native.decode_tile
+    monkeypatch.setattr(native, "decode_tile", lambda jpeg, shrink: decode(jpeg, shrink)[..., ::-1].copy())
     with Slide.open(path) as slide:
         reader, grid = reader_and_grid(slide, 0.5, "auto")
         assert reader.reader.startswith("openslide: native pixels differ by ")
@@ -172,8 +172,8 @@ def test_where_halving_while_decoding_shows_something_else_the_native_reader_hal
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_jpeg_slide(tmp_path / "a.tif", [stained_image(512, 512)], mpp=0.25)
-    decode = native.decode_jpeg
-    monkeypatch.setattr(native, "decode_jpeg", lambda jpeg, shrink: decode(jpeg, shrink) // (2 if shrink > 1 else 1))
+    decode = native.decode_tile
+    monkeypatch.setattr(native, "decode_tile", lambda jpeg, shrink: decode(jpeg, shrink) // (2 if shrink > 1 else 1))
     with Slide.open(path) as slide:
         reader, grid = reader_and_grid(slide, 0.5, "auto")
         assert (reader.reader, reader.shrink) == ("native", 1)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from slide_files import tissue_image, write_jpeg_slide
+from slide_files import stained_image, tissue_image, write_jpeg_slide, zero_ends_of_tiles
 from test_tiling import TILES, contents
 
 from dino_path.errors import TileStoreError
@@ -402,3 +402,30 @@ def test_workers_end_at_once_with_ctrl_c_and_with_a_parent_that_is_killed(
         left = process.stdout.read()  # ends when no process has the pipe any more
     assert left == ("interrupted\n" if number is signal.SIGINT else "")
     assert time.monotonic() - start_s < 30
+
+
+# --- damaged JPEG tiles ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("mpp", [0.5, 1.0])  # as they are, and divided by two while they are decoded
+def test_damaged_jpeg_tiles_are_counted_and_many_of_them_fail_the_slide(
+    tmp_path: Path, mpp: float, copies: bool
+) -> None:
+    image = stained_image(2048, 1536)
+    file = write_jpeg_slide(tmp_path / "a.tif", [image, np.ascontiguousarray(image[::8, ::8])], tile_px=64)
+    config = TILES.model_copy(update={"mpp": mpp, "copy_native_jpeg": copies, "tissue": "saturation"})
+    (whole,) = tile_slides([SlideRow(file, "a")], config, tmp_path / "whole", num_workers=0).records
+    assert (whole.reader, whole.num_unreadable) == ("native", 0)
+
+    shutil.copy(file, tmp_path / "few.tif")
+    zero_ends_of_tiles(tmp_path / "few.tif", every=311)
+    (few,) = tile_slides([SlideRow(tmp_path / "few.tif", "a")], config, tmp_path / "few", num_workers=0).records
+    assert (few.reader, few.num_unreadable, few.flags[-1]) == ("native", 3, "unreadable tiles")
+    assert few.num_candidates == whole.num_candidates
+
+    shutil.copy(file, tmp_path / "many.tif")
+    zero_ends_of_tiles(tmp_path / "many.tif", every=5)
+    (many,) = tile_slides([SlideRow(tmp_path / "many.tif", "a")], config, tmp_path / "many", num_workers=0).records
+    assert many.status == "failed"
+    assert "cannot be read" in many.reason

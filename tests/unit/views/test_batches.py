@@ -14,6 +14,7 @@ from tiny import tiny_batches, tiny_config, write_tiles
 
 from dino_path.config import Config, ViewsConfig
 from dino_path.errors import ConfigError, TileStoreError
+from dino_path.tiles import store
 from dino_path.tiles.images import ImageFiles, image_files
 from dino_path.tiles.source import Subset, TileSource, open_tiles
 from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches
@@ -32,7 +33,9 @@ def stream(batches: ViewBatches, *, start: int = 0, num_steps: int = 5, num_work
 
 
 def is_same(one: ViewBatch, other: ViewBatch) -> bool:
-    return all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
+    assert not one.unreadable
+    assert not other.unreadable
+    return all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items() if name != "unreadable")
 
 
 def test_a_batch_lies_view_by_view_and_tile_by_tile(batches: ViewBatches) -> None:
@@ -170,11 +173,38 @@ def test_a_batch_larger_than_the_store_goes_on_with_the_next_epoch(tmp_path: Pat
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_unreadable_tile_ends_the_stream_with_its_name(tmp_path: Path, num_workers: int) -> None:
+def test_another_tile_takes_the_place_of_an_unreadable_one_and_its_number_alone_decides_which(
+    tmp_path: Path, num_workers: int
+) -> None:
     folder = write_tiles(tmp_path, 6)
+    whole = tiny_batches(tiny_config(folder, OUT, "training.batch_size_per_gpu=6")).batch(0)
     (folder / "004.png").write_bytes(b"no image")
     config = tiny_config(folder, OUT, "training.batch_size_per_gpu=6")
-    with pytest.raises(TileStoreError, match=r"004\.png: cannot be read") as refusal:
+    batch = stream(tiny_batches(config), num_workers=num_workers)[0]
+    ((tile, error),) = batch.unreadable
+    assert (tile, Path(error.thing).name) == (4, "004.png")
+    place = whole.tiles.tolist().index(4)
+    substitute = int(batch.tiles[place])
+    assert substitute != 4
+    others = [at for at in range(6) if at != place]
+    assert torch.equal(batch.tiles[others], whole.tiles[others])
+    assert torch.equal(batch.global_views[others], whole.global_views[others])
+    own = batch.tiles.tolist().index(substitute)  # the same pixels twice, and never the same views
+    assert own != place
+    assert not torch.equal(batch.global_views[place], batch.global_views[own])
+    alone = tiny_batches(tiny_config(folder, OUT, "training.batch_size_per_gpu=1"))
+    again = [alone.batch(number) for number in range(6)][place]
+    assert again.tiles.tolist() == [substitute]
+    assert torch.equal(again.global_views[0], batch.global_views[place])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_tiles_without_a_readable_substitute_end_the_stream_with_a_name(tmp_path: Path, num_workers: int) -> None:
+    folder = write_tiles(tmp_path, 6)
+    for file in folder.glob("*.png"):
+        file.write_bytes(b"no image")
+    config = tiny_config(folder, OUT, "training.batch_size_per_gpu=6")
+    with pytest.raises(TileStoreError, match=r"00\d\.png: cannot be read") as refusal:
         stream(tiny_batches(config), num_workers=num_workers)
     assert refusal.value.remedy
 
@@ -182,9 +212,9 @@ def test_an_unreadable_tile_ends_the_stream_with_its_name(tmp_path: Path, num_wo
 def test_each_tile_of_a_batch_is_read_and_decoded_once(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = tiny_batches(tiny_config(store_path, OUT))
     calls: list[str] = []
-    pread, decode = os.pread, cv2.imdecode
+    pread, decode = os.pread, store.decode_image
     monkeypatch.setattr(os, "pread", lambda *arguments: calls.append("read") or pread(*arguments))
-    monkeypatch.setattr(cv2, "imdecode", lambda *arguments: calls.append("decode") or decode(*arguments))
+    monkeypatch.setattr(store, "decode_image", lambda *arguments: calls.append("decode") or decode(*arguments))
     batches.batch(0)
     assert calls == ["read", "decode"] * 4
 
