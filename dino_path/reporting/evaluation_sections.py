@@ -72,9 +72,9 @@ def _fraction_section(evaluation: Fractions) -> Plain:
     supervised = {row.fraction: row for row in evaluation.rows if row.protocol == "end-to-end"}
     # The second colour is that of the supervised network in all charts.
     names = [models[0], evaluation.baseline, *models[1:]] if supervised else models
-    pairs = [(model, models[0]) for model in models[1:]]
-    if supervised:
-        pairs += [(model, evaluation.baseline) for model in models]
+    # As the file gives them: each is the first model less the second.
+    differences = [(row.model, other) for row in evaluation.rows for other in row.differences]
+    pairs = sorted(dict.fromkeys(differences), key=lambda pair: pair[1] == evaluation.baseline)
     panels = []
     for protocol in dict.fromkeys(row.protocol for row in evaluation.rows if row.protocol != "end-to-end"):
         found = {(row.model, row.fraction): row for row in evaluation.rows if row.protocol == protocol}
