@@ -1,6 +1,6 @@
 """How often 95 % intervals over few test patients hold the truth, for each way of making them.
 
-    uv run python benchmarks/evaluation/coverage.py [--experiments 2000] [--patients 3 4 6 10 20 50]
+    uv run python benchmarks/evaluation/coverage.py [--experiments 300] [--patients 3 4 6 10 20 50]
 
 Each experiment draws patients, their images and the answers of two models; the truth is that of infinitely many.
 Patients differ: the share of right answers of a patient follows a beta distribution, both models' are correlated within
@@ -18,11 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import beta
 
 from dino_path.evaluation import metrics
-from dino_path.evaluation.intervals import difference_interval, score_interval
+from dino_path.evaluation.confusion import summarise
+from dino_path.evaluation.intervals import score_interval
 
 NUM_RESAMPLES = 300
 MEAN_IMAGES = 20
@@ -103,7 +104,7 @@ def truth(scenario: Scenario, experiment: Experiment, model: int) -> dict[str, f
     if share is None or scenario.classes == "one":
         share = float(np.bincount(experiment.units.index, experiment.labels > 0).astype(bool).mean())
     confusion = np.array([[(1 - share) * right, (1 - share) * (1 - right)], [share * (1 - right), share * right]])
-    return {**{name: float(v) for name, v in metrics.summarise(confusion).items()}, "auroc": right}
+    return {**{name: float(v) for name, v in summarise(confusion).items()}, "auroc": right}
 
 
 Ends = tuple[float, float]
@@ -136,10 +137,40 @@ def normal(sample: metrics.Sample, *, lowest: float | None) -> Ends:
     return sample.value - arm, sample.value + arm
 
 
+def pseudo_values(sample: metrics.Sample) -> np.ndarray:
+    """What each patient alone would make of the metric (Tukey 1958)."""
+    units = sample.left_out.units
+    return sample.value - (len(units) - 1) * units
+
+
+def bootstrap_t(sample: metrics.Sample, *, lowest: float | None) -> Ends:
+    """Studentised bootstrap of the pseudo-values (Efron 1981)."""
+    values = pseudo_values(sample)
+    drawn = values[np.random.default_rng(0).integers(len(values), size=(NUM_RESAMPLES, len(values)))]
+    spread = drawn.std(axis=1, ddof=1)
+    t = (drawn.mean(axis=1) - values.mean())[spread > 0] / spread[spread > 0]
+    if len(t) < NUM_RESAMPLES / 2 or np.isnan(values).any():
+        return NONE
+    high, low = np.percentile(t, [2.5, 97.5]) * values.std(ddof=1)
+    return values.mean() - low, values.mean() - high
+
+
+def sign_flip(sample: metrics.Sample, *, lowest: float | None) -> Ends:
+    """What a sign-flip test of the pseudo-values does not refuse: percentiles of means of subsets (Hartigan 1969)."""
+    values = pseudo_values(sample)
+    if len(values) < 6:
+        return NONE
+    if len(values) <= 10:
+        subsets = np.arange(1, 2 ** len(values))[:, None] >> np.arange(len(values)) & 1
+    else:
+        subsets = np.random.default_rng(0).integers(0, 2, (1000, len(values)))
+    means = np.sort((subsets @ values) / subsets.sum(axis=1))
+    rank = int(0.025 * (len(means) + 1))
+    return means[rank - 1], means[-rank]
+
+
 def t_all(sample: metrics.Sample, *, lowest: float | None) -> Ends:
     """The jackknife with Student's t of G - 1 degrees of freedom."""
-    from scipy.special import stdtrit
-
     units = sample.left_out.units
     arm = float(stdtrit(len(units) - 1, 0.975) * np.sqrt((len(units) - 1) / len(units) * (units**2).sum()))
     return sample.value - arm, sample.value + arm
@@ -147,8 +178,10 @@ def t_all(sample: metrics.Sample, *, lowest: float | None) -> Ends:
 
 def t_effective(sample: metrics.Sample, *, lowest: float | None) -> Ends:
     """The jackknife with Student's t of the degrees of freedom that the units amount to."""
-    score = difference_interval(sample.value, sample.left_out)
-    return score.low, score.high
+    if not sample.left_out.freedom:
+        return NONE
+    arm = float(stdtrit(sample.left_out.freedom, 0.975)) * sample.left_out.standard_error()
+    return sample.value - arm, sample.value + arm
 
 
 def t_logit(sample: metrics.Sample, *, lowest: float | None) -> Ends:
@@ -162,6 +195,8 @@ def t_logit(sample: metrics.Sample, *, lowest: float | None) -> Ends:
 WAYS: dict[str, Callable[..., Ends]] = {
     "percentile bootstrap": percentile,
     "BCa bootstrap": bca,
+    "bootstrap-t": bootstrap_t,
+    "sign flips": sign_flip,
     "jackknife, normal": normal,
     "jackknife, t of G - 1": t_all,
     "jackknife, t of effective df": t_effective,
@@ -200,7 +235,7 @@ def run(scenario: Scenario, num_patients: int, num_experiments: int) -> dict[tup
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiments", type=int, default=1000)
+    parser.add_argument("--experiments", type=int, default=300)
     parser.add_argument("--patients", type=int, nargs="+", default=[3, 4, 6, 10, 20, 50])
     parser.add_argument("--scenario", type=int, nargs="+", default=list(range(len(SCENARIOS))))
     options = parser.parse_args()

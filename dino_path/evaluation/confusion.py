@@ -30,9 +30,9 @@ def summarise(confusion_CC: NDArray[Any]) -> dict[str, Floats]:
     hits_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
     true_C, predicted_C = confusion_CC.sum(axis=-1), confusion_CC.sum(axis=-2)
     by_class = class_scores(confusion_CC)
-    accuracy = hits_C.sum(axis=-1) / total
-    by_chance = (true_C * predicted_C).sum(axis=-1) / total**2
     with np.errstate(invalid="ignore", divide="ignore"):
+        accuracy = hits_C.sum(axis=-1) / total
+        by_chance = (true_C * predicted_C).sum(axis=-1) / total**2
         kappa = (accuracy - by_chance) / (1 - by_chance)
     return {
         "accuracy": accuracy,
