@@ -400,16 +400,19 @@ class MonitorConfig(Section):
         return self
 
 
-FeatureProtocol = Literal["knn", "knn-uni", "linear", "linear-uni"]
+FeatureProtocol = Literal["knn", "knn-uni", "linear", "logistic", "linear-uni"]
 FrozenProtocol = Literal[FeatureProtocol, "linear-dino"]
 PROTOCOL_TITLES = {  # in reports and model cards; `evaluate` has shorter ones for its columns
     "knn": "k-NN",
     "knn-uni": "k-NN as in UNI",
     "linear": "linear probe",
+    "logistic": "logistic regression",
     "linear-uni": "logistic regression as in UNI",
     "linear-dino": "linear layer as in DINO",
     "end-to-end": "supervised, end to end",
 }
+# What a model is given as, where it is there to be compared with: no model that dino_path trained.
+COMPARISON_SPECS = ("untrained:", "timm:", "mean-colour", "colour-statistics")
 IndexKind = Literal["flat", "ivf", "hnsw"]
 Count = Annotated[int, Field(ge=1)]
 
@@ -420,7 +423,7 @@ class EvaluationConfig(Section):
     protocols: tuple[FrozenProtocol, ...] = Field(
         ("knn", "linear"),
         min_length=1,
-        description="what `evaluate table` runs: knn, knn-uni, linear, linear-uni, linear-dino",
+        description="what `evaluate table` runs: knn, knn-uni, linear, logistic, linear-uni, linear-dino",
     )
     linear_crops: int = Field(
         10, ge=1, description="crops of each training image that `linear-dino` goes round; 100: a new one every epoch"
@@ -435,9 +438,19 @@ class EvaluationConfig(Section):
     )
     shots: tuple[Count, ...] = Field((1, 5, 10, 20), description="labelled images per class in few-shot episodes")
     num_episodes: int = Field(1000, ge=100, description="few-shot episodes for each number of shots")
+    fraction_protocols: tuple[FeatureProtocol, ...] = Field(
+        ("logistic", "knn"), min_length=1, description="what `evaluate table --fractions` runs"
+    )
     fraction_draws: int = Field(5, ge=5, description="draws of the labelled images for each label fraction below 1")
     num_bootstrap: int = Field(1000, ge=100, description="resamples behind each confidence interval")
     test_fraction: float = Field(0.3, gt=0, lt=1, description="of the groups, where the data bring no split")
+    cross_validation: int | None = Field(
+        None,
+        ge=2,
+        description="folds of patients (slides, images), stratified by class: each is tested once by a model of the"
+        " others, for cohorts too small to hold out a part; None: one split",
+    )
+    cross_validation_repeats: int = Field(1, ge=1, description="how often the folds are drawn anew; all are pooled")
     seed: int = Field(0, ge=0, description="of splits, bootstrap and whatever else is drawn")
     batch_size: int = Field(128, ge=1, description="images per forward pass")
     input_px: int | None = Field(None, ge=16, description="resize images to this edge; None: the model's own")

@@ -169,12 +169,12 @@ def stage(number: str, name: str, what: str) -> Iterator[None]:
 def show_table(results: Table, *, minutes: float, folder: DemoFolder, is_fast: bool) -> None:
     """Print the accuracies with their intervals, and where everything is."""
     screen = Console()
-    table = ScreenTable(title="accuracy on held-out slides [95 % interval over slides]")
+    table = ScreenTable(title="balanced accuracy on held-out slides [95 % interval over slides]")
     protocols = ("knn", "linear", "end-to-end")
     for title in ("model", "k-NN", "linear probe", "end to end"):
         table.add_column(title)
     for model in dict.fromkeys(row.model for row in results.rows):
-        scores = {str(row.protocol): str(row.metrics.accuracy) for row in results.rows if row.model == model}
+        scores = {str(row.protocol): str(row.metrics.balanced_accuracy) for row in results.rows if row.model == model}
         table.add_row(model, *(scores.get(protocol, "") for protocol in protocols))
     screen.print(table)
     if is_fast:

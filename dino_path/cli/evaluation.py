@@ -24,6 +24,7 @@ from dino_path.errors import ConfigError
 
 if TYPE_CHECKING:
     from dino_path.config import Config
+    from dino_path.evaluation.metrics import Metrics
 
 EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process whose share was small waits for the others
 
@@ -51,35 +52,29 @@ def baseline(
 def _train_baselines(data: str, out: Path, resolved: Config, fraction: float, device: Device, workers: int) -> None:
     """One baseline, or one for each draw of the labels."""
     from dino_path.distributed import choose_device
-    from dino_path.evaluation.baseline import train_baseline
-    from dino_path.evaluation.baseline_files import BaselineFolder
     from dino_path.evaluation.datasets import load_labelled
+    from dino_path.evaluation.division import divide
+    from dino_path.evaluation.supervised import train_supervised, write_pooled
 
-    labelled = load_labelled(data, resolved.evaluation)
-    draws = labelled.label_draws(
-        _fractions(str(fraction))[0], resolved.evaluation.fraction_draws, seed=resolved.evaluation.seed
-    )
-    for number, drawn in enumerate(draws):
-        result = train_baseline(
-            drawn,
-            resolved.baseline,
-            num_bootstrap=resolved.evaluation.num_bootstrap,
-            seed=resolved.evaluation.seed,
-            out=BaselineFolder(out).of_draw(fraction, number).path,
-            device=choose_device(device, 0),
-            num_workers=workers,
-        )
-        typer.echo(
-            f"test accuracy {result.metrics.accuracy}, balanced {result.metrics.balanced_accuracy}"
-            f" [95 % over {result.metrics.num_units} {result.metrics.unit}]; best epoch {result.best_epoch};"
-            f" {result.out}"
-        )
+    division = divide(load_labelled(data, resolved.evaluation), resolved.evaluation)
+    results = train_supervised(
+        division, resolved, fraction=_fractions(str(fraction))[0], out=out, device=choose_device(device, 0),
+        num_workers=workers,
+    )  # fmt: skip
+    for result in results:
+        typer.echo(f"{_scores_line(result.metrics)}; best epoch {result.best_epoch}; {result.out}")
+    if division.num_folds is not None and fraction == 1:
+        typer.echo(f"all folds: {_scores_line(write_pooled(division, resolved, out))}; {out}")
+
+
+def _scores_line(metrics: Metrics) -> str:
+    return f"test balanced accuracy {metrics.balanced_accuracy}, accuracy {metrics.accuracy} [{metrics.interval}]"
 
 
 @app.command()
 def evaluate(
     protocol: Annotated[
-        Literal["knn", "knn-uni", "linear", "linear-uni", "linear-dino", "fewshot", "table"],
+        Literal["knn", "knn-uni", "linear", "logistic", "linear-uni", "linear-dino", "fewshot", "table"],
         typer.Argument(help="table is all of evaluation.protocols, side by side"),
     ],
     models: Annotated[list[str], typer.Argument(metavar="MODEL... [KEY=VALUE]...", help="as for `dino-path embed`")],
@@ -97,10 +92,12 @@ def evaluate(
 ) -> None:
     """Frozen features on labelled images: k-NN, linear probe, or both, beside the supervised ResNet-50.
 
-    knn: cosine, k = 20, T = 0.07 (Caron et al. 2021). linear: logistic regression, its strength chosen on a validation
-    part of the training data. knn-uni, linear-uni: as in Chen et al. 2024. linear-dino: SGD on random crops, as in
-    Caron et al. 2021. fewshot: episodes of few labelled images per class (SimpleShot). Started by torchrun or srun, all
-    processes extract features and the first evaluates; called again, extraction goes on where it was.
+    knn: cosine, k = 20, T = 0.07 (Caron et al. 2021). linear: logistic regression on standardised features, its
+    strength chosen on a validation part of the training data; logistic: the same with a fixed strength. knn-uni,
+    linear-uni: as in Chen et al. 2024. linear-dino: SGD on random crops, as in Caron et al. 2021. fewshot: episodes of
+    few labelled images per class (SimpleShot). Small cohorts: evaluation.cross_validation=5 tests every patient once.
+    Started by torchrun or srun, all processes extract features and the first evaluates; called again, extraction goes
+    on where it was.
     """
     from dino_path.distributed import open_world
     from dino_path.evaluation.datasets import load_labelled

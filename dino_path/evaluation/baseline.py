@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from dino_path.config import BaselineConfig
 from dino_path.errors import CheckpointError, DataError
-from dino_path.evaluation.baseline_files import FORMAT, BaselineFolder
+from dino_path.evaluation.baseline_files import FORMAT, BaselineFolder, counted_from_1
+from dino_path.evaluation.confusion import confusion_matrix, summarise
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.images import AUGMENTATION, SquareImages, augment, image_edge_px
-from dino_path.evaluation.metrics import Metrics, confusion_matrix, measure, summarise
+from dino_path.evaluation.metrics import Metrics, measure
 from dino_path.model.backbone import build_backbone, count_parameters
 from dino_path.model.folder import Triple
 from dino_path.model.pretrained import load_start
@@ -44,7 +45,7 @@ WARMUP_SHARE = 0.2  # of the steps in which the one-cycle schedule rises
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch; the loss is the training's, with label smoothing."""
+    """One epoch, counted from 1; the loss is the training's, with label smoothing."""
 
     epoch: int
     loss: float
@@ -60,7 +61,7 @@ class BaselineResult:
     Attributes:
         out: its folder; also a model folder of the trained backbone.
         scores: (N, C) class probabilities of the test images, in the order of the set.
-        history: one record per epoch; `best_epoch` is the one whose weights were kept.
+        history: one record per epoch; `best_epoch`, counted from 1, is the one whose weights were kept.
     """
 
     out: Path
@@ -178,7 +179,7 @@ class Training:
         return cls(
             config=config, images=images, labels=torch.from_numpy(labelled.labels), num_classes=len(labelled.classes),
             fit=fit, validation=validation, seed=seed, device=device, mean=mean, std=std, model=model,
-            optimizer=optimizer, schedule=schedule, history=[], best_epoch=-1, best_weights={},
+            optimizer=optimizer, schedule=schedule, history=[], best_epoch=0, best_weights={},
         )  # fmt: skip
 
     def run(self, checkpoint: Path, experiment: str) -> None:
@@ -192,34 +193,34 @@ class Training:
                 if time.monotonic() - saved_s >= CHECKPOINT_EVERY_S:
                     self._save(checkpoint, experiment)
                     saved_s = time.monotonic()
-        best = self.history[self.best_epoch]
+        best = self.history[self.best_epoch - 1]
         logger.info(
             "baseline: %d epochs, best is epoch %d (validation accuracy %.3f, balanced %.3f)",
-            len(self.history), best.epoch + 1, best.validation_accuracy, best.validation_balanced_accuracy,
+            len(self.history), best.epoch, best.validation_accuracy, best.validation_balanced_accuracy,
         )  # fmt: skip
 
     def has_stalled(self) -> bool:
-        return len(self.history) - 1 - self.best_epoch >= self.config.patience
+        return len(self.history) - self.best_epoch >= self.config.patience
 
     def run_epoch(self, counter: Meter) -> None:
         """One pass over the fit images in a new order, then validation; the best weights so far are kept."""
-        epoch = len(self.history)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.fit)
-        draws = torch.Generator().manual_seed(int(np.random.default_rng([self.seed, epoch, 1]).integers(2**62)))
+        epoch = len(self.history) + 1
+        order = np.random.default_rng([self.seed, epoch - 1]).permutation(self.fit)
+        draws = torch.Generator().manual_seed(int(np.random.default_rng([self.seed, epoch - 1, 1]).integers(2**62)))
         batches = _cut(order, self.config.batch_size)
         last = f"val accuracy {self.history[-1].validation_accuracy:.3f}" if self.history else ""
         self.model.train()
         losses = []
         for numbers, batch in zip(batches, self.images.batches(batches), strict=True):
             losses.append(self._step(self._normalise(augment(self._as_float(batch), draws)), self.labels[numbers]))
-            counter.advance(len(numbers), f"epoch {epoch + 1}  {last}")
+            counter.advance(len(numbers), f"epoch {epoch}  {last}")
         record = self._validate(epoch, float(torch.stack(losses).mean()))
         self.history.append(record)
         logger.info(
             "epoch %d  loss %.3f  val accuracy %.3f  balanced %.3f",
-            epoch + 1, record.loss, record.validation_accuracy, record.validation_balanced_accuracy,
+            epoch, record.loss, record.validation_accuracy, record.validation_balanced_accuracy,
         )  # fmt: skip
-        if not self.best_weights or _is_better(record, self.history[self.best_epoch]):
+        if not self.best_weights or _is_better(record, self.history[self.best_epoch - 1]):
             self.best_epoch = epoch
             self.best_weights = copy.deepcopy(self.model.state_dict())
 
@@ -256,8 +257,8 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.history = [EpochRecord(**record) for record in state["history"]]
-        self.best_epoch, self.best_weights = state["best_epoch"], state["best_weights"]
+        history, self.best_epoch = counted_from_1(state["history"], state["best_epoch"])
+        self.history, self.best_weights = [EpochRecord(**record) for record in history], state["best_weights"]
         logger.info("baseline: continuing after epoch %d", len(self.history))
 
     def _save(self, checkpoint: Path, experiment: str) -> None:

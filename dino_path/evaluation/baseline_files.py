@@ -5,6 +5,8 @@ OUT/result.json         metrics with intervals, settings, split, history
     config.json, model.safetensors    the trained backbone as a model folder: its frozen features can be evaluated too
     checkpoint.pt       while it trains
     fraction_F/draw_N/  the same for baselines that saw a fraction F of the labels
+    repeat_R/fold_F/    the same for each fold of a cross-validation, fractions below; what they amount to stands in
+                        cross_validation.json in OUT
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class BaselineFolder:
         return self.result_file.is_file()
 
     def read_result(self) -> dict[str, Any]:
-        """The content of `result.json`.
+        """The content of `result.json`; epochs count from 1, also where an older version counted from 0.
 
         Raises:
             DataError: not there, or not written by `dino-path baseline`.
@@ -66,17 +68,19 @@ class BaselineFolder:
             raise self._no_baseline(f"result.json cannot be read ({error}).") from None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise self._no_baseline("result.json was not written by this version's `dino-path baseline`.")
+        record["history"], record["best_epoch"] = counted_from_1(record["history"], record["best_epoch"])
         return record
 
     def title(self) -> str:
-        """What tables call it: the network, and what its training started from.
+        """What tables call it: the network, what its training started from, and whether that was too short.
 
         Raises:
             DataError: not there, or not written by `dino-path baseline`.
         """
-        config = self.read_result()["config"]
+        record = self.read_result()
+        config = record["config"]
         start = "from scratch" if config["weights"] is None else f"from {config['weights']}"
-        return f"supervised {config['backbone']} ({start})"
+        return f"supervised {config['backbone']} ({start}{', undertrained' * is_undertrained(record)})"
 
     def write_predictions(self, labelled: LabelledSet, test: NDArray[np.int64], scores_NC: NDArray[np.float64]) -> None:
         """Write the class scores of the test images, given as their numbers in the set."""
@@ -161,3 +165,16 @@ class BaselineFolder:
             "The output folder of a finished `dino-path baseline` is needed.",
             "Check the path, or run `dino-path baseline --data SPEC --out DIR` (again).",
         )
+
+
+def counted_from_1(history: list[dict[str, Any]], best_epoch: int) -> tuple[list[dict[str, Any]], int]:
+    """History and best epoch as they are; of a file that counts from 0, one more."""
+    if not history or history[0]["epoch"] == 1:
+        return history, best_epoch
+    return [{**epoch, "epoch": epoch["epoch"] + 1} for epoch in history], best_epoch + 1
+
+
+def is_undertrained(record: dict[str, Any]) -> bool:
+    """Did the training end at its last allowed epoch, before validation had stopped gaining for `patience` epochs?"""
+    num_epochs, config = len(record["history"]), record["config"]
+    return bool(num_epochs >= config["num_epochs"] and num_epochs - record["best_epoch"] < config["patience"])

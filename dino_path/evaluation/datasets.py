@@ -42,6 +42,7 @@ LAYOUTS = ("store", "nct-crc", "pcam", "mhist", "breakhis", "bach")
 READING_THREADS = 8
 # Of the training units: what settings are chosen on where the data bring no validation images.
 VALIDATION_FRACTION = 0.2
+GIVEN_SPLIT = "as given with the data"
 # JPEG, PNG, TIFF (both byte orders, and BigTIFF), BMP, WebP.
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"RIFF")
 
@@ -133,7 +134,7 @@ class LabelledSet:
             self,
             split=split,
             split_rule=f"{self.split_rule}; {fraction:g} of the training labels, draw {draw}",
-            split_digest=_split_digest(self.content, tuple(self.classes[label] for label in self.labels), split),
+            split_digest=digest_of_split(self.content, tuple(self.classes[label] for label in self.labels), split),
         )
         try:
             drawn.fit_and_validation(VALIDATION_FRACTION, seed=seed)
@@ -213,7 +214,7 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
         rule = f"{config.test_fraction:g} of the {unit_name} for testing, stratified by class, seed {config.seed}"
     else:
         split = np.array(listing.split, np.str_)
-        rule = "as given with the data"
+        rule = GIVEN_SPLIT
         _check_given_split(spec, split, labels, classes)
         _refuse_leaking_groups(spec, split, groups, listing.group_kind)
         notes += _duplicates_across(spec, listing.source, split, content, is_allowed=config.allow_duplicates)
@@ -232,7 +233,7 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
         split_rule=rule,
         notes=tuple(notes),
         content=content,
-        split_digest=_split_digest(content, listing.labels, split),
+        split_digest=digest_of_split(content, listing.labels, split),
     )
 
 
@@ -379,6 +380,7 @@ def _duplicates_across(
     )
 
 
-def _split_digest(content: NDArray[np.bytes_], labels: tuple[str, ...], split: NDArray[np.str_]) -> str:
+def digest_of_split(content: NDArray[np.bytes_], labels: tuple[str, ...], split: NDArray[np.str_]) -> str:
+    """Of contents, classes and split, whatever the order of the images."""
     rows = sorted(f"{c.decode()} {s} {label}" for c, label, s in zip(content, labels, split, strict=True))
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -35,6 +35,7 @@ from dino_path.config import EvaluationConfig
 from dino_path.errors import ConfigError
 from dino_path.evaluation.cache import FeatureCache, Features, Images
 from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.division import Division
 from dino_path.evaluation.images import image_edge_px
 from dino_path.features.extractor import Extractor
 from dino_path.tiles.source import TileSource
@@ -54,18 +55,19 @@ class LinearLayer:
 
 
 def dino_linear(
-    extractor: Extractor, labelled: LabelledSet, config: EvaluationConfig, cache: FeatureCache
+    extractor: Extractor, split: LabelledSet, division: Division, config: EvaluationConfig, cache: FeatureCache
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Class scores of the test images, and what the protocol used, as plain values.
+    """Class scores of the test images of one split of a division, and what the protocol used, as plain values.
 
     Raises:
         ConfigError: a ViT without a [CLS] token. Else as `FeatureCache.features`.
     """
-    tokens, of_crops, of_images = dino_linear_images(extractor, labelled, config)
-    train, test = labelled.part("train"), labelled.part("test")
+    tokens, of_crops, of_images = dino_linear_images(extractor, division, config)
+    train, test = split.part("train"), split.part("test")
+    place = np.searchsorted(cropped_images(division), train)
     layer = train_linear_layer(
-        cache.features(tokens, of_crops), labelled.labels[train], cache.features(tokens, of_images)[test],
-        num_classes=len(labelled.classes), num_crops=config.linear_crops, seed=config.seed,
+        cache.features(tokens, of_crops), place, split.labels[train], cache.features(tokens, of_images)[test],
+        num_classes=len(split.classes), num_crops=config.linear_crops, seed=config.seed,
     )  # fmt: skip
     return layer.scores, {
         "features": tokens.module.description if isinstance(tokens.module, BlockTokens) else "pooled output",
@@ -81,8 +83,13 @@ def dino_linear(
     }
 
 
+def cropped_images(division: Division) -> NDArray[np.int64]:
+    """Numbers of the images that some split trains on, ascending: in a cross-validation all, cropped once for it."""
+    return np.unique(np.concatenate([split.part("train") for split in division.splits]))
+
+
 def dino_linear_images(
-    extractor: Extractor, labelled: LabelledSet, config: EvaluationConfig
+    extractor: Extractor, division: Division, config: EvaluationConfig
 ) -> tuple[Extractor, Images, Images]:
     """The extractor of the protocol's features, the crops of the training images, and the images as they are.
 
@@ -90,10 +97,10 @@ def dino_linear_images(
         ConfigError: a ViT without a [CLS] token.
     """
     tokens = block_tokens(extractor)
-    train = labelled.part("train")
+    labelled, cropped = division.labelled, cropped_images(division)
     edge_px = config.input_px or extractor.input_px or image_edge_px(labelled.source)
-    crops = RandomCrops(labelled.source, train, edge_px, config.linear_crops, seed=config.seed)
-    content = hashlib.sha256(labelled.content[train].tobytes() + crops.digest.encode()).hexdigest()
+    crops = RandomCrops(labelled.source, cropped, edge_px, config.linear_crops, seed=config.seed)
+    content = hashlib.sha256(labelled.content[cropped].tobytes() + crops.digest.encode()).hexdigest()
     return tokens, Images(crops, content, "features of crops"), Images.of(labelled)
 
 
@@ -174,12 +181,14 @@ class RandomCrops:
 
 
 def train_linear_layer(
-    crops_D: Features, labels_N: NDArray[np.int64], query_QD: Features, *, num_classes: int, num_crops: int, seed: int
-) -> LinearLayer:
+    crops_D: Features, place_N: NDArray[np.int64], labels_N: NDArray[np.int64], query_QD: Features, *, num_classes: int,
+    num_crops: int, seed: int,
+) -> LinearLayer:  # fmt: skip
     """Train on crop `epoch % num_crops` of every image, in another random order each epoch; the last weights predict.
 
     Args:
-        crops_D: (N x R, D), the crops of an image one after the other.
+        crops_D: the crops of the cropped images, R of one after R of the other, (cropped x R, D).
+        place_N: which of the cropped images each training image is.
     """
     num_images = len(labels_N)
     generator = torch.Generator().manual_seed(seed)
@@ -194,7 +203,7 @@ def train_linear_layer(
     for epoch in range(NUM_EPOCHS):
         loss_sum = num_right = 0.0
         for chosen in torch.randperm(num_images, generator=generator).split(batch_size):  # type: ignore[no-untyped-call]
-            rows = chosen.numpy() * num_crops + epoch % num_crops
+            rows = place_N[chosen.numpy()] * num_crops + epoch % num_crops
             logits = layer(torch.from_numpy(np.array(crops_D[rows])))
             loss = nn.functional.cross_entropy(logits, labels[chosen])
             optimizer.zero_grad()

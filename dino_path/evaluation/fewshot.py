@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig
-from dino_path.evaluation.baseline_files import BaselineFolder
-from dino_path.evaluation.cache import FeatureCache, Images, load_models
+from dino_path.evaluation.cache import FeatureCache, Features, Images, load_models
+from dino_path.evaluation.confusion import Ints, confusion_matrix, summarise
 from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.metrics import LOWER, UPPER, confusion_matrix, summarise
+from dino_path.evaluation.division import Division, divide
+from dino_path.evaluation.metrics import LOWER, UPPER
 from dino_path.evaluation.results import SUPERVISED, baseline_missing, markdown_page, markdown_table, write_results
+from dino_path.evaluation.supervised import Supervised, read_supervised
 
 MAX_SCORES_PER_CHUNK = 2**24
 METRICS = ("accuracy", "balanced_accuracy")
@@ -50,8 +52,10 @@ def simple_shot(
     shots: int,
     num_episodes: int,
     seed: int,
-) -> Episodes:
-    """SimpleShot over many draws of `shots` training images of every class; all queries are classified in each.
+) -> Ints:
+    """Confusion matrices (E, C, C) of SimpleShot over many draws of `shots` training images of every class.
+
+    All queries are classified in each.
 
     Features are centred by the mean of the episode's support images and brought to length 1; a class is the mean of its
     support features, and a query belongs to the nearest class (Euclidean). Source: Wang et al. 2019 (CL2N), as in Chen
@@ -64,7 +68,7 @@ def simple_shot(
     members = [np.flatnonzero(labels_N == label) for label in range(num_classes)]
     rng = np.random.default_rng([seed, shots])
     chunk = max(1, MAX_SCORES_PER_CHUNK // max(len(query_QD) * num_classes, num_classes * shots * train_ND.shape[1]))
-    results: dict[str, list[float]] = {name: [] for name in METRICS}
+    confusions = []
     for start in range(0, num_episodes, chunk):
         support_ECS = np.stack(
             [
@@ -84,16 +88,17 @@ def simple_shot(
         dot_QEC -= np.einsum("ED,ECD->EC", mean_ED, class_ECD)
         dot_QEC /= length_QE[:, :, None]
         dot_QEC -= (class_ECD**2).sum(axis=2) / 2
-        for predicted_Q in dot_QEC.argmax(axis=2).T:
-            values = summarise(confusion_matrix(query_labels_Q, predicted_Q, num_classes))
-            for name in METRICS:
-                results[name].append(float(values[name]))
-    return Episodes(
-        shots,
-        mean={name: float(np.mean(values)) for name, values in results.items()},
-        low={name: float(np.percentile(values, LOWER)) for name, values in results.items()},
-        high={name: float(np.percentile(values, UPPER)) for name, values in results.items()},
-    )
+        confusions += [
+            confusion_matrix(query_labels_Q, predicted_Q, num_classes) for predicted_Q in dot_QEC.argmax(axis=2).T
+        ]
+    return np.stack(confusions)
+
+
+def episodes_of(shots: int, confusion_ECC: Ints) -> Episodes:
+    """Mean and range of the episodes' results."""
+    values = {name: value for name, value in summarise(confusion_ECC).items() if name in METRICS}
+    low, high = ({n: float(np.percentile(v, end)) for n, v in values.items()} for end in (LOWER, UPPER))
+    return Episodes(shots, {name: float(value.mean()) for name, value in values.items()}, low, high)
 
 
 def evaluate_fewshot(
@@ -117,14 +122,18 @@ def evaluate_fewshot(
         DataError: the baseline is of another split.
         TileStoreError: an image cannot be read.
     """
-    baseline_scores = None if baseline is None else BaselineFolder(baseline).read_scores(labelled)
+    division = divide(labelled, config)
+    supervised = None if baseline is None else read_supervised(baseline, division)
     models, cache = load_models(specs, device), FeatureCache.create(out, config, device, num_workers)
-    train, test, labels = labelled.part("train"), labelled.part("test"), labelled.labels
-    smallest = int(np.bincount(labels[train], minlength=len(labelled.classes)).min())
+    num_classes = len(labelled.classes)
+    train_counts = [np.bincount(s.labels[s.part("train")], minlength=num_classes).min() for s in division.splits]
+    smallest = int(min(train_counts))
     shots = [number for number in config.shots if number <= smallest]
     notes = [
         f"SimpleShot, {config.num_episodes} episodes; in brackets: the range of 95 % of the episodes, which differ in "
-        f"the labelled images; test images: {len(test)}, always the same; split: {labelled.split_rule}",
+        f"the labelled images; test images: {len(np.unique(division.tested))}, always the same; "
+        f"split: {division.labelled.split_rule}",
+        *division.notes(),
         *labelled.notes,
     ]
     if left_out := [number for number in config.shots if number > smallest]:
@@ -132,29 +141,25 @@ def evaluate_fewshot(
     results: dict[str, list[Episodes]] = {}
     for name, (_, extractor) in models.items():
         features_ND = cache.features(extractor, Images.of(labelled))
-        results[name] = [
-            simple_shot(
-                features_ND[train], labels[train], features_ND[test], labels[test],
-                num_classes=len(labelled.classes), shots=number, num_episodes=config.num_episodes, seed=config.seed,
-            )
-            for number in shots
-        ]  # fmt: skip
-    title = SUPERVISED if baseline is None else BaselineFolder(baseline).title()
-    supervised = _supervised(baseline_scores, labels[test], len(labelled.classes))
-    notes.append(f"{title}, trained end to end on all {len(train)} training images: {supervised}")
+        results[name] = [_episodes(features_ND, division, number, config) for number in shots]
+    title = SUPERVISED if supervised is None else supervised.title
+    found = _supervised(supervised, division, num_classes)
+    how_many = "all training images" if division.num_folds else f"all {len(labelled.part('train'))} training images"
+    notes.append(f"{title}, trained end to end on {how_many}: {found}")
+    notes += supervised.notes if supervised else ()
     lines = markdown_table(
         ["balanced accuracy", *(f"{number} per class" for number in shots)],
         [[name, *(e.text("balanced_accuracy") for e in rows)] for name, rows in results.items()],
     )
-    text = markdown_page(f"{labelled.name}, few-shot", lines, notes)
+    text = markdown_page(f"{division.name}, few-shot", lines, notes)
     record = {
         "format": "dino_path few-shot evaluation, 1",
-        "baseline": f"{title}: {supervised}",
+        "baseline": f"{title}: {found}",
         "rows": [{"model": name, **asdict(episodes)} for name, rows in results.items() for episodes in rows],
         "notes": notes,
     }
-    csv_rows = [*_csv_rows(results), [title, "all", "balanced_accuracy", supervised, "", ""]]
-    write_results(out, "fewshot", labelled, config, models, record=record, csv_rows=csv_rows, text=text)
+    csv_rows = [*_csv_rows(results), [title, "all", "balanced_accuracy", found, "", ""]]
+    write_results(out, "fewshot", division, config, models, record=record, csv_rows=csv_rows, text=text)
     return text
 
 
@@ -166,8 +171,22 @@ def _csv_rows(results: Mapping[str, Sequence[Episodes]]) -> Iterator[Sequence[ob
                 yield name, e.shots, metric, *(f"{v[metric]:.6f}" for v in (e.mean, e.low, e.high))
 
 
-def _supervised(scores_NC: NDArray[np.float64] | None, labels_N: NDArray[np.int64], num_classes: int) -> str:
-    if scores_NC is None:
+def _episodes(features_ND: Features, division: Division, shots: int, config: EvaluationConfig) -> Episodes:
+    """The episodes of one model; in a cross-validation an episode draws in each fold, and its folds are pooled."""
+    of_splits = [
+        simple_shot(
+            features_ND[split.part("train")], split.labels[split.part("train")], features_ND[split.part("test")],
+            split.labels[split.part("test")], num_classes=len(split.classes), shots=shots,
+            num_episodes=config.num_episodes, seed=config.seed,
+        )
+        for split in division.splits
+    ]  # fmt: skip
+    confusion_ECC: Ints = np.sum(of_splits, axis=0)
+    return episodes_of(shots, confusion_ECC)
+
+
+def _supervised(supervised: Supervised | None, division: Division, num_classes: int) -> str:
+    if supervised is None:
         return baseline_missing()
-    values = summarise(confusion_matrix(labels_N, scores_NC.argmax(axis=1), num_classes))
+    values = summarise(confusion_matrix(division.labels, supervised.scores.argmax(axis=1), num_classes))
     return f"balanced accuracy {float(values['balanced_accuracy']):.3f}"

@@ -1,17 +1,17 @@
 """How much the features are worth when few labels are known: Table 10 of the DINO paper (Caron et al. 2021).
 
 Logistic regression and k-NN at several fractions of the training labels, every model on the same draws, beside the
-supervised network that saw the same labels. Logistic regression is UNI's, whose strength needs no validation images:
-at 1 % there are none to spare.
+supervised network that saw the same labels. Logistic regression is `linear.logistic`, whose strength needs no
+validation images: at 1 % there are none to spare.
 
-Shape suffixes: N test images, L draws of the labelled images.
+Shape suffixes: M tested images, L draws of the labelled images.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig, FeatureProtocol
-from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.cache import FeatureCache, Features, Images, load_models
 from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.metrics import Score, mean_over_draws
+from dino_path.evaluation.division import Division, divide, pooled
+from dino_path.evaluation.intervals import Score
+from dino_path.evaluation.metrics import mean_over_draws
 from dino_path.evaluation.protocols import TITLES, run_protocol
 from dino_path.evaluation.results import SUPERVISED, baseline_missing, markdown_page, markdown_table, write_results
+from dino_path.evaluation.supervised import read_draws, read_supervised, refuse_missing
 
 logger = logging.getLogger(__name__)
-
-FRACTION_PROTOCOLS: tuple[FeatureProtocol, ...] = ("linear-uni", "knn")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Cell:
     """One model under one protocol at one fraction of the labels.
 
     Attributes:
-        predicted: (L, N) class numbers of the test images, one row per draw.
+        predicted: (L, M) class numbers of the tested images, one row per draw.
         differences: other model, or the supervised network -> metric -> this one minus the other.
     """
 
@@ -85,89 +85,99 @@ def evaluate_fractions(
         DataError: a baseline is of another split, or there is none in the folder.
         TileStoreError: an image cannot be read.
     """
+    division = divide(labelled, config)
     models, cache = load_models(specs, device), FeatureCache.create(out, config, device, num_workers)
     draws = {
-        fraction: labelled.label_draws(fraction, config.fraction_draws, seed=config.seed) for fraction in fractions
+        fraction: division.label_draws(fraction, config.fraction_draws, seed=config.seed) for fraction in fractions
     }
-    supervised, title = _supervised(baseline, draws)
+    supervised, title = _supervised(baseline, division, draws)
     cells = [
-        Cell(title, "end-to-end", fraction, predicted_LN, _score(labelled, config, predicted_LN))
-        for fraction, predicted_LN in supervised.items()
+        Cell(title, "end-to-end", fraction, predicted_LM, _score(division, config, predicted_LM))
+        for fraction, predicted_LM in supervised.items()
     ]
     missing = [fraction for fraction in fractions if fraction not in supervised]
-    notes = _notes(labelled, config, draws, missing, title)
-    first: dict[tuple[str, float], Cell] = {}
+    notes = _notes(division, config, draws, missing, title)
+    if baseline is not None and 1.0 in supervised:
+        notes += read_supervised(baseline, division).notes
     for name, (_, extractor) in models.items():
         features_ND = cache.features(extractor, Images.of(labelled))
-        for protocol in FRACTION_PROTOCOLS:
+        for protocol in config.fraction_protocols:
             for fraction in fractions:
-                others = {title: supervised[fraction]} if fraction in supervised else {}
-                if (protocol, fraction) in first:
-                    others[first[protocol, fraction].model] = first[protocol, fraction].predicted
-                cell, unfinished = _cell(name, protocol, fraction, features_ND, draws[fraction], config, others)
-                first.setdefault((protocol, fraction), cell)
-                cells.append(cell)
-                notes += unfinished
-    text = _markdown(labelled.name, cells, list(models), title, fractions, notes)
+                predicted_LM, remarks = _predict(name, protocol, fraction, features_ND, draws[fraction], config)
+                scores = _score(division, config, predicted_LM)
+                cells.append(Cell(name, protocol, fraction, predicted_LM, scores))
+                what = f"{name}, {TITLES[protocol]}, {_percent(fraction)}"
+                logger.info("%s of the labels: balanced accuracy %s", what, scores["balanced_accuracy"])
+                notes += remarks
+    cells = [_with_differences(cell, cells, list(models), division, config) for cell in cells]
+    text = _markdown(division.name, cells, list(models), title, fractions, notes)
     record = {
         "format": "dino_path label fractions, 1",
         "baseline": title,
-        "labelled_images": {f"{fraction:g}": [one.counts()["train"] for one in draws[fraction]] for fraction in draws},
+        "labelled_images": {
+            f"{fraction:g}": [split.counts()["train"] for drawn in of_fraction for split in drawn.splits]
+            for fraction, of_fraction in draws.items()
+        },
         "missing": {f"{fraction:g}": baseline_missing(fraction) for fraction in missing},
         "rows": [cell.record() for cell in cells],
         "notes": notes,
     }
-    write_results(out, "fractions", labelled, config, models, record=record, csv_rows=_csv_rows(cells, missing),
+    write_results(out, "fractions", division, config, models, record=record, csv_rows=_csv_rows(cells, missing),
                   text=text)  # fmt: skip
     return text
 
 
-def _cell(
-    name: str, protocol: FeatureProtocol, fraction: float, features_ND: Features, draws: Sequence[LabelledSet],
-    config: EvaluationConfig, others: Mapping[str, NDArray[np.int64]],
-) -> tuple[Cell, list[str]]:  # fmt: skip
-    """The cell, and a note where fits did not converge.
-
-    Args:
-        others: predictions (L, N) of what it is compared with.
-    """
-    results = [run_protocol(protocol, features_ND, drawn, config) for drawn in draws]
-    predicted_LN = np.stack([scores_NC.argmax(axis=1) for scores_NC, _ in results])
-    differences = {other: _score(draws[0], config, predicted_LN, other_LN) for other, other_LN in others.items()}
-    cell = Cell(name, protocol, fraction, predicted_LN, _score(draws[0], config, predicted_LN), differences)
+def _predict(
+    name: str, protocol: FeatureProtocol, fraction: float, features_ND: Features, draws: Sequence[Division],
+    config: EvaluationConfig,
+) -> tuple[NDArray[np.int64], list[str]]:  # fmt: skip
+    """Predictions (L, M) of one model, and what to note of its fits."""
+    predicted, is_converged = [], []
+    for drawn in draws:
+        results = [run_protocol(protocol, features_ND, split, config) for split in drawn.splits]
+        predicted.append(pooled([scores_NC.argmax(axis=1) for scores_NC, _ in results]))
+        is_converged += [settings.get("has_converged") is not False for _, settings in results]
     what = f"{name}, {TITLES[protocol]}, {_percent(fraction)}"
-    logger.info("%s of the labels: balanced accuracy %s", what, cell.scores["balanced_accuracy"])
-    stopped = sum(settings.get("has_converged") is False for _, settings in results)
-    return cell, [f"{what}: {stopped} of {len(results)} fits stopped before they converged"] if stopped else []
+    remarks = []
+    if stopped := is_converged.count(False):
+        remarks.append(f"{what}: {stopped} of {len(is_converged)} fits stopped before they converged")
+    return np.stack(predicted), remarks
+
+
+def _with_differences(
+    cell: Cell, cells: Sequence[Cell], models: Sequence[str], division: Division, config: EvaluationConfig
+) -> Cell:
+    """The cell less the supervised network that saw the same labels, and the first model's less every other model."""
+    others = [
+        other for other in cells
+        if other.fraction == cell.fraction and other.model != cell.model and cell.protocol != "end-to-end"
+        and (other.protocol == "end-to-end" or (cell.model == models[0] and other.protocol == cell.protocol))
+    ]  # fmt: skip
+    differences = {other.model: _score(division, config, cell.predicted, other.predicted) for other in others}
+    return replace(cell, differences=differences)
 
 
 def _score(
-    labelled: LabelledSet, config: EvaluationConfig, predicted_LN: NDArray[np.int64],
-    other_LN: NDArray[np.int64] | None = None,
+    division: Division, config: EvaluationConfig, predicted_LM: NDArray[np.int64],
+    other_LM: NDArray[np.int64] | None = None,
 ) -> dict[str, Score]:  # fmt: skip
     """Each metric's mean over the draws; less the other's where one is given. All draws have the same test images."""
     return mean_over_draws(
-        labelled.labels[labelled.part("test")], predicted_LN, other_LN, labelled.test_units(),
-        num_classes=len(labelled.classes), num_bootstrap=config.num_bootstrap, seed=config.seed,
+        division.labels, predicted_LM, other_LM, division.units(), num_classes=len(division.labelled.classes),
+        num_bootstrap=config.num_bootstrap, seed=config.seed,
     )  # fmt: skip
 
 
 def _supervised(
-    baseline: Path | None, draws: dict[float, list[LabelledSet]]
+    baseline: Path | None, division: Division, draws: dict[float, list[Division]]
 ) -> tuple[dict[float, NDArray[np.int64]], str]:
-    """Predictions (L, N) of the baselines that saw these draws, by fraction, and what to call them."""
-    if baseline is None:
-        return {}, SUPERVISED
-    predictions, titles = {}, set()
-    for fraction, of_fraction in draws.items():
-        folders = [BaselineFolder(baseline).of_draw(fraction, number) for number in range(len(of_fraction))]
-        if all(folder.is_finished() for folder in folders):
-            scores = [folder.read_scores(drawn) for folder, drawn in zip(folders, of_fraction, strict=True)]
-            predictions[fraction] = np.stack([scores_NC.argmax(axis=1) for scores_NC in scores])
-            titles |= {folder.title() for folder in folders}
-    if not predictions:
-        BaselineFolder(baseline).read_result()  # refuses a folder that is no baseline at all
-    return predictions, " / ".join(sorted(titles)) or SUPERVISED
+    """Predictions (L, M) of the baselines that saw these draws, by fraction, and what to call them."""
+    found = {fraction: read_draws(baseline, fraction, of_fraction) for fraction, of_fraction in draws.items()}
+    known = {fraction: one for fraction, one in found.items() if one is not None}
+    if baseline is not None and not known:
+        refuse_missing(baseline, division)
+    title = " / ".join(sorted({title for _, title in known.values()})) or SUPERVISED
+    return {fraction: predicted_LM for fraction, (predicted_LM, _) in known.items()}, title
 
 
 def _percent(fraction: float) -> str:
@@ -175,20 +185,22 @@ def _percent(fraction: float) -> str:
 
 
 def _notes(
-    labelled: LabelledSet, config: EvaluationConfig, draws: dict[float, list[LabelledSet]], missing: Sequence[float],
+    division: Division, config: EvaluationConfig, draws: dict[float, list[Division]], missing: Sequence[float],
     supervised: str,
 ) -> list[str]:  # fmt: skip
-    units = labelled.test_units()
+    units, labelled = division.units(), division.labelled
     notes = [
-        f"balanced accuracy; in brackets: 95 % bootstrap interval over {units.count} test {units.name} and over the "
+        f"balanced accuracy; in brackets: 95 % interval over {units.count} test {units.name} and over the "
         f"draws of the labelled images ({config.fraction_draws} below 100 %); split: {labelled.split_rule}",
+        *division.notes(),
         f"a fraction is of the training images of each class, at least one; {labelled.unit_name} are labelled one by "
         "one in random order until a class has enough; all models see the same draws",
         *labelled.notes,
     ]
     for fraction, of_fraction in draws.items():
-        counts = of_fraction[0].counts()["train"]
-        notes.append(f"{_percent(fraction)}: {sum(counts.values())} labelled images, {min(counts.values())} to "
+        counts = of_fraction[0].splits[0].counts()["train"]
+        where = "" if division.num_folds is None else "in the first fold "
+        notes.append(f"{_percent(fraction)}: {where}{sum(counts.values())} labelled images, {min(counts.values())} to "
                      f"{max(counts.values())} per class")  # fmt: skip
     if missing:
         at = ", ".join(map(_percent, missing))
@@ -202,11 +214,11 @@ def _markdown(
 ) -> str:  # fmt: skip
     """For each protocol one line per fraction: the models, the supervised network, and the differences."""
     found = {(cell.model, cell.protocol, cell.fraction): cell for cell in cells}
-    pairs = [(model, models[0]) for model in models[1:]]
+    pairs = [(models[0], model) for model in models[1:]]
     if any(cell.model == supervised for cell in cells):
         pairs += [(model, supervised) for model in models]
     lines = []
-    for protocol in FRACTION_PROTOCOLS:
+    for protocol in dict.fromkeys(cell.protocol for cell in cells if cell.protocol != "end-to-end"):
         rows = []
         for fraction in fractions:
             row = [str(found[model, protocol, fraction].scores["balanced_accuracy"]) for model in models]

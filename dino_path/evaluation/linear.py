@@ -1,7 +1,8 @@
-"""Linear probes: logistic regression on frozen features, in two ways.
+"""Linear probes: logistic regression on frozen features, in three ways.
 
-`linear_probe` standardises and chooses the L2 strength on validation images; `logistic_uni` follows UNI's fixed rule
-and needs no validation images.
+`linear_probe` standardises and chooses the L2 strength on validation images. `logistic` standardises and takes the
+strength from the number of features, so it needs no validation images. `logistic_uni` follows UNI's rule, which neither
+standardises nor chooses: it is meant for about a thousand features of a network, and leaves a few colours no say.
 
 Shape suffixes: N training images, Q queries, D features, C classes.
 """
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 # Inverse L2 strengths, strong to weak; scikit-learn's C, which multiplies the summed cross-entropy.
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# C x D of `logistic`: logits of standardised features get a prior variance of 10, however many features there are.
+# Of 1 and 10, tried on two sets at 100, 10 and 1 % of the labels with 4, 7 and 192 features, 10 lost 0.02 at most.
+PRIOR_VARIANCE = 10.0
 MAX_ITERATIONS = 1000
 SMALL_PROBLEM = 5_000_000  # numbers in the feature matrix
 
@@ -79,13 +83,12 @@ def linear_probe(
     if refit_with_validation:
         fit_ND = np.concatenate([fit_ND, validation_ND])
         fit_labels_N = np.concatenate([fit_labels_N, validation_labels_N])
-    mean_D, std_D = _mean_and_std(fit_ND)
-    model = LogisticRegression(C=best.c, max_iter=MAX_ITERATIONS)
-    has_converged = _fit(model, (fit_ND - mean_D) / std_D, fit_labels_N)
-    if not has_converged:
-        logger.warning("linear probe: stopped after %d iterations at C=%g", MAX_ITERATIONS, best.c)
-    scores_QC: NDArray[np.float64] = model.predict_proba((query_QD - mean_D) / std_D)
-    return ProbeResult(scores_QC.argmax(axis=1), scores_QC, best.c, trials, has_converged)
+    return _fit_standardised(fit_ND, fit_labels_N, query_QD, c=best.c, trials=trials)
+
+
+def logistic(train_ND: NDArray[np.float32], labels_N: NDArray[np.int64], query_QD: NDArray[np.float32]) -> ProbeResult:
+    """Fit once by L-BFGS on standardised features, with C = PRIOR_VARIANCE / D. Every class must occur."""
+    return _fit_standardised(train_ND, labels_N, query_QD, c=PRIOR_VARIANCE / train_ND.shape[1], trials=())
 
 
 def logistic_uni(
@@ -104,6 +107,20 @@ def logistic_uni(
     has_converged = _fit(model, train_ND.astype(np.float64), labels_N)
     scores_QC: NDArray[np.float64] = model.predict_proba(query_QD.astype(np.float64))
     return ProbeResult(scores_QC.argmax(axis=1), scores_QC, c, (), has_converged)
+
+
+def _fit_standardised(
+    train_ND: NDArray[np.float32], labels_N: NDArray[np.int64], query_QD: NDArray[np.float32], *, c: float,
+    trials: tuple[Trial, ...],
+) -> ProbeResult:  # fmt: skip
+    """Fit on features standardised by their own mean and standard deviation, and predict."""
+    mean_D, std_D = _mean_and_std(train_ND)
+    model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
+    has_converged = _fit(model, (train_ND - mean_D) / std_D, labels_N)
+    if not has_converged:
+        logger.warning("logistic regression: stopped after %d iterations at C=%g", MAX_ITERATIONS, c)
+    scores_QC: NDArray[np.float64] = model.predict_proba((query_QD - mean_D) / std_D)
+    return ProbeResult(scores_QC.argmax(axis=1), scores_QC, c, trials, has_converged)
 
 
 def _try_strengths(

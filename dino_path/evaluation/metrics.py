@@ -1,16 +1,17 @@
 """How good predictions are, each number with its 95 % confidence interval.
 
-Intervals are percentile bootstraps over units: patients or slides where the data name them, else images. Tiles of one
-slide are alike, so an interval over tiles would be far too narrow (cluster bootstrap: Field and Welsh 2007).
+Intervals are over units: patients or slides where the data name them, else images. Tiles of one slide are alike, so an
+interval over tiles would be far too narrow (cluster bootstrap: Field and Welsh 2007). Over many units they are
+percentile bootstraps; over fewer, where those are too narrow, one unit is left out and Student's t used (`intervals`).
 
-Shape suffixes: N test images, C classes, G units, B bootstrap resamples.
+Shape suffixes: N test images, C classes, G units, B bootstrap resamples, L draws of the labelled images.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,40 +19,37 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import stdtrit
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from dino_path.evaluation.confusion import (
+    Floats,
+    Ints,
+    areas,
+    areas_left_out,
+    class_scores,
+    confusion_matrix,
+    mean_where_known,
+    summarise,
+)
+from dino_path.evaluation.intervals import (
+    LeftOut,
+    Score,
+    degrees_of_freedom,
+    difference_interval,
+    score_interval,
+)
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc")
+CLASS_METRICS = ("recall", "precision", "f1", "auroc")
+LOWEST = {"kappa": -1.0}  # of a metric; 0 for the others
+# From here on percentiles of the bootstrap hold what they promise; at 50 patients not yet, where patients differ much
+# (benchmarks/evaluation/coverage.py).
+BOOTSTRAP_FREEDOM = 100
 LOWER, UPPER = 2.5, 97.5
 MAX_WEIGHTS_PER_CHUNK = 2**23
 
 
 @dataclass(frozen=True)
-class Score:
-    """A number and its 95 % confidence interval; low and high are NaN where fewer than two units were tested."""
-
-    value: float
-    low: float
-    high: float
-
-    def record(self) -> dict[str, float | None]:
-        """For JSON: NaN becomes null."""
-        return {f.name: None if math.isnan(v := getattr(self, f.name)) else v for f in fields(self)}
-
-    def decimals(self) -> tuple[str, str, str]:
-        """For CSV: value, low, high."""
-        return f"{self.value:.6f}", f"{self.low:.6f}", f"{self.high:.6f}"
-
-    def __str__(self) -> str:
-        if math.isnan(self.low):
-            return f"{self.value:.3f} (no interval)"
-        between = "-" if self.low >= 0 else " to "
-        return f"{self.value:.3f} ({self.low:.3f}{between}{self.high:.3f})"
-
-
-@dataclass(frozen=True)
 class Units:
-    """What the bootstrap draws: `name` ("patients", "slides", "images"); `index` (N,) is each test image's."""
+    """What intervals are over: `name` ("patients", "slides", "images"); `index` (N,) is each test image's."""
 
     name: str
     index: Ints
@@ -69,6 +67,42 @@ class Units:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One number of the tested images, and how it varies with what was tested.
+
+    Attributes:
+        draws: (B,) over the resamples of units.
+    """
+
+    value: float
+    draws: Floats
+    left_out: LeftOut
+
+    def __sub__(self, other: Sample) -> Sample:
+        """The difference of two models on the same images, with the same resamples."""
+        return Sample(self.value - other.value, self.draws - other.draws, self.left_out - other.left_out)
+
+    def score(self, *, lowest: float = 0.0) -> Score:
+        """With its interval, as a score between `lowest` and 1."""
+        if self.left_out.freedom < BOOTSTRAP_FREEDOM:
+            return score_interval(self.value, self.left_out, lowest=lowest)
+        score = _percentiles(self.value, self.draws)
+        # Where all are right (or all wrong) resampling sees no spread: `score_interval`'s bound stands in.
+        bound = 0.025 ** (1 / (self.left_out.freedom + 1))
+        if self.value >= 1.0:
+            return Score(self.value, min(score.low, bound), score.high)
+        if self.value <= 0.0:
+            return Score(self.value, score.low, max(score.high, 1 - bound))
+        return score
+
+    def difference(self) -> Score:
+        """With its interval, as a difference."""
+        if self.left_out.freedom < BOOTSTRAP_FREEDOM:
+            return difference_interval(self.value, self.left_out)
+        return _percentiles(self.value, self.draws)
+
+
+@dataclass(frozen=True)
 class Metrics:
     """All numbers of one set of predictions.
 
@@ -77,8 +111,8 @@ class Metrics:
         by_class: recall, precision, f1 and auroc (one versus rest) of each class, in class order; NaN where a class was
             never predicted or does not occur.
         confusion: (C, C) counts, rows are true classes.
-        unit: what the bootstrap drew, and num_units how many of them were tested.
-        draws: (B,) of each of METRICS over the resamples; not part of the record.
+        unit: what the intervals are over, and num_units how many of them were tested.
+        samples: of each of METRICS; not part of the record.
     """
 
     accuracy: Score
@@ -91,7 +125,7 @@ class Metrics:
     num_images: int
     num_units: int
     unit: str
-    draws: dict[str, Floats] = field(repr=False, compare=False)
+    samples: Mapping[str, Sample] = field(repr=False, compare=False)
 
     def record(self, classes: tuple[str, ...]) -> dict[str, Any]:
         """For JSON."""
@@ -101,8 +135,23 @@ class Metrics:
             "by_class": {name: self._class_records(name, classes) for name in self.by_class},
             "confusion": self.confusion.tolist(),
             "num_test_images": self.num_images,
-            "interval": f"95 % bootstrap over {self.num_units} {self.unit}",
+            "interval": self.interval,
         }
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the intervals of balanced accuracy; 0: it has none."""
+        return self.samples["balanced_accuracy"].left_out.freedom
+
+    @property
+    def interval(self) -> str:
+        """What the interval of balanced accuracy is, in words."""
+        over = f"{self.num_units} test {self.unit}"
+        if not self.freedom:
+            return f"no interval: too few patients, {over}, and a class in one of them only"
+        if self.freedom < BOOTSTRAP_FREEDOM:
+            return f"95 % interval over {over} (Student's t, {self.freedom:.1f} degrees of freedom)"
+        return f"95 % interval over {over} (bootstrap)"
 
     def _class_records(self, name: str, classes: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
         return {label: score.record() for label, score in zip(classes, self.by_class[name], strict=True)}
@@ -117,30 +166,35 @@ def measure(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, units: Units, 
     """
     num_classes = scores_NC.shape[1]
     confusion_CC = confusion_matrix(labels_N, predicted_N, num_classes)
-    confusion_BCC = _resampled_confusions(labels_N, predicted_N, num_classes, units, num_bootstrap, seed)
-    areas_C = areas(labels_N, scores_NC, np.ones((1, len(labels_N))))[0]
-    areas_BC = np.concatenate(
-        [areas(labels_N, scores_NC, weights[:, units.index]) for weights in _resamples(units, num_bootstrap, seed)]
+    confusion_GCC = confusions_of_units(labels_N, predicted_N, num_classes, units)
+    number_N = np.arange(len(labels_N))
+    # The same numbers of all images, of each resample, and of all but one unit or image.
+    of_all = _numbers(confusion_CC, areas(labels_N, scores_NC, np.ones((1, len(labels_N))))[0])
+    drawn = _numbers(
+        _resampled_confusions(labels_N, predicted_N, num_classes, units, num_bootstrap, seed),
+        np.concatenate(
+            [areas(labels_N, scores_NC, weights[:, units.index]) for weights in _resamples(units, num_bootstrap, seed)]
+        ),
     )
-    values = {**summarise(confusion_CC), "auroc": _mean_where_known(areas_C)}
-    draws = {**summarise(confusion_BCC), "auroc": _mean_where_known(areas_BC)}
-    values_C = {**_class_scores(confusion_CC), "auroc": areas_C}
-    draws_BC = {**_class_scores(confusion_BCC), "auroc": areas_BC}
-    units_of_C = [len(np.unique(units.index[labels_N == label])) for label in range(num_classes)]
+    of_units = _numbers(confusion_CC - confusion_GCC, areas_left_out(labels_N, scores_NC, units.index, units.count))
+    of_images = _numbers(
+        _confusions_without_image(labels_N, predicted_N, num_classes),
+        areas_left_out(labels_N, scores_NC, number_N, len(labels_N)),
+    )
+    samples = {
+        name: Sample(float(value), drawn[name], LeftOut(of_units[name] - value, of_images[name] - value, freedom))
+        for (name, value), freedom in zip(of_all.items(), _freedom(confusion_GCC), strict=True)
+    }
     return Metrics(
-        **{name: _interval(float(values[name]), draws[name], units.count) for name in METRICS},
+        **{name: samples[name].score(lowest=LOWEST.get(name, 0.0)) for name in METRICS},
         by_class={
-            name: tuple(
-                _interval(float(values_C[name][label]), draws_BC[name][:, label], units_of_C[label])
-                for label in range(num_classes)
-            )
-            for name in values_C
+            name: tuple(samples[f"{name} of {label}"].score() for label in range(num_classes)) for name in CLASS_METRICS
         },
         confusion=confusion_CC,
         num_images=len(labels_N),
         num_units=units.count,
         unit=units.name,
-        draws=draws,
+        samples={name: samples[name] for name in METRICS},
     )
 
 
@@ -150,14 +204,7 @@ def paired_difference(metrics: Metrics, reference: Metrics) -> dict[str, Score]:
     That leaves out what they have in common (hard slides are hard for both): the interval is narrower, and rightly so,
     than two intervals side by side suggest.
     """
-    return {
-        name: _percentiles(
-            getattr(metrics, name).value - getattr(reference, name).value,
-            metrics.draws[name] - reference.draws[name],
-            metrics.num_units,
-        )
-        for name in METRICS
-    }
+    return {name: (metrics.samples[name] - reference.samples[name]).difference() for name in METRICS}
 
 
 def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int) -> Score:
@@ -165,7 +212,11 @@ def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int)
     total_G = np.bincount(units.index, values_N, minlength=units.count)
     count_G = np.bincount(units.index, minlength=units.count)
     draws = [(weights @ total_G) / (weights @ count_G) for weights in _resamples(units, num_bootstrap, seed)]
-    return _interval(float(values_N.mean()), np.concatenate(draws), units.count)
+    value, rest = float(values_N.mean()), max(len(values_N) - 1, 1)
+    with np.errstate(invalid="ignore"):
+        without_G = (total_G.sum() - total_G) / (len(values_N) - count_G)
+    left_out = LeftOut(without_G - value, (value - values_N) / rest, degrees_of_freedom(count_G[:, None]))
+    return Sample(value, np.concatenate(draws), left_out).score()
 
 
 def mean_over_draws(
@@ -174,107 +225,96 @@ def mean_over_draws(
 ) -> dict[str, Score]:  # fmt: skip
     """Mean of each metric over L sets of predictions of the same images, made from L draws of the labelled images.
 
-    The interval holds what either choice may do: the bootstrap interval over units of the mean, and the t interval over
-    the draws, put together by their squares (Zou and Donner 2008). Five draws resampled would give too narrow an
-    interval: five values know their spread badly.
+    The interval holds what either choice may do: the interval over units of the mean, and the t interval over the
+    draws, put together by their squares (Zou and Donner 2008). Five draws resampled would give too narrow an interval:
+    five values know their spread badly.
 
     Args:
         reference_LN: the other model's, from the same label draws: the result is the mean difference. None: no other.
     """
-
-    def measured(all_LN: Ints) -> list[tuple[dict[str, Floats], dict[str, Floats]]]:
-        return [
-            (
-                summarise(confusion_matrix(labels_N, one_N, num_classes)),
-                summarise(_resampled_confusions(labels_N, one_N, num_classes, units, num_bootstrap, seed)),
-            )
-            for one_N in all_LN
-        ]
-
-    own, other = measured(predicted_LN), None if reference_LN is None else measured(reference_LN)
+    own = [_samples_of_draw(labels_N, one_N, units, num_classes, num_bootstrap, seed) for one_N in predicted_LN]
+    if reference_LN is not None:
+        others = [_samples_of_draw(labels_N, one_N, units, num_classes, num_bootstrap, seed) for one_N in reference_LN]
+        own = [{name: one[name] - other[name] for name in one} for one, other in zip(own, others, strict=True)]
     result = {}
-    for name in own[0][0]:
-        values_L, draws_LB = (np.stack([part[kind][name] for part in own]) for kind in (0, 1))
-        if other is not None:
-            values_L = values_L - np.stack([values[name] for values, _ in other])
-            draws_LB = draws_LB - np.stack([draws[name] for _, draws in other])
-        interval = _interval if other is None else _percentiles
-        over_units = interval(float(values_L.mean()), draws_LB.mean(axis=0), units.count)
+    for name in own[0]:
+        values_L = np.array([samples[name].value for samples in own])
+        mean = mean_sample([samples[name] for samples in own])
+        lowest = LOWEST.get(name, 0.0)
+        over_units = mean.score(lowest=lowest) if reference_LN is None else mean.difference()
         result[name] = over_units if len(values_L) == 1 else _widened(over_units, values_L)
     return result
 
 
-def confusion_matrix(labels_N: Ints, predicted_N: Ints, num_classes: int) -> Ints:
-    """Counts (C, C), rows are true classes."""
-    cells = np.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2)
-    return cells.astype(np.int64).reshape(num_classes, num_classes)
+def mean_sample(samples: Sequence[Sample]) -> Sample:
+    """The mean of one metric over several predictions of the same images."""
+    return Sample(
+        float(np.mean([one.value for one in samples])),
+        np.mean([one.draws for one in samples], axis=0),
+        LeftOut(
+            np.mean([one.left_out.units for one in samples], axis=0),
+            np.mean([one.left_out.images for one in samples], axis=0),
+            samples[0].left_out.freedom,
+        ),
+    )
 
 
-def summarise(confusion_CC: NDArray[Any]) -> dict[str, Floats]:
-    """Accuracy, balanced accuracy, macro F1 and Cohen's kappa of confusion matrices (..., C, C).
+def confusions_of_units(labels_N: Ints, predicted_N: Ints, num_classes: int, units: Units) -> Ints:
+    """Confusion matrices (G, C, C) of the units."""
+    cells = (units.index * num_classes + labels_N) * num_classes + predicted_N
+    counts = np.bincount(cells, minlength=units.count * num_classes**2)
+    return counts.reshape(units.count, num_classes, num_classes).astype(np.int64)
 
-    Balanced accuracy is the mean over the classes that occur; macro F1 over those that occur or are predicted.
-    """
-    confusion_CC = confusion_CC.astype(np.float64)
-    total = confusion_CC.sum(axis=(-2, -1))
-    hits_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
-    true_C, predicted_C = confusion_CC.sum(axis=-1), confusion_CC.sum(axis=-2)
-    by_class = _class_scores(confusion_CC)
-    accuracy = hits_C.sum(axis=-1) / total
-    by_chance = (true_C * predicted_C).sum(axis=-1) / total**2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        kappa = (accuracy - by_chance) / (1 - by_chance)
+
+def _numbers(confusion_BCC: NDArray[Any], areas_BC: Floats) -> dict[str, Floats]:
+    """Each of METRICS (B,), and each of CLASS_METRICS of each class (B,), as `recall of 2`."""
+    by_class = {**class_scores(confusion_BCC), "auroc": areas_BC}
+    numbers = {**summarise(confusion_BCC), "auroc": mean_where_known(areas_BC)}
+    for name in CLASS_METRICS:
+        numbers |= {f"{name} of {label}": by_class[name][..., label] for label in range(areas_BC.shape[-1])}
+    return numbers
+
+
+def _freedom(confusion_GCC: Ints) -> Iterator[float]:
+    """Degrees of freedom of each of `_numbers`, in its order."""
+    true_GC, predicted_GC = confusion_GCC.sum(axis=2), confusion_GCC.sum(axis=1)
+    num_classes = true_GC.shape[1]
+    of_all = degrees_of_freedom(true_GC.sum(axis=1, keepdims=True))
+    of_classes = degrees_of_freedom(true_GC)
+    yield of_all  # accuracy
+    yield of_classes  # balanced accuracy
+    yield of_classes  # macro F1
+    yield min(of_all, of_classes)  # kappa
+    yield of_classes  # area under the ROC curve
+    for counts_GC in (true_GC, predicted_GC, true_GC + predicted_GC):  # recall, precision, F1
+        yield from (degrees_of_freedom(counts_GC[:, [label]]) for label in range(num_classes))
+    for label in range(num_classes):  # area of one class against the rest
+        yield degrees_of_freedom(np.stack([true_GC[:, label], true_GC.sum(axis=1) - true_GC[:, label]], axis=1))
+
+
+def _samples_of_draw(
+    labels_N: Ints, predicted_N: Ints, units: Units, num_classes: int, num_bootstrap: int, seed: int
+) -> dict[str, Sample]:
+    """The metrics that need no scores."""
+    confusion_GCC = confusions_of_units(labels_N, predicted_N, num_classes, units)
+    confusion_CC = confusion_GCC.sum(axis=0)
+    drawn = summarise(_resampled_confusions(labels_N, predicted_N, num_classes, units, num_bootstrap, seed))
+    of_units = summarise(confusion_CC - confusion_GCC)
+    of_images = summarise(_confusions_without_image(labels_N, predicted_N, num_classes))
     return {
-        "accuracy": accuracy,
-        "balanced_accuracy": _mean_where_known(by_class["recall"]),
-        "macro_f1": _mean_where_known(by_class["f1"]),
-        "kappa": kappa,
+        name: Sample(float(value), drawn[name], LeftOut(of_units[name] - value, of_images[name] - value, freedom))
+        for (name, value), freedom in zip(summarise(confusion_CC).items(), _freedom(confusion_GCC), strict=False)
     }
 
 
-def areas(labels_N: Ints, scores_NC: Floats, weights_BN: NDArray[Any]) -> Floats:
-    """Weighted one-versus-rest area (B, C) under each class's ROC curve; ties count half.
-
-    Args:
-        weights_BN: how often each image counts; a row of ones gives the ordinary areas. A class without weight on
-            either side has NaN.
-    """
-    by_class = [_area(labels_N == label, scores_NC[:, label], weights_BN) for label in range(scores_NC.shape[1])]
-    return np.stack(by_class, axis=-1)
-
-
-def _area(is_positive_N: NDArray[np.bool_], score_N: Floats, weights_BN: NDArray[Any]) -> Floats:
-    """Mann-Whitney statistic of weighted images."""
-    order = np.argsort(score_N, kind="stable")
-    first_of_ties = np.flatnonzero(np.diff(score_N[order], prepend=-np.inf))
-    sorted_BN = weights_BN[:, order].astype(np.float64)
-    positive = np.add.reduceat(sorted_BN * is_positive_N[order], first_of_ties, axis=1)
-    negative = np.add.reduceat(sorted_BN * ~is_positive_N[order], first_of_ties, axis=1)
-    below = np.cumsum(negative, axis=1) - negative
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        area_B: Floats = (positive * (below + negative / 2)).sum(axis=1) / pairs
-    return area_B
-
-
-def _class_scores(confusion_CC: NDArray[Any]) -> dict[str, Floats]:
-    """Recall, precision and F1 (..., C) of each class; NaN where they are not defined."""
-    hits_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
-    true_C, predicted_C = confusion_CC.sum(axis=-1), confusion_CC.sum(axis=-2)
-    with np.errstate(invalid="ignore"):
-        return {
-            "recall": hits_C / true_C,
-            "precision": hits_C / predicted_C,
-            "f1": 2 * hits_C / (true_C + predicted_C),
-        }
-
-
-def _mean_where_known(values_C: Floats) -> Floats:
-    """Mean over the last axis without the NaNs; NaN where there is nothing else."""
-    known_C = ~np.isnan(values_C)
-    with np.errstate(invalid="ignore"):
-        mean: Floats = np.where(known_C, values_C, 0.0).sum(axis=-1) / known_C.sum(axis=-1)
-    return mean
+def _confusions_without_image(labels_N: Ints, predicted_N: Ints, num_classes: int) -> Ints:
+    """The confusion matrix (N, C, C) without each image in turn."""
+    number_N = np.arange(len(labels_N))
+    confusion_NCC = np.broadcast_to(
+        confusion_matrix(labels_N, predicted_N, num_classes), (len(labels_N), num_classes, num_classes)
+    ).copy()
+    confusion_NCC[number_N, labels_N, predicted_N] -= 1
+    return confusion_NCC
 
 
 def _resamples(units: Units, num_bootstrap: int, seed: int) -> Iterator[NDArray[np.int64]]:
@@ -300,21 +340,6 @@ def _resampled_confusions(
     return np.concatenate(chunks).reshape(num_bootstrap, num_classes, num_classes)
 
 
-def _interval(value: float, draws_B: Floats, num_units: int) -> Score:
-    """Percentile interval of a score whose best value is 1.
-
-    Where all units are right (or all wrong), resampling sees no spread and would claim certainty. Then the exact
-    binomial bound of `num_units` successes in as many trials stands in: 5 slides without an error do not prove 1.0.
-    """
-    score = _percentiles(value, draws_B, num_units)
-    bound = 0.025 ** (1 / max(num_units, 1))
-    if value >= 1.0 and not math.isnan(score.low):
-        return Score(value, min(score.low, bound), score.high)
-    if value <= 0.0 and not math.isnan(score.high):
-        return Score(value, score.low, max(score.high, 1 - bound))
-    return score
-
-
 def _widened(over_units: Score, values_L: Floats) -> Score:
     """The interval with that of the mean of L values added, by the squares of their arms; scores end at 1."""
     arm = float(stdtrit(len(values_L) - 1, UPPER / 100) * values_L.std(ddof=1) / math.sqrt(len(values_L)))
@@ -323,9 +348,9 @@ def _widened(over_units: Score, values_L: Floats) -> Score:
     return Score(over_units.value, low, min(high, 1.0))
 
 
-def _percentiles(value: float, draws_B: Floats, num_units: int) -> Score:
+def _percentiles(value: float, draws_B: Floats) -> Score:
     known_B = draws_B[~np.isnan(draws_B)]
-    if num_units < 2 or len(known_B) == 0:
+    if len(known_B) == 0:
         return Score(value, math.nan, math.nan)
     low, high = np.percentile(known_B, [LOWER, UPPER])
     return Score(value, float(low), float(high))

@@ -6,6 +6,7 @@ Shape suffixes: N images, D features, C classes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, assert_never
 
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig, FeatureProtocol
+from dino_path.errors import DataError
+from dino_path.evaluation.confusion import confusion_matrix, summarise
 from dino_path.evaluation.datasets import VALIDATION_FRACTION, LabelledSet
-from dino_path.evaluation.knn import KnnResult, NeighbourIndex, centred, knn_classify
-from dino_path.evaluation.linear import C_GRID, linear_probe, logistic_uni
-from dino_path.evaluation.metrics import confusion_matrix, summarise
+from dino_path.evaluation.knn import NeighbourIndex, centred, knn_classify
+from dino_path.evaluation.linear import C_GRID, PRIOR_VARIANCE, linear_probe, logistic, logistic_uni
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ TITLES = {
     "knn": "k-NN",
     "knn-uni": "k-NN (UNI)",
     "linear": "linear",
+    "logistic": "logistic",
     "linear-uni": "logistic (UNI)",
     "linear-dino": "linear (DINO)",
     "end-to-end": "end to end",
@@ -34,11 +37,7 @@ UNI_K = 20
 def run_protocol(
     protocol: FeatureProtocol, features_ND: NDArray[np.float32], labelled: LabelledSet, config: EvaluationConfig
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Class scores of the test images, and what the protocol used or chose, as plain values.
-
-    Raises:
-        DataError: a class has too few training units for the linear probe's validation part.
-    """
+    """Class scores of the test images, and what the protocol used or chose, as plain values."""
     train, test, labels = labelled.part("train"), labelled.part("test"), labelled.labels
     match protocol:
         case "knn":
@@ -51,32 +50,53 @@ def run_protocol(
             space = "Euclidean on centred features of length 1"
             return _knn(train_ND, test_ND, labelled, config, k=UNI_K, temperature=None, space=space)
         case "linear":
-            fit, validation = labelled.fit_and_validation(VALIDATION_FRACTION, seed=config.seed)
-            is_carved = labelled.part("val").size == 0
-            probe = linear_probe(
-                features_ND[fit], labels[fit], features_ND[validation], labels[validation], features_ND[test],
-                num_classes=len(labelled.classes), refit_with_validation=is_carved,
-            )  # fmt: skip
-            return probe.scores, {
-                "c": probe.c,
-                "c_grid": list(C_GRID),
-                "c_chosen_by": "lowest log-loss on validation images: "
-                + (f"{VALIDATION_FRACTION:g} of the training {labelled.unit_name}" if is_carved else "the given ones"),
-                "last_fit_on": "all training images" if is_carved else "the training images, without validation",
-                "trials": [asdict(trial) for trial in probe.trials],
-                "has_converged": probe.has_converged,
-            }
+            return _linear(features_ND, labelled, config)
+        case "logistic":
+            return _logistic(features_ND, labelled)
         case "linear-uni":
             probe = logistic_uni(features_ND[train], labels[train], features_ND[test])
             return probe.scores, {"c": probe.c, "c_rule": "D x classes / 100", "has_converged": probe.has_converged}
     assert_never(protocol)
 
 
+def _linear(
+    features_ND: NDArray[np.float32], labelled: LabelledSet, config: EvaluationConfig
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """The strength is chosen on validation images; where a class has too few units for them, as `logistic` does."""
+    try:
+        fit, validation = labelled.fit_and_validation(VALIDATION_FRACTION, seed=config.seed)
+    except DataError as error:
+        logger.info("%s: no validation images (%s); C is not chosen", labelled.name, error.found)
+        return _logistic(features_ND, labelled)
+    labels = labelled.labels
+    is_carved = labelled.part("val").size == 0
+    probe = linear_probe(
+        features_ND[fit], labels[fit], features_ND[validation], labels[validation], features_ND[labelled.part("test")],
+        num_classes=len(labelled.classes), refit_with_validation=is_carved,
+    )  # fmt: skip
+    return probe.scores, {
+        "c": probe.c,
+        "c_grid": list(C_GRID),
+        "c_chosen_by": "lowest log-loss on validation images: "
+        + (f"{VALIDATION_FRACTION:g} of the training {labelled.unit_name}" if is_carved else "the given ones"),
+        "last_fit_on": "all training images" if is_carved else "the training images, without validation",
+        "trials": [asdict(trial) for trial in probe.trials],
+        "has_converged": probe.has_converged,
+    }
+
+
+def _logistic(features_ND: NDArray[np.float32], labelled: LabelledSet) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    train = labelled.part("train")
+    probe = logistic(features_ND[train], labelled.labels[train], features_ND[labelled.part("test")])
+    rule = f"{PRIOR_VARIANCE:g} / D, features standardised"
+    return probe.scores, {"c": probe.c, "c_rule": rule, "has_converged": probe.has_converged}
+
+
 def _knn(
     train_ND: NDArray[np.float32], test_ND: NDArray[np.float32], labelled: LabelledSet, config: EvaluationConfig, *,
     k: int, temperature: float | None, space: str,
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:  # fmt: skip
-    """The scores for `k`; the accuracies for `config.knn_ks` too are among what is reported."""
+    """The scores for `k`; the confusion matrices for `config.knn_ks` too are among what is reported."""
     index = NeighbourIndex(train_ND, config.knn_index)
     by_k = knn_classify(
         train_ND, labelled.labels[labelled.part("train")], test_ND, num_classes=len(labelled.classes),
@@ -86,11 +106,38 @@ def _knn(
     if config.knn_index != "flat":
         settings["recall"] = index.recall(test_ND, by_k[k].k)
         logger.info("%s index: recall %.4f of the %d nearest", config.knn_index, settings["recall"], by_k[k].k)
-    accuracies = {str(result.k): _accuracies(result, labelled) for result in by_k.values()}
-    return by_k[k].scores, {**settings, "by_k": accuracies}
+    labels_Q = labelled.labels[labelled.part("test")]
+    confusions = {
+        str(result.k): confusion_matrix(labels_Q, result.predicted, len(labelled.classes)) for result in by_k.values()
+    }
+    return by_k[k].scores, {**settings, "by_k": confusions}
 
 
-def _accuracies(result: KnnResult, labelled: LabelledSet) -> dict[str, float]:
-    labels_N = labelled.labels[labelled.part("test")]
-    values = summarise(confusion_matrix(labels_N, result.predicted, len(labelled.classes)))
-    return {name: float(values[name]) for name in ("accuracy", "balanced_accuracy")}
+def settings_of_splits(of_splits: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the protocol used in all splits, as plain values; what differs between folds stands under `folds`.
+
+    The confusion matrices of each k, which the k-NN gives, become accuracies over all folds.
+    """
+    first = of_splits[0]
+    settings = {
+        key: value for key, value in first.items() if key != "by_k" and all(s.get(key) == value for s in of_splits)
+    }
+    if len(of_splits) > 1:
+        differing = [{key: v for key, v in s.items() if key not in settings and key != "by_k"} for s in of_splits]
+        if any(differing):
+            settings["folds"] = differing
+        settings |= {
+            key: float(np.mean([s[key] for s in of_splits]))
+            for key in ("num_updates", "train_loss", "train_accuracy") if key in first
+        }  # fmt: skip
+        if "has_converged" in first:
+            settings["has_converged"] = all(s["has_converged"] for s in of_splits)
+    if "by_k" in first:
+        by_k = [
+            np.sum(confusions, axis=0) for confusions in zip(*(s["by_k"].values() for s in of_splits), strict=False)
+        ]
+        settings["by_k"] = {
+            k: {name: float(summarise(one)[name]) for name in ("accuracy", "balanced_accuracy")}
+            for k, one in zip(first["by_k"], by_k, strict=False)
+        }
+    return settings

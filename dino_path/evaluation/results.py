@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_path.config import EvaluationConfig
-from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.division import Division
 from dino_path.features.extractor import Extractor
 from dino_path.run import atomic_write, environment_record, write_json
 from dino_path.settings import as_plain
@@ -25,7 +25,7 @@ def baseline_missing(fraction: float = 1.0) -> str:
 def write_results(
     out: Path,
     stem: str,
-    labelled: LabelledSet,
+    division: Division,
     config: EvaluationConfig,
     models: Mapping[str, tuple[str, Extractor]],
     *,
@@ -33,7 +33,7 @@ def write_results(
     csv_rows: Iterable[Sequence[object]],
     text: str,
 ) -> None:
-    """Write `stem`.json, .csv and .md, and split.csv.
+    """Write `stem`.json, .csv and .md, and split.csv (folds.csv of a cross-validation).
 
     Args:
         models: spec and extractor by the name that the texts show.
@@ -51,8 +51,8 @@ def write_results(
         }
         for name, (spec, extractor) in models.items()
     }
-    common = {"data": labelled.record(), "config": as_plain(config), "models": described}
-    labelled.write_split(out / "split.csv")
+    common = {"data": division.record(), "config": as_plain(config), "models": described}
+    division.write(out)
     write_json(out / f"{stem}.json", {**common, **record, "environment": environment_record()})
     with atomic_write(out / f"{stem}.csv") as stream:
         csv.writer(stream, lineterminator="\n").writerows(csv_rows)

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.intervals import Score
 from dino_path.evaluation.knn import NeighbourIndex, sum_votes
-from dino_path.evaluation.metrics import Score, Units, mean_score
+from dino_path.evaluation.metrics import Units, mean_score
 
 logger = logging.getLogger(__name__)
 

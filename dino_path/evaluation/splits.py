@@ -87,6 +87,40 @@ def draw_part(labels_N: Ints, units_N: Ints, fraction: float, *, seed: int, what
     )
 
 
+def draw_folds(labels_N: Ints, units_N: Ints, num_folds: int, *, seed: Sequence[int], what: str,
+               classes: tuple[str, ...], unit_name: str) -> Ints:  # fmt: skip
+    """The fold (N,) of each image, 0 to `num_folds` - 1: each holds about its share of every class, and whole units.
+
+    Whatever fold is tested, every class is among the others. Arguments as for `draw_part`.
+
+    Raises:
+        DataError: there are fewer units than folds, or a class stands in one unit only.
+    """
+    num_units = int(units_N.max()) + 1
+    counts_GC = np.zeros((num_units, len(classes)), np.int64)
+    np.add.at(counts_GC, (units_N, labels_N), 1)
+    lacking = [classes[c] for c in np.flatnonzero((counts_GC > 0).sum(axis=0) < 2)]
+    if num_units < num_folds or lacking:
+        raise DataError(
+            what,
+            f"{num_units} {unit_name} for {num_folds} folds" + f"; of {', '.join(lacking)} one" * bool(lacking) + ".",
+            f"Each fold needs one of the {unit_name} at least, and each class two (identical images count once).",
+            "Lower evaluation.cross_validation, add data, or leave the class out.",
+        )
+    for attempt in range(NUM_DRAWS):
+        fold_G = _deal(counts_GC, num_folds, np.random.default_rng([*seed, attempt]))
+        in_fold_FC = np.zeros((num_folds, len(classes)), np.int64)
+        np.add.at(in_fold_FC, fold_G, counts_GC)
+        if in_fold_FC.any(axis=1).all() and ((in_fold_FC > 0).sum(axis=0) > 1).all():
+            return fold_G[units_N]
+    raise DataError(
+        what,
+        f"no {num_folds} folds of its {num_units} {unit_name} that leave every class for training ({NUM_DRAWS} draws).",
+        f"Every class needs {unit_name} in two folds.",
+        "Change evaluation.cross_validation, add data, or leave a class out.",
+    )
+
+
 def draw_labelled(labels_N: Ints, units_N: Ints, fraction: float, *, seed: Sequence[int]) -> NDArray[np.bool_]:
     """Which images (N,) are labelled when `fraction` of every class is, rounded, and at least one.
 
@@ -126,3 +160,19 @@ def _draw_greedily(counts_GC: Ints, fraction: float, rng: np.random.Generator) -
         chosen_G[unit] = rng.random() < fraction if np.isclose(rest, part) else part > rest
         lacking[int(chosen_G[unit])] -= counts_GC[unit]
     return chosen_G
+
+
+def _deal(counts_GC: Ints, num_folds: int, rng: np.random.Generator) -> Ints:
+    """The fold (G,) of each unit: random order, large ones first, each to the fold that lacks its classes most."""
+    total_C = counts_GC.sum(axis=0)
+    wanted_C = total_C / num_folds
+    lacking_FC = np.tile(wanted_C, (num_folds, 1))
+    order = rng.permutation(len(counts_GC))
+    order = order[np.argsort(-counts_GC[order].sum(axis=1), kind="stable")]
+    fold_G = np.zeros(len(counts_GC), np.int64)
+    for unit in order:
+        lack_F = np.round((lacking_FC / wanted_C) @ (counts_GC[unit] / total_C), 9)
+        best = np.lexsort((rng.random(num_folds), lacking_FC.sum(axis=1), lack_F))[-1]
+        fold_G[unit] = best
+        lacking_FC[best] -= counts_GC[unit]
+    return fold_G

@@ -1,4 +1,7 @@
-"""Frozen extractors side by side on one labelled set, beside the supervised baseline."""
+"""Frozen extractors side by side on one labelled set, beside the supervised baseline.
+
+Shape suffixes: D features, C classes, N images of the set, M tested images.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.config import EvaluationConfig, FrozenProtocol
+from dino_path.config import COMPARISON_SPECS, EvaluationConfig, FrozenProtocol
 from dino_path.distributed import World
-from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.cache import FeatureCache, Images, load_models
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.dino_linear import dino_linear, dino_linear_images
-from dino_path.evaluation.metrics import METRICS, Metrics, Score, measure, paired_difference
-from dino_path.evaluation.protocols import TITLES, run_protocol
+from dino_path.evaluation.division import Division, divide, pooled
+from dino_path.evaluation.intervals import Score
+from dino_path.evaluation.metrics import METRICS, Metrics, measure, paired_difference
+from dino_path.evaluation.protocols import TITLES, run_protocol, settings_of_splits
 from dino_path.evaluation.results import (
     SUPERVISED,
     baseline_missing,
@@ -27,12 +31,11 @@ from dino_path.evaluation.results import (
     markdown_table,
     write_results,
 )
-from dino_path.evaluation.signature import NEIGHBOURS, Signature, slide_signature
-from dino_path.features.extractor import Extractor
+from dino_path.evaluation.signature import Signature, slide_signature
+from dino_path.evaluation.supervised import read_supervised
+from dino_path.evaluation.table_notes import table_notes
 
 logger = logging.getLogger(__name__)
-
-MPP_TOLERANCE = 0.1  # relative; beyond it the row says that model and data differ in scale
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Row:
     Attributes:
         spec: what the model was loaded from; the baseline's folder for the baseline.
         settings: what the protocol used or chose, as plain values.
-        predicted: (N,) class numbers of the test images, in the order of the set.
+        predicted: (M,) class numbers of the tested images, in the order of the division.
         differences: name of the other model -> metric -> this model minus the other.
     """
 
@@ -74,39 +77,39 @@ class Table:
     def markdown(self) -> str:
         """The table for people: one line per model, then differences, then what to keep in mind."""
         protocols = list(dict.fromkeys(row.protocol for row in self.rows))
-        header = ["model"] + [f"{TITLES[p]} {m}" for p in protocols for m in ("accuracy", "balanced accuracy")]
+        header = ["model"] + [f"{TITLES[p]} {m}" for p in protocols for m in ("balanced accuracy", "accuracy")]
         rows = []
         for model in dict.fromkeys(row.model for row in self.rows):
             of_model = {row.protocol: row.metrics for row in self.rows if row.model == model}
             cells = [
                 str(getattr(of_model[protocol], metric)) if protocol in of_model else ""
                 for protocol in protocols
-                for metric in ("accuracy", "balanced_accuracy")
+                for metric in ("balanced_accuracy", "accuracy")
             ]
             rows.append([model, *cells])
         if self.baseline is None:
             rows.append([SUPERVISED, baseline_missing(), *[""] * (len(header) - 2)])
         differences = [
-            [f"{row.model} - {other}", TITLES[row.protocol], str(d["accuracy"]), str(d["balanced_accuracy"])]
+            [f"{row.model} - {other}", TITLES[row.protocol], str(d["balanced_accuracy"]), str(d["accuracy"])]
             for row in self.rows
             for other, d in row.differences.items()
         ]
         lines = markdown_table(header, rows)
         if differences:
-            lines += ["", *markdown_table(["difference", "protocol", "accuracy", "balanced accuracy"], differences)]
+            lines += ["", *markdown_table(["difference", "protocol", "balanced accuracy", "accuracy"], differences)]
         return markdown_page(self.labelled_name, [*lines, *self._by_k(), *self._signatures()], self.notes)
 
     def _by_k(self) -> list[str]:
-        """Accuracy for every number of neighbours, so that none can be picked in silence."""
+        """Balanced accuracy for every number of neighbours, so that none can be picked in silence."""
         rows = [row for row in self.rows if "by_k" in row.settings]
         if not rows:
             return []
         ks = list(rows[0].settings["by_k"])
         cells = [
-            [row.model, TITLES[row.protocol], *(f"{row.settings['by_k'][k]['accuracy']:.3f}" for k in ks)]
+            [row.model, TITLES[row.protocol], *(f"{row.settings['by_k'][k]['balanced_accuracy']:.3f}" for k in ks)]
             for row in rows
         ]
-        return ["", *markdown_table(["accuracy by number of neighbours", "protocol", *ks], cells)]
+        return ["", *markdown_table(["balanced accuracy by number of neighbours", "protocol", *ks], cells)]
 
     def _signatures(self) -> list[str]:
         """How much features tell about the slide: lower identity and higher robustness are better."""
@@ -148,7 +151,8 @@ def evaluate_table(
         DataError: the baseline is of another split, or a class has too few training units for the linear probe.
         TileStoreError: an image cannot be read.
     """
-    baseline_scores = None if baseline is None else BaselineFolder(baseline).read_scores(labelled)
+    division = divide(labelled, config)
+    supervised = None if baseline is None else read_supervised(baseline, division)
     extractors = load_models(specs, device)
     cache = FeatureCache.create(out, config, device, num_workers)
     rows = []
@@ -157,26 +161,33 @@ def evaluate_table(
         features_ND = cache.features(extractor, Images.of(labelled))
         for protocol in protocols:
             if protocol == "linear-dino":
-                scores_NC, settings = dino_linear(extractor, labelled, config, cache)
+                results = [dino_linear(extractor, split, division, config, cache) for split in division.splits]
             else:
-                scores_NC, settings = run_protocol(protocol, features_ND, labelled, config)
-            rows.append(_row(name, spec, protocol, scores_NC, settings, labelled, config))
+                results = [run_protocol(protocol, features_ND, split, config) for split in division.splits]
+            scores_MC = pooled([scores for scores, _ in results])
+            settings = settings_of_splits([settings for _, settings in results])
+            rows.append(_row(name, spec, protocol, scores_MC, settings, division, config))
             logger.info("%s, %s: balanced accuracy %s", name, TITLES[protocol], rows[-1].metrics.balanced_accuracy)
         signature = slide_signature(features_ND, labelled, num_bootstrap=config.num_bootstrap, seed=config.seed)
         if signature is not None:
             signatures[name] = signature
-    if baseline is not None and baseline_scores is not None:
-        rows.append(_baseline_row(baseline, baseline_scores, labelled, config))
+    if baseline is not None and supervised is not None:
+        rows.append(
+            _row(
+                supervised.title, str(baseline), "end-to-end", supervised.scores, supervised.settings, division, config
+            )
+        )
     rows = _with_differences(rows)
+    notes = table_notes(division, rows, signatures, [extractor for _, extractor in extractors.values()], supervised)
     table = Table(
-        labelled_name=labelled.name,
+        labelled_name=division.name,
         rows=tuple(rows),
-        baseline=rows[-1].model if baseline is not None else None,
+        baseline=rows[-1].model if supervised is not None else None,
         signatures=signatures,
-        notes=_notes(labelled, rows, signatures, [extractor for _, extractor in extractors.values()], baseline),
+        notes=notes,
     )
     write_results(
-        out, "results", labelled, config, extractors, record=_record(table, labelled), csv_rows=_csv_rows(table),
+        out, "results", division, config, extractors, record=_record(table, labelled), csv_rows=_csv_rows(table),
         text=table.markdown(),
     )  # fmt: skip
     return table
@@ -196,11 +207,12 @@ def extract_together(
 
     `out` must be one folder for all processes. Raises as `evaluate_table` does.
     """
+    division = divide(labelled, config)
     cache = FeatureCache.create(out, config, world.device, num_workers)
     for _, extractor in load_models(specs, world.device).values():
         work = [(extractor, Images.of(labelled))]
         if "linear-dino" in protocols:
-            tokens, of_crops, of_images = dino_linear_images(extractor, labelled, config)
+            tokens, of_crops, of_images = dino_linear_images(extractor, division, config)
             work += [(tokens, of_crops), (tokens, of_images)]
         for one, images in work:
             cache.extract_share(one, images, rank=world.rank, size=world.size)
@@ -211,78 +223,40 @@ def _row(
     model: str,
     spec: str,
     protocol: FrozenProtocol | Literal["end-to-end"],
-    scores_NC: NDArray[np.float64],
+    scores_MC: NDArray[np.float64],
     settings: dict[str, Any],
-    labelled: LabelledSet,
+    division: Division,
     config: EvaluationConfig,
 ) -> Row:
-    predicted_N = scores_NC.argmax(axis=1).astype(np.int64)
-    labels_N = labelled.labels[labelled.part("test")]
+    predicted_M = scores_MC.argmax(axis=1).astype(np.int64)
     metrics = measure(
-        labels_N, predicted_N, scores_NC, labelled.test_units(), num_bootstrap=config.num_bootstrap, seed=config.seed
+        division.labels, predicted_M, scores_MC, division.units(), num_bootstrap=config.num_bootstrap, seed=config.seed
     )
-    return Row(model, spec, protocol, metrics, settings, predicted_N)
-
-
-def _baseline_row(folder: Path, scores_NC: NDArray[np.float64], labelled: LabelledSet, config: EvaluationConfig) -> Row:
-    record = BaselineFolder(folder).read_result()
-    settings = {key: record[key] for key in ("config", "seed", "input_px", "augmentation", "best_epoch", "validation")}
-    return _row(BaselineFolder(folder).title(), str(folder), "end-to-end", scores_NC, settings, labelled, config)
+    return Row(model, spec, protocol, metrics, settings, predicted_M)
 
 
 def _with_differences(rows: Sequence[Row]) -> list[Row]:
-    """Every row compared with the baseline, and with the first model under the same protocol."""
-    compared = []
-    for row in rows:
-        others = [
-            other
-            for other in rows
-            if row.protocol != "end-to-end"
-            and other.model != row.model
-            and (other.protocol == "end-to-end" or (other.model == rows[0].model and other.protocol == row.protocol))
-        ]
-        differences = {other.model: paired_difference(row.metrics, other.metrics) for other in others}
-        compared.append(replace(row, differences=differences))
-    return compared
+    """Every row less the baseline; and mine less others, under the same protocol: each model of ours less every control
+    and every model of ours after it. Where all are controls, the first stands for ours.
+    """
+    is_control = {row.model: row.spec.startswith(COMPARISON_SPECS) for row in rows if row.protocol != "end-to-end"}
+    if all(is_control.values()):
+        is_control[rows[0].model] = False
+    order = list(is_control)
 
+    def is_other(row: Row, other: Row) -> bool:
+        if other.protocol == "end-to-end":
+            return row.protocol != "end-to-end"
+        if row.protocol != other.protocol or row.model == other.model or is_control[row.model]:
+            return False
+        return is_control[other.model] or order.index(row.model) < order.index(other.model)
 
-def _notes(
-    labelled: LabelledSet,
-    rows: Sequence[Row],
-    signatures: dict[str, Signature],
-    extractors: Sequence[Extractor],
-    baseline: Path | None,
-) -> tuple[str, ...]:
-    metrics = rows[0].metrics
-    notes = [
-        f"in brackets: 95 % bootstrap interval over {metrics.num_units} test {metrics.unit} "
-        f"({metrics.num_images} images); split: {labelled.split_rule}",
-        *labelled.notes,
-    ]
-    if baseline is None:
-        notes.append(f"{SUPERVISED}: {baseline_missing()}; without it no number here says what labels alone give")
-    for signature in list(signatures.values())[:1]:
-        notes.append(
-            f"slide signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
-            f"{NEIGHBOURS} neighbours; a found {signature.unit[:-1]} is a leak of stain and scanner: lower is better"
-        )
-    if not signatures:
-        notes.append("slide signature: not known without patients or slides")
-    data_mpp = labelled.source.mpp
-    for extractor in extractors:
-        if extractor.mpp and data_mpp and abs(extractor.mpp / data_mpp - 1) > MPP_TOLERANCE:
-            notes.append(f"{extractor.name} was trained at {extractor.mpp:g} um/px, these images are at {data_mpp:g}")
-    sgd = [row for row in rows if row.protocol == "linear-dino"]
-    notes += [
-        f"{row.model}, {TITLES[row.protocol]}: after {row.settings['num_updates']} updates right on "
-        f"{row.settings['train_accuracy']:.3f} of the training crops"
-        for row in sgd
-    ]
-    if sgd:
-        notes.append("crops hold 8 to 100 % of an image: where only a part of it is labelled (PCam), they may miss it")
-    notes += [f"{row.model}, {TITLES[row.protocol]}: the fit stopped before it converged"
-              for row in rows if row.settings.get("has_converged") is False]  # fmt: skip
-    return tuple(notes)
+    return [
+        replace(row, differences={
+            other.model: paired_difference(row.metrics, other.metrics) for other in rows if is_other(row, other)
+        })
+        for row in rows
+    ]  # fmt: skip
 
 
 def _record(table: Table, labelled: LabelledSet) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from dino_path.reporting.evaluations import (
 
 
 def headline(evaluation: AnyEvaluation) -> Iterator[str]:
-    """One sentence per model of ours and protocol, with its difference to the baseline where there is one."""
+    """One sentence per model of ours and protocol, with what it is better than: untrained, colour, supervised."""
     if not isinstance(evaluation, Evaluation):
         return
     for row in evaluation.rows:
@@ -28,14 +28,26 @@ def headline(evaluation: AnyEvaluation) -> Iterator[str]:
             continue
         sentence = f"{evaluation.name}, {protocol_title(row.protocol)}: {row.model} reaches a "
         sentence += f"balanced accuracy of {format_score(score)}"
-        difference = row.differences.get(evaluation.baseline or "")
-        if difference is None:
-            yield f"{sentence}."
-            continue
-        verdict = "no clear difference"
-        if difference.excludes_zero:
-            verdict = "better" if difference.value > 0 else "worse"
-        yield f"{sentence}; against {evaluation.baseline}: {format_score(difference, signed=True)}, {verdict}."
+        others = sorted(row.differences, key=lambda other: _place_in_headline(other, evaluation.baseline))
+        for other in others:
+            difference = row.differences[other]
+            sentence += f"; against {other}: {format_score(difference, signed=True)}, {_verdict(difference)}"
+        yield f"{sentence}."
+
+
+def _place_in_headline(other: str, baseline: str | None) -> int:
+    """First what nobody trained, then colour, then other networks, last the supervised one."""
+    if other == baseline:
+        return 3
+    return 0 if other.startswith("untrained") else 1 if "colour" in other else 2
+
+
+def _verdict(difference: Score) -> str:
+    if difference.low is None:
+        return "too few patients to tell"
+    if not difference.excludes_zero:
+        return "no clear difference"
+    return "better" if difference.value > 0 else "worse"
 
 
 def evaluation_section(evaluation: AnyEvaluation) -> Plain:
@@ -72,9 +84,9 @@ def _fraction_section(evaluation: Fractions) -> Plain:
     supervised = {row.fraction: row for row in evaluation.rows if row.protocol == "end-to-end"}
     # The second colour is that of the supervised network in all charts.
     names = [models[0], evaluation.baseline, *models[1:]] if supervised else models
-    pairs = [(model, models[0]) for model in models[1:]]
-    if supervised:
-        pairs += [(model, evaluation.baseline) for model in models]
+    # As the file gives them: each is the first model less the second.
+    differences = [(row.model, other) for row in evaluation.rows for other in row.differences]
+    pairs = sorted(dict.fromkeys(differences), key=lambda pair: pair[1] == evaluation.baseline)
     panels = []
     for protocol in dict.fromkeys(row.protocol for row in evaluation.rows if row.protocol != "end-to-end"):
         found = {(row.model, row.fraction): row for row in evaluation.rows if row.protocol == protocol}

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dino_path.config import COMPARISON_SPECS
 from dino_path.errors import DataError
 from dino_path.walk import Found, files_below
 
 Plain = dict[str, Any]
 
 METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "auroc")
-COMPARISON_SPECS = ("untrained:", "timm:", "mean-colour", "colour-statistics")
 FILES = ("results.json", "fractions.json", "fewshot.json")
 
 
@@ -145,7 +145,7 @@ def find_evaluations(folder: Path, troubles: list[str]) -> Iterator[AnyEvaluatio
 def _read(file: Path) -> AnyEvaluation:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        name, notes = record["data"]["name"], tuple(record.get("notes", ()))
+        name, notes = _name(record["data"]), tuple(record.get("notes", ()))
         match file.name:
             case "fractions.json":
                 rows = tuple(_fraction_row(row) for row in record["rows"])
@@ -164,6 +164,12 @@ def _read(file: Path) -> AnyEvaluation:
             f"A file that `dino-path evaluate` has written ({', '.join(FILES)}) is needed.",
             "Run the evaluation again.",
         ) from None
+
+
+def _name(data: Plain) -> str:
+    """Of the data, and the folds where they were cross-validated."""
+    folds = data.get("cross_validation", {}).get("folds")
+    return data["name"] if folds is None else f"{data['name']}, {folds}-fold cross-validation"
 
 
 def _evaluation_row(row: Plain, baseline: str | None) -> EvaluationRow:

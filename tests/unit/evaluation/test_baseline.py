@@ -43,7 +43,25 @@ def test_it_learns_colours_and_reports_what_is_needed_to_repeat_it(trained, labe
     assert len(record["history"]) == len(trained.history) == 3
     assert not (trained.out / "checkpoint.pt").exists()
     best = max(trained.history, key=lambda e: (e.validation_balanced_accuracy, -e.validation_log_loss))
-    assert trained.best_epoch == best.epoch
+    assert trained.best_epoch == best.epoch == record["best_epoch"]
+    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2, 3]
+
+
+def test_files_that_count_epochs_from_0_are_read_as_from_1(trained, labelled):
+    record = json.loads((trained.out / "result.json").read_text())
+    old = {**record, "best_epoch": record["best_epoch"] - 1,
+           "history": [{**epoch, "epoch": epoch["epoch"] - 1} for epoch in record["history"]]}  # fmt: skip
+    (trained.out / "result.json").write_text(json.dumps(old))
+    assert train(labelled, trained.out).best_epoch == trained.best_epoch
+    assert train(labelled, trained.out).history == trained.history
+
+
+def test_a_baseline_that_ended_at_its_last_epoch_is_called_undertrained(labelled, trained, tmp_path):
+    assert BaselineFolder(trained.out).title() == "supervised resnet10t (from scratch, undertrained)"
+    patient = CONFIG.model_copy(update={"num_epochs": 20, "patience": 1, "lr": 1e-9})
+    stalled = train(labelled, tmp_path / "stalled", patient)
+    assert len(stalled.history) < 20
+    assert BaselineFolder(stalled.out).title() == "supervised resnet10t (from scratch)"
 
 
 def test_validation_and_test_images_are_never_trained_on(labelled, tmp_path, monkeypatch):

@@ -105,7 +105,7 @@ def test_the_layer_is_the_published_training_written_out_by_hand(monkeypatch):
     monkeypatch.setattr(module, "LR_AT_256", 20.0)  # moves far in three steps
     crops = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)  # two crops of each image
     labels, query = np.array([0, 1]), np.eye(5, dtype=np.float32)
-    got = train_linear_layer(crops, labels, query, num_classes=2, num_crops=2, seed=3)
+    got = train_linear_layer(crops, np.arange(2), labels, query, num_classes=2, num_crops=2, seed=3)
     start = nn.init.normal_(torch.empty(2, 5), std=0.01, generator=torch.Generator().manual_seed(3)).double().numpy()
     weight, bias, speed_w, speed_b = start, np.zeros(2), 0, 0
     for epoch in range(3):

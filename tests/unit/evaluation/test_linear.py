@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from dino_path.evaluation import linear
-from dino_path.evaluation.linear import C_GRID, linear_probe, logistic_uni
+from dino_path.evaluation.linear import C_GRID, linear_probe, logistic, logistic_uni
 
 
 def make(num_images, num_features, num_classes=3, noise=1.0, seed=0):
@@ -86,3 +86,15 @@ def test_two_thousand_images_of_192_features_take_less_than_ten_seconds():
     start_s = time.monotonic()
     probe(make(1600, 192, 9, noise=3.0), make(400, 192, 9, noise=3.0, seed=1), make(1000, 192, 9)[0], num_classes=9)
     assert time.monotonic() - start_s < 10
+
+
+def test_a_few_colours_are_as_strong_a_control_as_many_features():
+    """Three features that lie close together, as mean colours do: UNI's strength leaves them no say."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [120, 80])
+    features = (0.7 + 0.02 * labels[:, None] + 0.02 * rng.normal(size=(200, 3))).astype(np.float32)
+    train, test = np.arange(200) % 2 == 0, np.arange(200) % 2 == 1
+    found = logistic(features[train], labels[train], features[test])
+    assert (found.predicted == labels[test]).mean() > 0.75
+    assert found.c == pytest.approx(10 / 3)
+    assert (logistic_uni(features[train], labels[train], features[test]).predicted == 0).all()

@@ -5,16 +5,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from dino_path.evaluation.metrics import (
-    Score,
-    Units,
-    areas,
-    confusion_matrix,
-    mean_over_draws,
-    measure,
-    paired_difference,
-    summarise,
-)
+from dino_path.evaluation.confusion import areas, confusion_matrix, summarise
+from dino_path.evaluation.intervals import Score
+from dino_path.evaluation.metrics import Units, mean_over_draws, measure, paired_difference
 
 
 @pytest.fixture
@@ -179,7 +172,7 @@ def test_one_patient_gives_no_interval_and_null_in_json():
         "low": None,
         "high": None,
     }
-    assert "over 1 patients" in result.record(("a", "b"))["interval"]
+    assert "too few patients, 1 test patients" in result.record(("a", "b"))["interval"]
     assert str(result.accuracy) == "0.750 (no interval)"
 
 

@@ -8,6 +8,7 @@ import torch
 from dino_path.config import BaselineConfig, EvaluationConfig
 from dino_path.errors import CheckpointError, ConfigError, DataError
 from dino_path.evaluation import cache
+from dino_path.evaluation import table as table_module
 from dino_path.evaluation.baseline import train_baseline
 from dino_path.evaluation.datasets import load_labelled
 from dino_path.evaluation.table import evaluate_table
@@ -42,14 +43,17 @@ def test_every_model_has_a_row_per_protocol_and_stands_beside_the_baseline(label
         ("mean-colour", "linear"),
         ("untrained-resnet10t", "knn"),
         ("untrained-resnet10t", "linear"),
-        ("supervised resnet10t (from scratch)", "end-to-end"),
+        ("supervised resnet10t (from scratch, undertrained)", "end-to-end"),
     ]
     assert table.rows[0].metrics.accuracy.value == 1.0  # the classes are colours
-    assert set(table.rows[3].differences) == {"mean-colour", "supervised resnet10t (from scratch)"}
-    difference = table.rows[2].differences["mean-colour"]["accuracy"].value
-    assert difference == pytest.approx(table.rows[2].metrics.accuracy.value - table.rows[0].metrics.accuracy.value)
+    supervised = "supervised resnet10t (from scratch, undertrained)"
+    assert set(table.rows[0].differences) == {"untrained-resnet10t", supervised}
+    assert set(table.rows[3].differences) == {supervised}
+    difference = table.rows[0].differences["untrained-resnet10t"]["accuracy"].value
+    assert difference == pytest.approx(table.rows[0].metrics.accuracy.value - table.rows[2].metrics.accuracy.value)
+    assert "stopped at its last allowed epoch, 1, " in " ".join(table.notes)
     assert table.markdown() == (tmp_path / "out" / "results.md").read_text()
-    assert "| supervised resnet10t (from scratch) |" in table.markdown()
+    assert "| supervised resnet10t (from scratch, undertrained) |" in table.markdown()
 
 
 def test_a_missing_baseline_is_said_in_every_file(labelled, tmp_path):
@@ -81,7 +85,7 @@ def test_the_record_says_what_is_needed_to_repeat_the_numbers(labelled, tmp_path
     assert by_k["20"]["accuracy"] == knn["metrics"]["accuracy"]["value"]
     assert linear["settings"]["c"] in linear["settings"]["c_grid"]
     assert len(linear["settings"]["trials"]) == len(linear["settings"]["c_grid"])
-    assert knn["metrics"]["interval"] == "95 % bootstrap over 12 images"
+    assert knn["metrics"]["interval"] == "95 % interval over 12 test images (Student's t, 9.0 degrees of freedom)"
     assert len(record["models"]["mean-colour"]["digest"]) == 64
     assert "no group ids" in " ".join(record["notes"])
 
@@ -101,8 +105,50 @@ def test_unis_protocols_stand_beside_the_others_and_approximate_indexes_tell_the
     assert knn.settings["temperature"] is None
     assert knn.settings["recall"] > 0.9
     assert linear.settings["c"] == 4 * 3 / 100
-    assert "| model | k-NN (UNI) accuracy |" in table.markdown()
-    assert "| accuracy by number of neighbours | protocol | 10 | 20 | 24 |" in table.markdown()
+    assert "| model | k-NN (UNI) balanced accuracy | k-NN (UNI) accuracy |" in table.markdown()
+    assert "| balanced accuracy by number of neighbours | protocol | 10 | 20 | 24 |" in table.markdown()
+
+
+def test_mine_less_the_others_whatever_the_order(labelled, baseline, tmp_path):
+    table = run(
+        ["mean-colour", "untrained:timm:resnet10t", str(baseline)], labelled, tmp_path / "out", protocols=("knn",)
+    )
+    colour, untrained, mine = table.rows
+    assert set(mine.differences) == {"mean-colour", "untrained-resnet10t"}
+    assert not colour.differences
+    assert not untrained.differences
+    assert "| baseline - mean-colour | k-NN |" in table.markdown()
+
+
+def test_of_two_models_of_mine_the_first_is_compared_with_the_second(labelled, baseline, tmp_path):
+    copy = tmp_path / "second"
+    copy.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (copy / name).write_bytes((baseline / name).read_bytes())
+    table = run([str(baseline), str(copy)], labelled, tmp_path / "out", protocols=("knn",))
+    assert set(table.rows[0].differences) == {"second"}
+    assert not table.rows[1].differences
+
+
+def test_a_probe_no_better_than_the_commonest_class_is_named(labelled, tmp_path, monkeypatch):
+    def always_blood(protocol, features_ND, split, config):
+        return np.tile([1.0, 0.0, 0.0], (len(split.part("test")), 1)), {}
+
+    monkeypatch.setattr(table_module, "run_protocol", always_blood)
+    table = run(["mean-colour"], labelled, tmp_path / "out", protocols=("linear-uni", "linear"))
+    named = [note for note in table.notes if "no better than always giving the commonest class" in note]
+    assert len(named) == 2
+    assert "no control, take `linear` or `logistic`" in named[0]
+
+
+def test_a_class_too_small_for_validation_images_gets_a_fixed_strength(tmp_path, write_image):
+    for number, label in enumerate("ab"):
+        for index in range(2):
+            write_image(tmp_path / "set" / label / f"{index}.png", 10 * number + index, (90 + 80 * number, 90, 90))
+    labelled = load_labelled(str(tmp_path / "set"), CONFIG)
+    table = run(["mean-colour"], labelled, tmp_path / "out", protocols=("linear",))
+    assert table.rows[0].metrics.accuracy.value == 1.0
+    assert any("C is not chosen but 10 / D" in note for note in table.notes)
 
 
 def test_features_are_computed_once_and_again_when_damaged(labelled, tmp_path, monkeypatch):

@@ -99,6 +99,23 @@ def test_an_evaluation_is_shown_with_intervals_beside_the_baseline(run: Path, tm
     assert "untrained-vits16 reaches" not in page.text, "comparisons make no headline"
 
 
+def test_the_headline_compares_with_untrained_colour_and_supervised_in_this_order(run: Path, tmp_path: Path) -> None:
+    file = write_evaluation(run / "eval" / "results.json")
+    record = json.loads(file.read_text())
+    record["data"]["cross_validation"] = {"folds": 5}
+    record["rows"][1]["differences"] |= {
+        "mean-colour": {"balanced_accuracy": {"value": 0.24, "low": None, "high": None}},
+        "untrained-vits16": {"balanced_accuracy": {"value": -0.1, "low": -0.2, "high": -0.01}},
+    }
+    file.write_text(json.dumps(record))
+    page = report(run, out=tmp_path)
+    assert (
+        "polyps, 5-fold cross-validation, linear probe: vits16 reaches a balanced accuracy of 0.900 (0.870 to 0.930); "
+        "against untrained-vits16: −0.100 (−0.200 to −0.010), worse; against mean-colour: +0.240, too few patients to "
+        "tell; against supervised resnet50 (from scratch): +0.080 (+0.050 to +0.110), better." in page.text
+    )
+
+
 def test_a_missing_baseline_is_said_and_not_hidden(run: Path, tmp_path: Path) -> None:
     write_evaluation(run / "eval" / "results.json", has_baseline=False)
     page = report(run, out=tmp_path)

@@ -1,0 +1,98 @@
+"""What to keep in mind when reading a table, as sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dino_path.evaluation.division import Division
+from dino_path.evaluation.intervals import DIFFERENCE_FREEDOM
+from dino_path.evaluation.protocols import TITLES
+from dino_path.evaluation.results import SUPERVISED, baseline_missing
+from dino_path.evaluation.signature import NEIGHBOURS, Signature
+from dino_path.evaluation.supervised import Supervised
+from dino_path.features.extractor import Extractor
+
+if TYPE_CHECKING:
+    from dino_path.evaluation.table import Row
+
+MPP_TOLERANCE = 0.1  # relative; beyond it the row says that model and data differ in scale
+
+
+def table_notes(
+    division: Division,
+    rows: Sequence[Row],
+    signatures: Mapping[str, Signature],
+    extractors: Sequence[Extractor],
+    supervised: Supervised | None,
+) -> tuple[str, ...]:
+    """All sentences below a table, the most important ones first."""
+    metrics = rows[0].metrics
+    notes = [
+        f"in brackets: {metrics.interval}; {metrics.num_images} images; split: {division.labelled.split_rule}",
+        *division.notes(),
+        *_no_better_than_the_majority(rows, division),
+        *division.labelled.notes,
+    ]
+    if supervised is None:
+        notes.append(f"{SUPERVISED}: {baseline_missing()}; without it no number here says what labels alone give")
+    else:
+        notes += supervised.notes
+    if any(row.differences for row in rows) and metrics.freedom < DIFFERENCE_FREEDOM:
+        notes.append(
+            f"differences have no interval: {metrics.num_units} test {metrics.unit} amount to {metrics.freedom:.1f} "
+            f"degrees of freedom, too few patients for any that holds 95 % ({DIFFERENCE_FREEDOM:g} are needed)"
+        )
+    notes += _signature_notes(signatures)
+    data_mpp = division.labelled.source.mpp
+    for extractor in extractors:
+        if extractor.mpp and data_mpp and abs(extractor.mpp / data_mpp - 1) > MPP_TOLERANCE:
+            notes.append(f"{extractor.name} was trained at {extractor.mpp:g} um/px, these images are at {data_mpp:g}")
+    return (*notes, *_fit_notes(rows))
+
+
+def _no_better_than_the_majority(rows: Sequence[Row], division: Division) -> Iterator[str]:
+    """A probe that always gives the commonest class says nothing; as a control it flatters what stands beside it."""
+    chance = 1 / len(np.unique(division.labels))
+    for row in rows:
+        score = row.metrics.balanced_accuracy
+        if (score.value if math.isnan(score.low) else score.low) > chance:
+            continue
+        sentence = (
+            f"{row.model}, {TITLES[row.protocol]}: no better than always giving the commonest class (balanced accuracy "
+            f"{chance:.3f}), as far as {row.metrics.num_units} {row.metrics.unit} tell"
+        )
+        if row.protocol in ("linear-uni", "linear-dino"):
+            sentence += "; its rule is meant for a network's many features: no control, take `linear` or `logistic`"
+        yield sentence
+
+
+def _signature_notes(signatures: Mapping[str, Signature]) -> Iterator[str]:
+    if not signatures:
+        yield "slide signature: not known without patients or slides"
+    for signature in list(signatures.values())[:1]:
+        yield (
+            f"slide signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
+            f"{NEIGHBOURS} neighbours; a found {signature.unit[:-1]} is a leak of stain and scanner: lower is better"
+        )
+
+
+def _fit_notes(rows: Sequence[Row]) -> Iterator[str]:
+    sgd = [row for row in rows if row.protocol == "linear-dino"]
+    for row in sgd:
+        yield (
+            f"{row.model}, {TITLES[row.protocol]}: after {row.settings['num_updates']} updates right on "
+            f"{row.settings['train_accuracy']:.3f} of the training crops"
+        )
+    if sgd:
+        yield "crops hold 8 to 100 % of an image: where only a part of it is labelled (PCam), they may miss it"
+    for row in rows:
+        if row.settings.get("has_converged") is False:
+            yield f"{row.model}, {TITLES[row.protocol]}: the fit stopped before it converged"
+        rules = [one["c_rule"] for one in (row.settings, *row.settings.get("folds", ())) if "c_rule" in one]
+        if row.protocol == "linear" and rules:
+            where = f" in {len(rules)} folds" if "folds" in row.settings else ""
+            yield f"{row.model}, linear: C is not chosen{where} but {rules[0]}: a class has too few training units"
