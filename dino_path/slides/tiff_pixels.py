@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.slides.damage import damaged
-from dino_path.slides.jpeg import table_segments, whole_jpeg
-from dino_path.slides.native import decode_jpeg
+from dino_path.slides.jpeg import decode_jpeg, table_segments, whole_jpeg
 from dino_path.slides.reader import Size
 from dino_path.slides.tiff_plan import (
     APERIO_JPEG2000_YCBCR,
@@ -64,7 +63,7 @@ class PagePixels:
 
         Raises:
             SlideError: the file ends within a piece.
-            DECODER_ERRORS, BadJpeg, NotNative: a piece cannot be decoded.
+            DECODER_ERRORS, BadJpeg: a piece cannot be decoded.
         """
         (x, y), (width, height) = corner, size
         pixels: Samples = np.zeros((height, width, self.num_samples), dtype=np.uint8)
@@ -113,7 +112,7 @@ class PagePixels:
         page = self._page
         if page.compression == JPEG:
             is_rgb = page.photometric == RGB and not page.is_jfif  # a JFIF marker says YCbCr, whatever the TIFF says
-            rgb = decode_jpeg(whole_jpeg(data, self._tables, is_rgb=is_rgb), 1)
+            rgb = decode_jpeg(whole_jpeg(data, self._tables, is_rgb=is_rgb), shrink=1)
             return rgb if self.num_samples // self._num_planes == 3 else rgb[..., :1]
         if page.compression == UNCOMPRESSED and not page.is_tiled:
             samples = np.frombuffer(data, np.uint8).reshape(-1, self.size[0], self.num_samples // self._num_planes)

@@ -9,7 +9,6 @@ import tifffile
 
 from dino_path.slides.damage import damage_refused
 from dino_path.slides.jpeg import BadJpeg
-from dino_path.slides.native import NotNative
 from dino_path.slides.reader import RgbaImage, Size, corner_on_level, place_on_level
 from dino_path.slides.tiff_pixels import PagePixels
 from dino_path.slides.tiff_plan import plan_slide
@@ -40,7 +39,7 @@ class TiffReader:
         rgba: RgbaImage = np.zeros((size[1], size[0], 4), dtype=np.uint8)
         if not min(inside):
             return rgba
-        with damage_refused(self._path, BadJpeg, NotNative):
+        with damage_refused(self._path, BadJpeg):
             planes, covers = zip(*(page.read(start, inside) for page in self._levels[level]), strict=True)
         samples = np.concatenate(planes, axis=2)  # one page of 1, 3 or 4 samples, or three pages of 1
         here = rgba[y : y + inside[1], x : x + inside[0]]

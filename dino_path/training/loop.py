@@ -84,6 +84,7 @@ def _train(
     knn: Callable[[nn.Module], float] | None,
 ) -> Path:
     """From the newest checkpoint to the last step, or to the one after which the run was told to stop."""
+    assert config.store is not None
     training, world, clock = learner.training, learner.world, schedules.clock
     start = restore(run, learner, config, tiles)
     if start >= clock.num_steps:
