@@ -27,18 +27,23 @@ def damage_refused(path: Path, *others: type[Exception]) -> Iterator[None]:
     try:
         yield
     except DECODER_ERRORS + others as error:
-        raise damaged(path, " ".join(str(error).split()) or type(error).__name__) from None
+        raise undecodable(path, " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def undecodable(path: Path, found: str) -> SlideError:
+    """A file that its decoder refuses: damaged, or, where the decoder says so, of a kind that it lacks."""
+    if "support" not in found.lower():
+        return damaged(path, found)
+    return SlideError(
+        str(path),
+        f"cannot be decoded ({found}).",
+        "A slide in 8-bit colour and a common compression is needed.",
+        "Convert it to pyramidal TIFF with the scanner's own software, or list the slide under slides.exclude.",
+    )
 
 
 def damaged(path: Path, found: str) -> SlideError:
-    """A file whose bytes contradict each other or end early, or, where the decoder says so, of a kind it lacks."""
-    if "support" in found.lower():
-        return SlideError(
-            str(path),
-            f"cannot be decoded ({found}).",
-            "A slide in 8-bit colour and a common compression is needed.",
-            "Convert it to pyramidal TIFF with the scanner's own software, or list the slide under slides.exclude.",
-        )
+    """A file whose bytes contradict each other, or end early."""
     return SlideError(
         str(path),
         f"cannot be read ({found}).",

@@ -122,14 +122,14 @@ def _reader_name(path: Path) -> ReaderName | None:
 def _shows_true_colours(path: Path) -> bool:
     """Whether OpenSlide knows this TIFF, all of its levels, and shows its colours as they are."""
     vendor = detect_vendor(path)
-    if vendor is None:
-        return False
+    if vendor not in CONVERTED_VENDORS:
+        return vendor is not None
     try:
         with tifffile.TiffFile(path) as file:
-            page, has_other_levels = file.pages.first, file.is_ome or file.is_qpi
+            page, has_levels_elsewhere = file.pages.first, file.is_ome or file.is_qpi
     except DECODER_ERRORS:
         return True  # OpenSlide reads what it can of a damaged file, and says what it cannot
-    return not has_other_levels and (vendor not in CONVERTED_VENDORS or is_plain_colour(page))
+    return not has_levels_elsewhere and is_plain_colour(page)
 
 
 def _reader_beyond_openslide(path: Path, reason: str) -> ReaderName:

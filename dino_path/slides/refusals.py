@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dino_path.errors import SlideError
-from dino_path.slides.damage import damaged
+from dino_path.slides.damage import undecodable
 from dino_path.slides.kinds import Extra
 
 # Formats of several files: where the others must lie, seen from the one that is named.
@@ -59,4 +59,4 @@ def why_not_opened(path: Path, reason: str) -> SlideError:
         )
     if "!=" in reason:  # whole, but with other numbers than OpenSlide reads: bits, channels
         reason = f"not supported: {reason}"
-    return damaged(path, reason)
+    return undecodable(path, reason)

@@ -44,7 +44,7 @@ class SlideioReader:
         with damage_refused(path):
             sizes = tuple(self._size(level) for level in range(self._scene.num_zoom_levels))
             num_others = sum(_area(one) >= LARGE_SHARE * _area(self._scene) for one in scenes) - 1
-            flags = (f"{num_others} more large images in the file",) if num_others else ()
+            flags = (f"other large images in the file: {num_others}",) if num_others else ()
             if not self._is_blue_first and self._scene.compression != slideio.Compression.Jpeg:
                 flags = (*flags, "colours assumed: red, green, blue")
             vendor = path.suffix[1:].lower()

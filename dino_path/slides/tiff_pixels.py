@@ -20,6 +20,7 @@ from dino_path.slides.tiff_plan import (
     APERIO_JPEG2000_YCBCR,
     JPEG,
     MIN_IS_WHITE,
+    PREMULTIPLIED,
     RGB,
     SEPARATE_PLANES,
     UNCOMPRESSED,
@@ -39,6 +40,7 @@ class PagePixels:
         self._page, self._path, self._number = page, path, next(_numbers)
         self.size: Size = (page.imagewidth, page.imagelength)
         self.num_samples: int = page.samplesperpixel
+        self.is_premultiplied: bool = page.extrasamples[:1] == PREMULTIPLIED
         self._num_planes = self.num_samples if page.planarconfig == SEPARATE_PLANES else 1
         self._offsets, self._lengths = list(page.dataoffsets), list(page.databytecounts)
         self._piece: Size = (page.tilewidth, page.tilelength)

@@ -20,7 +20,7 @@ from dino_path.slides.reader import SlideFacts, downsamples_of
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, YCBCR = 0, 1, 2, 6  # TIFF's photometric interpretations
 UNCOMPRESSED, JPEG, APERIO_JPEG2000_YCBCR = 1, 7, 33003
 SEPARATE_PLANES = 2
-ALPHA = ((1,), (2,))  # TIFF's ExtraSamples: associated, unassociated
+PREMULTIPLIED, STRAIGHT = (1,), (2,)  # TIFF's ExtraSamples: alpha that the colours were multiplied by, and not
 UNSIGNED = 1  # TIFF's SampleFormat
 LARGEST_PIECE_BYTES = 2**30  # of one native tile or strip, decoded: it is in memory as a whole
 LEVEL_SLACK_PX = 3  # sides of a level, halved and rounded several times over, against the slide's shape
@@ -29,7 +29,7 @@ LARGE_SHARE = 0.25  # of the slide's area: another image of this size may be ano
 
 TO_TILED = "vips tiffsave IN OUT.tif --tile --pyramid --compression deflate"
 TO_8_BIT = 'vips cast IN "OUT.tif[tile,pyramid,compression=deflate]" uchar --shift'
-TO_SRGB = 'vips icc_transform IN "OUT.tif[tile,pyramid,compression=deflate]" srgb'
+TO_SRGB = 'vips colourspace IN "OUT.tif[tile,pyramid,compression=deflate]" srgb'
 LIST_UNDER_EXCLUDE = "or list the slide under slides.exclude"
 COLOUR_NEEDED = "Three 8-bit colours (red, green, blue), or one 8-bit grey, are needed."
 
@@ -69,7 +69,7 @@ def plan_slide(file: tifffile.TiffFile, path: Path) -> TiffPlan:
     sizes = tuple((pages[0].imagewidth, pages[0].imagelength) for pages in levels)
     num_others = sum(_area(one) >= LARGE_SHARE * _area(series) and not _is_aside(one) for one in file.series) - 1
     if num_others > 0:
-        flags = (*flags, f"{num_others} more large images in the file")
+        flags = (*flags, f"other large images in the file: {num_others}")
     facts = SlideFacts(_vendor(file), sizes, downsamples_of(sizes), {**_properties(page), **image.properties}, flags)
     return TiffPlan(facts, tuple(levels))
 
@@ -80,7 +80,7 @@ def is_plain_colour(page: Any) -> bool:
 
 
 def _holds_colours(page: Any) -> bool:
-    has_alpha = page.samplesperpixel == 4 and page.extrasamples[:1] in ALPHA
+    has_alpha = page.samplesperpixel == 4 and page.extrasamples[:1] in (PREMULTIPLIED, STRAIGHT)
     return page.photometric in (RGB, YCBCR) and (page.samplesperpixel == 3 or has_alpha)
 
 
@@ -139,10 +139,11 @@ def _colour_order(series: Any, image: OmeImage, path: Path) -> tuple[tuple[int, 
             "One plane is needed: which one, only you can say.",
             "Write one to a file of its own (Bio-Formats: bfconvert -z 0 IN.ome.tif OUT.ome.tif)",
         )
+    flags = ("fluorescence",) if image.is_fluorescence else ()
     if num_pages == 1 and _holds_colours(page):
-        return (0,), ("fluorescence",) if image.is_fluorescence else ()
+        return (0,), flags
     if num_pages == page.samplesperpixel == 1:
-        return (0,), ("grey",)
+        return (0,), ("grey", *flags)
     is_colour = num_pages == 3 and page.samplesperpixel == 1 and image.channel_names and not image.is_fluorescence
     if is_colour and image.colour_order is not None:
         return image.colour_order, ()

@@ -47,6 +47,9 @@ class TiffReader:
         here[..., 3] = np.minimum.reduce(covers)
         if samples.shape[2] == 4:
             here[..., 3] = np.minimum(here[..., 3], samples[..., 3])
+            if self._levels[level][0].is_premultiplied:
+                straight = samples[..., :3] * (255 / np.maximum(samples[..., 3:], 1))
+                here[..., :3] = np.rint(np.minimum(straight, 255))
         return rgba
 
     def close(self) -> None:

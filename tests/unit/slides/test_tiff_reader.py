@@ -225,6 +225,18 @@ def test_alpha_is_what_the_scanner_recorded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels[10:, 10:], IMAGE[100:110, 100:110])
 
 
+def test_colours_that_were_multiplied_by_alpha_are_divided_by_it(tmp_path: Path) -> None:
+    alpha = np.full(IMAGE.shape[:2], 128, np.uint8)
+    rgba = np.dstack([np.rint(IMAGE * (128 / 255)).astype(np.uint8), alpha])
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=["assocalpha"], metadata=None, **CENTIMETRES)
+    reader = TiffReader(path)
+    region = reader.read_region((50, 60), 0, (40, 30))
+    reader.close()
+    assert np.abs(region[..., :3].astype(int) - IMAGE[60:90, 50:90]).max() <= 1
+    assert (region[..., 3] == 128).all()
+
+
 def uint16(path: Path) -> Path:
     image = IMAGE.astype(np.uint16) * 257
     tifffile.imwrite(path, image, photometric="rgb", tile=(64, 64), metadata=None, **CENTIMETRES)
@@ -285,8 +297,8 @@ def focal_planes(path: Path) -> Path:
         (uint16, "16 bits per channel", "vips cast"),
         (grey_uint16, "16 bits per channel", "vips cast"),
         (floats, "float32", "8-bit RGB"),
-        (cmyk, "separated", "vips icc_transform"),
-        (palette, "palette", "vips icc_transform"),
+        (cmyk, "separated", "vips colourspace"),
+        (palette, "palette", "vips colourspace"),
         (stained_channels, r"3 channels \(DAPI, FITC, Cy3\)", "render it to RGB"),
         (wavelengths, "3 channels of fluorescence", "render it to RGB"),
         (five_channels, "5 channels", "render it to RGB"),
@@ -309,7 +321,7 @@ def test_the_largest_image_is_the_slide_and_a_second_large_one_is_flagged(tmp_pa
             file.write(image, photometric="rgb", tile=(64, 64), metadata={"axes": "YXS", "Name": name, **MICRONS})
     with Slide.open(path) as slide:
         assert (slide.width_level0, slide.height_level0) == (700, 530)
-        assert slide.flags == ("1 more large images in the file",)
+        assert slide.flags == ("other large images in the file: 1",)
 
 
 def test_jpeg_tiles_of_an_ome_tiff_have_openslides_pixels(tmp_path: Path) -> None:
@@ -321,6 +333,36 @@ def test_jpeg_tiles_of_an_ome_tiff_have_openslides_pixels(tmp_path: Path) -> Non
     difference = np.abs(reader.read_region((17, 33), 0, (300, 300))[..., :3].astype(int) - theirs)
     assert difference.max() <= 2
     reader.close()
+
+
+def test_jpeg_in_channel_pages_and_in_planes_is_decoded_one_colour_at_a_time(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"tile": (64, 64), "compression": "jpeg", "compressionargs": {"level": 95}}
+    pages = {"photometric": "minisblack", "metadata": {"axes": "CYX", **COLOURS, **MICRONS}}
+    separate = {"photometric": "rgb", "planarconfig": "separate", "metadata": {"axes": "SYX", **MICRONS}}
+    for number, one in enumerate((pages, separate)):
+        path = write_sub_ifds(tmp_path / f"{number}.ome.tif", [planes(IMAGE)], **how, **one)
+        reader = TiffReader(path)
+        region = reader.read_region((40, 50), 0, (200, 150))[..., :3].astype(int)
+        assert np.abs(region - true_levels(path)[0][50:200, 40:240]).max() <= 2  # two versions of libjpeg-turbo
+        assert np.abs(region - IMAGE[50:200, 40:240]).mean() < 3
+        reader.close()
+
+
+def test_an_ome_tiff_whose_planes_lie_in_other_files_is_refused(tmp_path: Path) -> None:
+    path = write_channels(tmp_path / "a.ome.tif", planes(IMAGE))
+    with tifffile.TiffFile(path) as file:
+        xml = file.ome_metadata
+    uuid = "urn:uuid:00000000-0000-0000-0000-000000000001"
+    elsewhere = f'<TiffData IFD="0" FirstC="1"><UUID FileName="b.ome.tif">{uuid}</UUID></TiffData></Pixels>'
+    start, end = xml.index("<TiffData"), xml.index("</Pixels>")
+    xml = xml[:start] + '<TiffData IFD="0" FirstC="0" PlaneCount="1"/>' + elsewhere + xml[end + len("</Pixels>") :]
+    for name in ("b.ome.tif", "a.ome.tif"):
+        tifffile.imwrite(
+            tmp_path / name, IMAGE[..., 0].copy(), tile=(64, 64), photometric="minisblack", description=xml.encode(),
+            metadata=None,
+        )  # fmt: skip
+    with pytest.raises(SlideError, match=r"(?s)planes lie in several files.*bfconvert"):
+        Slide.open(path, mpp=0.5)
 
 
 def test_a_damaged_piece_fails_alone_and_an_absent_one_is_not_covered(tmp_path: Path) -> None:
