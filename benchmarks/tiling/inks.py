@@ -109,12 +109,9 @@ def main() -> None:
 def _print_sweep(grounds: dict[str, Cells], real: dict[str, Cells]) -> None:
     black = INKS["black"]
     felt = OPACITIES["felt tip"]
-    print(
-        "\n| black: brightest, spread, growth | demo's pen on glass, % | on synthetic, % | felt tip on real, % | ",
-        end="",
-    )
-    print(" | ".join(f"{name} refused, %" for name in real) + " |")
-    print("|---|---|---|---|" + "---|" * len(real))
+    columns = ["black: brightest, spread, growth", "demo's pen on glass, %", "on synthetic, %", "felt tip on real, %"]
+    columns += [f"{name} refused, %" for name in real]
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for limits in itertools.product(LEVELS, SPREADS, GROWTHS):
         quality.BLACK_INK_LEVEL, quality.BLACK_INK_SPREAD, quality.BLACK_INK_GROWTH = limits
         shares = [recall(grounds[name], black[:1], felt) for name in ("glass", "synthetic")]

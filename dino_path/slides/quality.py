@@ -18,7 +18,7 @@ from dino_path.slides.slide import RgbImage
 # grains and the coloured fringes at the edges of nuclei do not count.
 INK_CELL_UM = 8.0
 # Black ink: its brightest channel, and how far from grey. A felt tip lets a fifth of what is below it through, so what
-# is brighter may be more coloured too: a spread of 22 up to a level of 60, of 30 at 80. From benchmarks/tiling/inks.py.
+# is brighter may be more coloured too: a spread of 22 up to a level of 60, of 30 at 80. See benchmarks/tiling/inks.py.
 BLACK_INK_LEVEL, BLACK_INK_SPREAD, BLACK_INK_GROWTH, SOLID_BLACK_LEVEL = 80, 22, 0.4, 60
 INKS = ("blue", "green", "red", "black")
 # Mean optical density of a cell. Single layers of colon, lung and lymph node reach it in 0 to 2 % of their cells, the
