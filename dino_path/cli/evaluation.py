@@ -117,9 +117,11 @@ def evaluate(
     shares = _fractions(fractions) if fractions is not None else []
     with open_world(device, timeout_s=EXTRACTION_TIMEOUT_S) as world:
         log_to(None, is_first=world.is_first)
-        check_output_folder(out or Path("eval"))
+        if out is not None:
+            check_output_folder(out)
         labelled = load_labelled(data, resolved.evaluation)
         out = out or results_folder(specs, labelled, "fractions" if shares else protocol)
+        check_output_folder(out)
         planned = Evaluation(stem, specs, wanted, shares, has_baseline=baseline is not None)
         refuse_to_lose(out, planned, labelled, resolved.evaluation)
         if world.size > 1:
