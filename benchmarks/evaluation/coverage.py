@@ -228,7 +228,11 @@ def run(scenario: Scenario, num_patients: int, num_experiments: int) -> dict[tup
                 for way, make in WAYS.items():
                     low, high = make(sample, lowest=lowest) if np.isfinite(sample.value) else NONE
                     ends[what, way].append((low - value, high - value))
-                kept = sample.difference() if lowest is None else sample.score(lowest=lowest)
+                kept = (
+                    sample.difference(lowest=metrics.LOWEST.get(name, 0.0))
+                    if lowest is None
+                    else sample.score(lowest=lowest)
+                )
                 ends[what, "dino_path"].append((kept.low - value, kept.high - value))
     return {key: np.array(pairs).T for key, pairs in ends.items()}
 

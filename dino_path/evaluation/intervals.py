@@ -20,9 +20,8 @@ from scipy.special import expit, logit, stdtrit
 
 Floats = NDArray[np.float64]
 UPPER = 0.975
-# Of a difference. Below, nothing held 95 % where good models were compared; and of fewer than six patients not even all
-# on one side are rarer by chance than once in twenty (sign-flip test, two sides: 2 / 2^5).
-DIFFERENCE_FREEDOM = 5.0
+# Two units, or one that brings nearly all images, have about one: Student's t is 12.7 there, and says nothing.
+LEAST_FREEDOM = 1.2
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def score_interval(value: float, left_out: LeftOut, *, lowest: float = 0.0) -> S
     All right (or all wrong) has no spread to see: there the exact binomial bound of as many units stands, each right or
     wrong as a whole. Three patients without an error do not prove 1.0.
     """
-    if not left_out.freedom or math.isnan(value):
+    if left_out.freedom < LEAST_FREEDOM or math.isnan(value):
         return Score(value, math.nan, math.nan)
     span = 1 - lowest
     share = (value - lowest) / span
@@ -122,16 +121,17 @@ def score_interval(value: float, left_out: LeftOut, *, lowest: float = 0.0) -> S
     return Score(value, lowest + span * low, lowest + span * high)
 
 
-def difference_interval(value: float, left_out: LeftOut) -> Score:
-    """Of a difference of two scores, by Student's t; none below DIFFERENCE_FREEDOM.
+def difference_interval(value: float, left_out: LeftOut, *, widest: float = 1.0) -> Score:
+    """Of a difference of two scores, which lies between -`widest` and `widest`, by Student's t.
 
-    Where no unit shows any difference, the exact binomial bound of as many units stands, as for `score_interval`.
+    Where no unit shows any difference, the exact binomial bound of as many units stands, as for `score_interval`: two
+    models that answer three patients alike are not proven equal.
     """
-    if left_out.freedom < DIFFERENCE_FREEDOM - 1e-6 or math.isnan(value):
+    if left_out.freedom < LEAST_FREEDOM or math.isnan(value):
         return Score(value, math.nan, math.nan)
     error = left_out.standard_error()
     if error == 0:
-        arm = 1 - (1 - UPPER) ** (1 / (left_out.freedom + 1))
+        arm = widest * (1 - (1 - UPPER) ** (1 / (left_out.freedom + 1)))
     else:
         arm = float(stdtrit(left_out.freedom, UPPER)) * error
-    return Score(value, value - arm, value + arm)
+    return Score(value, max(value - arm, -widest), min(value + arm, widest))

@@ -30,6 +30,7 @@ from dino_path.evaluation.confusion import (
     summarise,
 )
 from dino_path.evaluation.intervals import (
+    LEAST_FREEDOM,
     LeftOut,
     Score,
     degrees_of_freedom,
@@ -95,10 +96,10 @@ class Sample:
             return Score(self.value, score.low, max(score.high, 1 - bound))
         return score
 
-    def difference(self) -> Score:
-        """With its interval, as a difference."""
+    def difference(self, *, lowest: float = 0.0) -> Score:
+        """With its interval, as a difference of scores between `lowest` and 1."""
         if self.left_out.freedom < BOOTSTRAP_FREEDOM:
-            return difference_interval(self.value, self.left_out)
+            return difference_interval(self.value, self.left_out, widest=1 - lowest)
         return _percentiles(self.value, self.draws)
 
 
@@ -140,15 +141,15 @@ class Metrics:
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom of the intervals of balanced accuracy; 0: it has none."""
+        """Degrees of freedom of the interval of balanced accuracy."""
         return self.samples["balanced_accuracy"].left_out.freedom
 
     @property
     def interval(self) -> str:
         """What the interval of balanced accuracy is, in words."""
         over = f"{self.num_units} test {self.unit}"
-        if not self.freedom:
-            return f"no interval: too few patients, {over}, and a class in one of them only"
+        if self.freedom < LEAST_FREEDOM:
+            return f"no interval: too few {self.unit} for one, {over}, of whom one has all or nearly all of a class"
         if self.freedom < BOOTSTRAP_FREEDOM:
             return f"95 % interval over {over} (Student's t, {self.freedom:.1f} degrees of freedom)"
         return f"95 % interval over {over} (bootstrap)"
@@ -204,7 +205,10 @@ def paired_difference(metrics: Metrics, reference: Metrics) -> dict[str, Score]:
     That leaves out what they have in common (hard slides are hard for both): the interval is narrower, and rightly so,
     than two intervals side by side suggest.
     """
-    return {name: (metrics.samples[name] - reference.samples[name]).difference() for name in METRICS}
+    return {
+        name: (metrics.samples[name] - reference.samples[name]).difference(lowest=LOWEST.get(name, 0.0))
+        for name in METRICS
+    }
 
 
 def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int) -> Score:
@@ -241,7 +245,7 @@ def mean_over_draws(
         values_L = np.array([samples[name].value for samples in own])
         mean = mean_sample([samples[name] for samples in own])
         lowest = LOWEST.get(name, 0.0)
-        over_units = mean.score(lowest=lowest) if reference_LN is None else mean.difference()
+        over_units = mean.score(lowest=lowest) if reference_LN is None else mean.difference(lowest=lowest)
         result[name] = over_units if len(values_L) == 1 else _widened(over_units, values_L)
     return result
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dino_path.evaluation.division import Division
-from dino_path.evaluation.intervals import DIFFERENCE_FREEDOM
 from dino_path.evaluation.protocols import TITLES
 from dino_path.evaluation.results import SUPERVISED, baseline_missing
 from dino_path.evaluation.signature import NEIGHBOURS, Signature
@@ -41,11 +40,6 @@ def table_notes(
         notes.append(f"{SUPERVISED}: {baseline_missing()}; without it no number here says what labels alone give")
     else:
         notes += supervised.notes
-    if any(row.differences for row in rows) and metrics.freedom < DIFFERENCE_FREEDOM:
-        notes.append(
-            f"differences have no interval: {metrics.num_units} test {metrics.unit} amount to {metrics.freedom:.1f} "
-            f"degrees of freedom, too few patients for any that holds 95 % ({DIFFERENCE_FREEDOM:g} are needed)"
-        )
     notes += _signature_notes(signatures)
     data_mpp = division.labelled.source.mpp
     for extractor in extractors:

@@ -172,7 +172,7 @@ def test_one_patient_gives_no_interval_and_null_in_json():
         "low": None,
         "high": None,
     }
-    assert "too few patients, 1 test patients" in result.record(("a", "b"))["interval"]
+    assert "too few patients for one, 1 test patients" in result.record(("a", "b"))["interval"]
     assert str(result.accuracy) == "0.750 (no interval)"
 
 
@@ -224,7 +224,7 @@ def test_a_model_does_not_differ_from_itself(predictions):
     labels, predicted, scores = predictions
     metrics = measure(labels, predicted, scores, images(300), num_bootstrap=100, seed=0)
     difference = paired_difference(metrics, metrics)
-    assert set(difference.values()) == {Score(0.0, 0.0, 0.0)}
+    assert set(difference.values()) == {Score(0.0, 0.0, 0.0)}  # of 300 images
 
 
 def test_an_interval_below_zero_reads_without_two_dashes():
