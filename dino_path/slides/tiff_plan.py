@@ -130,14 +130,13 @@ def _colour_order(series: Any, image: OmeImage, path: Path) -> tuple[tuple[int, 
     """
     page = series.keyframe
     num_pages = len(series.levels[0].pages)
-    stacked = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
-    num_planes = math.prod(size for axis, size in stacked.items() if axis in "ZT")
+    num_planes = math.prod(size for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "CYXS")
     if num_planes > 1:
         raise _refusal(
             path,
-            f"is a stack of {num_planes} focal planes or times.",
+            f"is a stack of {num_planes} pictures (focal planes, times or pages).",
             "One plane is needed: which one, only you can say.",
-            "Write one to a file of its own (Bio-Formats: bfconvert -z 0 IN.ome.tif OUT.ome.tif)",
+            "Write one to a file of its own (of focal planes: bfconvert -z 0 IN OUT.ome.tif, of Bio-Formats)",
         )
     flags = ("fluorescence",) if image.is_fluorescence else ()
     if num_pages == 1 and _holds_colours(page):
@@ -186,7 +185,9 @@ def _refuse_samples(page: Any, path: Path) -> None:
         raise _refusal(path, f"its pixels are {page.dtype} numbers.", COLOUR_NEEDED, remedy)
     if page.bitspersample != 8:
         remedy = f"Convert it ({TO_8_BIT if page.bitspersample == 16 else TO_TILED})"
-        raise _refusal(path, f"has {page.bitspersample} bits per channel.", COLOUR_NEEDED, remedy)
+        raise _refusal(
+            path, f"has {page.bitspersample} bit{'s' * (page.bitspersample != 1)} per channel.", COLOUR_NEEDED, remedy
+        )
     is_raw_ycbcr = page.photometric == YCBCR and page.compression not in (JPEG, APERIO_JPEG2000_YCBCR)
     if is_raw_ycbcr or (page.compression == JPEG and page.samplesperpixel not in (1, 3)):
         found = f"has {page.samplesperpixel} channels of {_name(page.photometric)} in {_name(page.compression)}."

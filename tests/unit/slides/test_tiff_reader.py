@@ -285,6 +285,11 @@ def imagej_channels(path: Path) -> Path:
     return path
 
 
+def pages(path: Path) -> Path:
+    tifffile.imwrite(path, np.stack([IMAGE, IMAGE]), photometric="rgb", metadata=None, **CENTIMETRES)
+    return path
+
+
 def focal_planes(path: Path) -> Path:
     stack, metadata = np.stack([IMAGE, IMAGE]), {"axes": "ZYXS", **MICRONS}
     tifffile.imwrite(path, stack, photometric="rgb", tile=(64, 64), ome=True, metadata=metadata)
@@ -303,7 +308,8 @@ def focal_planes(path: Path) -> Path:
         (wavelengths, "3 channels of fluorescence", "render it to RGB"),
         (five_channels, "5 channels", "render it to RGB"),
         (imagej_channels, "3 channels", "render it to RGB"),
-        (focal_planes, "2 focal planes", "bfconvert -z 0"),
+        (focal_planes, "stack of 2 pictures", "bfconvert -z 0"),
+        (pages, "stack of 2 pictures", "file of its own"),
     ],
 )
 def test_what_is_no_8_bit_colour_is_refused_by_its_cause(
