@@ -20,7 +20,7 @@ from scipy.special import expit, logit, stdtrit
 
 Floats = NDArray[np.float64]
 UPPER = 0.975
-# Two units, or one that brings nearly all images, have about one: Student's t is 12.7 there, and says nothing.
+# Two units have one: Student's t is 12.7 there, and its interval says nothing.
 LEAST_FREEDOM = 1.2
 
 

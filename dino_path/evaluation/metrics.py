@@ -149,7 +149,7 @@ class Metrics:
         """What the interval of balanced accuracy is, in words."""
         over = f"{self.num_units} test {self.unit}"
         if self.freedom < LEAST_FREEDOM:
-            return f"no interval: too few {self.unit} for one, {over}, of whom one has all or nearly all of a class"
+            return f"no interval: too few {self.unit} for one, {over}; each class needs two, and all together three"
         if self.freedom < BOOTSTRAP_FREEDOM:
             return f"95 % interval over {over} (Student's t, {self.freedom:.1f} degrees of freedom)"
         return f"95 % interval over {over} (bootstrap)"
