@@ -152,6 +152,11 @@ class TilesConfig(Section):
         False, description="store no pixels: training and embedding read the tiles from the slides"
     )
     jpeg_quality: int = Field(90, ge=50, le=100, description="of the stored tiles")
+    jpeg_subsampling: Literal["auto", "444", "420"] = Field(
+        "auto",
+        description="colour resolution of tiles that are encoded anew: whole (`444`), or halved in both directions"
+        " (`420`: smaller); `auto`: halved only where the slide's own JPEG tiles are",
+    )
     copy_native_jpeg: bool = Field(
         True,
         description="where a tile is one of the slide's own JPEG tiles, store its bytes as they are: nothing is lost",

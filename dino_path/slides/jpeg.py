@@ -138,6 +138,18 @@ def frame_size(jpeg: bytes) -> tuple[int, int, int]:
     raise BadJpeg("the stream has no frame header of a common kind")
 
 
+def is_subsampled(jpeg: bytes) -> bool:
+    """Whether some channel has fewer samples than another: 4:2:0 and 4:2:2, but not 4:4:4.
+
+    Raises:
+        BadJpeg: see `frame_size`.
+    """
+    _, _, components = frame_size(jpeg)
+    start = next(at for marker, at, _ in _segments(jpeg) if marker in FRAME_HEADERS)
+    factors = [jpeg[start + 11 + 3 * number] for number in range(components)]
+    return len(set(factors)) > 1
+
+
 def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start, stop) of each segment up to the first scan, the marker's two bytes included."""
     if stream[:2] != START:

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from dino_path.slides.jpeg import BadJpeg, decode_jpeg, frame_size, table_segments, whole_jpeg
+from dino_path.slides.jpeg import BadJpeg, decode_jpeg, frame_size, is_subsampled, table_segments, whole_jpeg
 from dino_path.slides.slide import RgbImage, Slide
 
 VENDORS = ("aperio", "generic-tiff")  # the others lay tiles out in ways of their own
@@ -123,6 +123,21 @@ class NativeReader:
         except BadJpeg as error:
             raise NotNative(str(error)) from None
         return jpeg
+
+    def is_subsampled(self) -> bool:
+        """Whether the colours of its tiles have a lower resolution than their brightness: the first tile tells.
+
+        Raises:
+            NotNative: no tile can be read.
+        """
+        written = np.flatnonzero(self.level.lengths)
+        if not len(written):
+            raise NotNative("no native tile was written")
+        row, column = divmod(int(written[0]), self.level.columns)
+        try:
+            return is_subsampled(self._jpeg(column, row))
+        except BadJpeg as error:
+            raise NotNative(str(error)) from None
 
     def close(self) -> None:
         """Close the file and forget decoded tiles; a later read opens it again."""

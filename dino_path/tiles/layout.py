@@ -63,6 +63,7 @@ class SlideRecord:
         tissue_percent: of the area that the scanner recorded.
         ink_percent: of what is not glass, the share that has the colour of pen ink; above 0 where there is any.
         reader: who read the tiles: `native`, or another and why (`openslide: <why>`); empty when there were none.
+        jpeg_subsampling: `444` or `420`, of the tiles that were encoded anew; empty in records from before, `420`.
         num_passed_through: tiles that are the slide's own JPEG bytes, not encoded anew.
         num_candidates: tiles with enough tissue; the next five counts say why some were not kept.
         flags: what a person should look at, such as `tissue near 0 %`.
@@ -90,6 +91,7 @@ class SlideRecord:
     read_px: int = 0
     shrink: int = 1
     reader: str = ""
+    jpeg_subsampling: str = ""
     mask: str = ""
     mask_digest: str = ""
     overrides: dict[str, str] = field(default_factory=dict)
@@ -206,7 +208,12 @@ class StoreFolder:
                 f"This version of dino_path reads format {FORMAT_VERSION}.",
                 "Use the version that made it, or tile again.",
             )
-        return section_from_file(TilesConfig, tree.get("tiles", {}), str(self.config_file))
+        settings = {"jpeg_subsampling": "420", **tree.get("tiles", {})}  # what stores from before the setting have
+        return section_from_file(TilesConfig, settings, str(self.config_file))
+
+    def config_digest(self) -> str:
+        """As it was when the store was made: settings that came later do not change it."""
+        return str(read_json(self.config_file).get("digest") or digest(self.read_config()))
 
     def prepare(self, config: TilesConfig) -> None:
         """Make the store, or check that it was made with the same config. Many tasks may do so at once.

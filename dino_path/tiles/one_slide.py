@@ -30,7 +30,7 @@ from dino_path.tiles.pictures import scanned_part, write_contours, write_overlay
 from dino_path.tiles.reading import TileReader, spec_of
 from dino_path.tiles.slide_identity import file_bytes, slide_identity
 from dino_path.tiles.tile_table import TileRow, TileTable, judge, limits_of, read_tile_table, write_tile_table
-from dino_path.tiles.writing import TileWriter
+from dino_path.tiles.writing import Subsampling, TileWriter
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class _Reading:
     rows: list[TileRow] = field(default_factory=list)
     reader: str = ""
     shrink: int = 1
+    subsampling: str = ""
     num_passed_through: int = 0
     unreadable: list[SlideError] = field(default_factory=list)
 
@@ -183,6 +184,7 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         read_px=spec.read_px,
         shrink=reading.shrink,
         reader=reading.reader,
+        jpeg_subsampling=reading.subsampling,
         mask=mask.source,
         mask_digest=mask_digest(work.mask_file) if work.mask_file else "",
         overrides=work.overrides,
@@ -210,7 +212,8 @@ def _write_tiles(
         return _Reading()
     reader = TileReader.choose(slide, spec, corners, config)
     reading = _Reading(reader=reader.reader, shrink=reader.shrink)
-    with closing(reader), _open_tar(work) as writer:
+    reading.subsampling = "" if config.coordinates_only else reader.subsampling(config)
+    with closing(reader), _open_tar(work, reader.subsampling(config)) as writer:
         for number, tile in enumerate(reader.read_all(corners)):
             if isinstance(tile, SlideError):
                 reading.unreadable.append(tile)
@@ -237,13 +240,13 @@ def _write_tiles(
 
 
 @contextmanager
-def _open_tar(work: SlideWork) -> Iterator[TileWriter | None]:
+def _open_tar(work: SlideWork, subsampling: Subsampling) -> Iterator[TileWriter | None]:
     """The writer of the slide's tar, which appears when all is written; None in a store of coordinates."""
     if work.config.coordinates_only:
         yield None
         return
     with atomic_write(work.folder.tar_file(work.row.slide_id), "wb") as stream:
-        writer = TileWriter(stream, work.row.slide_id, work.config.jpeg_quality)
+        writer = TileWriter(stream, work.row.slide_id, work.config.jpeg_quality, subsampling)
         yield writer
         writer.close()
 

@@ -43,7 +43,7 @@ def scanned_part(slide: Slide, overview: Overview) -> Part:
 def write_thumbnail(path: Path, slide: Slide, overview: Overview, part: Part) -> None:
     """Write what was scanned of the slide as a small JPEG, its edges those of `part`."""
     with atomic_write(path, "wb") as stream:
-        stream.write(encode_jpeg(_picture_of(slide, overview, part), 88))
+        stream.write(encode_jpeg(_picture_of(slide, overview, part), 88, "420"))
 
 
 def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, config: TilesConfig) -> None:
@@ -58,7 +58,7 @@ def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, co
     if len(table) and not config.coordinates_only:
         whole = np.concatenate([whole, _some_tiles(folder.tar_file(record.slide_id), table, record, whole.shape[1])])
     with atomic_write(folder.overlay_file(record.slide_id), "wb") as stream:
-        stream.write(encode_jpeg(whole, 88))
+        stream.write(encode_jpeg(whole, 88, "420"))
 
 
 def marked_thumbnail(folder: StoreFolder, record: SlideRecord, table: TileTable) -> RgbImage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -86,6 +87,16 @@ class TileReader:
             ) from None
         native.most_decoded_bytes = RANDOM_ACCESS_BYTES
         return cls(slide, spec, native, shrink=shrink, copies_jpeg=False, reader=reader)
+
+    def subsampling(self, config: TilesConfig) -> Literal["444", "420"]:
+        """How tiles of this slide are encoded: as its own JPEG tiles are; where it has none, nothing is halved."""
+        if config.jpeg_subsampling != "auto":
+            return config.jpeg_subsampling
+        try:
+            native = self._native or native_reader(self.slide, self.spec.level)
+            return "420" if native.is_subsampled() else "444"
+        except NotNative:
+            return "444"
 
     def read(self, corner_level0: tuple[int, int]) -> Tile:
         """One tile; shrunk by area averaging (no aliasing) where no level has the wanted mpp.

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.errors import TileStoreError
-from dino_path.settings import digest
 from dino_path.slides.decoding import BadImage, decode_image
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.handles import FileHandles
@@ -44,7 +43,7 @@ class TileStore:
         for record in self.slides:
             self._refuse_other_limits(record)
         num_bytes = [self._num_bytes(record) for record in self.slides]
-        content = hashlib.sha256(digest(self._config).encode())
+        content = hashlib.sha256(self._folder.config_digest().encode())
         for record, size in zip(self.slides, num_bytes, strict=True):
             content.update(f"{record.slide_id}/{record.num_tiles}/{size};".encode())
         self.digest = content.hexdigest()[:16]

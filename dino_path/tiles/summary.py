@@ -79,7 +79,7 @@ def _write_sheets(folder: StoreFolder, records: Sequence[SlideRecord]) -> None:
         cells += [np.full_like(cells[0], 255)] * (-len(cells) % num_columns)
         rows = [np.concatenate(cells[at : at + num_columns], axis=1) for at in range(0, len(cells), num_columns)]
         with atomic_write(folder.contact_sheet_file(page), "wb") as stream:
-            stream.write(encode_jpeg(np.concatenate(rows), 85))
+            stream.write(encode_jpeg(np.concatenate(rows), 85, "420"))
 
 
 def _cell(folder: StoreFolder, record: SlideRecord) -> RgbImage:

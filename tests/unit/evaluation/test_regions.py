@@ -51,7 +51,7 @@ def make_store(tmp_path):
         (folder.path / "tiles").mkdir()
         for number, (slide_id, patient, split) in enumerate(slides):
             with folder.tar_file(slide_id).open("wb") as stream:
-                writer, rows = TileWriter(stream, slide_id, 90), []
+                writer, rows = TileWriter(stream, slide_id, 90, "420"), []
                 for index in range(10):
                     noise = np.random.default_rng(100 * number + index).integers(0, 255, (16, 16, 3), np.uint8)
                     place = writer.add(noise, (TILE_LEVEL0 * index, 0), None)

@@ -44,7 +44,7 @@ def write_store(path: Path, slides: dict[str, int], *, mpp: float = 0.5) -> Tile
         if num_tiles:
             (path / "tiles").mkdir(exist_ok=True)
             with folder.tar_file(slide_id).open("wb") as stream:
-                writer, rows = TileWriter(stream, slide_id, jpeg_quality=95), []
+                writer, rows = TileWriter(stream, slide_id, jpeg_quality=95, subsampling="420"), []
                 for x in range(0, 100 * num_tiles, 100):
                     tile = random.integers(0, 256, (TILE_PX, TILE_PX, 3), dtype=np.uint8)
                     offset, length = writer.add(tile, (x, 3), None)

@@ -1,9 +1,11 @@
 """What a user can choose: limits after the fact, settings and masks of single slides, edges, coordinates only."""
 
 import csv
+import json
 import pickle
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,6 +17,7 @@ from test_tiling import TILES, contents
 from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, TileStoreError
 from dino_path.slides.find import SlideRow, find_slides
+from dino_path.slides.jpeg import is_subsampled
 from dino_path.tiles import one_slide
 from dino_path.tiles.layout import StoreFolder, read_record
 from dino_path.tiles.source import Subset
@@ -280,7 +283,7 @@ def test_a_store_of_coordinates_reads_the_pixels_from_the_slides(
     np.testing.assert_array_equal(stored.x_level0, read.x_level0)
     order = np.random.default_rng(0).permutation(len(read))[:20]
     for index in order.tolist():
-        image = cv2.imdecode(np.frombuffer(encode_jpeg(read.read_image(index), 90), np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(encode_jpeg(read.read_image(index), 90, "420"), np.uint8), cv2.IMREAD_COLOR)
         np.testing.assert_array_equal(image[..., ::-1], stored.read_image(index))
     sent = pickle.loads(pickle.dumps(Subset(read, order)))
     np.testing.assert_array_equal(sent.read_image(3), read.read_image(int(order[3])))
@@ -306,3 +309,38 @@ def test_few_slides_are_open_at_a_time_and_one_that_has_changed_is_refused(
     for number, complaint in ((3, "cannot be read from"), (1, "no such file")):
         with pytest.raises(TileStoreError, match=complaint):
             again.read_image(int(again.starts[number]))
+
+
+# --- colour resolution of stored tiles ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "setting", "expected"),
+    [("rgb", "auto", "444"), ("ycbcr", "auto", "420"), ("deflate", "auto", "444"), ("rgb", "420", "420")],
+)
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+def test_tiles_have_the_colour_resolution_of_their_slide(
+    tmp_path: Path, reader: str, source: str, setting: str, expected: str
+) -> None:
+    image = tissue_image()
+    write = write_slide_file if source == "deflate" else partial(write_jpeg_slide, colours=source)  # type: ignore
+    row = SlideRow(write(tmp_path / "a.tif", [image]), "a")
+    config = with_settings(jpeg_subsampling=setting, copy_native_jpeg=False, reader=reader)
+    (record,) = tile_slides([row], config, tmp_path / "store", num_workers=0).records
+    assert record.jpeg_subsampling == expected
+    assert is_subsampled(TileStore.open(tmp_path / "store").read_bytes(3)) == (expected == "420")
+
+
+def test_a_store_from_before_the_setting_keeps_its_digest_and_its_halved_colours(
+    store_path: Path, tmp_path: Path
+) -> None:
+    store = shutil.copytree(store_path, tmp_path / "store")
+    file = store / "store.json"
+    tree = json.loads(file.read_text())
+    before = TileStore.open(store).digest
+    del tree["tiles"]["jpeg_subsampling"]
+    file.write_text(json.dumps(tree))
+    assert TileStore.open(store).digest == before
+    assert StoreFolder(store).read_config().jpeg_subsampling == "420"
+    with pytest.raises(TileStoreError, match=r"tiles\.jpeg_subsampling 420 there, auto now"):
+        StoreFolder(store).prepare(TILES)
