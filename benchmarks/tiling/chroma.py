@@ -36,22 +36,22 @@ def main(folder: Path) -> None:
     is_test = np.array([groups.index(row["patient_id"]) % 3 == 0 for row in chosen])
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=112, num_classes=0).eval()
-    print(
-        f"{len(images)} images, {is_test.sum()} of them tests\nquality sampling  error  bytes  colour k-NN  ViT k-NN  ViT cosine"
-    )
+    print(f"{len(images)} images, {is_test.sum()} of them tests")
+    print("quality sampling  error  bytes  colour k-NN  ViT k-NN  ViT cosine")
     pure = features(vit, images)
-    print(
-        f"{'lossless':16} {0:6.2f} {112 * 112 * 3:6d}  {knn(colours(images), y, is_test):11.3f} {knn(pure, y, is_test):9.3f}"
-    )
+    accuracies = knn(colours(images), y, is_test), knn(pure, y, is_test)
+    print(f"{'lossless':16} {0:6.2f} {112 * 112 * 3:6d}  {accuracies[0]:11.3f} {accuracies[1]:9.3f}")
     for quality in (90, 100):
         for sampling in ("420", "444"):
             stored = [encode_jpeg(image, quality, sampling) for image in images]
             decoded = [decode_jpeg(one, shrink=1) for one in stored]
             error = np.mean([np.abs(a.astype(int) - b).mean() for a, b in zip(decoded, images, strict=True)])
-            found = features(vit, decoded)
+            found, num_bytes = features(vit, decoded), np.mean([len(one) for one in stored])
+            accuracies = knn(colours(decoded), y, is_test), knn(found, y, is_test)
             print(
-                f"{quality:7} {sampling:8} {error:6.2f} {np.mean([len(one) for one in stored]):6.0f}"
-                f"  {knn(colours(decoded), y, is_test):11.3f} {knn(found, y, is_test):9.3f} {(found * pure).sum(1).mean():11.5f}"
+                f"{quality:7} {sampling:8} {error:6.2f} {num_bytes:6.0f}  {accuracies[0]:11.3f} {accuracies[1]:9.3f}"
+                f" {(found * pure).sum(1).mean():11.5f}",
+                flush=True,
             )
 
 

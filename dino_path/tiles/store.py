@@ -95,7 +95,9 @@ class TileStore:
                 return decode_image(self.read_bytes(index))
             except BadImage as error:
                 tar = self._folder.tar_file(self.slide_id(index))
-                raise damaged_slide(tar, f"{self.name(index)}: {error}") from None
+                slide = damaged_slide(tar, str(error))
+                found = f"cannot be read ({error})."
+                raise TileStoreError(self.name(index), found, slide.needed, slide.remedy) from None
         corner = int(self.x_level0[index]), int(self.y_level0[index])
         return self._slide_tiles.read(self._slide(index), corner)
 
