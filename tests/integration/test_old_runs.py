@@ -36,7 +36,6 @@ def test_a_run_of_version_1_goes_on_from_its_own_config_to_the_bit(run: RunFolde
     check_numbers(found, expected, machine_then=expected["machine"])
 
 
-@pytest.mark.usefixtures("reload_here")
 def test_a_run_of_version_1_is_exported_and_reported(run: RunFolder, tmp_path: Path) -> None:
     result = export_checkpoint(run.path, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
