@@ -33,6 +33,7 @@ its folder as `config.yaml`. YAML is plain data here: no anchors, no environment
 
 - A **duration** has a unit: `500 steps`, `10 epochs` (passes over the store), `2e6 tiles` (seen), `10 %` (of the run).
 - `null` means off, or not given.
+- Names of earlier versions, such as `model.num_prototypes`, are taken too; the log says where each stands now.
 - A key without a default must be given by whoever uses its section.
 """
 NAMES: dict[Any, str] = {
@@ -54,16 +55,26 @@ def render() -> str:
     for key, field in Config.model_fields.items():
         section = section_of(field)
         if section is not None:
-            text = " ".join((section.__doc__ or "").split())
-            parts.append(f"## {key}\n\n{text}\n\n" + "\n".join(table_lines(f"{key}.", section.model_fields)) + "\n")
+            parts += section_parts(key, section)
         if key == "views":
             values = ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in DINO_RECIPE.items())
             parts.append(f"`recipe: dino` has other defaults: {values}.\n")
     return "\n".join(parts)
 
 
+def section_parts(key: str, section: type[Section]) -> Iterator[str]:
+    """A heading with what the section is for and the table of its own settings; then the sections in it."""
+    inner = {f"{key}.{name}": section_of(field) for name, field in section.model_fields.items()}
+    own = {name: field for name, field in section.model_fields.items() if inner[f"{key}.{name}"] is None}
+    lines = "\n\n" + "\n".join(table_lines(f"{key}.", own)) if own else ""
+    yield f"## {key}\n\n{' '.join((section.__doc__ or '').split())}{lines}\n"
+    for name, below in inner.items():
+        if below is not None:
+            yield from section_parts(name, below)
+
+
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """The section that a field of the top level holds; None for a plain value."""
+    """The section that a field holds; None for a plain value."""
     for option in (field.annotation, *get_args(field.annotation)):
         if isinstance(option, type) and issubclass(option, Section) and option is not Duration:
             return option

@@ -37,15 +37,16 @@ CASES: dict[str, tuple[str, ...]] = {
     "dino": ("views.recipe=dino",),
     "histology": ("views.recipe=histology",),
     "resnet": (
-        "model.backbone=resnet10t", "model.arguments={}", "model.head_batch_norm=true", "model.drop_path_rate=0",
-        "optim.optimizer=sgd", "optim.base_lr=0.3",
+        "model.backbone=resnet10t", "model.arguments={}", "objective.dino.head_batch_norm=true",
+        "model.drop_path_rate=0", "optim.optimizer=sgd", "optim.base_lr=0.3",
     ),
     "accumulated": ("training.batch_size_per_gpu=2", "training.accumulate_steps=2"),
     "all logits at once": ("training.fused_loss=false",),
     "other choices": (
-        "model.norm_last_layer=false", "model.head_layers=2", "optim.freeze_by=zero_lr", "optim.clip_scope=global",
-        "optim.clip_norm=0.5", "optim.decay_embeddings=false", "training.teacher_temp=0.07",
-        "training.teacher_temp_warmup=3 steps", "training.student_temp=0.2", "training.center_momentum=0.8",
+        "objective.dino.norm_last_layer=false", "objective.dino.head_layers=2", "optim.freeze_by=zero_lr",
+        "optim.clip_scope=global", "optim.clip_norm=0.5", "optim.decay_embeddings=false",
+        "objective.dino.teacher_temp=0.07", "objective.dino.teacher_temp_warmup=3 steps",
+        "objective.dino.student_temp=0.2", "objective.targets.center_momentum=0.8",
     ),
 }  # fmt: skip
 OF_TWO = {

@@ -120,7 +120,7 @@ def load_published(network: DinoNetwork, path: Path) -> None:
             str(path),
             f"its backbone and head do not fit ({' '.join(str(error).split())[:300]}).",
             "The same backbone, and a head of the same layers and number of prototypes, are needed.",
-            "Set model.backbone, model.num_prototypes, head_hidden, head_bottleneck and head_layers as in that"
+            "Set model.backbone, objective.dino.num_prototypes, head_hidden, head_bottleneck and head_layers as in that"
             " training, or start from its backbone alone: the model folder that `dino-path import-checkpoint` writes.",
         ) from None
 
