@@ -78,18 +78,19 @@ def backbone_arguments(name: str) -> dict[str, Argument]:
     return {"dynamic_img_size": True} if is_dynamic else {}
 
 
-def features_and_patches(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What `backbone(images)` gives, (B, D), and the tokens (B, N, D) of its N patches, of one pass.
+def features_and_tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What `backbone(images)` gives, (B, D), and all its tokens, (B, P + N, D), of one pass.
 
-    The backbone must be one of timm's whose tokens are a sequence, such as a ViT (`has_patch_tokens`).
+    P (`num_prefix_tokens`) stand before those of the N patches: [CLS] and registers. The backbone must be one whose
+    tokens are a sequence, such as a ViT (`has_patch_tokens`).
     """
     tokens: Tensor = backbone.forward_features(images)  # type: ignore[operator]
     features: Tensor = backbone.forward_head(tokens)  # type: ignore[operator]
-    return features, tokens[:, backbone.num_prefix_tokens :]
+    return features, tokens
 
 
 def has_patch_tokens(backbone: nn.Module) -> bool:
-    """Whether `features_and_patches` takes this backbone."""
+    """Whether `features_and_tokens` takes this backbone."""
     return hasattr(backbone, "num_prefix_tokens")
 
 

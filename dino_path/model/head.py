@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dino_path.model.backbone import features_and_patches
+from dino_path.model.backbone import features_and_tokens
 
 
 class Projection(NamedTuple):
@@ -91,8 +91,16 @@ class NetworkOutput(NamedTuple):
     features: Tensor
     """(B, D) of the backbone, before the head."""
     projection: Projection
-    patches: Tensor | None = None
-    """(B', N, D) patch tokens of the B' images of the first resolution, where they were asked for."""
+    tokens: Tensor | None = None
+    """(B', P + N, D) of the B' images of the first resolution, where patches were asked for."""
+    num_prefix: int = 0
+    """P, tokens before those of the patches."""
+
+    @property
+    def patches(self) -> Tensor:
+        """(B', N, D): a view, which a network must not return (FSDP2)."""
+        assert self.tokens is not None, "no term has asked for patches"
+        return self.tokens[:, self.num_prefix :]
 
 
 class DinoNetwork(nn.Module):
@@ -110,13 +118,14 @@ class DinoNetwork(nn.Module):
             views: one (B_i, 3, H_i, W_i) batch per resolution, the global views first.
             with_patches: the patch tokens of the first batch too; the backbone must be a ViT.
         """
-        patches = None
+        tokens, num_prefix = None, 0
         if with_patches:
-            first, patches = features_and_patches(self.backbone, views[0])
+            first, tokens = features_and_tokens(self.backbone, views[0])
+            num_prefix = int(self.backbone.num_prefix_tokens)  # type: ignore[arg-type]
         else:
             first = self.backbone(views[0])
         features_BD = torch.cat([first, *(self.backbone(batch) for batch in views[1:])])
-        return NetworkOutput(features_BD, self.head(features_BD), patches)
+        return NetworkOutput(features_BD, self.head(features_BD), tokens, num_prefix)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """All parameters, in the parts whose gradients are watched."""

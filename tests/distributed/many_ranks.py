@@ -3,18 +3,22 @@
 python many_ranks.py SIZE STORE OUT
 """
 
+import contextlib
 import math
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch._dynamo  # before the fork: it takes seconds
 from forked import run_ranks
 from runs import keep_only_step
-from tiny import center_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
+from tiny import tiny_batches, tiny_config, tiny_learner, tiny_schedules
+from toy_term import add_toy_term
 
 from dino_path.distributed import World, open_world
 from dino_path.run import RunFolder
@@ -42,6 +46,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "sharded, accumulated": ("training.sharding=fsdp2", "objective.dino.norm_last_layer=false", *ACCUMULATED),
     "sharded, recomputed": ("training.sharding=fsdp2", "training.activation_checkpointing=true"),
     "sharded, elementwise": ("training.sharding=fsdp2", "training.activation_checkpointing=elementwise"),
+    "second term": (),
+    "sharded, second term, accumulated": ("training.sharding=fsdp2", *ACCUMULATED),
 }
 IN_BF16 = {
     "bf16": ("training.precision=bf16",),
@@ -50,13 +56,22 @@ IN_BF16 = {
 SKIPPING = ("plain", "sharded")
 
 
+@contextlib.contextmanager
+def terms_of(name: str) -> Iterator[None]:
+    """Inside, learners have the terms of that case."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "second term" in name:
+            add_toy_term(patch)
+        yield
+
+
 def state_of(learner: Learner) -> dict[str, Any]:
     """Everything that a step changes, whole, on rank 0; None for each sharded tensor on the others."""
     optimizer = whole(learner.optimizer.state_dict()["state"], learner.world)
     state = {f"optimizer.{number}.{name}": value for number, of in optimizer.items() for name, value in of.items()}
     for name, network in (("student", learner.student), ("teacher", learner.teacher)):
         state |= {f"{name}.{key}": value for key, value in whole(network.state_dict(), learner.world).items()}
-    state["center"] = center_of(learner)
+    state |= {name: value for of_term in learner.objective.state().values() for name, value in of_term.items()}
     return {name: None if value is None else torch.as_tensor(value).detach().clone() for name, value in state.items()}
 
 
@@ -133,7 +148,8 @@ def main(store: Path, out: Path) -> None:
     with open_world("cpu", timeout_s=120) as world:
         record = {}
         for name, settings in CASES.items():
-            learner, record[name] = train(store, settings, world)
+            with terms_of(name):
+                learner, record[name] = train(store, settings, world)
             if name in SKIPPING:
                 record[name]["skipping"] = skip_one_step(store, learner)
         for name, settings in IN_BF16.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from many_ranks import ACCUMULATED, CASES, GLOBAL_BATCH, NUM_STEPS, SETTINGS, SKIPPING, train
+from many_ranks import ACCUMULATED, CASES, GLOBAL_BATCH, NUM_STEPS, SETTINGS, SKIPPING, terms_of, train
 from runs import keep_only_step, state_in
 from tiny import ALONE, differences, tiny_config, write_tiles
 
@@ -95,7 +95,8 @@ def test_many_ranks_equal_one_process_with_the_same_global_batch(
     ranks: list[dict[str, Any]], tiles_folder: Path, name: str
 ) -> None:
     settings = [setting for setting in CASES[name] if "sharding" not in setting]
-    _, one = train(tiles_folder, tuple(settings), ALONE)
+    with terms_of(name):
+        _, one = train(tiles_folder, tuple(settings), ALONE)
     many = ranks[0][name]
     check_close(many["state"], one["state"])
     assert many["losses"] == pytest.approx(one["losses"], rel=TOLERANCE)

@@ -69,7 +69,7 @@ def test_a_recipe_names_hours_and_the_number_to_expect_and_uses_itself(file: Pat
 def test_settings_that_the_header_suggests_are_settings(file: Path) -> None:
     text = header(file).replace("\n# ", " ")
     suggested = [
-        word.rstrip(".;,") for word in shlex.split(text.replace("'s", "s")) if re.match(r"[a-z]+\.[a-z_]+=", word)
+        word.rstrip(".;,") for word in shlex.split(text.replace("'s", "s")) if re.match(r"[a-z]+(\.[a-z_]+)+=", word)
     ]
     assert load_config(file, suggested)
 

@@ -67,7 +67,7 @@ def test_defaults_on_few_tiles_are_advised_until_they_suit() -> None:
     found = advice_for(load_config(None, [f"{key}={value}" for key, value in given.items()]), 2_000)
     assert len(found) == 6
     for sentence in found:
-        for key, value in re.findall(r"([a-z_]+\.[a-z_]+)=('[^']*'|\S+)", sentence):
+        for key, value in re.findall(r"([a-z_]+(?:\.[a-z_]+)+)=('[^']*'|\S+)", sentence):
             given[key] = str(yaml.safe_load(value))
     assert advice_for(load_config(None, [f"{key}={value}" for key, value in given.items()]), 2_000) == []
 
