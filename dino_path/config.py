@@ -228,7 +228,7 @@ DINO_RECIPE: dict[str, Any] = {
 
 
 class ModelConfig(Section):
-    """The backbone (any that timm builds) and DINO's projection head."""
+    """The backbone: any that timm builds."""
 
     backbone: str = Field("vit_small_patch16_224", description="a timm model name")
     arguments: dict[str, bool | int | float | str] = Field(
@@ -247,15 +247,6 @@ class ModelConfig(Section):
         " training checkpoint, whose head is taken too",
     )
     drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
-    num_prototypes: int = Field(65536, ge=2, description="K, the output units of the head")
-    head_hidden: int = Field(2048, ge=1, description="width of the head's hidden layers")
-    head_bottleneck: int = Field(256, ge=1, description="width before the prototypes")
-    head_layers: int = Field(3, ge=1, description="linear layers before the prototypes")
-    head_batch_norm: bool = Field(False, description="batch norm in the head; off in the paper's recipes")
-    norm_last_layer: bool = Field(
-        True,
-        description="keep the prototypes at unit length. False often trains small ViTs better, but less stably",
-    )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean; travels with the export")
     std: tuple[Positive, Positive, Positive] = Field(
         (0.229, 0.224, 0.225), description="RGB std; travels with the export"
@@ -266,6 +257,48 @@ class ModelConfig(Section):
         """`arguments`, and the settings of our own that change the backbone, where they are on."""
         ours = ("shifted_patch_tokenization", "locality_self_attention")
         return {**self.arguments, **{name: True for name in ours if getattr(self, name)}}
+
+
+class HeadConfig(Section):
+    """A projection head and its prototypes."""
+
+    num_prototypes: int = Field(65536, ge=2, description="K, the output units of the head")
+    head_hidden: int = Field(2048, ge=1, description="width of the head's hidden layers")
+    head_bottleneck: int = Field(256, ge=1, description="width before the prototypes")
+    head_layers: int = Field(3, ge=1, description="linear layers before the prototypes")
+    head_batch_norm: bool = Field(False, description="batch norm in the head; off in the paper's recipes")
+    norm_last_layer: bool = Field(
+        True,
+        description="keep the prototypes at unit length. False often trains small ViTs better, but less stably",
+    )
+
+
+class DinoConfig(HeadConfig):
+    """The cross-entropy between the teacher's and the student's [CLS], and its head."""
+
+    weight: Positive = Field(1.0, description="of this term in the loss")
+    student_temp: float = Field(0.1, gt=0, description="temperature of the student's softmax")
+    teacher_temp: float = Field(
+        0.04, gt=0, description="after warm-up. Lower sharpens. Above 0.07 the paper saw collapse"
+    )
+    warmup_teacher_temp: float = Field(0.04, gt=0, description="at the start; decrease it if the loss stays at ln K")
+    teacher_temp_warmup: AsDuration = Field(Duration(amount=0, unit="epochs"), description="linear")
+
+
+class TargetsConfig(Section):
+    """How the teacher's logits become the distributions that the student is to match."""
+
+    method: Literal["centering"] = Field(
+        "centering", description="`centering`: their softmax, after a running mean of them is taken away, as in DINO"
+    )
+    center_momentum: float = Field(0.9, ge=0, lt=1, description="of the running mean of the teacher's logits")
+
+
+class ObjectiveConfig(Section):
+    """What is optimised: the weighted sum of these terms."""
+
+    dino: DinoConfig = DinoConfig()
+    targets: TargetsConfig = TargetsConfig()
 
 
 class OptimConfig(Section):
@@ -298,7 +331,7 @@ class OptimConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The DINO objective and the loop. Give exactly one of num_steps, num_epochs, num_tiles."""
+    """The loop. Give exactly one of num_steps, num_epochs, num_tiles."""
 
     num_steps: int | None = Field(None, ge=1, description="length of the run in optimizer steps")
     num_epochs: float | None = Field(None, gt=0, description="or in passes over the store")
@@ -330,15 +363,8 @@ class TrainingConfig(Section):
         description="never hold the logits of all views: a few tiles' at a time, with their gradients. Less memory, the"
         " same numbers but for rounding",
     )
-    student_temp: float = Field(0.1, gt=0, description="temperature of the student's softmax")
-    teacher_temp: float = Field(
-        0.04, gt=0, description="after warm-up. Lower sharpens. Above 0.07 the paper saw collapse"
-    )
-    warmup_teacher_temp: float = Field(0.04, gt=0, description="at the start; decrease it if the loss stays at ln K")
-    teacher_temp_warmup: AsDuration = Field(Duration(amount=0, unit="epochs"), description="linear")
     momentum: float = Field(0.996, ge=0, le=1, description="of the teacher, at the start; use 0.9995 at batch 256")
     final_momentum: float = Field(1.0, ge=0, le=1, description="at the end of the cosine")
-    center_momentum: float = Field(0.9, ge=0, lt=1, description="of the running mean of the teacher's logits")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="autocast of backbone and head: `auto` is bf16 on CUDA, fp32 on a CPU"
     )
@@ -582,6 +608,7 @@ class Config(Section):
     tiles: TilesConfig | None = None
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     training: TrainingConfig | None = None
     monitor: MonitorConfig = MonitorConfig()

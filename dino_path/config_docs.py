@@ -33,6 +33,7 @@ its folder as `config.yaml`. YAML is plain data here: no anchors, no environment
 
 - A **duration** has a unit: `500 steps`, `10 epochs` (passes over the store), `2e6 tiles` (seen), `10 %` (of the run).
 - `null` means off, or not given.
+- Names of earlier versions, such as `model.num_prototypes`, are taken too; the log says where each stands now.
 - A key without a default must be given by whoever uses its section.
 """
 NAMES: dict[Any, str] = {
@@ -54,24 +55,32 @@ def render() -> str:
     for key, field in Config.model_fields.items():
         section = section_of(field)
         if section is not None:
-            text = " ".join((section.__doc__ or "").split())
-            parts.append(f"## {key}\n\n{text}\n\n" + "\n".join(table_lines(f"{key}.", section.model_fields)) + "\n")
-            parts += [
-                "\n".join(
-                    [
-                        " ".join((inner.__doc__ or "").split()),
-                        "",
-                        *table_lines(f"{key}.{name}.<name>.", inner.model_fields),
-                    ]
-                )
-                + "\n"
-                for name, field in section.model_fields.items()
-                if (inner := section_of(field)) is not None
-            ]
+            parts += section_parts(key, section)
         if key == "views":
             values = ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in DINO_RECIPE.items())
             parts.append(f"`recipe: dino` has other defaults: {values}.\n")
     return "\n".join(parts)
+
+
+def section_parts(key: str, section: type[Section]) -> Iterator[str]:
+    """A heading with what the section is for and the table of its own settings; then the sections in it."""
+    inner = {name: section_of(field) for name, field in section.model_fields.items()}
+    own = {name: field for name, field in section.model_fields.items() if inner[name] is None or is_map(field)}
+    lines = "\n\n" + "\n".join(table_lines(f"{key}.", own)) if own else ""
+    yield f"## {key}\n\n{' '.join((section.__doc__ or '').split())}{lines}\n"
+    for name, below in inner.items():
+        if below is None:
+            continue
+        if is_map(section.model_fields[name]):
+            table = table_lines(f"{key}.{name}.<name>.", below.model_fields)
+            yield "\n".join([" ".join((below.__doc__ or "").split()), "", *table]) + "\n"
+        else:
+            yield from section_parts(f"{key}.{name}", below)
+
+
+def is_map(field: FieldInfo) -> bool:
+    """Whether a field holds several sections by name."""
+    return get_origin(field.annotation) is dict
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:

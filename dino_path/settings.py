@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from pydantic import ValidationError
 
 from dino_path.config import Config, Section
 from dino_path.errors import ConfigError
+from dino_path.moved_settings import MOVED, lift_settings
 
+logger = logging.getLogger(__name__)
 Name = TypeVar("Name", bound=str)
 
 
@@ -109,6 +112,8 @@ def load_config(
 ) -> Config:
     """Read `file`, apply `dotted.key=value` overrides (last wins), check everything, report all faults at once.
 
+    Settings under a name of an earlier version are taken, and one line of the log says where they stand now.
+
     Args:
         needs: keys or sections that the command cannot do without, such as `store` or `tiles`.
         settings: dotted keys that the command line gave by its own options, such as {"out": Path("run")}.
@@ -119,6 +124,8 @@ def load_config(
     """
     source = str(file) if file else "command line"
     tree, faults = _read_yaml(file) if file else ({}, [])
+    tree, moved, twice = lift_settings(tree)
+    faults += [f"{old!r} is '{MOVED[old]}' now, and both are given" for old in twice]
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -128,6 +135,8 @@ def load_config(
             value, repeated = _parse_yaml(text)
             faults += repeated
             _set(tree, key, value)
+            tree, found, _ = lift_settings(tree)  # an old name that is there now is this override's: the last wins
+            moved += found
         except (yaml.YAMLError, TypeError) as error:
             faults.append(f"{override!r}: {_one_line(error)}")
     for key, value in (settings or {}).items():
@@ -154,6 +163,8 @@ def load_config(
             "Every key must be known, given once, and of the right type.",
             "Mend the file or the dotted overrides; docs/config.md lists all keys.",
         )
+    if moved:
+        logger.warning("%s: settings have moved: %s", source, ", ".join(f"{old} -> {MOVED[old]}" for old in moved))
     return config
 
 

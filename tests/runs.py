@@ -21,10 +21,11 @@ PATIENCE_S = 240
 def state_in(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint by name: both networks, center, optimizer moments."""
     record = read_checkpoint(checkpoint)
-    state = {"center": record["center"]}
-    for part in ("student_backbone", "student_head", "teacher_backbone", "teacher_head"):
-        state |= {f"{part}.{name}": value for name, value in record[part].items()}
-    for number, moments in record["optimizer"]["state"].items():
+    state = {name: value for of_term in record.objective.values() for name, value in of_term.items()}
+    for network, parts in (("student", record.student), ("teacher", record.teacher)):
+        for part, weights in parts.items():
+            state |= {f"{network}_{part}.{name}": value for name, value in weights.items()}
+    for number, moments in record.optimizer["state"].items():
         state |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     return state
 

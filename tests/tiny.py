@@ -21,8 +21,9 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 VIT = "model.arguments={img_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}"
 TINY = (
     "views.global_px=32", "views.local_px=16", "views.num_local=2",
-    "model.backbone=vit_tiny_patch16_224", VIT, "model.num_prototypes=64", "model.head_hidden=32",
-    "model.head_bottleneck=16", "optim.base_lr=0.003", "optim.lr_warmup=2 steps", "optim.freeze_last_layer=2 steps",
+    "model.backbone=vit_tiny_patch16_224", VIT, "objective.dino.num_prototypes=64", "objective.dino.head_hidden=32",
+    "objective.dino.head_bottleneck=16", "optim.base_lr=0.003", "optim.lr_warmup=2 steps",
+    "optim.freeze_last_layer=2 steps",
     "training.num_steps=10", "training.batch_size_per_gpu=4", "training.num_workers=0", "training.device=cpu",
     "training.checkpoint_every_steps=5", "training.momentum=0.9", "monitor.log_every_steps=1", "wandb.mode=disabled",
 )  # fmt: skip
@@ -58,12 +59,12 @@ def training_of(config: Config) -> TrainingConfig:
 
 
 def tiny_learner(config: Config, world: World = ALONE) -> Learner:
-    return Learner(config.model, config.optim, training_of(config), world)
+    return Learner(config.model, config.objective, config.optim, training_of(config), world)
 
 
 def tiny_schedules(config: Config, num_tiles: int = 12) -> Schedules:
     clock = resolve_clock(training_of(config), num_tiles=num_tiles, world_size=1)
-    return resolve_schedules(config.optim, training_of(config), clock)
+    return resolve_schedules(config.optim, config.objective, training_of(config), clock)
 
 
 def tiny_batches(config: Config, *, rank: int = 0, world_size: int = 1) -> ViewBatches:
@@ -81,11 +82,16 @@ def tiny_batches(config: Config, *, rank: int = 0, world_size: int = 1) -> ViewB
     )
 
 
+def center_of(learner: Learner) -> torch.Tensor:
+    """(1, K) of DINO's term."""
+    return learner.objective.state()["dino"]["center"]
+
+
 def state_of(learner: Learner) -> dict[str, torch.Tensor]:
     """Copies of everything that a step changes, by name."""
     state = {f"student.{name}": value.detach().clone() for name, value in learner.student.state_dict().items()}
     state |= {f"teacher.{name}": value.detach().clone() for name, value in learner.teacher.state_dict().items()}
-    state["center"] = learner.center.clone()
+    state["center"] = center_of(learner).clone()
     for number, moments in learner.optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{number}.{name}": torch.as_tensor(value).clone() for name, value in moments.items()}
     return state

@@ -136,7 +136,7 @@ def our_loop(
     config = load_config(
         None,
         [
-            f"model.backbone={work.arch}_patch16_224", f"model.num_prototypes={work.prototypes}",
+            f"model.backbone={work.arch}_patch16_224", f"objective.dino.num_prototypes={work.prototypes}",
             "views.recipe=dino", f"views.colour_on_device={colour_on_device}", f"views.global_px={work.global_px}",
             f"views.local_px={work.local_px}", f"views.num_local={work.num_local}",
             f"training.num_steps={num_steps}", f"training.batch_size_per_gpu={work.batch}",

@@ -28,7 +28,7 @@ from dino_path.evaluation.datasets import load_labelled
 from dino_path.evaluation.running import running_knn
 from dino_path.run import RunFolder
 from dino_path.settings import load_config
-from dino_path.training.learner import build_network
+from dino_path.training.networks import build_network
 
 HERE = Path(__file__).parent
 
@@ -76,7 +76,7 @@ def untrained_accuracy(config: Config) -> float:
     """k-NN of the network that the recipe starts from."""
     assert config.training is not None
     torch.manual_seed(config.training.seed)
-    backbone = build_network(config.model, drop_path_rate=0.0).backbone.eval()
+    backbone = build_network(config.model, config.objective.dino, drop_path_rate=0.0).backbone.eval()
     return running_knn(config, device=torch.device("cpu"))(backbone)
 
 

@@ -23,10 +23,10 @@ import cv2
 import numpy as np
 import torch
 
-from dino_path.config import ModelConfig
+from dino_path.config import DinoConfig, ModelConfig
 from dino_path.model.sizes import backbone_size
 from dino_path.tiles.store import TileStore
-from dino_path.training.learner import build_network
+from dino_path.training.networks import build_network
 
 BACKBONES = {
     "ViT-S/16": "vit_small_patch16_224",
@@ -53,8 +53,9 @@ CORE_RATES = {"all on the CPU": 315.0, "views.colour_on_device": 873.0}
 
 # The measured run: two processes, small enough for two cores.
 MEASURED = (
-    "model.backbone=vit_tiny_patch16_224", "model.num_prototypes=4096", "views.global_px=96", "views.local_px=48",
-    "views.num_local=2", "training.batch_size_per_gpu=2", "training.num_workers=0", "training.device=cpu",
+    "model.backbone=vit_tiny_patch16_224", "objective.dino.num_prototypes=4096",
+    "views.global_px=96", "views.local_px=48", "views.num_local=2",
+    "training.batch_size_per_gpu=2", "training.num_workers=0", "training.device=cpu",
     "training.checkpoint_every_steps=1000", "monitor.log_every_steps=1000", "wandb.mode=disabled",
     "optim.lr_warmup=0 steps", "optim.freeze_last_layer=1 steps",
 )  # fmt: skip
@@ -103,7 +104,9 @@ def main() -> None:
 def network_of(backbone: str, *, num_prototypes: int = 65536, global_px: int = 224, local_px: int = 96) -> Network:
     """Counted on the built model; nothing is allocated."""
     with torch.device("meta"):
-        network = build_network(ModelConfig(backbone=backbone, num_prototypes=num_prototypes), drop_path_rate=0.0)
+        network = build_network(
+            ModelConfig(backbone=backbone), DinoConfig(num_prototypes=num_prototypes), drop_path_rate=0.0
+        )
     size = backbone_size(backbone, (global_px, local_px), local_px)
     large, small = (float(size.gflops[edge] or math.nan) * 1e9 for edge in (global_px, local_px))
     head = 2.0 * sum(module.numel() for module in network.head.parameters() if module.ndim == 2 and module.shape[1] > 1)

@@ -19,12 +19,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dino_path.config import ModelConfig, OptimConfig, TrainingConfig
+from dino_path.config import DinoConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainingConfig
 from dino_path.distributed import World
 from dino_path.training.acceleration import attend_explicitly
-from dino_path.training.learner import Learner, clip_gradients, train_step, update_center, update_teacher
-from dino_path.training.objective import batch_center
+from dino_path.training.learner import Learner
+from dino_path.training.networks import update_teacher
+from dino_path.training.objective.term import Outputs
+from dino_path.training.optimizer import clip_gradients
 from dino_path.training.schedules import StepSettings
+from dino_path.training.step import train_step
 from dino_path.views.batches import ViewBatch
 
 ARCHS = ("vit_tiny", "vit_small", "vit_base", "vit_large")  # all with patches of 16 px
@@ -109,9 +112,10 @@ def random_batch(work: Work, parameters: tuple[torch.Tensor, torch.Tensor] | Non
 def our_learner(work: Work, precision: str, **options: Any) -> Learner:
     """`options`: of TrainingConfig."""
     world = World(rank=0, size=1, local_rank=0, device=work.device)
-    model = ModelConfig(backbone=f"{work.arch}_patch16_224", num_prototypes=work.prototypes)
+    model = ModelConfig(backbone=f"{work.arch}_patch16_224")
+    objective = ObjectiveConfig(dino=DinoConfig(num_prototypes=work.prototypes))
     training = TrainingConfig(num_steps=1, precision=precision, **options)  # type: ignore[arg-type]
-    return Learner(model, OptimConfig(), training, world)
+    return Learner(model, objective, OptimConfig(), training, world)
 
 
 def our_contender(
@@ -131,21 +135,22 @@ def our_contender(
         watch.lap("views")
         with learner.autocast():
             with torch.no_grad():
-                _, teacher = learner.teacher(views[:1])
+                teacher = learner.teacher(views[:1])
             watch.lap("teacher")
             with watch.around(learner.student.head, before="student", inside="head"):
-                _, student = learner.student(views)
-        objective = learner.objective(student, teacher, teacher_temp=SETTINGS.teacher_temp)
+                student = learner.student(views)
+        outputs = Outputs(student=student, teacher=teacher)
+        loss, _ = learner.objective.measure(outputs, SETTINGS)
         watch.lap("loss")
         learner.optimizer.zero_grad(set_to_none=True)
-        objective.loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         watch.lap("backward")
-        clip_gradients(learner.parts, learner.optim)
+        clip_gradients([*learner.parts.values()], learner.optim)
         learner.optimizer.step()
         watch.lap("clip, optimizer")
         update_teacher(learner.teacher, learner.student, SETTINGS.momentum)
         watch.lap("EMA")
-        update_center(learner.center, batch_center(teacher), 0.9)
+        learner.objective.update(learner.objective.to_average(outputs))
         watch.lap("center")
 
     return Contender(f"dino_path, {precision}", lambda: train_step(learner, [batch], SETTINGS, step=0), staged_step)

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from dino_path.model.head import Projection
-from dino_path.training import fused_loss
-from dino_path.training.fused_loss import fused_objective
-from dino_path.training.objective import dino_objective
+from dino_path.training.objective import fused_loss
+from dino_path.training.objective.dino_loss import dino_loss
+from dino_path.training.objective.fused_loss import fused_dino_loss
 
 NUM_VIEWS, WIDTH = 10, 256
 
@@ -63,10 +63,10 @@ def one_case(arguments: argparse.Namespace) -> None:
         student.bottleneck.grad = student.prototypes.grad = None
         start_s = now_s(device)
         if piece_mb:
-            objective = fused_objective(student, teacher, center, student_temp=0.1, teacher_temp=0.04)
+            objective = fused_dino_loss(student, teacher, center, student_temp=0.1, teacher_temp=0.04)
         else:
             logits = student.logits(), teacher.logits()
-            objective = dino_objective(*logits, center, student_temp=0.1, teacher_temp=0.04)
+            objective = dino_loss(*logits, center, student_temp=0.1, teacher_temp=0.04)
             del logits
         objective.loss.backward()
         seconds.append(now_s(device) - start_s)

@@ -16,11 +16,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dino_path.config import ModelConfig, OptimConfig
+from dino_path.config import DinoConfig, ModelConfig, OptimConfig
 from dino_path.distributed import World
 from dino_path.model.backbone import blocks_of, count_parameters
 from dino_path.model.head import DinoNetwork
-from dino_path.training.learner import build_network, build_optimizer
+from dino_path.training.networks import build_network
+from dino_path.training.optimizer import build_optimizer
 from dino_path.training.sharding import local, shard
 
 GB = 1e9
@@ -49,7 +50,9 @@ def main() -> None:
         for size in arguments.processes:
             dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
             with torch.device("meta"):
-                student, teacher = (build_network(ModelConfig(backbone=name), drop_path_rate=0.0) for _ in range(2))
+                student, teacher = (
+                    build_network(ModelConfig(backbone=name), DinoConfig(), drop_path_rate=0.0) for _ in range(2)
+                )
             teacher.requires_grad_(False)
             num_parameters, gathered = count_parameters(student), largest_group(student)
             world = World(rank=0, size=size, local_rank=0, device=torch.device("cpu"))

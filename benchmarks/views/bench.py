@@ -51,7 +51,7 @@ TILE_PX, NUM_TILES, NUM_FILES = 256, 28, 512
 HISTOLOGY, DINO = ViewsConfig(), ViewsConfig.model_validate({"recipe": "dino"})
 RECIPES = {"dino": DINO, "histology": HISTOLOGY}
 SMALL_MODEL = (
-    "model.backbone=vit_tiny_patch16_224", "model.num_prototypes=4096", "training.batch_size_per_gpu=4",
+    "model.backbone=vit_tiny_patch16_224", "objective.dino.num_prototypes=4096", "training.batch_size_per_gpu=4",
     "training.device=cpu", "training.num_steps=5", "monitor.log_every_steps=1", "wandb.mode=disabled",
     "optim.lr_warmup=2 steps", "optim.freeze_last_layer=0 steps",
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from dino_path.config import Config
 from dino_path.export.card import UNKNOWN_LICENSE
 from dino_path.export.formats import Format, Precision
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
-from dino_path.model.checkpoint import read_checkpoint
+from dino_path.model.checkpoint import Checkpoint, read_checkpoint
 from dino_path.model.folder import Triple
 from dino_path.model.published import Network, read_published, timm_model_of
 from dino_path.run import RunFolder, newest_checkpoint
@@ -51,9 +51,9 @@ def export_checkpoint(
         DataError: `out` exists and is not a model folder.
     """
     file = newest_checkpoint(path)
-    record = read_checkpoint(file)
+    checkpoint = read_checkpoint(file)
     run = RunFolder(file.resolve().parent.parent)
-    source = replace(export_source(record, run, name=str(file), network=network), license=license)
+    source = replace(export_source(checkpoint, run, name=str(file), network=network), license=license)
     return export_model(source, out, formats=formats, precision=precision)
 
 
@@ -97,14 +97,14 @@ def import_checkpoint(
     return export_model(source, out)
 
 
-def export_source(record: Mapping[str, Any], run: RunFolder, *, name: str, network: Network) -> ExportSource:
-    """What a checkpoint record says about its backbone; the run folder adds the environment and evaluation results.
+def export_source(checkpoint: Checkpoint, run: RunFolder, *, name: str, network: Network) -> ExportSource:
+    """What a checkpoint says about its backbone; the run folder adds the environment and evaluation results.
 
     Args:
         name: of the checkpoint, for messages.
     """
-    weights, step, tile_mpp = record[f"{network}_backbone"], int(record["step"]), record["tile_mpp"]
-    config = section_from_file(Config, record["config"], name)
+    weights = (checkpoint.teacher if network == "teacher" else checkpoint.student)["backbone"]
+    config = section_from_file(Config, checkpoint.config, name)
     return ExportSource(
         backbone=config.model.backbone,
         arguments=config.model.backbone_arguments,
@@ -112,18 +112,16 @@ def export_source(record: Mapping[str, Any], run: RunFolder, *, name: str, netwo
         mean=config.model.mean,
         std=config.model.std,
         input_px=config.views.global_px,
-        mpp=tile_mpp,
-        provenance=_provenance(record, config, run, step=step, network=network),
+        mpp=checkpoint.tile_mpp,
+        provenance=_provenance(checkpoint, config, run, network=network),
         results=tuple(_read_results(run)),
         source=name,
     )
 
 
-def _provenance(
-    record: Mapping[str, Any], config: Config, run: RunFolder, *, step: int, network: Network
-) -> dict[str, Any]:
+def _provenance(checkpoint: Checkpoint, config: Config, run: RunFolder, *, network: Network) -> dict[str, Any]:
     """How the weights came about, as plain values; no date, so that the same checkpoint gives the same folder."""
-    batch_size = _global_batch_size(record, config)
+    step, batch_size = checkpoint.step, checkpoint.global_batch_size
     environment = _read_object(run.environment_file) or {}
     versions = environment.get("versions") or {}
     return {
@@ -131,12 +129,12 @@ def _provenance(
         "network": network,
         "steps": step,
         "global_batch_size": batch_size,
-        "tiles_seen": None if batch_size is None else step * batch_size,
-        "slides": record.get("num_slides"),
-        "tiles_in_store": record.get("num_tiles"),
+        "tiles_seen": step * batch_size,
+        "slides": checkpoint.num_slides,
+        "tiles_in_store": checkpoint.num_tiles,
         "views": f"2 x {config.views.global_px} px, {config.views.num_local} x {config.views.local_px} px, "
         f"recipe {config.views.recipe}",
-        "prototypes": config.model.num_prototypes,
+        "prototypes": config.objective.dino.num_prototypes,
         "optimizer": f"{config.optim.optimizer}, base_lr {config.optim.base_lr:g}, weight decay "
         f"{config.optim.weight_decay:g} to {config.optim.final_weight_decay:g}",
         "started_from": Path(config.model.weights).name if config.model.weights else "random weights",
@@ -144,13 +142,6 @@ def _provenance(
         "git_commit": environment.get("git_commit"),
         "versions": {key: versions[key] for key in VERSIONS_TOLD if versions.get(key)},
     }
-
-
-def _global_batch_size(record: Mapping[str, Any], config: Config) -> int | None:
-    world_size = record.get("world_size")
-    if config.training is None or not isinstance(world_size, int):
-        return None
-    return config.training.batch_size_per_gpu * config.training.accumulate_steps * world_size
 
 
 def _read_results(run: RunFolder) -> Iterator[dict[str, Any]]:

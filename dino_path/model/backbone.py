@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import DropPath, Mlp, set_fused_attn
-from torch import nn
+from torch import Tensor, nn
 
 from dino_path.errors import ConfigError
 from dino_path.model.locality import OUR_ARGUMENTS, add_locality
@@ -76,6 +76,22 @@ def backbone_arguments(name: str) -> dict[str, Argument]:
     arch = architecture(name)
     is_dynamic = any(arch in timm.list_models(module=family) for family in DYNAMIC_FAMILIES)
     return {"dynamic_img_size": True} if is_dynamic else {}
+
+
+def features_and_tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What `backbone(images)` gives, (B, D), and all its tokens, (B, P + N, D), of one pass.
+
+    P (`num_prefix_tokens`) stand before those of the N patches: [CLS] and registers. The backbone must be one whose
+    tokens are a sequence, such as a ViT (`has_patch_tokens`).
+    """
+    tokens: Tensor = backbone.forward_features(images)  # type: ignore[operator]
+    features: Tensor = backbone.forward_head(tokens)  # type: ignore[operator]
+    return features, tokens
+
+
+def has_patch_tokens(backbone: nn.Module) -> bool:
+    """Whether `features_and_tokens` takes this backbone."""
+    return hasattr(backbone, "num_prefix_tokens")
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""The checkpoint file of a pretraining run: its name and version, and how it is read back."""
+"""The checkpoint file of a pretraining run: what it holds, in which version, and how it is read back."""
 
 from __future__ import annotations
 
@@ -9,24 +9,64 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from dino_path.errors import CheckpointError
+from dino_path.moved_settings import lift_settings
 
 FORMAT = "dino_path checkpoint"
-VERSION = 1
+VERSION = 2
 # What torch's reader raises on files that are damaged, or no checkpoints at all (tried with random bytes).
 UNREADABLE = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, struct.error,
     pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
-_KEYS = ("step", "config", "num_tiles", "world_size", "tile_mpp", "student_backbone", "teacher_backbone")
+Weights = dict[str, Tensor]
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The record in a checkpoint file of ours, on the CPU; only tensors and plain values are unpickled.
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(arbitrary_types_allowed=True, strict=True, extra="forbid"))
+class Checkpoint:
+    """What a checkpoint holds. Whole tensors, also of a run whose processes each held a part."""
+
+    step: int
+    """Optimizer updates done."""
+    config: dict[str, Any]
+    """All settings, as plain values."""
+    num_tiles: int
+    num_slides: int | None
+    """None: the tiles are a folder of images."""
+    tiles_digest: str | None
+    """Of the tiles' names and places; None in the oldest files."""
+    contents_digest: str | None
+    """Of what the images or slides held; None where it was not looked at."""
+    tile_mpp: float | None
+    """Microns per pixel, where known."""
+    world_size: int
+    global_batch_size: int
+    num_skipped: int
+    student: dict[str, Weights]
+    """`backbone` and `head`, each under the module's own names."""
+    teacher: dict[str, Weights]
+    objective: dict[str, Weights]
+    """What each term of the objective remembers, by the term's name: DINO's `center`."""
+    optimizer: dict[str, Any]
+
+
+def as_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What is written: the fields, with the format's name and version."""
+    return {"format": FORMAT, "version": VERSION, **vars(checkpoint)}
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a file of ours, on the CPU; only tensors and plain values are unpickled.
+
+    A file of an earlier version is lifted, and so are its settings.
 
     Raises:
-        CheckpointError: not a file that torch.load(weights_only=True) reads, or not one of ours.
+        CheckpointError: not a file that torch.load(weights_only=True) reads, not one of ours, one of a later version,
+            or one that lacks something.
     """
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
@@ -35,14 +75,51 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise _not_ours(path, f"cannot be read as a checkpoint ({' '.join(str(error).split())[:160]}).") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise _not_ours(path, "is a torch file, but no checkpoint of dino_path.")
-    if record.get("version") != VERSION:
-        raise _not_ours(path, f"has checkpoint version {record.get('version')!r}.")
+    version = record.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise _not_ours(path, f"has checkpoint version {version!r}.")
+    if version > VERSION:
+        raise CheckpointError(
+            str(path),
+            f"has checkpoint version {version}.",
+            f"This dino_path reads versions up to {VERSION}.",
+            "Install the dino_path that wrote it (environment.json in the run folder names it), or a later one.",
+        )
     if torn is not None:
         raise _not_ours(path, f"cannot be read as a checkpoint (the checksum of {torn} is wrong).")
-    missing = [key for key in _KEYS if key not in record]
-    if missing:
-        raise _not_ours(path, f"lacks {', '.join(missing)}.")
-    return record
+    try:
+        fields = {key: value for key, value in _lifted(record).items() if key not in ("format", "version")}
+        return Checkpoint(**fields)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, each['loc'][:3]))}: {each['msg']}" for each in error.errors()]
+        raise _not_ours(path, f"does not hold what a checkpoint must ({'; '.join(faults[:5])}).") from None
+
+
+def _lifted(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as the present version has it, its settings under their present names."""
+    if record["version"] == 1:
+        record = _version_2_from_1(record)
+    config = record.get("config")
+    return {**record, "config": lift_settings(config)[0]} if isinstance(config, dict) else record
+
+
+def _version_2_from_1(record: dict[str, Any]) -> dict[str, Any]:
+    """Networks by their parts, and the center with the term that it belongs to."""
+    networks = {
+        network: {part: record[key] for part in ("backbone", "head") if (key := f"{network}_{part}") in record}
+        for network in ("student", "teacher")
+    }
+    moved = {"center", *(f"{network}_{part}" for network in networks for part in ("backbone", "head"))}
+    kept = {key: value for key, value in record.items() if key not in moved}
+    objective = {"dino": {"center": record["center"]}} if "center" in record else {}
+    return {
+        "num_slides": None,
+        "tiles_digest": None,
+        "contents_digest": None,
+        **kept,
+        **networks,
+        "objective": objective,
+    }
 
 
 def torn_member(path: Path) -> str | None:
@@ -57,6 +134,6 @@ def _not_ours(path: Path, found: str) -> CheckpointError:
     return CheckpointError(
         str(path),
         found,
-        f"A file that `dino-path pretrain` has written (version {VERSION}) is needed; nothing else is unpickled.",
+        "A file that `dino-path pretrain` has written is needed; nothing else is unpickled.",
         "Check the path; if the file is damaged, use the checkpoint before it.",
     )

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dino_path.model.backbone import features_and_tokens
+
 
 class Projection(NamedTuple):
     """What a head makes of B images, short of the product of both: 65,536 logits of all views are better never held."""
@@ -83,6 +85,24 @@ class DinoHead(nn.Module):
             )
 
 
+class NetworkOutput(NamedTuple):
+    """What a network makes of B images. A tuple, which torch's wrappers around networks can look into."""
+
+    features: Tensor
+    """(B, D) of the backbone, before the head."""
+    projection: Projection
+    tokens: Tensor | None = None
+    """(B', P + N, D) of the B' images of the first resolution, where patches were asked for."""
+    num_prefix: int = 0
+    """P, tokens before those of the patches."""
+
+    @property
+    def patches(self) -> Tensor:
+        """(B', N, D): a view, which a network must not return (FSDP2)."""
+        assert self.tokens is not None, "no term has asked for patches"
+        return self.tokens[:, self.num_prefix :]
+
+
 class DinoNetwork(nn.Module):
     """A backbone and its head: what the student is, and the teacher."""
 
@@ -91,14 +111,30 @@ class DinoNetwork(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Projection]:
-        """Features (B, D) of all views in order, and their projection; one backbone pass per resolution, one head pass.
+    def forward(self, views: Sequence[Tensor], *, with_patches: bool = False) -> NetworkOutput:
+        """Features of all views in order, and their projection; one backbone pass per resolution, one head pass.
 
         Args:
-            views: one (B_i, 3, H_i, W_i) batch per resolution.
+            views: one (B_i, 3, H_i, W_i) batch per resolution, the global views first.
+            with_patches: the patch tokens of the first batch too; the backbone must be a ViT.
         """
-        features_BD = torch.cat([self.backbone(batch) for batch in views])
-        return features_BD, self.head(features_BD)
+        tokens, num_prefix = None, 0
+        if with_patches:
+            first, tokens = features_and_tokens(self.backbone, views[0])
+            num_prefix = int(self.backbone.num_prefix_tokens)  # type: ignore[arg-type]
+        else:
+            first = self.backbone(views[0])
+        features_BD = torch.cat([first, *(self.backbone(batch) for batch in views[1:])])
+        return NetworkOutput(features_BD, self.head(features_BD), tokens, num_prefix)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """All parameters, in the parts whose gradients are watched."""
+        head = self.head
+        return {
+            "backbone": [*self.backbone.parameters()],
+            "head": [*head.mlp.parameters()],
+            "prototypes": [*head.last_layer.values()],
+        }
 
 
 def _at_least_fp32(tensor: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def load_published(network: DinoNetwork, path: Path) -> None:
             str(path),
             f"its head does not fit ({' '.join(str(error).split())[:300]}).",
             "A head of the same layers and number of prototypes is needed.",
-            "Set model.num_prototypes, head_hidden, head_bottleneck and head_layers as in that"
+            "Set objective.dino.num_prototypes, head_hidden, head_bottleneck and head_layers as in that"
             " training, or start from its backbone alone: the model folder that `dino-path import-checkpoint` writes.",
         ) from None
 

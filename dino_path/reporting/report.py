@@ -55,11 +55,14 @@ CURVES: dict[str, tuple[Curve, ...]] = {
     ),
 }
 
+# Other fields of a record that are no curve of their own.
+NO_CURVE = {"step", "epoch", "tiles_seen", "eta_s", "num_skipped", "loss_minus_ln_k"}
+
 SETTINGS = (
     ("Backbone", "model.backbone"),
     ("Its arguments", "model.arguments"),
     ("Started from", "model.weights"),
-    ("Prototypes K", "model.num_prototypes"),
+    ("Prototypes K", "objective.dino.num_prototypes"),
     ("Recipe of views", "views.recipe"),
     ("Global views, px", "views.global_px"),
     ("Local views", "views.num_local"),
@@ -70,7 +73,7 @@ SETTINGS = (
     ("Weight decay, first", "optim.weight_decay"),
     ("Weight decay, last", "optim.final_weight_decay"),
     ("Teacher momentum, first", "training.momentum"),
-    ("Teacher temperature", "training.teacher_temp"),
+    ("Teacher temperature", "objective.dino.teacher_temp"),
     ("Precision", "training.precision"),
     ("Seed", "training.seed"),
 )
@@ -139,10 +142,27 @@ def run_facts(run: Run) -> Plain:
     }
 
 
+def _curves(runs: Sequence[Run]) -> dict[str, list[Curve]]:
+    """The charts by group: those that we have words for, and under Learning every other number that a run has logged.
+
+    A new term of the objective thus brings its curves with it.
+    """
+    known = {curve.field for curves in CURVES.values() for curve in curves} | NO_CURVE
+    numbers = {
+        field: None
+        for run in runs
+        for record in run.metrics
+        for field, value in record.items()
+        if isinstance(value, int | float) and field not in known and not field.startswith("grad_norm_")
+    }
+    further = [Curve(field, field.replace("_", " ").capitalize(), "") for field in numbers]
+    return {group: [*curves, *(further if group == "Learning" else [])] for group, curves in CURVES.items()}
+
+
 def training_section(runs: Sequence[Run]) -> dict[str, list[Plain]]:
     """The charts of all runs together, by group; fields that no run has are left out."""
     groups: dict[str, list[Plain]] = {}
-    for group, curves in CURVES.items():
+    for group, curves in _curves(runs).items():
         charts = []
         for curve in curves:
             lines = [_line(run, curve.field) for run in runs]
@@ -226,11 +246,13 @@ def _line(run: Run, field: str) -> Line:
 
 def _ln_k(runs: Sequence[Run]) -> tuple[str, float] | None:
     """ln K, where all runs have the same K."""
-    counts = {_setting(run.config, "model.num_prototypes") for run in runs}
+    counts = {_setting(run.config, "objective.dino.num_prototypes") for run in runs}
     only = counts.pop() if len(counts) == 1 else None
     return ("ln K", math.log(only)) if isinstance(only, int) and only > 1 else None
 
 
 def _setting(config: Plain, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return (config.get(section) or {}).get(name)
+    value: Any = config
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

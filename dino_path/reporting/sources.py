@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from dino_path.errors import CheckpointError, TileStoreError
+from dino_path.moved_settings import lift_settings
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
 from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
 from dino_path.run import RunFolder
@@ -137,7 +138,7 @@ def _parse_yaml(text: str, troubles: list[str]) -> Plain:
     except yaml.YAMLError as error:
         troubles.append(f"config.yaml cannot be read ({' '.join(str(error).split())})")
         return {}
-    return tree if isinstance(tree, dict) else {}
+    return lift_settings(tree)[0] if isinstance(tree, dict) else {}
 
 
 def _read_metrics(folder: RunFolder, troubles: list[str]) -> list[Plain]:

@@ -22,14 +22,14 @@ MIN_GLOBAL_BATCH = 32  # the paper, table 9: 128 costs little; 8 gave 35.2 % k-N
 
 def advice(config: Config, clock: Clock, *, num_tiles: int) -> list[str]:
     """One sentence for each setting that is unusual for so many tiles, or for so short a run."""
-    training, optim, num_steps = config.training, config.optim, clock.num_steps
+    training, optim, dino, num_steps = config.training, config.optim, config.objective.dino, clock.num_steps
     assert training is not None
     found = []
     prototypes = next((count for limit, count in PROTOTYPES_FOR_TILES if num_tiles <= limit), None)
-    if prototypes is not None and config.model.num_prototypes > prototypes:
+    if prototypes is not None and dino.num_prototypes > prototypes:
         found.append(
-            f"{config.model.num_prototypes} prototypes are many for {num_tiles} tiles:"
-            f" model.num_prototypes={prototypes}"
+            f"{dino.num_prototypes} prototypes are many for {num_tiles} tiles:"
+            f" objective.dino.num_prototypes={prototypes}"
         )
     averaged = 1 / (1 - training.momentum) if training.momentum < 1 else float("inf")
     if averaged > MAX_AVERAGED_SHARE * num_steps:
@@ -48,17 +48,18 @@ def advice(config: Config, clock: Clock, *, num_tiles: int) -> list[str]:
             f"the prototypes are frozen for {optim.freeze_last_layer.steps(clock)} of {num_steps} steps:"
             f" optim.freeze_last_layer='{ADVISED_FREEZE}'"
         )
-    if training.teacher_temp > SAFE_TEACHER_TEMP:
-        warmup_steps = training.teacher_temp_warmup.steps(clock)
-        if training.warmup_teacher_temp > SAFE_TEACHER_TEMP or warmup_steps == 0:
+    if dino.teacher_temp > SAFE_TEACHER_TEMP:
+        warmup_steps = dino.teacher_temp_warmup.steps(clock)
+        if dino.warmup_teacher_temp > SAFE_TEACHER_TEMP or warmup_steps == 0:
             found.append(
-                f"a teacher temperature of {training.teacher_temp:g} from the start may collapse:"
-                f" training.warmup_teacher_temp={SAFE_TEACHER_TEMP} training.teacher_temp_warmup='{ADVISED_WARMUP}'"
+                f"a teacher temperature of {dino.teacher_temp:g} from the start may collapse:"
+                f" objective.dino.warmup_teacher_temp={SAFE_TEACHER_TEMP}"
+                f" objective.dino.teacher_temp_warmup='{ADVISED_WARMUP}'"
             )
         elif warmup_steps >= num_steps:
             found.append(
                 f"the teacher temperature rises for {warmup_steps} steps, and the run has {num_steps}:"
-                f" training.teacher_temp_warmup='{ADVISED_WARMUP}'"
+                f" objective.dino.teacher_temp_warmup='{ADVISED_WARMUP}'"
             )
     if clock.global_batch_size < MIN_GLOBAL_BATCH:
         count = -(-4 * MIN_GLOBAL_BATCH // clock.global_batch_size) * training.accumulate_steps

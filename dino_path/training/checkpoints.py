@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from dino_path.config import Config
 from dino_path.errors import CheckpointError
-from dino_path.model.checkpoint import FORMAT, VERSION, read_checkpoint
+from dino_path.model.checkpoint import Checkpoint, as_record, read_checkpoint
 from dino_path.run import RunFolder, atomic_write, is_abandoned
 from dino_path.settings import as_plain
 from dino_path.tiles.contents import contents_digest
@@ -33,34 +34,33 @@ def save_checkpoint(run: RunFolder, learner: Learner, config: Config, tiles: Til
         CheckpointError: the disk is full; what was there before is as it was.
     """
     path, world = run.checkpoint_file(step), learner.world
-    record = {
-        "format": FORMAT,
-        "version": VERSION,
-        "step": step,
-        "config": as_plain(config),
-        "num_tiles": len(tiles),
-        "num_slides": len(tiles.slides) if isinstance(tiles, TileStore) else None,
-        "tiles_digest": tiles.digest,
-        "contents_digest": contents_digest(tiles),
-        "tile_mpp": tiles.mpp,
-        "world_size": learner.world.size,
-        "global_batch_size": learner.global_batch_size,
-        "num_skipped": learner.num_skipped,
-        "student_backbone": whole(learner.student.backbone.state_dict(), world),
-        "student_head": whole(learner.student.head.state_dict(), world),
-        "teacher_backbone": whole(learner.teacher.backbone.state_dict(), world),
-        "teacher_head": whole(learner.teacher.head.state_dict(), world),
-        "center": learner.center,
-        "optimizer": whole(learner.optimizer.state_dict(), world),
-    }
+    student, teacher = ({part: whole(module.state_dict(), world) for part, module in network.named_children()}
+                        for network in (learner.student, learner.teacher))  # fmt: skip
+    optimizer = whole(learner.optimizer.state_dict(), world)
     if not world.is_first:
         return path
+    checkpoint = Checkpoint(
+        step=step,
+        config=as_plain(config),
+        num_tiles=len(tiles),
+        num_slides=len(tiles.slides) if isinstance(tiles, TileStore) else None,
+        tiles_digest=tiles.digest,
+        contents_digest=contents_digest(tiles),
+        tile_mpp=tiles.mpp,
+        world_size=world.size,
+        global_batch_size=learner.global_batch_size,
+        num_skipped=learner.num_skipped,
+        student=student,
+        teacher=teacher,
+        objective=learner.objective.state(),
+        optimizer=optimizer,
+    )
     for torn in run.checkpoints.glob(".step_*.tmp"):  # a run that was killed while it wrote
         if is_abandoned(torn):
             torn.unlink(missing_ok=True)
     try:
         with atomic_write(path, "wb") as stream:
-            torch.save(record, stream)
+            torch.save(as_record(checkpoint), stream)
     except (OSError, RuntimeError) as error:  # torch's writer may hide the first behind the second
         raise CheckpointError(
             str(path),
@@ -95,31 +95,25 @@ def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource)
         return 0
     for path in reversed(files):
         try:
-            record = read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         except CheckpointError as error:
             logger.warning("%s", error)
             continue
-        _refuse_other_run(path, record, config, tiles, learner)
-        load_whole(learner.student.backbone, record["student_backbone"])
-        load_whole(learner.student.head, record["student_head"])
-        load_whole(learner.teacher.backbone, record["teacher_backbone"])
-        load_whole(learner.teacher.head, record["teacher_head"])
-        learner.center.copy_(record["center"])
-        load_whole_optimizer(learner.optimizer, record["optimizer"])
-        learner.num_skipped = int(record["num_skipped"])
-        if record["world_size"] != learner.world.size:
+        _refuse_other_run(path, checkpoint, config, tiles, learner)
+        _load(learner, checkpoint)
+        if checkpoint.world_size != learner.world.size:
             logger.warning(
                 "%s was written by %d process(es), this is a run of %d: the same tiles and views, but other"
                 " stochastic depth and rounding.",
-                path, record["world_size"], learner.world.size,
+                path, checkpoint.world_size, learner.world.size,
             )  # fmt: skip
-        if (then := record.get("contents_digest")) and then != contents_digest(tiles):
+        if checkpoint.contents_digest is not None and checkpoint.contents_digest != contents_digest(tiles):
             logger.warning(
                 "%s has the same tiles by name as when %s was written, and other contents: images or slides were"
                 " replaced. The run goes on with what lies there now.", config.store, path,
             )  # fmt: skip
         logger.info("continuing from %s", path)
-        return int(record["step"])
+        return checkpoint.step
     raise CheckpointError(
         str(run.checkpoints),
         f"none of its {len(files)} checkpoints can be read.",
@@ -128,19 +122,32 @@ def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource)
     )
 
 
+def _load(learner: Learner, checkpoint: Checkpoint) -> None:
+    """Everything that a step changes, of a checkpoint of the same settings."""
+    for network, parts in ((learner.student, checkpoint.student), (learner.teacher, checkpoint.teacher)):
+        for name, module in network.named_children():
+            load_whole(module, parts[name])
+    learner.objective.load_state(checkpoint.objective)
+    load_whole_optimizer(learner.optimizer, checkpoint.optimizer)
+    learner.num_skipped = checkpoint.num_skipped
+
+
 # Settings that may change between two starts of one run: they do not change what is computed, but for rounding. How
 # the global batch is divided may change too; its size may not.
 _FREE_SECTIONS = ("monitor", "evaluation", "baseline", "wandb", "cluster", "tiles")
-_FREE_TRAINING = (
-    "num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device",
-    "batch_size_per_gpu", "accumulate_steps", "activation_checkpointing", "compile",
-    "fused_loss", "sharding", "timeout_s",
-)  # fmt: skip
+_FREE_SETTINGS = {"slides.exclude"} | {  # which chooses tiles, and the tiles are compared
+    f"training.{name}" for name in (
+        "num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device",
+        "batch_size_per_gpu", "accumulate_steps", "activation_checkpointing", "compile",
+        "fused_loss", "sharding", "timeout_s",
+    )
+}  # fmt: skip
+_MAPS = {"model.arguments"}  # one setting each, whatever is in it
 
 
-def _refuse_other_run(path: Path, record: dict[str, Any], config: Config, tiles: TileSource, learner: Learner) -> None:
+def _refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: TileSource, learner: Learner) -> None:
     try:  # validated, so that a setting which is younger than the checkpoint has its default there
-        before = _decisive(as_plain(Config.model_validate(record["config"])))
+        before = _decisive(as_plain(Config.model_validate(checkpoint.config)))
     except ValidationError as error:
         raise CheckpointError(
             str(path),
@@ -151,10 +158,10 @@ def _refuse_other_run(path: Path, record: dict[str, Any], config: Config, tiles:
     now = _decisive(as_plain(config))
     keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     differing = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in keys]
-    if record.get("tiles_digest") != tiles.digest:
-        differing.append(f"the tiles ({record['num_tiles']} -> {len(tiles)}, or others of the same number)")
-    if record["global_batch_size"] != learner.global_batch_size:
-        differing.append(f"global batch size ({record['global_batch_size']} -> {learner.global_batch_size})")
+    if checkpoint.tiles_digest != tiles.digest:
+        differing.append(f"the tiles ({checkpoint.num_tiles} -> {len(tiles)}, or others of the same number)")
+    if checkpoint.global_batch_size != learner.global_batch_size:
+        differing.append(f"global batch size ({checkpoint.global_batch_size} -> {learner.global_batch_size})")
     if differing:
         raise CheckpointError(
             str(path),
@@ -166,14 +173,13 @@ def _refuse_other_run(path: Path, record: dict[str, Any], config: Config, tiles:
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     """Dotted settings that decide what is computed."""
-    flat: dict[str, Any] = {}
-    for section, values in config.items():
-        if section in _FREE_SECTIONS or not isinstance(values, dict):
-            continue
-        for key, value in values.items():
-            if section == "training" and key in _FREE_TRAINING:
-                continue
-            if (section, key) == ("slides", "exclude"):  # it chooses tiles, and the tiles are compared
-                continue
-            flat[f"{section}.{key}"] = value
-    return flat
+    sections = {key: values for key, values in config.items() if key not in _FREE_SECTIONS and isinstance(values, dict)}
+    return {key: value for key, value in _dotted(sections) if key not in _FREE_SETTINGS}
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and prefix + key not in _MAPS:
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dino_path.training.objective.term import Collapse
 
 MAX_FEATURE_ROWS = 2048
 
@@ -49,34 +50,8 @@ def rankme(features_ND: Tensor) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-@dataclass(frozen=True)
-class Collapse:
-    """A collapsed teacher: how, and what helps."""
-
-    mode: str
-    remedy: str
-
-
-def find_collapse(
-    *, teacher_entropy: float, kl: float, prototypes_used: float, spread: float, num_prototypes: int
-) -> Collapse | None:
-    """Name the collapse, if there is one.
-
-    uniform: the teacher says the same of every prototype (entropy at ln K). one-hot: it says the same prototype of
-    every tile. Either way the features stop telling tiles apart; a high entropy alone, at the start, is healthy.
-    """
-    # Seen on the demo: at 99.7 % of ln K and a KL of 0.3 % of it the gradient was gone and the features stood still.
-    if teacher_entropy > 0.99 * math.log(num_prototypes) and kl < 0.01 * math.log(num_prototypes):
-        return Collapse(
-            "uniform",
-            "lower training.teacher_temp and warmup_teacher_temp (0.04 -> 0.02), optim.base_lr, and on a short run"
-            " training.momentum (0.99 -> 0.98); or make the views milder",
-        )
-    if prototypes_used < 1.5 and teacher_entropy < 0.05:
-        return Collapse(
-            "one-hot",
-            "raise training.teacher_temp a little, lower optim.base_lr, or freeze the prototypes longer",
-        )
+def find_feature_collapse(spread: float) -> Collapse | None:
+    """Features that no longer tell tiles apart, whatever the objective."""
     if spread < 0.02:
         return Collapse(
             "constant features",

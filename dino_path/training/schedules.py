@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from dino_path.config import Clock, OptimConfig, TrainingConfig
+from dino_path.config import Clock, ObjectiveConfig, OptimConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class StepSettings:
     momentum: float
     teacher_temp: float
     last_layer_frozen: bool
+
+    def logged(self) -> dict[str, float]:
+        """The numbers among them, for the record."""
+        return {name: value for name, value in asdict(self).items() if not isinstance(value, bool)}
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,11 @@ def resolve_clock(training: TrainingConfig, *, num_tiles: int, world_size: int) 
     return Clock(num_steps=num_steps, steps_per_epoch=steps_per_epoch, global_batch_size=global_batch_size)
 
 
-def resolve_schedules(optim: OptimConfig, training: TrainingConfig, clock: Clock) -> Schedules:
+def resolve_schedules(
+    optim: OptimConfig, objective: ObjectiveConfig, training: TrainingConfig, clock: Clock
+) -> Schedules:
     """Turn settings into schedules. The learning rate scales with the global batch: base_lr * batch / 256."""
-    num_steps = clock.num_steps
+    num_steps, dino = clock.num_steps, objective.dino
     return Schedules(
         clock=clock,
         lr=Schedule(
@@ -104,11 +110,11 @@ def resolve_schedules(optim: OptimConfig, training: TrainingConfig, clock: Clock
         weight_decay=Schedule(optim.weight_decay, optim.final_weight_decay, num_steps),
         momentum=Schedule(training.momentum, training.final_momentum, num_steps),
         teacher_temp=Schedule(
-            training.teacher_temp,
-            training.teacher_temp,
+            dino.teacher_temp,
+            dino.teacher_temp,
             num_steps,
-            warmup_steps=min(training.teacher_temp_warmup.steps(clock), num_steps),
-            warmup_from=training.warmup_teacher_temp,
+            warmup_steps=min(dino.teacher_temp_warmup.steps(clock), num_steps),
+            warmup_from=dino.warmup_teacher_temp,
         ),
         freeze_steps=optim.freeze_last_layer.steps(clock),
     )

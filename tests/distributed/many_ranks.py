@@ -3,39 +3,51 @@
 python many_ranks.py SIZE STORE OUT
 """
 
+import contextlib
 import math
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch._dynamo  # before the fork: it takes seconds
 from forked import run_ranks
 from runs import keep_only_step
 from tiny import tiny_batches, tiny_config, tiny_learner, tiny_schedules
+from toy_term import add_toy_term
 
 from dino_path.distributed import World, open_world
 from dino_path.run import RunFolder
-from dino_path.training.learner import Learner, train_step
+from dino_path.training.learner import Learner
 from dino_path.training.loop import pretrain
 from dino_path.training.sharding import local, whole
+from dino_path.training.step import train_step
 
 NUM_STEPS = 4
 GLOBAL_BATCH = 4
 SETTINGS = ("model.drop_path_rate=0", f"training.num_steps={NUM_STEPS}", "training.checkpoint_every_steps=2")
 ACCUMULATED = ("training.accumulate_steps=2", "optim.clip_scope=global", "optim.clip_norm=0.5")
-RESNET = ("model.backbone=resnet10t", "model.arguments={}", "model.head_batch_norm=true", "optim.optimizer=sgd")
+RESNET = (
+    "model.backbone=resnet10t",
+    "model.arguments={}",
+    "objective.dino.head_batch_norm=true",
+    "optim.optimizer=sgd",
+)
 # What is trained, on all ranks and by one process with the same global batch.
 CASES: dict[str, tuple[str, ...]] = {
     "plain": (),
     "accumulated": ACCUMULATED,
     "resnet": RESNET,
     "sharded": ("training.sharding=fsdp2",),
-    "sharded, accumulated": ("training.sharding=fsdp2", "model.norm_last_layer=false", *ACCUMULATED),
+    "sharded, accumulated": ("training.sharding=fsdp2", "objective.dino.norm_last_layer=false", *ACCUMULATED),
     "sharded, recomputed": ("training.sharding=fsdp2", "training.activation_checkpointing=true"),
     "sharded, elementwise": ("training.sharding=fsdp2", "training.activation_checkpointing=elementwise"),
+    "second term": (),
+    "sharded, second term, accumulated": ("training.sharding=fsdp2", *ACCUMULATED),
 }
 IN_BF16 = {
     "bf16": ("training.precision=bf16",),
@@ -44,13 +56,22 @@ IN_BF16 = {
 SKIPPING = ("plain", "sharded")
 
 
+@contextlib.contextmanager
+def terms_of(name: str) -> Iterator[None]:
+    """Inside, learners have the terms of that case."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "second term" in name:
+            add_toy_term(patch)
+        yield
+
+
 def state_of(learner: Learner) -> dict[str, Any]:
     """Everything that a step changes, whole, on rank 0; None for each sharded tensor on the others."""
     optimizer = whole(learner.optimizer.state_dict()["state"], learner.world)
     state = {f"optimizer.{number}.{name}": value for number, of in optimizer.items() for name, value in of.items()}
     for name, network in (("student", learner.student), ("teacher", learner.teacher)):
         state |= {f"{name}.{key}": value for key, value in whole(network.state_dict(), learner.world).items()}
-    state["center"] = learner.center
+    state |= {name: value for of_term in learner.objective.state().values() for name, value in of_term.items()}
     return {name: None if value is None else torch.as_tensor(value).detach().clone() for name, value in state.items()}
 
 
@@ -84,7 +105,7 @@ def train(
         tiles += [tile for batch in micro_batches for tile in batch.tiles.tolist()]
     return learner, {
         "start": start, "state": state_of(learner), "tiles": tiles, "losses": losses,
-        "grad_norm": float(report.grad_norm), "num_numbers_here": num_numbers_here(learner),
+        "grad_norm": float(report.numbers["grad_norm"]), "num_numbers_here": num_numbers_here(learner),
     }  # fmt: skip
 
 
@@ -127,7 +148,8 @@ def main(store: Path, out: Path) -> None:
     with open_world("cpu", timeout_s=120) as world:
         record = {}
         for name, settings in CASES.items():
-            learner, record[name] = train(store, settings, world)
+            with terms_of(name):
+                learner, record[name] = train(store, settings, world)
             if name in SKIPPING:
                 record[name]["skipping"] = skip_one_step(store, learner)
         for name, settings in IN_BF16.items():

@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from dino_path.distributed import World
 from dino_path.model.head import Projection
 from dino_path.run import RunFolder
-from dino_path.training import fused_loss
-from dino_path.training.fused_loss import fused_objective
-from dino_path.training.learner import Learner, StepReport, train_step
+from dino_path.training.learner import Learner
 from dino_path.training.loop import pretrain
-from dino_path.training.objective import dino_objective
+from dino_path.training.objective import fused_loss
+from dino_path.training.objective.dino_loss import dino_loss
+from dino_path.training.objective.fused_loss import fused_dino_loss
+from dino_path.training.step import StepReport, train_step
 from dino_path.views.batches import ViewBatch, sent_ahead
 from dino_path.views.device import finish_views
 
@@ -84,8 +85,8 @@ def test_the_fused_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, pi
 
     student = Projection(unit(10 * 4).requires_grad_(), unit(65536).requires_grad_())
     teacher, center = Projection(unit(2 * 4), unit(65536)), torch.zeros(1, 65536, device=GPU.device)
-    plain = dino_objective(student.logits(), teacher.logits(), center, student_temp=0.1, teacher_temp=0.04)
-    fused = fused_objective(student, teacher, center, student_temp=0.1, teacher_temp=0.04)
+    plain = dino_loss(student.logits(), teacher.logits(), center, student_temp=0.1, teacher_temp=0.04)
+    fused = fused_dino_loss(student, teacher, center, student_temp=0.1, teacher_temp=0.04)
     for name in ("loss", "teacher_entropy", "kl", "prototypes_used"):
         torch.testing.assert_close(getattr(fused, name), getattr(plain, name), rtol=1e-5, atol=1e-5)
     for one, other in zip(*(torch.autograd.grad(each.loss, [*student]) for each in (plain, fused)), strict=True):
@@ -144,7 +145,7 @@ def nccl() -> Iterator[None]:
 
 
 def test_ddp_on_nccl_gives_the_gradients_of_the_bare_network_also_accumulated(nccl: None, tiles_folder: Path) -> None:
-    exact = ("training.precision=fp32", "model.drop_path_rate=0", "model.norm_last_layer=false")
+    exact = ("training.precision=fp32", "model.drop_path_rate=0", "objective.dino.norm_last_layer=false")
     sizes = ("training.batch_size_per_gpu=2", "training.accumulate_steps=2")
     config = tiny_config(tiles_folder, OUT, *exact, *sizes)
     states = []
@@ -164,7 +165,7 @@ def test_ddp_on_nccl_gives_the_gradients_of_the_bare_network_also_accumulated(nc
 
 
 def test_synchronised_batch_norms_train(nccl: None, tiles_folder: Path) -> None:
-    config = tiny_config(tiles_folder, OUT, "model.head_batch_norm=true", "training.precision=fp32")
+    config = tiny_config(tiles_folder, OUT, "objective.dino.head_batch_norm=true", "training.precision=fp32")
     plain, converted = tiny_learner(config, GPU), tiny_learner(config, GPU)
     converted.student = nn.SyncBatchNorm.convert_sync_batchnorm(converted.student)
     converted._forward_student = DistributedDataParallel(converted.student, device_ids=[0])

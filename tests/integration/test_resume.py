@@ -14,7 +14,10 @@ from dino_path.run import RunFolder
 from dino_path.training.loop import pretrain
 from dino_path.training.signals import SAME_REQUEST_S
 
-SETTINGS = ("model.drop_path_rate=0.2", "model.norm_last_layer=false")  # stochastic depth is part of what must repeat
+SETTINGS = (
+    "model.drop_path_rate=0.2",
+    "objective.dino.norm_last_layer=false",
+)  # stochastic depth is part of what must repeat
 NUM_STEPS = 200  # of the commands that are killed
 LONG = (*SETTINGS, f"training.num_steps={NUM_STEPS}", "training.checkpoint_every_steps=10")
 WITH_WORKERS = (*LONG, "training.num_workers=2")

@@ -6,11 +6,12 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_learner
 
-from dino_path.config import OptimConfig, TrainingConfig
+from dino_path.config import DinoConfig, ObjectiveConfig, OptimConfig, TrainingConfig
 from dino_path.model.head import DinoHead, Projection
-from dino_path.training.fused_loss import fused_objective
-from dino_path.training.learner import set_schedules, update_center
-from dino_path.training.objective import batch_center, dino_objective
+from dino_path.training.objective.dino_loss import dino_loss
+from dino_path.training.objective.fused_loss import fused_dino_loss
+from dino_path.training.objective.targets import batch_center, update_center
+from dino_path.training.optimizer import set_schedules
 from dino_path.training.schedules import StepSettings, resolve_clock, resolve_schedules
 
 # DINOLoss in float64, K = 5, B = 2, V = 4, student temperature 0.1, center momentum 0.9: three consecutive calls with
@@ -30,11 +31,11 @@ def test_loss_gradient_and_center_equal_the_published_code_over_three_calls(is_f
     center = torch.zeros(1, 5, dtype=torch.float64)
     for teacher_temp, loss, gradient_norm, center_after in LOSS_CALLS:
         if is_fused:
-            objective = fused_objective(
+            objective = fused_dino_loss(
                 Projection(student, unit), teacher, center, student_temp=0.1, teacher_temp=teacher_temp
             )
         else:
-            objective = dino_objective(student, teacher.logits(), center, student_temp=0.1, teacher_temp=teacher_temp)
+            objective = dino_loss(student, teacher.logits(), center, student_temp=0.1, teacher_temp=teacher_temp)
         (gradient,) = torch.autograd.grad(objective.loss, student)
         assert float(objective.loss.detach()) == pytest.approx(loss, abs=1e-8)
         assert float(gradient.norm()) == pytest.approx(gradient_norm, abs=1e-8)
@@ -45,7 +46,7 @@ def test_loss_gradient_and_center_equal_the_published_code_over_three_calls(is_f
 def test_loss_is_the_teachers_entropy_plus_the_divergence() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(12, 7, generator=generator), torch.randn(4, 7, generator=generator)
-    objective = dino_objective(student, teacher, torch.zeros(1, 7), student_temp=0.1, teacher_temp=0.5)
+    objective = dino_loss(student, teacher, torch.zeros(1, 7), student_temp=0.1, teacher_temp=0.5)
     shares = torch.softmax(teacher / 0.5, dim=1)
     entropy = -(shares * shares.log()).sum(1).mean()
     used = -(shares.mean(0) * shares.mean(0).log()).sum()
@@ -57,10 +58,8 @@ def test_loss_is_the_teachers_entropy_plus_the_divergence() -> None:
 
 def test_half_precision_logits_give_a_loss_in_fp32() -> None:
     logits = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    half = dino_objective(
-        logits.bfloat16(), logits[:4].bfloat16(), torch.zeros(1, 16), student_temp=0.1, teacher_temp=0.04
-    )
-    full = dino_objective(
+    half = dino_loss(logits.bfloat16(), logits[:4].bfloat16(), torch.zeros(1, 16), student_temp=0.1, teacher_temp=0.04)
+    full = dino_loss(
         logits.bfloat16().float(),
         logits[:4].bfloat16().float(),
         torch.zeros(1, 16),
@@ -74,7 +73,9 @@ def test_half_precision_logits_give_a_loss_in_fp32() -> None:
 def test_schedules_equal_the_published_values() -> None:
     optim = OptimConfig(base_lr=5e-4, final_lr=1e-6)
     training = TrainingConfig(num_epochs=100, batch_size_per_gpu=512, momentum=0.996)
-    schedules = resolve_schedules(optim, training, resolve_clock(training, num_tiles=2502 * 512, world_size=1))
+    schedules = resolve_schedules(
+        optim, ObjectiveConfig(), training, resolve_clock(training, num_tiles=2502 * 512, world_size=1)
+    )
     last = 250_200 - 1
     assert schedules.clock.num_steps == last + 1
     assert schedules.at(0).lr == 0
@@ -90,8 +91,10 @@ def test_schedules_equal_the_published_values() -> None:
 
 
 def test_teacher_temperature_warms_up_from_end_to_end() -> None:
-    training = TrainingConfig(num_steps=10, teacher_temp=0.07, teacher_temp_warmup="3 steps")
-    schedules = resolve_schedules(OptimConfig(), training, resolve_clock(training, num_tiles=640, world_size=1))
+    training = TrainingConfig(num_steps=10)
+    objective = ObjectiveConfig(dino=DinoConfig(teacher_temp=0.07, teacher_temp_warmup="3 steps"))
+    clock = resolve_clock(training, num_tiles=640, world_size=1)
+    schedules = resolve_schedules(OptimConfig(), objective, training, clock)
     temperatures = [schedules.at(step).teacher_temp for step in range(10)]
     assert temperatures == pytest.approx([0.04, 0.055, *[0.07] * 8], abs=1e-15)
 
@@ -152,7 +155,7 @@ def test_batch_norm_of_the_head_stands_between_linear_and_gelu() -> None:
 
 
 def test_optimizer_decays_what_the_published_code_decays(tiles_folder: Path) -> None:
-    learner = tiny_learner(tiny_config(tiles_folder, Path("unused"), "model.norm_last_layer=false"))
+    learner = tiny_learner(tiny_config(tiles_folder, Path("unused"), "objective.dino.norm_last_layer=false"))
     names = {id(value): name for name, value in learner.student.named_parameters()}
     decayed, plain = ({names[id(value)] for value in group["params"]} for group in learner.optimizer.param_groups)
     assert {

@@ -41,7 +41,7 @@ def schedules(config: Config) -> Schedules:
     assert config.training is not None
     world_size = config.cluster.nodes * int(config.cluster.gpus_per_node)
     clock = resolve_clock(config.training, num_tiles=IMAGENET_TILES, world_size=world_size)
-    return resolve_schedules(config.optim, config.training, clock)
+    return resolve_schedules(config.optim, config.objective, config.training, clock)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -69,7 +69,7 @@ def test_a_recipe_names_hours_and_the_number_to_expect_and_uses_itself(file: Pat
 def test_settings_that_the_header_suggests_are_settings(file: Path) -> None:
     text = header(file).replace("\n# ", " ")
     suggested = [
-        word.rstrip(".;,") for word in shlex.split(text.replace("'s", "s")) if re.match(r"[a-z]+\.[a-z_]+=", word)
+        word.rstrip(".;,") for word in shlex.split(text.replace("'s", "s")) if re.match(r"[a-z]+(\.[a-z_]+)+=", word)
     ]
     assert load_config(file, suggested)
 
@@ -105,7 +105,7 @@ def test_the_transformers_have_dinos_crops_adamw_and_growing_weight_decay(name: 
     assert (config.views.global_px, config.views.local_px) == (224, 96)
     assert (config.optim.optimizer, config.optim.weight_decay, config.optim.final_weight_decay) == ("adamw", 0.04, 0.4)
     assert (config.optim.clip_norm, config.optim.clip_scope) == (3.0, "parameter")
-    assert (config.model.num_prototypes, config.model.norm_last_layer) == (65536, True)
+    assert (config.objective.dino.num_prototypes, config.objective.dino.norm_last_layer) == (65536, True)
     assert config.model.drop_path_rate == 0.1
 
 

@@ -72,7 +72,7 @@ def test_the_command_watches_its_teacher(
         "training.batch_size_per_gpu=4", "training.num_workers=0", "training.device=cpu", "wandb.mode=disabled",
         "views.global_px=32", "views.local_px=16", "views.num_local=1", "model.backbone=vit_tiny_patch16_224",
         "model.arguments={img_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}",
-        "model.num_prototypes=64", "model.head_hidden=32", "model.head_bottleneck=16",
+        "objective.dino.num_prototypes=64", "objective.dino.head_hidden=32", "objective.dino.head_bottleneck=16",
     )  # fmt: skip
     monkeypatch.setattr("sys.argv", ["dino-path", "pretrain", *settings])
     with pytest.raises(SystemExit) as end:

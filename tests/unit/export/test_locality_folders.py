@@ -85,7 +85,7 @@ def test_the_card_says_how_to_load_it_and_its_snippet_works(folder: Path) -> Non
 def test_a_pretrained_vit_with_both_is_exported_from_its_run(tiles_folder: Path, tmp_path: Path) -> None:
     switches = [f"model.{key}=true" for key in BOTH]
     checkpoint = pretrain(tiny_config(tiles_folder, tmp_path / "run", "training.num_steps=2", *switches), ALONE)
-    weights = torch.load(checkpoint, weights_only=True)["teacher_backbone"]
+    weights = torch.load(checkpoint, weights_only=True)["teacher"]["backbone"]
     export_checkpoint(tmp_path / "run", tmp_path / "model")
     module = load_extractor(str(tmp_path / "model"), device=CPU).module
     assert {key: tensor.shape for key, tensor in module.state_dict().items()} == {

@@ -22,7 +22,7 @@ from dino_path.export.checkpoint import export_checkpoint
 from dino_path.export.model_folder import ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
-from dino_path.model.checkpoint import FORMAT, VERSION
+from dino_path.model.checkpoint import FORMAT, VERSION, Checkpoint, as_record
 from dino_path.settings import as_plain
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -220,15 +220,15 @@ def write_run(run: Path) -> Config:
     config = Config.model_validate(tree)
     for step, seed in ((10, 1), (20, 2)):
         torch.manual_seed(seed)
-        record = {
-            "format": FORMAT, "version": VERSION, "step": step, "config": as_plain(config), "num_tiles": 100,
-            "world_size": 2, "tile_mpp": 0.25,
-            "teacher_backbone": build_backbone(ARCHITECTURE, ARGUMENTS).state_dict(),
-            "student_backbone": build_backbone(ARCHITECTURE, ARGUMENTS).state_dict(),
-        }  # fmt: skip
+        teacher, student = ({"backbone": build_backbone(ARCHITECTURE, ARGUMENTS).state_dict()} for _ in range(2))
+        checkpoint = Checkpoint(
+            step=step, config=as_plain(config), num_tiles=100, num_slides=None, tiles_digest="", tile_mpp=0.25,
+            world_size=2, global_batch_size=16, num_skipped=0, student=student, teacher=teacher, objective={},
+            optimizer={},
+        )  # fmt: skip
         file = run / "checkpoints" / f"step_{step:08d}.pt"
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(record, file)
+        torch.save(as_record(checkpoint), file)
     (run / "eval").mkdir()
     (run / "eval" / "results.json").write_text(json.dumps(RESULTS))
     (run / "environment.json").write_text(json.dumps({"git_commit": "abc", "versions": {"timm": "1.0.31"}}))
@@ -246,7 +246,7 @@ def test_a_run_folder_exports_the_teacher_of_its_newest_checkpoint(tmp_path: Pat
     export_checkpoint(tmp_path / "run", tmp_path / "teacher")
     export_checkpoint(tmp_path / "run", tmp_path / "student", network="student")
     for network in ("teacher", "student"):
-        assert torch.equal(first_weight(tmp_path / network), newest[f"{network}_backbone"]["cls_token"])
+        assert torch.equal(first_weight(tmp_path / network), newest[network]["backbone"]["cls_token"])
     config = json.loads((tmp_path / "teacher" / "config.json").read_text())
     assert (config["mpp"], config["pretrained_cfg"]["input_size"]) == (0.25, [3, 40, 40])
     made = config["dino_path"]
@@ -261,7 +261,7 @@ def test_an_older_checkpoint_can_be_named(tmp_path: Path) -> None:
     older = tmp_path / "run" / "checkpoints" / "step_00000010.pt"
     export_checkpoint(older, tmp_path / "model")
     assert torch.equal(
-        first_weight(tmp_path / "model"), torch.load(older, weights_only=True)["teacher_backbone"]["cls_token"]
+        first_weight(tmp_path / "model"), torch.load(older, weights_only=True)["teacher"]["backbone"]["cls_token"]
     )
 
 

@@ -12,7 +12,7 @@ from dino_path.config import ModelConfig
 from dino_path.errors import ConfigError
 from dino_path.model.backbone import build_backbone
 from dino_path.model.locality import LocalitySelfAttention, ShiftedPatchTokenization
-from dino_path.training.learner import train_step
+from dino_path.training.step import train_step
 
 NAME = "vit_tiny_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -18,7 +18,8 @@ def write_run(run: Path, *, num_records: int = 120, seed: int = 0, **training: A
     random = np.random.default_rng(seed)
     (run / "figures").mkdir(parents=True)
     tree = {
-        "model": {"backbone": "vit_small_patch16_224", "num_prototypes": NUM_PROTOTYPES},
+        "model": {"backbone": "vit_small_patch16_224"},
+        "objective": {"dino": {"num_prototypes": NUM_PROTOTYPES}},
         "training": {"num_steps": 10 * num_records, "batch_size_per_gpu": 64, **training},
     }
     (run / "config.yaml").write_text(as_yaml(Config.model_validate(tree)))

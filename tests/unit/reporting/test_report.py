@@ -9,6 +9,7 @@ from typing import get_args
 import cv2
 import numpy as np
 import pytest
+import yaml
 from made_up import write_evaluation, write_fewshot, write_fractions, write_run, write_store
 
 from dino_path.config import FrozenProtocol
@@ -188,6 +189,31 @@ def test_runs_are_drawn_together_and_differing_settings_are_marked(run: Path, tm
     [row] = re.findall(r'<tr class="differs"><td title="([^"]*)">', html)
     assert row == "training.momentum"
     assert html.count('class="curve slot1"') == 13
+
+
+def test_a_run_with_settings_of_an_earlier_version_shows_them_and_ln_k_as_before(run: Path, tmp_path: Path) -> None:
+    html = []
+    for number in range(2):
+        if number == 1:
+            tree = yaml.safe_load((run / "config.yaml").read_text())
+            tree["model"]["num_prototypes"] = tree.pop("objective")["dino"]["num_prototypes"]
+            (run / "config.yaml").write_text(yaml.safe_dump(tree))
+        html.append(write_report([run], tmp_path / "report.html").read_text())
+    rows = [re.findall(r'<td title="objective.dino.num_prototypes">.*?</tr>', each, re.DOTALL) for each in html]
+    charts = [re.findall(r"<svg.*?</svg>", each, re.DOTALL) for each in html]
+    assert "4096" in rows[0][0]
+    assert sum(">ln K<" in chart for chart in charts[0]) == 2
+    assert (rows[0], charts[0]) == (rows[1], charts[1])
+
+
+def test_numbers_that_have_no_words_here_have_a_chart_each(run: Path, tmp_path: Path) -> None:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record |= {"koleo_loss": 0.3, "grad_norm_backbone": 1.0, "epoch": 0.1, "eta_s": 5.0, "loss_minus_ln_k": -1.0}
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    page = report(run, out=tmp_path)
+    assert "Koleo loss" in page.text
+    assert page.tags.count("svg") == 14
 
 
 def test_two_runs_of_one_name_get_their_parents_name_too(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from dino_path.training.schedules import resolve_clock
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 WELL = (
-    "training.num_steps=10000", "training.batch_size_per_gpu=128", "model.num_prototypes=1024", "optim.lr_warmup=10 %",
-    "optim.freeze_last_layer=1 %",
+    "training.num_steps=10000", "training.batch_size_per_gpu=128", "objective.dino.num_prototypes=1024",
+    "optim.lr_warmup=10 %", "optim.freeze_last_layer=1 %",
 )  # fmt: skip
 
 
@@ -36,13 +36,13 @@ def test_the_shipped_recipes_get_none_on_a_million_tiles(name: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("model.num_prototypes=65536", "65536 prototypes are many for 20000 tiles"),
+        ("objective.dino.num_prototypes=65536", "65536 prototypes are many for 20000 tiles"),
         ("training.momentum=0.9999", "the teacher averages over 10000 steps and the run has 10000"),
         ("training.momentum=1", "the teacher averages over inf steps"),
         ("optim.lr_warmup=10 epochs", None),
         ("optim.lr_warmup=4000 steps", "the learning rate rises for 4000 of 10000 steps"),
         ("optim.freeze_last_layer=2000 steps", "the prototypes are frozen for 2000 of 10000 steps"),
-        ("training.teacher_temp=0.07", "a teacher temperature of 0.07 from the start may collapse"),
+        ("objective.dino.teacher_temp=0.07", "a teacher temperature of 0.07 from the start may collapse"),
         ("training.batch_size_per_gpu=8", "8 tiles per step are few"),
     ],
 )
@@ -58,16 +58,16 @@ def test_what_does_not_suit_the_run_is_named(setting: str, expected: str | None)
 
 
 def test_a_long_warm_up_of_the_teacher_that_never_ends_is_named() -> None:
-    settings = ("training.teacher_temp=0.07", "training.teacher_temp_warmup=20000 steps")
+    settings = ("objective.dino.teacher_temp=0.07", "objective.dino.teacher_temp_warmup=20000 steps")
     assert "rises for 20000 steps, and the run has 10000" in advice_for(load_config(None, [*WELL, *settings]))[0]
 
 
 def test_defaults_on_few_tiles_are_advised_until_they_suit() -> None:
-    given = {"training.num_steps": "300", "training.batch_size_per_gpu": "16", "training.teacher_temp": "0.06"}
+    given = {"training.num_steps": "300", "training.batch_size_per_gpu": "16", "objective.dino.teacher_temp": "0.06"}
     found = advice_for(load_config(None, [f"{key}={value}" for key, value in given.items()]), 2_000)
     assert len(found) == 6
     for sentence in found:
-        for key, value in re.findall(r"([a-z_]+\.[a-z_]+)=('[^']*'|\S+)", sentence):
+        for key, value in re.findall(r"([a-z_]+(?:\.[a-z_]+)+)=('[^']*'|\S+)", sentence):
             given[key] = str(yaml.safe_load(value))
     assert advice_for(load_config(None, [f"{key}={value}" for key, value in given.items()]), 2_000) == []
 

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from tiny import differences, state_of, tiny_batches, tiny_config, tiny_learner,
 
 from dino_path.config import Config
 from dino_path.errors import ConfigError
-from dino_path.model.head import Projection
 from dino_path.training.acceleration import checkpoint_activations, compile_blocks
-from dino_path.training.learner import Learner, StepReport, train_step
+from dino_path.training.learner import Learner
+from dino_path.training.objective.term import Outputs
+from dino_path.training.step import StepReport, train_step
 from dino_path.views.batches import ViewBatch
 
 OUT = Path("unused")
@@ -69,8 +71,9 @@ def test_accumulated_steps_equal_those_of_the_whole_batch(tiles_folder: Path) ->
         torch.testing.assert_close(divided[name], value, rtol=1e-8, atol=1e-8, msg=lambda text, n=name: f"{n}: {text}")
     assert bool(whole["center"].any())
     for report, part in zip(reports, parts, strict=True):
-        for name in ("loss", "teacher_entropy", "kl", "grad_norm", "grad_norm_backbone", "teacher_features"):
-            torch.testing.assert_close(getattr(part, name), getattr(report, name), rtol=1e-5, atol=1e-6)
+        for name in ("loss", "teacher_entropy", "kl", "grad_norm", "grad_norm_backbone"):
+            torch.testing.assert_close(part.numbers[name], report.numbers[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(part.teacher_features, report.teacher_features, rtol=1e-5, atol=1e-6)
 
 
 def test_one_micro_batch_that_is_not_finite_skips_the_whole_step(
@@ -81,11 +84,12 @@ def test_one_micro_batch_that_is_not_finite_skips_the_whole_step(
     train_step(learner, micro_batches(config, 0), schedules.at(0), step=0)
     before, forward, calls = state_of(learner), learner.forward, []
 
-    def broken_once(batch: ViewBatch) -> tuple[Projection, Projection, torch.Tensor]:
-        student, teacher, features = forward(batch)
+    def broken_once(batch: ViewBatch) -> Outputs:
+        outputs = forward(batch)
         calls.append(batch)
-        broken = student.bottleneck * (math.nan if len(calls) == 2 else 1)
-        return student._replace(bottleneck=broken), teacher, features
+        projection = outputs.student.projection
+        broken = projection._replace(bottleneck=projection.bottleneck * (math.nan if len(calls) == 2 else 1))
+        return replace(outputs, student=outputs.student._replace(projection=broken))
 
     monkeypatch.setattr(learner, "forward", broken_once)
     report = train_step(learner, micro_batches(config, 1), schedules.at(1), step=1)

@@ -17,7 +17,8 @@ from dino_path.errors import CheckpointError
 from dino_path.run import RunFolder
 from dino_path.tiles.source import open_tiles
 from dino_path.training.checkpoints import read_checkpoint, restore, save_checkpoint
-from dino_path.training.learner import Learner, train_step
+from dino_path.training.learner import Learner
+from dino_path.training.step import train_step
 
 
 def trained_learner(config: Config, num_steps: int = 3) -> Learner:
@@ -175,7 +176,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(config: Config) -> N
         ("training.seed=5", r"training\.seed \(0 -> 5\)"),
         ("training.num_steps=20", r"training\.num_steps"),
         ("views.blur_prob=[0, 0, 0]", r"views\.blur_prob"),
-        ("model.num_prototypes=32", r"model\.num_prototypes"),
+        ("objective.dino.num_prototypes=32", r"objective\.dino\.num_prototypes"),
         ("training.batch_size_per_gpu=2", r"global batch size \(4 -> 2\)"),
         ("training.accumulate_steps=2", r"global batch size \(4 -> 8\)"),
     ],
@@ -219,7 +220,7 @@ def test_checkpoints_of_another_set_of_tiles_are_refused(tmp_path: Path, change:
 
 def test_a_checkpoint_from_before_a_setting_existed_goes_on_with_its_default(config: Config) -> None:
     file = save(config, tiny_learner(config), step=1)
-    record = read_checkpoint(file)
+    record = torch.load(file, weights_only=True)
     del record["config"]["optim"]["clip_scope"]
     torch.save(record, file)
     assert resume(config)[1] == 1
@@ -229,12 +230,58 @@ def test_a_checkpoint_from_before_a_setting_existed_goes_on_with_its_default(con
         resume(config)
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"version": 3}, r"has checkpoint version 3"),
+        ({"version": "2"}, r"has checkpoint version '2'"),
+        ({"step": "1"}, r"step: Input should be a valid integer"),
+        ({"optimizer": None}, r"optimizer: Input should be a valid dictionary"),
+        (
+            {"teacher": {"backbone": {"cls_token": [1.0]}}},
+            r"teacher\.backbone\.cls_token: Input should be an instance of Tensor",
+        ),
+        ({"colour": 1}, r"colour: Unexpected keyword argument"),
+    ],
+)
+def test_what_a_checkpoint_must_hold_is_checked_on_reading(
+    config: Config, change: dict[str, object], found: str
+) -> None:
+    file = save(config, tiny_learner(config), step=1)
+    torch.save(torch.load(file, weights_only=True) | change, file)
+    with pytest.raises(CheckpointError, match=found):
+        read_checkpoint(file)
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused_by_its_name(config: Config) -> None:
+    file = save(config, tiny_learner(config), step=1)
+    record = torch.load(file, weights_only=True)
+    del record["num_skipped"]
+    torch.save(record, file)
+    with pytest.raises(CheckpointError, match="num_skipped: Field required"):
+        read_checkpoint(file)
+
+
+def test_a_checkpoint_of_version_1_is_lifted() -> None:
+    """tests/integration/test_old_runs.py goes on from it."""
+    file = Path(__file__).parents[2] / "fixtures/run_v1/run/checkpoints/step_00000003.pt"
+    record, lifted = torch.load(file, weights_only=True), read_checkpoint(file)
+    assert record["version"] == 1
+    assert torch.equal(lifted.objective["dino"]["center"], record["center"])
+    for network, parts in (("student", lifted.student), ("teacher", lifted.teacher)):
+        assert parts.keys() == {"backbone", "head"}
+        for part, weights in parts.items():
+            assert weights.keys() == record[f"{network}_{part}"].keys()
+    assert record["config"]["training"]["teacher_temp"] == lifted.config["objective"]["dino"]["teacher_temp"] == 0.05
+    assert "teacher_temp" not in lifted.config["training"]
+
+
 def test_another_number_of_processes_with_the_same_global_batch_goes_on_with_a_warning(
     config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(config, tiny_learner(config), step=1)
     file = RunFolder(config.out).checkpoint_file(1)  # type: ignore[arg-type]
-    record = read_checkpoint(file)
+    record = torch.load(file, weights_only=True)
     record["world_size"] = 2
     torch.save(record, file)
     assert resume(config)[1] == 1

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dino_path.model.head import DinoHead, Projection
-from dino_path.training import fused_loss
-from dino_path.training.fused_loss import fused_objective
-from dino_path.training.learner import StepReport, train_step
-from dino_path.training.objective import Objective, batch_center, dino_objective
+from dino_path.training.objective import fused_loss
+from dino_path.training.objective.dino_loss import DinoLoss, dino_loss
+from dino_path.training.objective.fused_loss import fused_dino_loss
+from dino_path.training.objective.targets import batch_center
+from dino_path.training.step import StepReport, train_step
 
 OUT = Path("unused")
 SCALARS = ("loss", "teacher_entropy", "kl", "prototypes_used")
@@ -43,10 +44,10 @@ def in_double(projection: Projection) -> Projection:
 
 def both(
     student: Projection, teacher: Projection, center: Tensor, *, teacher_temp: float = 0.04
-) -> tuple[tuple[Objective, list[Tensor]], tuple[Objective, list[Tensor]]]:
+) -> tuple[tuple[DinoLoss, list[Tensor]], tuple[DinoLoss, list[Tensor]]]:
     """The objective and the student's gradients: plain, and fused."""
-    plain = dino_objective(student.logits(), teacher.logits(), center, student_temp=0.1, teacher_temp=teacher_temp)
-    fused = fused_objective(student, teacher, center, student_temp=0.1, teacher_temp=teacher_temp)
+    plain = dino_loss(student.logits(), teacher.logits(), center, student_temp=0.1, teacher_temp=teacher_temp)
+    fused = fused_dino_loss(student, teacher, center, student_temp=0.1, teacher_temp=teacher_temp)
     one, other = (list(torch.autograd.grad(objective.loss, [*student])) for objective in (plain, fused))
     return (plain, one), (fused, other)
 
@@ -89,7 +90,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     student, teacher, center = projections(torch.float64, num_tiles=2, num_local=2, num_prototypes=5)
 
     def loss(bottleneck: Tensor, prototypes: Tensor) -> Tensor:
-        return fused_objective(
+        return fused_dino_loss(
             Projection(bottleneck, prototypes), teacher, center, student_temp=0.1, teacher_temp=0.07
         ).loss
 
@@ -99,10 +100,10 @@ def test_gradients_are_those_of_finite_differences() -> None:
 def test_the_loss_may_be_scaled_before_the_backward_pass_and_is_computed_in_fp32_under_autocast() -> None:
     student, teacher, center = projections(torch.float32, num_tiles=3, num_local=2)
     plain = torch.autograd.grad(
-        fused_objective(student, teacher, center, student_temp=0.1, teacher_temp=0.04).loss, [*student]
+        fused_dino_loss(student, teacher, center, student_temp=0.1, teacher_temp=0.04).loss, [*student]
     )
     with torch.autocast("cpu", torch.bfloat16):
-        objective = fused_objective(student, teacher, center, student_temp=0.1, teacher_temp=0.04)
+        objective = fused_dino_loss(student, teacher, center, student_temp=0.1, teacher_temp=0.04)
     scaled = torch.autograd.grad(objective.loss / 4, [*student])
     for one, other in zip(plain, scaled, strict=True):
         torch.testing.assert_close(4 * other, one, rtol=1e-6, atol=0)
@@ -127,10 +128,10 @@ def test_through_the_head_it_gives_all_parameters_the_plain_gradients(norm_last_
         student = head(features)
         teacher = Projection(*(each.detach() for each in head(features[:6] + 1)))
         if is_fused:
-            loss = fused_objective(student, teacher, center, student_temp=0.1, teacher_temp=0.04).loss
+            loss = fused_dino_loss(student, teacher, center, student_temp=0.1, teacher_temp=0.04).loss
         else:
             logits = student.logits(), teacher.logits()
-            loss = dino_objective(*logits, center, student_temp=0.1, teacher_temp=0.04).loss
+            loss = dino_loss(*logits, center, student_temp=0.1, teacher_temp=0.04).loss
         wanted = {name: value for name, value in head.named_parameters() if value.requires_grad}
         gradients.append(dict(zip(wanted, torch.autograd.grad(loss, [*wanted.values()]), strict=True)))
     assert ("last_layer.weight_g" in gradients[0]) is not norm_last_layer
@@ -165,7 +166,7 @@ def run(
     "settings",
     [
         (),
-        ("model.norm_last_layer=false", "optim.clip_norm=0.05"),
+        ("objective.dino.norm_last_layer=false", "optim.clip_norm=0.05"),
         ("training.batch_size_per_gpu=2", "training.accumulate_steps=2"),
         ("views.num_local=0",),
     ],
@@ -180,14 +181,14 @@ def test_a_run_with_fixed_seed_is_the_run_of_the_plain_loss(
     assert differences(plain, fused) != []
     for report, other in zip(reports, others, strict=True):
         for name in (*SCALARS, "grad_norm", "grad_norm_prototypes"):
-            torch.testing.assert_close(getattr(other, name), getattr(report, name), rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(other.numbers[name], report.numbers[name], rtol=1e-6, atol=1e-7)
     for name, value in plain.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-8, atol=1e-8, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def test_ddps_hooks_see_the_gradient_of_the_prototypes_also_accumulated(tiles_folder: Path) -> None:
     """A process group of one; tests/distributed trains with two."""
-    settings = ("training.batch_size_per_gpu=2", "training.accumulate_steps=2", "model.norm_last_layer=false")
+    settings = ("training.batch_size_per_gpu=2", "training.accumulate_steps=2", "objective.dino.norm_last_layer=false")
     config = tiny_config(tiles_folder, OUT, *settings)
     batches, schedules = tiny_batches(config), tiny_schedules(config)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -217,7 +218,7 @@ def sum_of_buckets(seen: list[int], bucket: dist.GradBucket) -> torch.futures.Fu
 
 
 def test_in_bfloat16_a_run_stays_with_the_plain_one_but_for_rounding(tiles_folder: Path) -> None:
-    settings = ("training.precision=bf16", "model.num_prototypes=512")
+    settings = ("training.precision=bf16", "objective.dino.num_prototypes=512")
     _, reports = run(tiles_folder, "training.fused_loss=false", *settings, dtype=torch.float32)
     _, others = run(tiles_folder, *settings, dtype=torch.float32)
     losses = [[float(report.loss) for report in each] for each in (reports, others)]
@@ -232,10 +233,10 @@ def test_the_backward_pass_keeps_no_array_of_the_size_of_the_logits() -> None:
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):  # type: ignore[misc]
             if is_fused:
-                fused_objective(student, teacher, center, student_temp=0.1, teacher_temp=0.04)
+                fused_dino_loss(student, teacher, center, student_temp=0.1, teacher_temp=0.04)
             else:
                 logits = student.logits(), teacher.logits()
-                dino_objective(*logits, center, student_temp=0.1, teacher_temp=0.04)
+                dino_loss(*logits, center, student_temp=0.1, teacher_temp=0.04)
         kept[name] = sum(sizes)
     assert kept["fused"] <= sum(each.numel() for each in student)
     assert kept["plain"] > 160 * 1000

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from dino_path.training.monitor import MAX_FEATURE_ROWS, FeatureWindow, feature_spread, find_collapse, rankme
+from dino_path.config import DinoConfig, TargetsConfig
+from dino_path.training.monitor import MAX_FEATURE_ROWS, FeatureWindow, feature_spread, find_feature_collapse, rankme
+from dino_path.training.objective.dino import DinoTerm
 
 
 def test_rankme_counts_the_directions_of_orthogonal_features() -> None:
@@ -52,8 +54,8 @@ def test_window_keeps_the_newest_rows() -> None:
     assert features[0, 0] == 30 - len(features) // 100
 
 
-HEALTHY = {"teacher_entropy": 3.0, "kl": 0.4, "prototypes_used": 300.0, "spread": 0.8, "num_prototypes": 4096}
 LN_K = math.log(4096)
+HEALTHY = {"teacher_entropy": 3.0, "kl": 0.4, "prototypes_used": 300.0}
 
 
 @pytest.mark.parametrize(
@@ -65,11 +67,19 @@ LN_K = math.log(4096)
         ({"teacher_entropy": 0.9 * LN_K, "kl": 0.0001}, None),
         ({"teacher_entropy": 0.001, "prototypes_used": 1.01}, "one-hot"),
         ({"teacher_entropy": 0.001, "prototypes_used": 40.0}, None),
-        ({"spread": 0.001}, "constant features"),
     ],
 )
-def test_collapse_is_named_and_health_is_not(signs: dict[str, float], mode: str | None) -> None:
-    collapse = find_collapse(**{**HEALTHY, **signs})  # type: ignore[arg-type]
+def test_dinos_collapse_is_named_and_health_is_not(signs: dict[str, float], mode: str | None) -> None:
+    config = DinoConfig(num_prototypes=4096)
+    term = DinoTerm(config, TargetsConfig(), is_fused=True, device=torch.device("cpu"))
+    collapse = term.find_collapse(HEALTHY | signs)
     assert (collapse.mode if collapse else None) == mode
     if collapse:
         assert "lower" in collapse.remedy
+
+
+def test_features_that_are_all_alike_are_a_collapse_whatever_the_objective() -> None:
+    collapse = find_feature_collapse(0.001)
+    assert collapse is not None
+    assert collapse.mode == "constant features"
+    assert find_feature_collapse(0.8) is None

@@ -92,7 +92,7 @@ def test_metrics_after_a_resume_have_every_step_once(
 
 def test_a_running_knn_is_recorded_and_changes_no_weight(tiles_folder: Path, tmp_path: Path) -> None:
     settings = ("training.num_steps=5", "monitor.log_every_steps=2", "monitor.knn_every_steps=2")
-    settings = (*settings, "model.head_batch_norm=true", "model.drop_path_rate=0.3")
+    settings = (*settings, "objective.dino.head_batch_norm=true", "model.drop_path_rate=0.3")
     plain = pretrain(tiny_config(tiles_folder, tmp_path / "plain", *settings), ALONE)
     seen: list[dict[str, torch.Tensor]] = []
 
@@ -109,7 +109,7 @@ def test_a_running_knn_is_recorded_and_changes_no_weight(tiles_folder: Path, tmp
     assert differences(state_in(plain), state_in(watched)) == []
     records = strict_records(tmp_path / "watched")
     assert [(record["step"], record.get("knn_accuracy")) for record in records] == [(1, 0.1), (3, 0.2), (4, 0.3)]
-    last = torch.load(watched, weights_only=True)["teacher_backbone"]
+    last = torch.load(watched, weights_only=True)["teacher"]["backbone"]
     assert differences(seen[-1], last) == [], "it is the teacher of after the step"
 
 
@@ -173,27 +173,29 @@ def test_a_teacher_too_warm_collapses_to_uniform_and_is_warned_of(
     tiles_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = tiny_config(
-        tiles_folder, tmp_path / "run", "training.num_steps=40", "training.teacher_temp=20", "model.num_prototypes=8",
-        "training.warmup_teacher_temp=20", "optim.base_lr=0.3", "training.checkpoint_every_steps=40",
+        tiles_folder, tmp_path / "run", "training.num_steps=40", "objective.dino.teacher_temp=20",
+        "objective.dino.num_prototypes=8", "objective.dino.warmup_teacher_temp=20", "optim.base_lr=0.3",
+        "training.checkpoint_every_steps=40",
         "model.drop_path_rate=0",
     )  # fmt: skip
     pretrain(config, ALONE)
     records = strict_records(tmp_path / "run")
     assert records[-1]["collapse"] == "uniform"
     assert records[-1]["loss"] == pytest.approx(math.log(8), abs=0.02)
-    assert "the teacher has collapsed (uniform). Try this: lower training.teacher_temp" in caplog.text
+    assert "the teacher has collapsed (uniform). Try this: lower objective.dino.teacher_temp" in caplog.text
 
 
 def test_a_teacher_too_cold_without_centering_collapses_to_one_hot_and_ends_the_run(
     tiles_folder: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(
-        tiles_folder, tmp_path / "run", "training.teacher_temp=0.0001", "training.warmup_teacher_temp=0.0001",
-        "training.center_momentum=0.999999", "monitor.on_collapse=stop", "training.num_steps=40",
+        tiles_folder, tmp_path / "run", "objective.dino.teacher_temp=0.0001",
+        "objective.dino.warmup_teacher_temp=0.0001", "objective.targets.center_momentum=0.999999",
+        "monitor.on_collapse=stop", "training.num_steps=40",
     )  # fmt: skip
     with pytest.raises(CollapseDetected, match="one-hot") as refusal:
         pretrain(config, ALONE)
-    assert "raise training.teacher_temp" in refusal.value.remedy
+    assert "raise objective.dino.teacher_temp" in refusal.value.remedy
     last = strict_records(tmp_path / "run")[-1]
     assert last["collapse"] == "one-hot"
     assert int(str(last["step"])) >= 4, "the first tenth of a run is not judged"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dino_path.config import Clock, Duration, OptimConfig, TrainingConfig
+from dino_path.config import Clock, Duration, ObjectiveConfig, OptimConfig, TrainingConfig
 from dino_path.training.schedules import Schedule, resolve_clock, resolve_schedules
 
 
@@ -31,13 +31,14 @@ def test_a_run_shorter_than_one_step_has_one() -> None:
 def test_learning_rate_scales_with_the_global_batch(world_size: int, peak: float) -> None:
     training = TrainingConfig(num_epochs=100)
     clock = resolve_clock(training, num_tiles=64_000, world_size=world_size)
-    schedules = resolve_schedules(OptimConfig(), training, clock)
+    schedules = resolve_schedules(OptimConfig(), ObjectiveConfig(), training, clock)
     assert max(schedules.at(step).lr for step in range(clock.num_steps)) == pytest.approx(peak)
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_to_it() -> None:
     training = TrainingConfig(num_steps=5)
-    schedules = resolve_schedules(OptimConfig(), training, resolve_clock(training, num_tiles=10**6, world_size=1))
+    clock = resolve_clock(training, num_tiles=10**6, world_size=1)
+    schedules = resolve_schedules(OptimConfig(), ObjectiveConfig(), training, clock)
     rates = [schedules.at(step).lr for step in range(5)]
     assert rates == pytest.approx([schedules.lr.peak * share / 4 for share in range(5)])
 
@@ -53,7 +54,8 @@ def test_schedules_never_leave_the_range_between_their_ends() -> None:
 
 def test_the_resolved_numbers_are_said() -> None:
     training = TrainingConfig(num_steps=100)
-    schedules = resolve_schedules(OptimConfig(), training, resolve_clock(training, num_tiles=640, world_size=1))
+    clock = resolve_clock(training, num_tiles=640, world_size=1)
+    schedules = resolve_schedules(OptimConfig(), ObjectiveConfig(), training, clock)
     text = "\n".join(schedules.lines())
     assert "100 steps of 64 tiles = 6,400 tiles = 10.00 epochs" in text
     assert "prototypes frozen for 10 steps" in text

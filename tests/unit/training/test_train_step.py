@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
+from tiny import center_of, differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino_path.config import Config, OptimConfig
-from dino_path.model.head import Projection
-from dino_path.training.learner import Learner, _HostCopy, clip_gradients, train_step
+from dino_path.training.learner import Learner
+from dino_path.training.objective.term import Outputs
+from dino_path.training.optimizer import clip_gradients
 from dino_path.training.schedules import StepSettings
+from dino_path.training.step import _HostCopy, train_step
 from dino_path.views.batches import ViewBatch
 
 OUT = Path("unused")
@@ -36,9 +38,11 @@ def with_broken_student(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> No
     """Let what the student projects be infinite from now on."""
     forward = learner.forward
 
-    def broken(batch: ViewBatch) -> tuple[Projection, Projection, Tensor]:
-        student, teacher, teacher_features = forward(batch)
-        return student._replace(bottleneck=student.bottleneck + math.inf), teacher, teacher_features
+    def broken(batch: ViewBatch) -> Outputs:
+        outputs = forward(batch)
+        projection = outputs.student.projection
+        infinite = projection._replace(bottleneck=projection.bottleneck + math.inf)
+        return replace(outputs, student=outputs.student._replace(projection=infinite))
 
     monkeypatch.setattr(learner, "forward", broken)
 
@@ -49,7 +53,7 @@ def test_student_and_teacher_start_alike_and_share_no_storage(learner: Learner) 
     assert all(torch.equal(student[name], teacher[name]) for name in student)
     student_places = {value.untyped_storage().data_ptr() for value in student.values()}
     assert student_places.isdisjoint(value.untyped_storage().data_ptr() for value in teacher.values())
-    assert not learner.center.any()
+    assert not center_of(learner).any()
 
 
 def test_two_learners_of_one_seed_are_equal_and_of_two_seeds_are_not(tiles_folder: Path) -> None:
@@ -126,7 +130,7 @@ def test_embeddings_may_be_spared_from_weight_decay(tiles_folder: Path) -> None:
     assert id(backbone.patch_embed.proj.weight) in {id(value) for value in decayed}
 
 
-@pytest.mark.parametrize("extra", ["model.head_batch_norm=false", "model.head_batch_norm=true"])
+@pytest.mark.parametrize("extra", ["objective.dino.head_batch_norm=false", "objective.dino.head_batch_norm=true"])
 def test_a_loss_that_is_not_finite_moves_nothing_and_is_counted(
     tiles_folder: Path, batch: ViewBatch, monkeypatch: pytest.MonkeyPatch, extra: str
 ) -> None:
@@ -153,7 +157,7 @@ def gradients_of(config: Config, batch: ViewBatch, *, frozen: bool = False) -> t
     learner = tiny_learner(config)
     report = train_step(learner, [batch], replace(SETTINGS, last_layer_frozen=frozen), step=0)
     gradients = [value.grad for value in learner.student.parameters() if value.grad is not None]
-    return gradients, float(report.grad_norm)
+    return gradients, float(report.numbers["grad_norm"])
 
 
 def length(gradients: Sequence[Tensor]) -> float:
@@ -194,7 +198,9 @@ def test_clipping_of_the_whole_equals_torch_on_all_tensors(tiles_folder: Path, b
 
 
 def test_frozen_prototypes_do_not_count_in_a_global_norm(tiles_folder: Path, batch: ViewBatch) -> None:
-    head = "model.head_layers=1"  # a deeper head this narrow has backbone gradients that hide the prototypes' own
+    head = (
+        "objective.dino.head_layers=1"  # a deeper head this narrow has backbone gradients that hide the prototypes' own
+    )
     whole, _ = gradients_of(tiny_config(tiles_folder, OUT, head, "optim.clip_norm=null"), batch)
     plain, _ = gradients_of(tiny_config(tiles_folder, OUT, head, "optim.clip_norm=null"), batch, frozen=True)
     assert length(plain) < 0.9995 * length(whole)
@@ -235,10 +241,10 @@ def test_a_step_sees_the_same_views_whether_workers_or_the_device_finish_them(ti
         for where in ("false", "true")
     ]
     learner = tiny_learner(tiny_config(tiles_folder, Path("unused")))
-    finished, on_device = (learner.forward(batch)[1].logits() for batch in batches)
+    finished, on_device = (learner.forward(batch).teacher.projection.logits() for batch in batches)
     raw = learner.forward(replace(batches[1], global_parameters=torch.empty(8, 0), local_parameters=torch.empty(8, 0)))
     assert torch.isfinite(on_device).all()
-    assert (on_device - finished).abs().mean() < 0.2 * (raw[1].logits() - finished).abs().mean()
+    assert (on_device - finished).abs().mean() < 0.2 * (raw.teacher.projection.logits() - finished).abs().mean()
 
 
 class Waits(TorchDispatchMode):
@@ -277,8 +283,8 @@ def test_a_step_asks_the_device_for_no_number_but_the_verdict(
     assert waits.seen == []
     assert len(reads) == 2
     with Waits() as waits:
-        float(learner.center.sum())
-        learner.center[learner.center > 0]
+        float(center_of(learner).sum())
+        center_of(learner)[center_of(learner) > 0]
     assert waits.seen == ["_local_scalar_dense", "index"], "the instrument must see what it is for"
 
 
@@ -287,7 +293,7 @@ def test_a_short_run_in_bfloat16_keeps_weights_loss_and_center_in_fp32(tiles_fol
     learner, schedules = tiny_learner(config), tiny_schedules(config)
     report = train_step(learner, [batch], schedules.at(3), step=3)
     exact = train_step(tiny_learner(tiny_config(tiles_folder, OUT)), [batch], schedules.at(3), step=3)
-    assert report.loss.dtype == learner.center.dtype == torch.float32
+    assert report.loss.dtype == center_of(learner).dtype == torch.float32
     assert {value.dtype for value in learner.student.parameters()} == {torch.float32}
     assert float(report.loss) == pytest.approx(float(exact.loss), rel=0.02)
     assert report.loss != exact.loss

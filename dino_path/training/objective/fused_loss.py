@@ -1,4 +1,4 @@
-"""The DINO objective without all logits: prototype layer, softmax and cross-entropy of a few tiles at a time.
+"""The loss of `dino.py` without all logits: prototype layer, softmax and cross-entropy of a few tiles at a time.
 
 Shape suffixes: V student views, T = 2 teacher views, b tiles of one piece, B tiles, H width of the bottleneck,
 K prototypes; R = (V + T) * b rows of one piece, the student's first.
@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dino_path.model.head import Projection
-from dino_path.training.objective import Objective
+from dino_path.training.objective.dino_loss import DinoLoss
 
 PIECE_BYTES = 64 * 2**20  # of one piece's logits; smaller pieces add to the prototypes' gradient more often
 
 
-def fused_objective(
+def fused_dino_loss(
     student: Projection, teacher: Projection, center: Tensor, *, student_temp: float, teacher_temp: float
-) -> Objective:
-    """As `dino_objective` of both projections' logits, equal but for rounding; its loss can be differentiated once.
+) -> DinoLoss:
+    """As `dino_loss` of both projections' logits, equal but for rounding; its loss can be differentiated once.
 
     Args:
         student: of V * B views, view by view, the two global views first.
@@ -38,7 +38,7 @@ def fused_objective(
             *student, *(each.detach() for each in teacher), center, student_temp, teacher_temp
         )
         used = torch.special.entr(mean_teacher_K).sum().exp()
-    return Objective(loss=loss, teacher_entropy=entropy, kl=loss.detach() - entropy, prototypes_used=used)
+    return DinoLoss(loss=loss, teacher_entropy=entropy, kl=loss.detach() - entropy, prototypes_used=used)
 
 
 class _FusedLoss(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The DINO objective: cross-entropy between the teacher's and the student's view of the same tile.
+"""DINO's term: cross-entropy between the teacher's and the student's [CLS] of two views of the same tile.
 
 Shape suffixes: V student views, T = 2 teacher views, B tiles, K prototypes.
 """
@@ -10,11 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dino_path.model.head import Projection
-
 
 @dataclass(frozen=True)
-class Objective:
+class DinoLoss:
     """What one evaluation of the loss gives; scalars, on the device, without gradient except `loss`."""
 
     loss: Tensor
@@ -26,9 +24,9 @@ class Objective:
     """exp of the entropy of the batch's mean teacher distribution: how many prototypes share the work."""
 
 
-def dino_objective(
+def dino_loss(
     student_logits: Tensor, teacher_logits: Tensor, center: Tensor, *, student_temp: float, teacher_temp: float
-) -> Objective:
+) -> DinoLoss:
     """Mean cross-entropy H(teacher view, student view) over all pairs of different views.
 
     Source: Caron et al. 2021, eq. 3 and algorithm 1; facebookresearch/dino `main_dino.py`, DINOLoss. With
@@ -55,12 +53,7 @@ def dino_objective(
     with torch.no_grad():
         entropy = torch.special.entr(t_TBK).sum(-1).mean()
         used = torch.special.entr(t_TBK.mean((0, 1))).sum().exp()
-    return Objective(loss=loss, teacher_entropy=entropy, kl=loss.detach() - entropy, prototypes_used=used)
-
-
-def batch_center(teacher: Projection) -> Tensor:
-    """(1, K) mean of the raw teacher logits of this process's batch: the logits of its mean bottleneck vector."""
-    return Projection(teacher.bottleneck.detach().mean(0, keepdim=True), teacher.prototypes.detach()).logits()
+    return DinoLoss(loss=loss, teacher_entropy=entropy, kl=loss.detach() - entropy, prototypes_used=used)
 
 
 def _at_least_fp32(tensor: Tensor) -> Tensor:

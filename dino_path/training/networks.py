@@ -1,0 +1,115 @@
+"""Student and teacher: how they are built, started and put on the device, and how the teacher follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dino_path.config import HeadConfig, ModelConfig, TrainingConfig
+from dino_path.distributed import World
+from dino_path.errors import ConfigError
+from dino_path.model.backbone import build_backbone, has_patch_tokens
+from dino_path.model.batch_norm import share_batch_norms
+from dino_path.model.head import DinoHead, DinoNetwork
+from dino_path.model.pretrained import load_start
+from dino_path.model.published import load_published
+from dino_path.model.weights import load_weights, read_weights
+from dino_path.training.acceleration import (
+    attend_explicitly,
+    checkpoint_activations,
+    compile_blocks,
+    recompute_elementwise,
+)
+from dino_path.training.objective.term import Needs
+from dino_path.training.sharding import local, shard
+
+
+def build_network(model: ModelConfig, config: HeadConfig, *, drop_path_rate: float) -> DinoNetwork:
+    """A freshly initialised backbone with its head."""
+    backbone = build_backbone(model.backbone, model.backbone_arguments, drop_path_rate=drop_path_rate)
+    head = DinoHead(
+        int(backbone.num_features),  # type: ignore[arg-type]
+        config.num_prototypes,
+        hidden=config.head_hidden,
+        bottleneck=config.head_bottleneck,
+        num_layers=config.head_layers,
+        batch_norm=config.head_batch_norm,
+        norm_last_layer=config.norm_last_layer,
+    )
+    return DinoNetwork(backbone, head)
+
+
+def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
+    """Start from `model.weights`: from a training of facebookresearch/dino with its head, else the head stays random.
+
+    Raises:
+        CheckpointError: the weights cannot be had, or belong to another architecture.
+    """
+    assert model.weights is not None
+    file = Path(model.weights)
+    if file.is_file() and file.suffix != ".safetensors":
+        load_published(network, file)
+        return
+    weights = read_weights(file) if file.is_file() else load_start(model.backbone, model.weights).module.state_dict()
+    load_weights(network.backbone, weights, source=f"model.weights={model.weights}")
+
+
+def check_needs(backbone: nn.Module, name: str, needs: Needs) -> None:
+    """Refuse a backbone that cannot give what the objective's terms need.
+
+    Raises:
+        ConfigError: patch tokens are needed, and it has none.
+    """
+    if needs.patches and not has_patch_tokens(backbone):
+        raise ConfigError(
+            f"model.backbone={name}",
+            "it has no patch tokens.",
+            "A term of the objective needs them: a ViT gives them.",
+            "Take a ViT, or leave that term out.",
+        )
+
+
+def prepare_networks(
+    student: DinoNetwork, teacher: DinoNetwork, name: str, training: TrainingConfig, world: World
+) -> nn.Module:
+    """Put both networks on our device, as fast and as small as was asked; returns the student to call.
+
+    Args:
+        name: of the backbone, for messages.
+    """
+    recompute = training.activation_checkpointing  # of the student; the teacher keeps nothing anyway
+    if recompute is True:
+        checkpoint_activations(student.backbone, name)
+    elif recompute == "elementwise" and not training.compile:
+        recompute_elementwise(student.backbone, name)
+    for network in (student, teacher):
+        if world.size > 1:  # as published; a network without batch norm stays as it is
+            share_batch_norms(network, world.device)
+        if world.device.type == "cpu" and resolve_precision(training, world.device) == "bf16":
+            attend_explicitly(network.backbone)
+        if training.compile:
+            compile_blocks(network.backbone, name, recompute_elementwise=recompute == "elementwise")
+        if training.sharding is not None:
+            shard(network, world, name)
+        network.to(world.device)
+    if world.size == 1 or training.sharding is not None:
+        return student
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def resolve_precision(training: TrainingConfig, device: torch.device) -> str:
+    """`bf16` on CUDA by default; `fp32` on CPUs, most of which have no fast bf16."""
+    if training.precision != "auto":
+        return training.precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, over parameters (not buffers), after the step."""
+    ours, theirs = ([local(parameter) for parameter in network.parameters()] for network in (teacher, student))
+    torch._foreach_lerp_(ours, theirs, 1.0 - momentum)

@@ -1,0 +1,84 @@
+"""The whole objective: which terms a config asks for, and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor
+
+from dino_path.config import ObjectiveConfig, TrainingConfig
+from dino_path.training.objective.dino import DinoTerm
+from dino_path.training.objective.term import Collapse, Needs, Outputs, Term
+from dino_path.training.schedules import StepSettings
+
+TermStates = dict[str, dict[str, Tensor]]
+
+
+def build_terms(config: ObjectiveConfig, training: TrainingConfig, device: torch.device) -> list[Term]:
+    """The terms in the order in which they are added up. A new one has its line here, and nowhere else."""
+    return [DinoTerm(config.dino, config.targets, is_fused=training.fused_loss, device=device)]
+
+
+class Objective:
+    """Asks all terms, and adds up. Whatever has a name of one term's here stands under `<term>.<name>`."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = {term.name: term for term in terms}
+        self.needs = Needs(patches=any(term.needs.patches for term in terms))
+
+    def measure(self, outputs: Outputs, settings: StepSettings) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one micro-batch, with gradient, and all scalars for the record, without.
+
+        With several terms each one's share of `loss` is among these, so that what is logged is what was optimised.
+        """
+        parts: dict[str, Tensor] = {}
+        logged: dict[str, Tensor] = {}
+        for term in self.terms.values():
+            value = term.measure(outputs, settings)
+            parts[f"{term.name}_loss"] = term.weight * value.loss
+            assert logged.keys().isdisjoint(value.logged), f"{term.name} logs a name of another term's"
+            logged |= value.logged
+        loss = reduce(add, parts.values())
+        shares = {name: part.detach() for name, part in parts.items()} if len(parts) > 1 else {}
+        return loss, {"loss": loss.detach(), **shares, **logged}
+
+    @torch.no_grad()
+    def to_average(self, outputs: Outputs) -> dict[str, Tensor]:
+        """What the terms need as means over the global batch."""
+        return {
+            f"{term.name}.{name}": value
+            for term in self.terms.values()
+            for name, value in term.to_average(outputs).items()
+        }
+
+    def update(self, means: Mapping[str, Tensor]) -> None:
+        """Give every term its means of an accepted step."""
+        for term in self.terms.values():
+            prefix = f"{term.name}."
+            term.update({key.removeprefix(prefix): value for key, value in means.items() if key.startswith(prefix)})
+
+    def state(self) -> TermStates:
+        return {name: state for name, term in self.terms.items() if (state := term.state())}
+
+    def load_state(self, states: TermStates) -> None:
+        """Write a checkpoint's state into the terms; it has just those that `state` names."""
+        for name, state in self.state().items():
+            for key, tensor in state.items():
+                tensor.copy_(states[name][key])
+
+    def derived(self, averages: Mapping[str, float]) -> dict[str, float]:
+        """Further numbers for a record, of its averages."""
+        found: dict[str, float] = {}
+        for term in self.terms.values():
+            found |= term.derived(averages.get(f"{term.name}_loss", averages["loss"]))
+        return found
+
+    def find_collapse(self, averages: Mapping[str, float]) -> Collapse | None:
+        """The first collapse that a term's numbers show."""
+        return next(filter(None, (term.find_collapse(averages) for term in self.terms.values())), None)
+
+    def notes(self, averages: Mapping[str, float]) -> list[str]:
+        return [note for term in self.terms.values() if (note := term.note(averages))]
