@@ -31,7 +31,7 @@ def table_notes(
     """All sentences below a table, the most important ones first."""
     metrics = rows[0].metrics
     notes = [
-        f"in brackets: {metrics.interval}; {metrics.num_images} images; split: {division.labelled.split_rule}",
+        f"in brackets: {metrics.interval}; {len(np.unique(division.tested))} images; split: {division.labelled.split_rule}",
         *division.notes(),
         *_no_better_than_the_majority(rows, division),
         *division.labelled.notes,
