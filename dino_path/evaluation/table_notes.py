@@ -29,9 +29,9 @@ def table_notes(
     supervised: Supervised | None,
 ) -> tuple[str, ...]:
     """All sentences below a table, the most important ones first."""
-    metrics = rows[0].metrics
+    num_images = len(np.unique(division.tested))
     notes = [
-        f"in brackets: {metrics.interval}; {metrics.num_images} images; split: {division.labelled.split_rule}",
+        f"in brackets: {rows[0].metrics.interval}; {num_images} images; split: {division.labelled.split_rule}",
         *division.notes(),
         *_no_better_than_the_majority(rows, division),
         *division.labelled.notes,
