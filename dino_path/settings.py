@@ -211,7 +211,12 @@ def as_yaml(section: Section) -> str:
 
 def digest(section: Section) -> str:
     """16 hexadecimal digits that change when a setting of the section does."""
-    return hashlib.sha256(json.dumps(as_plain(section), sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of_plain(as_plain(section))
+
+
+def digest_of_plain(tree: Tree) -> str:
+    """The digest of a section that is plain data already."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _shorten_durations(tree: Any) -> Any:

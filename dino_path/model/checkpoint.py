@@ -39,8 +39,8 @@ class Checkpoint:
     """None: the tiles are a folder of images."""
     tiles_digest: str | None
     """Of the tiles' names and places; None in the oldest files."""
-    contents_digest: str | None
-    """Of what the images or slides held; None where it was not looked at."""
+    contents_digest: str
+    """Of what the images or slides held; empty where it was not known."""
     tile_mpp: float | None
     """Microns per pixel, where known."""
     world_size: int
@@ -115,7 +115,7 @@ def _version_2_from_1(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "num_slides": None,
         "tiles_digest": None,
-        "contents_digest": None,
+        "contents_digest": "",
         **kept,
         **networks,
         "objective": objective,

@@ -18,7 +18,7 @@ def contents_digest(source: TileSource) -> str:
     """Changes when images or slides were replaced under their names; empty: not known. Found out once for a source.
 
     Of a folder of images up to 64, evenly spread, are read: training starts on millions. Of a store the slides' digests
-    count, where all are known.
+    count, where all are known. Empty where the content is not known, or not whole.
 
     Raises:
         TileStoreError: an image cannot be read.
@@ -40,6 +40,8 @@ def _images(source: ImageFiles) -> list[str]:
     every = -(-len(source.paths) // MOST_IMAGES_READ)
     try:
         return [content_digest(path) for path in source.paths[::every]]
+    except FileNotFoundError:  # an image that was taken out of a run's folder, which the run names by itself
+        return [""]
     except OSError as error:
         raise TileStoreError(
             str(error.filename),

@@ -26,12 +26,14 @@ from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, TileStoreError
 from dino_path.identity import Identity
 from dino_path.run import is_abandoned, write_json
-from dino_path.settings import as_plain, digest, section_from_file, section_with
+from dino_path.settings import as_plain, digest, digest_of_plain, section_from_file, section_with
 from dino_path.slides.overview import Part
 from dino_path.tiles.tile_table import LIMITS, limits_of
 from dino_path.walk import files_like
 
 FORMAT_VERSION = 2
+# Settings that are younger than some stores: what those were made with.
+BEFORE_THE_SETTING = {"jpeg_subsampling": "420"}
 # What a slide may have of its own. The rest decides what tiles are, and is one for the whole store.
 PER_SLIDE = (
     "tissue", "min_saturation", "mask_mpp", "mask_values", "mask_classes", "min_tissue_fraction", "min_area_um2",
@@ -200,6 +202,11 @@ class StoreFolder:
         Raises:
             TileStoreError: no store here, or one that this version cannot read.
         """
+        settings = BEFORE_THE_SETTING | self._read_settings()
+        return section_from_file(TilesConfig, settings, str(self.config_file))
+
+    def _read_settings(self) -> dict[str, Any]:
+        """The settings that `store.json` names: those that there were when the store was made."""
         tree = read_json(self.config_file)
         if tree.get("format_version") != FORMAT_VERSION:
             raise TileStoreError(
@@ -208,26 +215,32 @@ class StoreFolder:
                 f"This version of dino_path reads format {FORMAT_VERSION}.",
                 "Use the version that made it, or tile again.",
             )
-        settings = {"jpeg_subsampling": "420", **tree.get("tiles", {})}  # what stores from before the setting have
-        return section_from_file(TilesConfig, settings, str(self.config_file))
+        settings: dict[str, Any] = tree.get("tiles", {})
+        return settings
 
     def config_digest(self) -> str:
         """As it was when the store was made: settings that came later do not change it."""
         return str(read_json(self.config_file).get("digest") or digest(self.read_config()))
 
-    def prepare(self, config: TilesConfig) -> None:
+    def prepare(self, config: TilesConfig) -> TilesConfig:
         """Make the store, or check that it was made with the same config. Many tasks may do so at once.
 
         Quality limits may differ: they choose among the stored tiles, and the store takes the new ones over.
+
+        Returns:
+            The config to go on with: a setting that is younger than the store, and that nobody has set, is as the
+            store's tiles were made.
 
         Raises:
             TileStoreError: other config, or a folder with something else in it.
         """
         if self.config_file.exists():
-            there = self.read_config()
+            there, named = self.read_config(), self._read_settings()
+            config = _as_in_older_store(config, named)
             if there == config:
-                return
+                return config
             self._refuse_other_config(there.model_copy(update=limits_of(config)), config)
+            plain = {key: value for key, value in as_plain(config).items() if key in named}
         elif self.path.exists() and (not self.path.is_dir() or any(self._foreign_entries())):
             raise TileStoreError(
                 str(self.path),
@@ -235,8 +248,11 @@ class StoreFolder:
                 "A tile store is a folder of its own.",
                 "Name an empty or new folder with --out.",
             )
-        plain = {"format_version": FORMAT_VERSION, "digest": digest(config), "tiles": as_plain(config)}
-        write_json(self.config_file, plain)
+        else:
+            plain = as_plain(config)
+        record = {"format_version": FORMAT_VERSION, "digest": digest_of_plain(plain), "tiles": plain}
+        write_json(self.config_file, record)
+        return config
 
     def _foreign_entries(self) -> list[Path]:
         return [entry for entry in self.path.iterdir() if not entry.name.startswith(".")]
@@ -254,6 +270,16 @@ class StoreFolder:
             "One store holds tiles of one config.",
             "Use another --out, or the settings in its store.json.",
         )
+
+
+def _as_in_older_store(config: TilesConfig, named: Collection[str]) -> TilesConfig:
+    """The config; settings that the store does not name, and that have their default, as at the store's time."""
+    younger = {
+        key: value
+        for key, value in BEFORE_THE_SETTING.items()
+        if key not in named and getattr(config, key) == TilesConfig.model_fields[key].default
+    }
+    return config.model_copy(update=younger)
 
 
 def slide_config(config: TilesConfig, overrides: dict[str, str], slide_id: str) -> TilesConfig:

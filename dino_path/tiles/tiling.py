@@ -97,7 +97,7 @@ def tile_slides(
     folder = StoreFolder(store)
     for row in rows:
         slide_config(config, row.overrides or {}, row.slide_id)  # faults come before any work
-    folder.prepare(config)
+    config = folder.prepare(config)
     _refuse_second_ids(folder, rows)
     note_expected(folder, rows)
     mine = list(rows)[shard[0] :: shard[1]]

@@ -107,7 +107,8 @@ def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource)
                 " stochastic depth and rounding.",
                 path, checkpoint.world_size, learner.world.size,
             )  # fmt: skip
-        if checkpoint.contents_digest is not None and checkpoint.contents_digest != contents_digest(tiles):
+        then, now = checkpoint.contents_digest, contents_digest(tiles)
+        if then and now and then != now:
             logger.warning(
                 "%s has the same tiles by name as when %s was written, and other contents: images or slides were"
                 " replaced. The run goes on with what lies there now.", config.store, path,

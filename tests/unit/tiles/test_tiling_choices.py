@@ -342,5 +342,9 @@ def test_a_store_from_before_the_setting_keeps_its_digest_and_its_halved_colours
     file.write_text(json.dumps(tree))
     assert TileStore.open(store).digest == before
     assert StoreFolder(store).read_config().jpeg_subsampling == "420"
-    with pytest.raises(TileStoreError, match=r"tiles\.jpeg_subsampling 420 there, auto now"):
-        StoreFolder(store).prepare(TILES)
+    assert StoreFolder(store).prepare(TILES).jpeg_subsampling == "420"
+    StoreFolder(store).prepare(with_settings(max_pen_fraction=0.9))  # limits are taken over, and nothing else
+    assert "jpeg_subsampling" not in json.loads(file.read_text())["tiles"]
+    assert StoreFolder(store).prepare(TILES).jpeg_subsampling == "420"
+    with pytest.raises(TileStoreError, match=r"tiles\.jpeg_subsampling 420 there, 444 now"):
+        StoreFolder(store).prepare(with_settings(jpeg_subsampling="444"))
