@@ -39,9 +39,9 @@ def running_knn(config: Config, *, device: torch.device) -> Callable[[nn.Module]
     fit, validation = (np.sort(random.permutation(part)[: max(1, round(share * len(part)))]) for part in parts)
     images = Subset(labelled.source, np.concatenate([fit, validation]))
     logger.info(
-        "k-NN every %d steps on %s (contents %s): %d images among %d neighbours, %d classes",
-        config.monitor.knn_every_steps, labelled.name, labelled.split_digest[:8], len(validation), len(fit),
-        len(labelled.classes),
+        "k-NN every %d steps on %s: %d images among %d neighbours, %d classes (contents %s)",
+        config.monitor.knn_every_steps, labelled.name, len(validation), len(fit), len(labelled.classes),
+        labelled.split_digest[:8],
     )  # fmt: skip
 
     def measure(backbone: nn.Module) -> float:

@@ -83,4 +83,5 @@ def test_the_command_watches_its_teacher(
     assert np.all((np.array(accuracies) >= 0) & (np.array(accuracies) <= 1))
     log = (tmp_path / "run/log.txt").read_text()
     assert "k-NN every 2 steps on data:" in log
+    assert "(contents " in log  # a set that was replaced shows in the log of a resume
     assert f"k-NN {accuracies[-1]:.3f}" in log
