@@ -249,9 +249,14 @@ def test_pretrain_refuses_a_run_folder_of_other_settings(run: Run, tiles_folder:
     run(*words, "training.seed=7").check_refused("training.seed (0 -> 7)", "another `out`")
 
 
-def test_pretrain_refuses_an_unreadable_tile_by_name(run: Run, tmp_path: Path) -> None:
-    (write_tiles(tmp_path / "tiles", 4) / "002.png").write_bytes(b"")
-    run("pretrain", "store=tiles", "out=run", *TINY).check_refused("002.png")
+def test_pretrain_names_an_unreadable_tile_and_refuses_more_than_it_may_pass_over(run: Run, tmp_path: Path) -> None:
+    tiles = write_tiles(tmp_path / "tiles", 4)
+    (tiles / "002.png").write_bytes(b"")
+    answer = run("pretrain", "store=tiles", "out=run", *TINY)
+    assert answer.code == 0, answer.err
+    assert "002.png" in (tmp_path / "run/unreadable.jsonl").read_text()
+    (tiles / "003.png").write_bytes(b"")
+    run("pretrain", "store=tiles", "out=other", *TINY).check_refused("At most 1 unreadable tiles")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
