@@ -11,7 +11,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from dino_path.slides.jpeg import table_segments
+from dino_path.slides.images.jpeg import table_segments
 
 GLASS, PINK, PURPLE = (243, 243, 243), (214, 120, 170), (110, 60, 140)
 

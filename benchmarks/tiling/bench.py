@@ -29,7 +29,7 @@ import tifffile
 
 from dino_path.config import TilesConfig
 from dino_path.slides.find import SlideRow
-from dino_path.slides.native import NativeReader, NotNative, decode_tile, native_reader
+from dino_path.slides.readers.native import NativeReader, NotNative, decode_tile, native_reader
 from dino_path.slides.slide import Slide
 from dino_path.slides.synthetic import stain_image
 from dino_path.slides.textures import PAINTERS

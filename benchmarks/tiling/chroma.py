@@ -16,7 +16,7 @@ import numpy as np
 import timm
 import torch
 
-from dino_path.slides.jpeg import decode_jpeg
+from dino_path.slides.images.jpeg import decode_jpeg
 from dino_path.tiles.images import decode_tile
 from dino_path.tiles.writing import encode_jpeg
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 
-from dino_path.slides.decoding import BadImage, decode_image
+from dino_path.slides.images.decoding import BadImage, decode_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 JPEG_QUALITY = 84

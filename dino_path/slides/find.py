@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dino_path.errors import SlideError
-from dino_path.slides.dicom import DicomSeries, may_be_dicom
 from dino_path.slides.duplicates import same_slides
-from dino_path.slides.kinds import NEEDS_EXTRA, OPENED
 from dino_path.slides.masks import find_mask
-from dino_path.slides.opening import is_slide_file
+from dino_path.slides.readers.dicom import DicomSeries, may_be_dicom
+from dino_path.slides.readers.kinds import NEEDS_EXTRA, OPENED
+from dino_path.slides.readers.opening import is_slide_file
 from dino_path.slides.slide_table import CSV_COLUMNS, bad_slide_table, read_slide_table
 from dino_path.table_file import CSV_SUFFIXES
 from dino_path.walk import Found, Unreadable, files_below, name_some, without_names

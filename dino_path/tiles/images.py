@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dino_path.errors import TileStoreError
-from dino_path.slides.decoding import BadImage, decode_image
+from dino_path.slides.images.decoding import BadImage, decode_image
 from dino_path.slides.slide import RgbImage
 from dino_path.walk import Found, files_below, name_some, without_names
 
@@ -76,7 +76,7 @@ def search_images(folder: Path, exclude: Sequence[str] = ()) -> Found:
 
 
 def decode_tile(encoded: bytes, name: str) -> RgbImage:
-    """(H, W, 3) uint8 RGB; grey comes back as RGB, 16 bits as 8, and transparent pixels white (slides/decoding.py).
+    """(H, W, 3) uint8 RGB; grey comes back as RGB, 16 bits as 8, and transparent pixels white (slides/images).
 
     Raises:
         TileStoreError: not an image, or a damaged one. `name` says which.

@@ -11,7 +11,7 @@ import numpy as np
 
 from dino_path.config import TilesConfig
 from dino_path.errors import SlideError
-from dino_path.slides.native import NativeReader, NotNative, decode_tile, native_reader
+from dino_path.slides.readers.native import NativeReader, NotNative, decode_tile, native_reader
 from dino_path.slides.slide import RgbImage, Slide
 from dino_path.tiles.geometry import SHRINKS, Corners, TileSpec, corner_on_level, tile_spec
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.errors import TileStoreError
-from dino_path.slides.decoding import BadImage, decode_image
+from dino_path.slides.images.decoding import BadImage, decode_image
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.handles import FileHandles
 from dino_path.tiles.index import open_places

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from dino_path.run import atomic_write
-from dino_path.slides.jpeg import BadJpeg, decode_jpeg
+from dino_path.slides.images.jpeg import BadJpeg, decode_jpeg
 from dino_path.slides.resolution import FROM_CSV
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.layout import PER_SLIDE, SlideRecord, StoreFolder, damaged_slide, read_record

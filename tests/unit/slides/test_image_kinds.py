@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from slide_files import stained_image, write_jpeg_slide
 
-from dino_path.slides.decoding import BadImage, decode_image
+from dino_path.slides.images.decoding import BadImage, decode_image
 
 RGB = stained_image(80, 48)
 GREY = RGB[..., 1].copy()

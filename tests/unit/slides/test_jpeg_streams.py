@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from slide_files import stained_image
 
-from dino_path.slides.jpeg import SAYS_YCBCR, BadJpeg, decode_jpeg, frame_size, table_segments, whole_jpeg
+from dino_path.slides.images.jpeg import SAYS_YCBCR, BadJpeg, decode_jpeg, frame_size, table_segments, whole_jpeg
 
 PIXELS = stained_image(64, 48)
 

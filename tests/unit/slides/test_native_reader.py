@@ -7,8 +7,8 @@ import pytest
 import tifffile
 from slide_files import stained_image, write_jpeg_slide, write_slide_file
 
-from dino_path.slides import native
-from dino_path.slides.native import NativeReader, NotNative, native_reader
+from dino_path.slides.readers import native
+from dino_path.slides.readers.native import NativeReader, NotNative, native_reader
 from dino_path.slides.slide import Slide
 
 IMAGE = stained_image(900, 700)

@@ -10,8 +10,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dino_path.errors import SlideError
-from dino_path.slides.dicom import SLIDE_CLASS, read_dicom_header
 from dino_path.slides.find import find_slides, holds_slides, search_slides
+from dino_path.slides.readers.dicom import SLIDE_CLASS, read_dicom_header
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 

@@ -10,10 +10,10 @@ import tifffile
 from slide_files import stained_image
 
 from dino_path.errors import SlideError
-from dino_path.slides import refusals
 from dino_path.slides.find import find_slides
-from dino_path.slides.kinds import NEEDS_EXTRA, OPENED
-from dino_path.slides.opening import is_slide_file, open_reader, open_slide_file
+from dino_path.slides.readers import refusals
+from dino_path.slides.readers.kinds import NEEDS_EXTRA, OPENED
+from dino_path.slides.readers.opening import is_slide_file, open_reader, open_slide_file
 from dino_path.slides.slide import Slide
 
 IMAGE = stained_image(700, 530)

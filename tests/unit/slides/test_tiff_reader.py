@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from slide_files import stained_image, write_jpeg_slide
 
 from dino_path.errors import SlideError
-from dino_path.slides.opening import open_slide_file
+from dino_path.slides.readers.opening import open_slide_file
+from dino_path.slides.readers.tiff_reader import TiffReader
 from dino_path.slides.slide import Slide
-from dino_path.slides.tiff_reader import TiffReader
 
 IMAGE = stained_image(700, 530)
 HALF, QUARTER = IMAGE[::2, ::2].copy(), IMAGE[::4, ::4].copy()

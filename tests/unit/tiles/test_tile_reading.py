@@ -8,7 +8,7 @@ from slide_files import stained_image, write_jpeg_slide, write_slide_file
 
 from dino_path.config import TilesConfig
 from dino_path.errors import SlideError
-from dino_path.slides import native
+from dino_path.slides.readers import native
 from dino_path.slides.slide import Slide
 from dino_path.tiles.geometry import TileSpec, tile_grid, tile_spec
 from dino_path.tiles.reading import Tile, TileReader, read_tile

@@ -17,7 +17,7 @@ from test_tiling import TILES, contents
 from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, TileStoreError
 from dino_path.slides.find import SlideRow, find_slides
-from dino_path.slides.jpeg import is_subsampled
+from dino_path.slides.images.jpeg import is_subsampled
 from dino_path.tiles import one_slide
 from dino_path.tiles.layout import StoreFolder, read_record
 from dino_path.tiles.source import Subset

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from dino_path.slides.jpeg import BadJpeg, decode_jpeg, frame_size, is_subsampled, table_segments, whole_jpeg
+from dino_path.slides.images.jpeg import BadJpeg, decode_jpeg, frame_size, is_subsampled, table_segments, whole_jpeg
 from dino_path.slides.slide import RgbImage, Slide
 
 VENDORS = ("aperio", "generic-tiff")  # the others lay tiles out in ways of their own

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_path.errors import SlideError
-from dino_path.slides.damage import damaged
+from dino_path.slides.readers.damage import damaged
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PREAMBLE_BYTES = 128

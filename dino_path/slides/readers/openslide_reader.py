@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import openslide
 
-from dino_path.slides.damage import damaged
-from dino_path.slides.reader import RgbaImage, Size, SlideFacts
+from dino_path.slides.readers.damage import damaged
+from dino_path.slides.readers.reader import RgbaImage, Size, SlideFacts
 
 CACHE_BYTES = 64 * 2**20
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from dino_path.slides.damage import damage_refused
-from dino_path.slides.jpeg import BadJpeg
-from dino_path.slides.reader import RgbaImage, Size, corner_on_level, place_on_level
-from dino_path.slides.tiff_pixels import PagePixels
-from dino_path.slides.tiff_plan import plan_slide
+from dino_path.slides.images.jpeg import BadJpeg
+from dino_path.slides.readers.damage import damage_refused
+from dino_path.slides.readers.reader import RgbaImage, Size, corner_on_level, place_on_level
+from dino_path.slides.readers.tiff_pixels import PagePixels
+from dino_path.slides.readers.tiff_plan import plan_slide
 
 
 class TiffReader:

@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from dino_path.slides.jpeg import END, BadJpeg, decode_jpeg, table_segments, whole_jpeg
+from dino_path.slides.images.jpeg import END, BadJpeg, decode_jpeg, table_segments, whole_jpeg
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 JPEG = 7

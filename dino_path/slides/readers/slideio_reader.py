@@ -14,8 +14,8 @@ import numpy as np
 import slideio
 
 from dino_path.errors import SlideError
-from dino_path.slides.damage import damage_refused
-from dino_path.slides.reader import RgbaImage, Size, SlideFacts, corner_on_level, downsamples_of, place_on_level
+from dino_path.slides.readers.damage import damage_refused
+from dino_path.slides.readers.reader import RgbaImage, Size, SlideFacts, corner_on_level, downsamples_of, place_on_level
 
 LARGE_SHARE = 0.25  # of the slide's area: another scene of this size may be another piece of tissue
 MICRONS_PER_METRE = 1e6

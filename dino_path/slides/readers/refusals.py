@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dino_path.errors import SlideError
-from dino_path.slides.damage import undecodable
-from dino_path.slides.kinds import Extra
+from dino_path.slides.readers.damage import undecodable
+from dino_path.slides.readers.kinds import Extra
 
 # Formats of several files: where the others must lie, seen from the one that is named.
 COMPANIONS = {".mrxs": "{stem}/Slidedat.ini", ".vsi": "_{stem}_"}

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_path.slides.damage import damaged
-from dino_path.slides.jpeg import decode_jpeg, table_segments, whole_jpeg
-from dino_path.slides.reader import Size
-from dino_path.slides.tiff_plan import (
+from dino_path.slides.images.jpeg import decode_jpeg, table_segments, whole_jpeg
+from dino_path.slides.readers.damage import damaged
+from dino_path.slides.readers.reader import Size
+from dino_path.slides.readers.tiff_plan import (
     APERIO_JPEG2000_YCBCR,
     JPEG,
     MIN_IS_WHITE,

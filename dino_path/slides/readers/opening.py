@@ -10,13 +10,13 @@ from typing import assert_never
 import tifffile
 
 from dino_path.errors import SlideError
-from dino_path.slides.damage import DECODER_ERRORS
-from dino_path.slides.dicom import is_dicom, refuse_dicom_without_colour
-from dino_path.slides.kinds import NEEDS_EXTRA, ReaderName
-from dino_path.slides.openslide_reader import NotOpened, OpenSlideReader, detect_vendor
-from dino_path.slides.reader import Reader
-from dino_path.slides.refusals import refuse_missing_companion, refuse_missing_extra, why_not_opened
-from dino_path.slides.tiff_plan import is_plain_colour
+from dino_path.slides.readers.damage import DECODER_ERRORS
+from dino_path.slides.readers.dicom import is_dicom, refuse_dicom_without_colour
+from dino_path.slides.readers.kinds import NEEDS_EXTRA, ReaderName
+from dino_path.slides.readers.openslide_reader import NotOpened, OpenSlideReader, detect_vendor
+from dino_path.slides.readers.reader import Reader
+from dino_path.slides.readers.refusals import refuse_missing_companion, refuse_missing_extra, why_not_opened
+from dino_path.slides.readers.tiff_plan import is_plain_colour
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, classic and BigTIFF
 # OpenSlide shows what these TIFFs hold as libtiff converts it, 16 bits and single channels too, without a word.
@@ -57,18 +57,18 @@ def _opened(name: ReaderName, path: Path) -> Reader:
             except NotOpened as reason:
                 raise why_not_opened(path, str(reason)) from None
         case "tifffile":
-            from dino_path.slides.tiff_reader import TiffReader
+            from dino_path.slides.readers.tiff_reader import TiffReader
 
             return TiffReader(path)
         case "slideio":
             refuse_missing_companion(path)
             refuse_missing_extra("slideio", path)
-            from dino_path.slides.slideio_reader import SlideioReader
+            from dino_path.slides.readers.slideio_reader import SlideioReader
 
             return SlideioReader(path)
         case "wsidicom":
             refuse_missing_extra("wsidicom", path)
-            from dino_path.slides.wsidicom_reader import WsidicomReader
+            from dino_path.slides.readers.wsidicom_reader import WsidicomReader
 
             return WsidicomReader(path)
         case _:

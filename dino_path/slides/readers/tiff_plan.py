@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import tifffile
 
 from dino_path.errors import SlideError
-from dino_path.slides.ome import OmeImage, ome_image
-from dino_path.slides.reader import SlideFacts, downsamples_of
+from dino_path.slides.readers.ome import OmeImage, ome_image
+from dino_path.slides.readers.reader import SlideFacts, downsamples_of
 
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, YCBCR = 0, 1, 2, 6  # TIFF's photometric interpretations
 UNCOMPRESSED, JPEG, APERIO_JPEG2000_YCBCR = 1, 7, 33003

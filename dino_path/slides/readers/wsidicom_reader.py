@@ -10,9 +10,9 @@ from wsidicom import WsiDicom
 from wsidicom.errors import WsiDicomError
 
 from dino_path.errors import SlideError
-from dino_path.slides.damage import damage_refused
-from dino_path.slides.dicom import series_files
-from dino_path.slides.reader import RgbaImage, Size, SlideFacts, corner_on_level, downsamples_of, place_on_level
+from dino_path.slides.readers.damage import damage_refused
+from dino_path.slides.readers.dicom import series_files
+from dino_path.slides.readers.reader import RgbaImage, Size, SlideFacts, corner_on_level, downsamples_of, place_on_level
 
 
 class WsidicomReader:

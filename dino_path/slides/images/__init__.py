@@ -1,0 +1,1 @@
+"""Pixels of single encoded images: JPEG decoded strictly, TIFF of any common kind, PNG, BMP and WebP."""
