@@ -33,6 +33,7 @@ from dino_path.model.backbone import build_backbone, count_parameters
 from dino_path.model.folder import Triple
 from dino_path.model.pretrained import load_start
 from dino_path.progress import Meter, meter
+from dino_path.records.deciding_settings import deciding_settings
 from dino_path.run import atomic_write, environment_record, write_json
 from dino_path.settings import as_plain
 
@@ -41,6 +42,12 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S = 60.0
 IMAGES_FOR_MEAN = 512
 WARMUP_SHARE = 0.2  # of the steps in which the one-cycle schedule rises
+# The settings of the oldest baselines: they make it another experiment, and so do younger ones that are not at their
+# default (`deciding_settings`).
+FIRST_SETTINGS = (
+    "backbone", "weights", "num_epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "validation_fraction",
+    "patience", "input_px",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -364,7 +371,8 @@ def _record(labelled: LabelledSet, training: Training, metrics: Metrics, experim
 
 def _experiment(labelled: LabelledSet, config: BaselineConfig, seed: int) -> str:
     """Changes when anything does that makes another baseline."""
-    what: list[Any] = [labelled.split_digest, labelled.content_digest, as_plain(config), seed]
+    settings = deciding_settings(config, first=FIRST_SETTINGS)
+    what: list[Any] = [labelled.split_digest, labelled.content_digest, settings, seed]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

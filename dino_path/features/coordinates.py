@@ -29,8 +29,9 @@ from dino_path.features.layouts import (
     overlap_px,
     refuse_shared_names,
 )
+from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.run import atomic_write
-from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
+from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 
 Attributes = Mapping[str, str | int | float | tuple[int, int] | tuple[float, float]]
@@ -85,7 +86,7 @@ def write_coordinate_files(store: Path, layouts: Sequence[Layout], out: Path) ->
         TileStoreError: no store, or a damaged one.
     """
     config = StoreFolder(store).read_config()
-    records = [read_record(file) for file in StoreFolder(store).record_files()]
+    records = [read_slide_record(file) for file in StoreFolder(store).record_files()]
     refuse_shared_names((record.path for record in records), layouts)  # failed ones too: they would be given tiles
     done = [record for record in records if record.status == "done"]
     written: list[str] = []

@@ -30,8 +30,9 @@ from dino_path.features.files import (
 from dino_path.features.images import read_batches
 from dino_path.features.layouts import Layout, job_folder_name, name_for_reader, refuse_shared_names
 from dino_path.progress import Meter, meter
+from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.run import write_json
-from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
+from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def embed_store(
         refuse_other_mpp(extractor, store.mpp, str(store.path))
     refuse_shared_names((record.path for record in store.slides), layouts)
     slides = [_plan(extractor, store, out, layouts, number) for number in range(len(store.slides))]
-    records = [read_record(file) for file in StoreFolder(store.path).record_files()]
+    records = [read_slide_record(file) for file in StoreFolder(store.path).record_files()]
     standing = _look(extractor, store, out, layouts, slides, records)
     done = standing.finished
     world.barrier()  # all have looked before any writes

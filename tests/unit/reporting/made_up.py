@@ -8,8 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dino_path.config import Config
-from dino_path.settings import as_yaml
+from dino_path.config import Config, TilesConfig
+from dino_path.records.slide import SlideRecord, write_slide_record
+from dino_path.records.store import StoreRecord, write_store_record
+from dino_path.settings import as_plain, as_yaml
 
 NUM_PROTOTYPES = 4096
 
@@ -144,20 +146,20 @@ def write_fewshot(file: Path) -> Path:
 def write_store(path: Path) -> Path:
     (path / "slides").mkdir(parents=True)
     (path / "overlays").mkdir()
-    (path / "store.json").write_text(json.dumps({"format_version": 1, "tiles": {"mpp": 0.5, "size_px": 256}}))
+    tiles = TilesConfig(mpp=0.5, size_px=256)
+    write_store_record(path / "store.json", StoreRecord(digest="0" * 16, tiles=as_plain(tiles)))
     slides = [
-        {"slide_id": f"case-{n:03d}", "status": "done", "reason": "", "num_tiles": 400 + n, "tissue_percent": 31.5,
-         "mpp": 0.2508, "mpp_source": "openslide.mpp-x", "split": "train", "flags": [], "path": "/secret/place.svs",
-         "patient_id": "P-77"}
+        SlideRecord(f"case-{n:03d}", "/secret/place.svs", "done", patient_id="P-77", split="train", mpp=0.2508,
+                    mpp_source="openslide.mpp-x", num_tiles=400 + n, tissue_percent=31.5,
+                    flags=("tissue near 100 %",) if n == 1 else ())
         for n in range(3)
     ]  # fmt: skip
-    slides[1]["flags"] = ["tissue near 100 %"]
-    slides.append({"slide_id": "case-090", "status": "failed", "reason": "no mpp in the file", "num_tiles": 0})
-    slides.append({"slide_id": "case-091", "status": "empty", "reason": "no tissue found", "num_tiles": 0, "mpp": 0.25})
+    slides.append(SlideRecord("case-090", "/secret/place.svs", "failed", "no mpp in the file"))
+    slides.append(SlideRecord("case-091", "/secret/place.svs", "empty", "no tissue found", mpp=0.25))
     for slide in slides:
-        (path / "slides" / f"{slide['slide_id']}.json").write_text(json.dumps(slide))
-        if slide["status"] == "done":
+        write_slide_record(path / "slides" / f"{slide.slide_id}.json", slide)
+        if slide.status == "done":
             picture = np.full((400, 600, 3), 245, np.uint8)
             cv2.ellipse(picture, (300, 200), (180, 120), 20, 0, 360, (190, 130, 210), -1)
-            cv2.imwrite(str(path / "overlays" / f"{slide['slide_id']}.jpg"), picture)
+            cv2.imwrite(str(path / "overlays" / f"{slide.slide_id}.jpg"), picture)
     return path

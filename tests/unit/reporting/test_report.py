@@ -14,6 +14,7 @@ from made_up import write_evaluation, write_fewshot, write_fractions, write_run,
 
 from dino_path.config import FrozenProtocol
 from dino_path.errors import CheckpointError, DataError, TileStoreError
+from dino_path.records.slide import SlideRecord, write_slide_record
 from dino_path.reporting.evaluation_sections import PROTOCOL_TITLES
 from dino_path.reporting.images import inline_picture
 from dino_path.reporting.report import write_report
@@ -258,8 +259,8 @@ def test_what_cannot_be_read_is_said_on_the_page(run: Path, tmp_path: Path) -> N
 
 def test_names_from_files_cannot_bring_markup(run: Path, tmp_path: Path) -> None:
     store = write_store(tmp_path / "store")
-    record = {"slide_id": "<script>alert(1)</script>", "status": "failed", "reason": "<img src=x>", "num_tiles": 0}
-    (store / "slides" / "bad.json").write_text(json.dumps(record))
+    record = SlideRecord("<script>alert(1)</script>", "bad.svs", "failed", "<img src=x>")
+    write_slide_record(store / "slides" / "bad.json", record)
     page = report(run, out=tmp_path, store=store, title="<b>title</b>")
     assert "script" not in page.tags
     assert "<script>alert(1)</script>" in page.text
