@@ -14,8 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from dino_path.errors import CheckpointError
+from dino_path.errors import CheckpointError, DataError, NewerFormat
 from dino_path.moved_settings import lift_settings
+from dino_path.records.environment import ENVIRONMENT, read_environment
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.store import read_store_record
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
@@ -79,7 +80,7 @@ def read_run(path: Path, *, name: str) -> Run:
         config=_parse_yaml(config_text, troubles),
         config_text=config_text,
         metrics=_read_metrics(folder, troubles),
-        environment=_read_optional(folder.environment_file, troubles),
+        environment=_read_environment(folder.environment_file, troubles),
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
         troubles=tuple(troubles),
@@ -143,15 +144,13 @@ def _read_metrics(folder: RunFolder, troubles: list[str]) -> list[Plain]:
         return []
 
 
-def _read_optional(file: Path, troubles: list[str]) -> Plain:
-    if not file.exists():
-        return {}
+def _read_environment(file: Path, troubles: list[str]) -> Plain:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        troubles.append(f"{file.name} cannot be read ({error})")
+        record = read_environment(file)
+    except (DataError, NewerFormat) as error:
+        troubles.append(f"{file.name} cannot be used: it {error.found}")
         return {}
-    return record if isinstance(record, dict) else {}
+    return {} if record is None else ENVIRONMENT.plain(record)
 
 
 def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:
