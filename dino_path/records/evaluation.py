@@ -22,12 +22,15 @@ Differences = dict[str, dict[str, ScoreRecord]]  # other model -> metric -> this
 
 
 class ModelRecord(Record):
-    """One model: how it was named on the command line, and what it turned out to be."""
+    """One model: how it was named on the command line, and what it turned out to be.
+
+    `input_px` is None for colour features, which take images of any size.
+    """
 
     spec: str
     digest: str
     num_features: int
-    input_px: int
+    input_px: int | None
     mpp: float | None
 
 

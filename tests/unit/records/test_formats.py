@@ -1,4 +1,4 @@
-"""Each kind of file has a version: earlier ones are lifted, later ones refused by name, and a change makes a new one."""
+"""Each kind of file has a version: earlier ones are lifted, later ones are refused, and a change makes a new one."""
 
 import hashlib
 import json
