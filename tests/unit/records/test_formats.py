@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from dino_path.errors import DinoPathError, NewerFormat, TileStoreError
 from dino_path.records.baseline import BASELINE, POOLED_BASELINE, counted_from_1
+from dino_path.records.embedding import EMBEDDING
 from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
 from dino_path.records.format import Format, Record, Tree
@@ -17,7 +18,7 @@ from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write
 from dino_path.records.store import EXPECTED, STORE, read_expected
 
 FORMATS: list[Format[Any]] = [
-    SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT,
+    SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
 ]  # fmt: skip
 
 
@@ -151,6 +152,7 @@ def test_epochs_of_a_baseline_count_from_1_whichever_way_version_1_counted() -> 
 
 # A change of what a file holds is a new version with a lift, and then a new line here.
 FIELDS = {
+    "embedding": (1, "6e1b12cf"),
     "slide record": (1, "8b7cdd72"),
     "tile store": (2, "c42a2f80"),
     "list of expected slides": (2, "fd2c8f1d"),
