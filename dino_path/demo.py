@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from dino_path.export.checkpoint import export_checkpoint
 from dino_path.export.model_folder import write_card
 from dino_path.features.embed import embed_store
 from dino_path.features.extractor import load_extractor
+from dino_path.records.evaluation import RESULTS
 from dino_path.reporting.report import write_report
 from dino_path.settings import load_config
 from dino_path.slides.find import find_slides
@@ -122,7 +122,7 @@ def run_demo(out: Path, *, is_fast: bool) -> None:
         extractor = load_extractor(str(folder.model), device=world.device)
         embed_store(extractor, TileStore.open(folder.store), folder.features, batch_size=128, world=world)
     with stage("7/7", "report", str(folder.report)):
-        write_card(folder.model, [json.loads((folder.run / "eval" / "results.json").read_text(encoding="utf-8"))])
+        write_card(folder.model, [RESULTS.plain(RESULTS.read(folder.run / "eval" / "results.json"))])
         write_report([folder.run], folder.report, title="dino_path demo", store=folder.store, models=[folder.model])
     show_table(results, minutes=(time.monotonic() - start_s) / 60, folder=folder, is_fast=is_fast)
 

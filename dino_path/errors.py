@@ -36,6 +36,10 @@ class DataError(DinoPathError):
     """Labelled data are missing, malformed, or would leak between splits."""
 
 
+class NewerFormat(DinoPathError):
+    """A file was written by a later version of dino_path."""
+
+
 class LaunchError(DinoPathError):
     """The process group, device or cluster that was asked for cannot be had."""
 

@@ -210,8 +210,20 @@ def as_yaml(section: Section) -> str:
 
 
 def digest(section: Section) -> str:
-    """16 hexadecimal digits that change when a setting of the section does."""
-    return digest_of_plain(as_plain(section))
+    """16 hexadecimal digits that change when a setting of the section does.
+
+    Settings with their default play no part, so that one which is new in dino_path changes nothing.
+    """
+    return digest_of_plain(_shorten_durations(json.loads(section.model_dump_json(exclude_defaults=True))))
+
+
+def digest_of_file(file: Path) -> str:
+    """The digest by which earlier versions knew a resolved config: of all settings that they had.
+
+    Raises:
+        ConfigError: no YAML file of settings.
+    """
+    return digest_of_plain(_read_yaml(file)[0])
 
 
 def digest_of_plain(tree: Tree) -> str:

@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.config import TilesConfig, ViewsConfig
+from dino_path.records.slide import SlideRecord
 from dino_path.tiles import index
-from dino_path.tiles.layout import SlideRecord, StoreFolder
+from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tile_table import COLUMNS, TileTable, limits_of, write_tile_table
 from dino_path.views.sampling import BalancedTiles, ShuffledTiles, TileOrder

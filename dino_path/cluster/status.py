@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 from dino_path.cluster.jobs import jobs_of, state_of
 from dino_path.config import Config
 from dino_path.errors import CheckpointError
+from dino_path.records.slide import read_slide_record
+from dino_path.records.store import read_expected
 from dino_path.run import RunFolder
-from dino_path.settings import digest, load_config
+from dino_path.settings import digest, digest_of_file, load_config
 from dino_path.walk import files_like
 
 FORGOTTEN = "ended (SLURM has forgotten it)"
@@ -52,7 +54,7 @@ def run_status(path: Path) -> list[StageStatus]:
     return [
         _tiling(config),
         _pretraining(run, config),
-        _file_stage("export", _models(path, config)),
+        _file_stage("export", _models(path, {digest(config), digest_of_file(config_file)})),
         _file_stage("embed", sorted((path / "features").glob("embed_*.json"))),
         _file_stage("baseline", [file for folder in _folders_near(path) if (file := folder / "result.json").is_file()]),
         _file_stage("evaluate", sorted(run.evaluation.rglob("results.json"))),
@@ -74,22 +76,14 @@ def _tiling(config: Config) -> StageStatus:
         return StageStatus(
             "tile", "-", f"no tile store at {_quoted(config.store)}" if config.store else "no store is named"
         )
-    records = [
-        json.loads(file.read_text(encoding="utf-8")) for file in files_like(config.store / "slides", "[!.]*.json")
-    ]
-    counts = Counter(record["status"] for record in records)
-    num_tiles = sum(record["num_tiles"] for record in records)
+    records = [read_slide_record(file) for file in files_like(config.store / "slides", "[!.]*.json")]
+    counts = Counter(record.status for record in records)
+    num_tiles = sum(record.num_tiles for record in records)
     facts = ", ".join(f"{counts[status]} {status}" for status in ("done", "empty", "failed"))
     facts = f"slides so far: {facts}; {num_tiles:,} tiles in {_quoted(config.store)}"
-    ids = {record["slide_id"] for record in records}
-    num_missing = sum(slide_id not in ids for slide_id in _expected(config.store))
+    ids = {record.slide_id for record in records}
+    num_missing = sum(slide_id not in ids for slide_id in read_expected(config.store / "expected.json"))
     return StageStatus("tile", f"{len(records)}", facts + (f"; {num_missing} to come" if num_missing else ""))
-
-
-def _expected(store: Path) -> list[str]:
-    """The slides that `tile` was called with; a store of an earlier version does not say."""
-    file = store / "expected.json"
-    return list(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
 
 
 def _pretraining(run: RunFolder, config: Config) -> StageStatus:
@@ -125,19 +119,19 @@ def _num_steps(config: Config, record: dict[str, Any]) -> int:
     return max(1, round(training.num_tiles * step / float(record["tiles_seen"])))
 
 
-def _models(path: Path, config: Config) -> list[Path]:
+def _models(path: Path, digests: Collection[str]) -> list[Path]:
     """What was exported of this run: `submit pipeline` writes RUN/model, a person a folder of any name beside it."""
     files = [file for folder in _folders_near(path) if (file := folder / "config.json").is_file()]
-    return [file for file in files if file == path / "model" / "config.json" or _is_of_run(file, config)]
+    return [file for file in files if file == path / "model" / "config.json" or _is_of_run(file, digests)]
 
 
-def _is_of_run(model_config: Path, config: Config) -> bool:
-    """Whether a model folder says that it was made with this config."""
+def _is_of_run(model_config: Path, digests: Collection[str]) -> bool:
+    """Whether a model folder says that it was made with the config of one of these digests."""
     try:
         told = json.loads(model_config.read_text(encoding="utf-8"))["dino_path"]["config_digest"]
     except (OSError, ValueError, KeyError, TypeError):  # another tool's config.json
         return False
-    return bool(told == digest(config))
+    return told in digests
 
 
 def _folders_near(path: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import logging
 import pickle
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dino_path.config import BaselineConfig
 from dino_path.errors import CheckpointError, DataError
-from dino_path.evaluation.baseline_files import FORMAT, BaselineFolder, counted_from_1
+from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.confusion import confusion_matrix, summarise
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.images import AUGMENTATION, SquareImages, augment, image_edge_px
@@ -33,7 +33,11 @@ from dino_path.model.backbone import build_backbone, count_parameters
 from dino_path.model.folder import Triple
 from dino_path.model.pretrained import load_start
 from dino_path.progress import Meter, meter
-from dino_path.run import atomic_write, environment_record, write_json
+from dino_path.records.baseline import BaselineRecord, EpochRecord, ValidationRecord, counted_from_1
+from dino_path.records.deciding_settings import deciding_settings
+from dino_path.records.environment import present_environment
+from dino_path.records.labelled import DataRecord, MetricsRecord
+from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)
@@ -41,17 +45,12 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S = 60.0
 IMAGES_FOR_MEAN = 512
 WARMUP_SHARE = 0.2  # of the steps in which the one-cycle schedule rises
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One epoch, counted from 1; the loss is the training's, with label smoothing."""
-
-    epoch: int
-    loss: float
-    validation_accuracy: float
-    validation_balanced_accuracy: float
-    validation_log_loss: float
+# The settings of the oldest baselines: they make it another experiment, and so do younger ones that are not at their
+# default (`deciding_settings`).
+FIRST_SETTINGS = (
+    "backbone", "weights", "num_epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "validation_fraction",
+    "patience", "input_px",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def train_baseline(
         training.model.backbone, config.backbone, mean=training.mean, std=training.std, input_px=images.edge_px,
         mpp=labelled.source.mpp,
     )  # fmt: skip
-    write_json(folder.result_file, _record(labelled, training, metrics, experiment))
+    folder.write_result(_record(labelled, training, metrics, experiment))
     folder.checkpoint_file.unlink(missing_ok=True)
     return BaselineResult(out, metrics, scores_NC, training.best_epoch, tuple(training.history))
 
@@ -269,7 +268,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": schedule,
-            "history": [asdict(record) for record in self.history],
+            "history": [record.model_dump() for record in self.history],
             "best_epoch": self.best_epoch,
             "best_weights": self.best_weights,
         }
@@ -337,34 +336,34 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, (bool, int, float, str, list, Mapping, type(None)))
 
 
-def _record(labelled: LabelledSet, training: Training, metrics: Metrics, experiment: str) -> dict[str, Any]:
-    """All that one needs to read the numbers and to repeat them, as plain values."""
+def _record(labelled: LabelledSet, training: Training, metrics: Metrics, experiment: str) -> BaselineRecord:
+    """All that one needs to read the numbers and to repeat them."""
     is_given = labelled.part("val").size > 0
     carved = f"{training.config.validation_fraction:g} of the training {labelled.unit_name}, stratified by class"
-    return {
-        "format": FORMAT,
-        "experiment": experiment,
-        "metrics": metrics.record(labelled.classes),
-        "data": labelled.record(),
-        "validation": {
-            "rule": "as given with the data" if is_given else carved,
-            "num_fit_images": len(training.fit),
-            "num_validation_images": len(training.validation),
-        },
-        "config": as_plain(training.config),
-        "seed": training.seed,
-        "input_px": training.images.edge_px,
-        "augmentation": AUGMENTATION,
-        "num_parameters": count_parameters(training.model),
-        "best_epoch": training.best_epoch,
-        "history": [asdict(record) for record in training.history],
-        "environment": environment_record(),
-    }
+    return BaselineRecord(
+        experiment=experiment,
+        metrics=MetricsRecord.model_validate(metrics.record(labelled.classes)),
+        data=DataRecord.model_validate(labelled.record()),
+        validation=ValidationRecord(
+            rule="as given with the data" if is_given else carved,
+            num_fit_images=len(training.fit),
+            num_validation_images=len(training.validation),
+        ),
+        config=as_plain(training.config),
+        seed=training.seed,
+        input_px=training.images.edge_px,
+        augmentation=AUGMENTATION,
+        num_parameters=count_parameters(training.model),
+        best_epoch=training.best_epoch,
+        history=tuple(training.history),
+        environment=present_environment(),
+    )
 
 
 def _experiment(labelled: LabelledSet, config: BaselineConfig, seed: int) -> str:
     """Changes when anything does that makes another baseline."""
-    what: list[Any] = [labelled.split_digest, labelled.content_digest, as_plain(config), seed]
+    settings = deciding_settings(config, first=FIRST_SETTINGS)
+    what: list[Any] = [labelled.split_digest, labelled.content_digest, settings, seed]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -377,13 +376,12 @@ def _read_finished(
     folder: BaselineFolder, labelled: LabelledSet, experiment: str, num_bootstrap: int, seed: int
 ) -> BaselineResult:
     record = folder.read_result()
-    if record["experiment"] != experiment:
+    if record.experiment != experiment:
         raise _other_experiment(folder.path)
     logger.info("baseline: %s is finished already", folder.path)
     scores_NC = folder.read_scores(labelled)
-    history = tuple(EpochRecord(**epoch) for epoch in record["history"])
     metrics = _measure(labelled, scores_NC, num_bootstrap, seed)
-    return BaselineResult(folder.path, metrics, scores_NC, record["best_epoch"], history)
+    return BaselineResult(folder.path, metrics, scores_NC, record.best_epoch, record.history)
 
 
 def _other_experiment(out: Path) -> DataError:

@@ -12,10 +12,8 @@ OUT/result.json         metrics with intervals, settings, split, history
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -26,9 +24,8 @@ from dino_path.errors import DataError
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.model.backbone import architecture, backbone_arguments
 from dino_path.model.folder import CONFIG_NAME, WEIGHTS_NAME, Triple
+from dino_path.records.baseline import BASELINE, NEEDED, REMEDY, BaselineRecord
 from dino_path.run import atomic_write, write_json
-
-FORMAT = "dino_path supervised baseline, 1"
 
 
 @dataclass(frozen=True)
@@ -56,20 +53,18 @@ class BaselineFolder:
     def is_finished(self) -> bool:
         return self.result_file.is_file()
 
-    def read_result(self) -> dict[str, Any]:
-        """The content of `result.json`; epochs count from 1, also where an older version counted from 0.
+    def read_result(self) -> BaselineRecord:
+        """The content of `result.json`.
 
         Raises:
-            DataError: not there, or not written by `dino-path baseline`.
+            DataError: not there, damaged, or not written by `dino-path baseline`.
+            NewerFormat: a later dino_path wrote it.
         """
-        try:
-            record = json.loads(self.result_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise self._no_baseline(f"result.json cannot be read ({error}).") from None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise self._no_baseline("result.json was not written by this version's `dino-path baseline`.")
-        record["history"], record["best_epoch"] = counted_from_1(record["history"], record["best_epoch"])
-        return record
+        return BASELINE.read(self.result_file)
+
+    def write_result(self, record: BaselineRecord) -> None:
+        """Write `result.json`: from now on the baseline is finished."""
+        BASELINE.write(self.result_file, record)
 
     def title(self) -> str:
         """What tables call it: the network, what its training started from, and whether that was too short.
@@ -78,9 +73,9 @@ class BaselineFolder:
             DataError: not there, or not written by `dino-path baseline`.
         """
         record = self.read_result()
-        config = record["config"]
+        config = record.config
         start = "from scratch" if config["weights"] is None else f"from {config['weights']}"
-        return f"supervised {config['backbone']} ({start}{', undertrained' * is_undertrained(record)})"
+        return f"supervised {config['backbone']} ({start}{', undertrained' * record.is_undertrained})"
 
     def write_predictions(self, labelled: LabelledSet, test: NDArray[np.int64], scores_NC: NDArray[np.float64]) -> None:
         """Write the class scores of the test images, given as their numbers in the set."""
@@ -105,11 +100,11 @@ class BaselineFolder:
             DataError: no baseline, or one of another split.
         """
         record = self.read_result()
-        if record["data"]["split_digest"] != labelled.split_digest:
+        if record.data.split_digest != labelled.split_digest:
             raise DataError(
                 str(self.path),
-                f"this baseline was tested on another split of {record['data']['name']} "
-                f"({record['data']['split_rule']}; classes {', '.join(record['data']['classes'])}).",
+                f"this baseline was tested on another split of {record.data.name} "
+                f"({record.data.split_rule}; classes {', '.join(record.data.classes)}).",
                 f"Both sides of a comparison need the same images, classes and split ({labelled.split_rule}).",
                 "Run `dino-path baseline` with the same --data and evaluation settings.",
             )
@@ -162,19 +157,6 @@ class BaselineFolder:
         return DataError(
             str(self.path),
             found,
-            "The output folder of a finished `dino-path baseline` is needed.",
-            "Check the path, or run `dino-path baseline --data SPEC --out DIR` (again).",
+            NEEDED,
+            REMEDY,
         )
-
-
-def counted_from_1(history: list[dict[str, Any]], best_epoch: int) -> tuple[list[dict[str, Any]], int]:
-    """History and best epoch as they are; of a file that counts from 0, one more."""
-    if not history or history[0]["epoch"] == 1:
-        return history, best_epoch
-    return [{**epoch, "epoch": epoch["epoch"] + 1} for epoch in history], best_epoch + 1
-
-
-def is_undertrained(record: dict[str, Any]) -> bool:
-    """Did the training end at its last allowed epoch, before validation had stopped gaining for `patience` epochs?"""
-    num_epochs, config = len(record["history"]), record["config"]
-    return bool(num_epochs >= config["num_epochs"] and num_epochs - record["best_epoch"] < config["patience"])

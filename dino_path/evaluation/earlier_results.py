@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.datasets import LabelledSet
+from dino_path.records.evaluation import AnyEvaluation, FewShotRecord, FractionsRecord, ResultsRecord, read_evaluation
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 
@@ -75,30 +75,19 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
             )
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise DataError(
-            str(file),
-            f"cannot be read ({' '.join(str(error).split())[:160]}).",
-            "Results that are there must be known before others may replace them.",
-            "Delete it, or name another --out.",
-        ) from None
-    return record if isinstance(record, dict) else {}
+def _read(file: Path) -> AnyEvaluation | None:
+    """What is there; results that cannot be read must be known before others may replace them."""
+    return read_evaluation(file) if file.exists() else None
 
 
-def _other_data(record: dict[str, Any], labelled: LabelledSet) -> list[str]:
-    data = record.get("data", {})
-    if data.get("split_digest") == labelled.split_digest:
+def _other_data(record: AnyEvaluation, labelled: LabelledSet) -> list[str]:
+    if record.data.split_digest == labelled.split_digest:
         return []
-    return [f"they are of other images, labels or another split ({data.get('name')}; {data.get('split_rule')})"]
+    return [f"they are of other images, labels or another split ({record.data.name}; {record.data.split_rule})"]
 
 
-def _other_settings(record: dict[str, Any], config: EvaluationConfig) -> list[str]:
-    old, new = record.get("config", {}), as_plain(config)
+def _other_settings(record: AnyEvaluation, config: EvaluationConfig) -> list[str]:
+    old, new = record.config, as_plain(config)
     return [
         f"evaluation.{key} was {old[key]}, now {new[key]}"
         for key in new
@@ -106,17 +95,17 @@ def _other_settings(record: dict[str, Any], config: EvaluationConfig) -> list[st
     ]
 
 
-def _left_out(record: dict[str, Any], evaluation: Evaluation) -> list[str]:
-    rows = [row for row in record.get("rows", []) if isinstance(row, dict)]
-    specs = [model.get("spec") for model in record.get("models", {}).values()]
-    protocols = [row["protocol"] for row in rows if row.get("protocol") not in (None, END_TO_END)]
-    fractions = [row["fraction"] for row in rows if "fraction" in row]
+def _left_out(record: AnyEvaluation, evaluation: Evaluation) -> list[str]:
+    specs = [model.spec for model in record.models.values()]
+    rows = () if isinstance(record, FewShotRecord) else record.rows
+    protocols = [row.protocol for row in rows if row.protocol != END_TO_END]
+    fractions = [row.fraction for row in record.rows] if isinstance(record, FractionsRecord) else []
     left_out = [f"the model {spec}" for spec in _not_in(specs, evaluation.specs)]
     if evaluation.protocols:
         left_out += [f"the protocol {name}" for name in _not_in(protocols, evaluation.protocols)]
     left_out += [f"the fraction {fraction:g}" for fraction in _not_in(fractions, evaluation.fractions)]
-    if record.get("has_baseline") and not evaluation.has_baseline:
-        left_out.append(f"the baseline {record.get('baseline')}")
+    if isinstance(record, ResultsRecord) and record.has_baseline and not evaluation.has_baseline:
+        left_out.append(f"the baseline {record.baseline}")
     return [f"{what} is left out" for what in left_out]
 
 

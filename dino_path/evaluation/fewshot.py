@@ -153,7 +153,6 @@ def evaluate_fewshot(
     )
     text = markdown_page(f"{division.name}, few-shot", lines, notes)
     record = {
-        "format": "dino_path few-shot evaluation, 1",
         "baseline": f"{title}: {found}",
         "rows": [{"model": name, **asdict(episodes)} for name, rows in results.items() for episodes in rows],
         "notes": notes,

@@ -112,7 +112,6 @@ def evaluate_fractions(
     cells = [_with_differences(cell, cells, list(models), division, config) for cell in cells]
     text = _markdown(division.name, cells, list(models), title, fractions, notes)
     record = {
-        "format": "dino_path label fractions, 1",
         "baseline": title,
         "labelled_images": {
             f"{fraction:g}": [split.counts()["train"] for drawn in of_fraction for split in drawn.splits]

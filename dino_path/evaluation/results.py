@@ -9,10 +9,18 @@ from typing import Any
 
 from dino_path.config import EvaluationConfig
 from dino_path.evaluation.division import Division
+from dino_path.evaluation.earlier_results import Stem
 from dino_path.features.extractor import Extractor
-from dino_path.run import atomic_write, environment_record, write_json
+from dino_path.records.environment import present_environment
+from dino_path.records.evaluation import FewShotRecord, FractionsRecord, ResultsRecord, write_evaluation
+from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 
+SCHEMAS: dict[Stem, type[ResultsRecord | FractionsRecord | FewShotRecord]] = {
+    "results": ResultsRecord,
+    "fractions": FractionsRecord,
+    "fewshot": FewShotRecord,
+}
 SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there is none
 
 
@@ -24,7 +32,7 @@ def baseline_missing(fraction: float = 1.0) -> str:
 
 def write_results(
     out: Path,
-    stem: str,
+    stem: Stem,
     division: Division,
     config: EvaluationConfig,
     models: Mapping[str, tuple[str, Extractor]],
@@ -37,7 +45,7 @@ def write_results(
 
     Args:
         models: spec and extractor by the name that the texts show.
-        record: `format` and what was found; the data, settings, models and versions are added.
+        record: what was found; the data, settings, models and versions are added.
         csv_rows: the first is the header.
         text: Markdown.
     """
@@ -53,7 +61,8 @@ def write_results(
     }
     common = {"data": division.record(), "config": as_plain(config), "models": described}
     division.write(out)
-    write_json(out / f"{stem}.json", {**common, **record, "environment": environment_record()})
+    whole = {**common, **record, "environment": present_environment()}
+    write_evaluation(out, SCHEMAS[stem].model_validate(whole))
     with atomic_write(out / f"{stem}.csv") as stream:
         csv.writer(stream, lineterminator="\n").writerows(csv_rows)
     with atomic_write(out / f"{stem}.md") as stream:

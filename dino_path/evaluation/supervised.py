@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from dino_path.config import Config
 from dino_path.evaluation.baseline import BaselineResult, train_baseline
-from dino_path.evaluation.baseline_files import BaselineFolder, is_undertrained
+from dino_path.evaluation.baseline_files import BaselineFolder
 from dino_path.evaluation.division import Division, pooled
 from dino_path.evaluation.metrics import Metrics, measure
-from dino_path.run import environment_record, write_json
-
-CROSS_VALIDATED = "dino_path supervised baseline, cross-validated, 1"
+from dino_path.records.baseline import POOLED_BASELINE, PooledBaselineRecord
+from dino_path.records.environment import present_environment
+from dino_path.records.labelled import DataRecord, MetricsRecord
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,14 @@ def write_pooled(division: Division, config: Config, out: Path) -> Metrics:
         division.labels, supervised.scores.argmax(axis=1), supervised.scores, division.units(),
         num_bootstrap=evaluation.num_bootstrap, seed=evaluation.seed,
     )  # fmt: skip
-    record = {
-        "format": CROSS_VALIDATED,
-        "metrics": metrics.record(division.labelled.classes),
-        "data": division.record(),
-        "settings": supervised.settings,
-        "notes": list(supervised.notes),
-        "environment": environment_record(),
-    }
-    write_json(out / "result.json", record)
+    record = PooledBaselineRecord(
+        metrics=MetricsRecord.model_validate(metrics.record(division.labelled.classes)),
+        data=DataRecord.model_validate(division.record()),
+        settings=supervised.settings,
+        notes=supervised.notes,
+        environment=present_environment(),
+    )
+    POOLED_BASELINE.write(out / "result.json", record)
     return metrics
 
 
@@ -91,9 +90,9 @@ def read_supervised(baseline: Path, division: Division) -> Supervised:
     folders = [BaselineFolder(path) for path in division.folders(baseline)]
     scores_MC = pooled([folder.read_scores(split) for folder, split in zip(folders, division.splits, strict=True)])
     records = [folder.read_result() for folder in folders]
-    keys = ("config", "seed", "input_px", "augmentation", "validation")
-    settings = {key: records[0][key] for key in keys}
-    best = [record["best_epoch"] for record in records]
+    keys = {"config", "seed", "input_px", "augmentation", "validation"}
+    settings = records[0].model_dump(mode="json", include=keys)
+    best = [record.best_epoch for record in records]
     settings["best_epoch"] = best[0] if division.num_folds is None else best
     return Supervised(common_title(folders), scores_MC, settings, undertrained_notes(folders))
 
@@ -137,12 +136,12 @@ def common_title(folders: Sequence[BaselineFolder]) -> str:
 
 def undertrained_notes(folders: Sequence[BaselineFolder]) -> tuple[str, ...]:
     """A sentence where trainings ended at their last allowed epoch."""
-    records = [record for folder in folders if is_undertrained(record := folder.read_result())]
+    records = [record for folder in folders if (record := folder.read_result()).is_undertrained]
     if not records:
         return ()
     of_folds = f" in {len(records)} of {len(folders)} folds" if len(folders) > 1 else ""
     return (
-        f"the supervised baseline stopped at its last allowed epoch, {len(records[0]['history'])}{of_folds}, while "
-        f"validation still gained (best epoch {records[0]['best_epoch']}): it is undertrained, and a difference to it "
+        f"the supervised baseline stopped at its last allowed epoch, {len(records[0].history)}{of_folds}, while "
+        f"validation still gained (best epoch {records[0].best_epoch}): it is undertrained, and a difference to it "
         "flatters; raise baseline.num_epochs",
     )

@@ -262,7 +262,6 @@ def _with_differences(rows: Sequence[Row]) -> list[Row]:
 def _record(table: Table, labelled: LabelledSet) -> Mapping[str, Any]:
     """What was found, as plain values."""
     return {
-        "format": "dino_path evaluation, 1",
         "baseline": table.baseline or f"{SUPERVISED}: {baseline_missing()}",
         "has_baseline": table.baseline is not None,
         "rows": [

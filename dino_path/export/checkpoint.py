@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dino_path.config import Config
+from dino_path.errors import DataError, NewerFormat
 from dino_path.export.card import UNKNOWN_LICENSE
 from dino_path.export.formats import Format, Precision
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
 from dino_path.model.checkpoint import Checkpoint, read_checkpoint
 from dino_path.model.folder import Triple
 from dino_path.model.published import Network, read_published, timm_model_of
+from dino_path.records.environment import EnvironmentRecord, read_environment
+from dino_path.records.evaluation import RESULTS
 from dino_path.run import RunFolder, newest_checkpoint
 from dino_path.settings import digest, section_from_file
 from dino_path.walk import Found, files_below
@@ -122,8 +124,8 @@ def export_source(checkpoint: Checkpoint, run: RunFolder, *, name: str, network:
 def _provenance(checkpoint: Checkpoint, config: Config, run: RunFolder, *, network: Network) -> dict[str, Any]:
     """How the weights came about, as plain values; no date, so that the same checkpoint gives the same folder."""
     step, batch_size = checkpoint.step, checkpoint.global_batch_size
-    environment = _read_object(run.environment_file) or {}
-    versions = environment.get("versions") or {}
+    environment = _environment_of(run)
+    versions = environment.versions if environment else {}
     return {
         "method": "DINO",
         "network": network,
@@ -139,7 +141,7 @@ def _provenance(checkpoint: Checkpoint, config: Config, run: RunFolder, *, netwo
         f"{config.optim.weight_decay:g} to {config.optim.final_weight_decay:g}",
         "started_from": Path(config.model.weights).name if config.model.weights else "random weights",
         "config_digest": digest(config),
-        "git_commit": environment.get("git_commit"),
+        "git_commit": environment.git_commit if environment else None,
         "versions": {key: versions[key] for key in VERSIONS_TOLD if versions.get(key)},
     }
 
@@ -152,18 +154,16 @@ def _read_results(run: RunFolder) -> Iterator[dict[str, Any]]:
     for one in found.unreadable:
         logger.warning("%s: its evaluations are not in the model card", one)
     for file in found.files:
-        record = _read_object(file)
-        if record is not None and {"data", "rows"} <= record.keys():
-            yield record
+        try:
+            yield RESULTS.plain(RESULTS.read(file))
+        except (DataError, NewerFormat) as error:
+            logger.warning("its results are not in the model card. %s", error)
 
 
-def _read_object(file: Path) -> dict[str, Any] | None:
-    """The JSON object in one of the run's files; None where there is no such file."""
-    if not file.exists():
-        return None
+def _environment_of(run: RunFolder) -> EnvironmentRecord | None:
+    """In which environment the run was started; None where that is not known any more."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        logger.warning("%s is not used: it is not JSON (%s)", file, error)
+        return read_environment(run.environment_file)
+    except (DataError, NewerFormat) as error:
+        logger.warning("the model card does not say with which versions it was trained. %s", error)
         return None
-    return record if isinstance(record, dict) else None

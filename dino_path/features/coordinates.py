@@ -22,18 +22,18 @@ from numpy.typing import NDArray
 
 from dino_path.config import TilesConfig
 from dino_path.features.layouts import (
-    UM_PER_PX_AT_1X,
-    Layout,
-    job_folder_name,
-    name_for_reader,
-    overlap_px,
+    Attributes,
+    ClamLayout,
+    FeatureLayout,
+    LayoutName,
+    layouts_of,
     refuse_shared_names,
 )
+from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.run import atomic_write
-from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
+from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 
-Attributes = Mapping[str, str | int | float | tuple[int, int] | tuple[float, float]]
 Coordinates = NDArray[np.int64]  # (N, 2): x, y of top-left corners, level-0 px
 
 ROWS_PER_CHUNK = 256
@@ -72,7 +72,7 @@ class CoordinateSummary:
         return "\n".join(lines + [f"coordinates: {folder}" for folder in self.folders])
 
 
-def write_coordinate_files(store: Path, layouts: Sequence[Layout], out: Path) -> CoordinateSummary:
+def write_coordinate_files(store: Path, layouts: Sequence[LayoutName], out: Path) -> CoordinateSummary:
     """Corners of the kept tiles of a store, one file per slide and layout, below `out`.
 
     trident: `out/trident/<mag>x_<px>px_<overlap>px_overlap/patches/<name>_patches.h5`;
@@ -85,69 +85,44 @@ def write_coordinate_files(store: Path, layouts: Sequence[Layout], out: Path) ->
         TileStoreError: no store, or a damaged one.
     """
     config = StoreFolder(store).read_config()
-    records = [read_record(file) for file in StoreFolder(store).record_files()]
+    records = [read_slide_record(file) for file in StoreFolder(store).record_files()]
     refuse_shared_names((record.path for record in records), layouts)  # failed ones too: they would be given tiles
     done = [record for record in records if record.status == "done"]
     written: list[str] = []
     kept: list[str] = []
     misread: list[tuple[str, float]] = []
     num_tiles = 0
+    chosen = layouts_of(layouts, config)
     for record, coords_N2, size_level0 in _slides(store, config, records):
-        due = [layout for layout in layouts if _has_file(record, layout)]
-        is_new = [_write_slide(out, layout, config, record, coords_N2, size_level0) for layout in due]
-        if due:
+        is_new = [
+            write_coordinates(
+                layout.coordinate_file(out, record), coords_N2, layout.attributes(record, size_level0=size_level0)
+            )
+            for layout in chosen
+            if layout.has_coordinate_file(record)
+        ]
+        if is_new:
             (written if any(is_new) else kept).append(record.slide_id)
-        factor = _trident_edge(record, size_level0) / size_level0
-        if "trident" in layouts and len(coords_N2) and factor > LARGEST_MISREAD:
+        factor = max(layout.misread_factor(record, size_level0) for layout in chosen)
+        if len(coords_N2) and factor > LARGEST_MISREAD:
             misread.append((record.slide_id, factor))
         num_tiles += len(coords_N2)
-    for layout in layouts:
+    for layout in chosen:
         for record in records:
-            if not _has_file(record, layout):
-                _slide_file(out, layout, config, record).unlink(missing_ok=True)
-    if "clam" in layouts:
-        _write_process_list(out / "clam" / "process_list_autogen.csv", done)
+            if not layout.has_coordinate_file(record):
+                layout.coordinate_file(out, record).unlink(missing_ok=True)
+        if isinstance(layout, ClamLayout):
+            _write_process_list(layout.coordinate_folder(out) / "process_list_autogen.csv", done)
     return CoordinateSummary(
         written=tuple(written),
         kept=tuple(kept),
         empty=tuple(record.slide_id for record in records if record.status == "empty"),
         failed=tuple((record.slide_id, record.reason) for record in records if record.status == "failed"),
         misread=tuple(misread),
-        notes=tuple(_notes(done, layouts, dict(misread))),
+        notes=tuple(_notes(done, chosen, dict(misread))),
         num_tiles=num_tiles,
-        folders=tuple(_folder(out, layout, config) for layout in layouts),
+        folders=tuple(layout.coordinate_folder(out) for layout in chosen),
     )
-
-
-def trident_attributes(record: SlideRecord, config: TilesConfig, *, name: str, size_level0: int) -> Attributes:
-    """The attributes of `coords` for one slide: sizes in px, magnifications as 10 / mpp."""
-    assert record.mpp is not None
-    assert record.tile_mpp is not None
-    return {
-        "patch_size": config.size_px,
-        "patch_size_level0": size_level0,
-        "level0_magnification": UM_PER_PX_AT_1X / record.mpp,
-        "target_magnification": UM_PER_PX_AT_1X / record.tile_mpp,
-        "overlap": overlap_px(config),
-        "name": name,
-        "savetodir": "",  # TRIDENT's absolute path; nothing reads it, and it would tell where we work
-        "level0_width": record.width_level0,
-        "level0_height": record.height_level0,
-    }
-
-
-def clam_attributes(record: SlideRecord, *, name: str) -> Attributes:
-    """The attributes of `coords` for one slide: the edge that is read and the level that it is read from."""
-    level_size = record.level_width, record.level_height
-    return {
-        "patch_size": record.read_px,
-        "patch_level": record.level,
-        "downsample": (record.width_level0 / record.level_width, record.height_level0 / record.level_height),
-        "downsampled_level_dim": level_size,
-        "level_dim": level_size,  # of `patch_level` too: CLAM writes it twice
-        "name": name,
-        "save_path": "",  # an absolute path; nothing reads it
-    }
 
 
 def write_coordinates(file: Path, coords_N2: Coordinates, attributes: Attributes) -> bool:
@@ -188,31 +163,6 @@ def _slides(
             yield record, np.empty((0, 2), np.int64), round(config.size_px * record.tile_mpp / record.mpp)
 
 
-def _write_slide(
-    out: Path, layout: Layout, config: TilesConfig, record: SlideRecord, coords_N2: Coordinates, size_level0: int
-) -> bool:
-    name = name_for_reader(record.path, layout)
-    if layout == "clam":
-        attributes = clam_attributes(record, name=name)
-    else:
-        attributes = trident_attributes(record, config, name=name, size_level0=size_level0)
-    return write_coordinates(_slide_file(out, layout, config, record), coords_N2, attributes)
-
-
-def _has_file(record: SlideRecord, layout: Layout) -> bool:
-    # CLAM's extract_features_fp.py writes nothing for a slide without tiles, then stops because nothing is there.
-    return record.status == "done" or (record.status == "empty" and layout == "trident")
-
-
-def _folder(out: Path, layout: Layout, config: TilesConfig) -> Path:
-    return out / "clam" if layout == "clam" else out / "trident" / job_folder_name(config)
-
-
-def _slide_file(out: Path, layout: Layout, config: TilesConfig, record: SlideRecord) -> Path:
-    ending = ".h5" if layout == "clam" else "_patches.h5"
-    return _folder(out, layout, config) / "patches" / (name_for_reader(record.path, layout) + ending)
-
-
 def _write_process_list(file: Path, done: Sequence[SlideRecord]) -> None:
     """CLAM's list of slides. extract_features_fp.py takes every row, whatever its `process` says.
 
@@ -234,23 +184,15 @@ def _replace(file: Path, content: bytes) -> bool:
     return True
 
 
-def _trident_edge(record: SlideRecord, size_level0: int) -> float:
-    """Edge of the square that TRIDENT reads for a tile, in level-0 px: it cuts the level's downsample to an integer.
-
-    No attributes mend that (3.9990 is cut to 3): the ratio of magnifications settles the level and the edge together.
-    """
-    widths, heights = record.width_level0 / record.level_width, record.height_level0 / record.level_height
-    downsample = (widths + heights) / 2  # OpenSlide's
-    return round(size_level0 / int(downsample)) * downsample
-
-
-def _notes(done: Sequence[SlideRecord], layouts: Sequence[Layout], misread: Mapping[str, float]) -> Iterator[str]:
-    renamed = [record for record in done if record.slide_id != name_for_reader(record.path, layouts[0])]
+def _notes(
+    done: Sequence[SlideRecord], layouts: Sequence[FeatureLayout], misread: Mapping[str, float]
+) -> Iterator[str]:
+    renamed = [record for record in done if record.slide_id != layouts[0].name_for_reader(record.path)]
     if renamed:
         first = renamed[0]
         yield (
             f"files of {len(renamed)} slides are named by their slide file, by which TRIDENT and CLAM look for them, "
-            f"not by their id ({name_for_reader(first.path, layouts[0])}, not {first.slide_id})"
+            f"not by their id ({layouts[0].name_for_reader(first.path)}, not {first.slide_id})"
         )
     if misread:
         slide_id, factor = max(misread.items(), key=lambda item: item[1])
@@ -260,10 +202,11 @@ def _notes(done: Sequence[SlideRecord], layouts: Sequence[Layout], misread: Mapp
         )
     extensions = sorted({Path(record.path).suffix for record in done})
     num_folders = len({Path(record.path).parent for record in done})
-    if "clam" in layouts and len(extensions) > 1:
+    has_clam = any(isinstance(layout, ClamLayout) for layout in layouts)
+    if has_clam and len(extensions) > 1:
         yield (
             f"CLAM reads slides of one --slide_ext per run, and these have {', '.join(extensions)}: "
             "give it the lines of process_list_autogen.csv with one extension at a time"
         )
-    if "clam" in layouts and num_folders > 1:
+    if has_clam and num_folders > 1:
         yield f"CLAM looks for slides in one folder, and these lie in {num_folders}: link them into one"

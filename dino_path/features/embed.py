@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dino_path.distributed import World
 from dino_path.errors import TileStoreError
-from dino_path.features.coordinates import Coordinates, trident_attributes, write_coordinates
+from dino_path.features.coordinates import Coordinates, write_coordinates
 from dino_path.features.extractor import Extractor, Forward, batches_of, refuse_not_finite
 from dino_path.features.files import (
     Features,
@@ -28,16 +28,22 @@ from dino_path.features.files import (
     write_tensor,
 )
 from dino_path.features.images import read_batches
-from dino_path.features.layouts import Layout, job_folder_name, name_for_reader, refuse_shared_names
+from dino_path.features.layouts import (
+    FeatureLayout,
+    LayoutName,
+    layouts_of,
+    refuse_shared_names,
+    trident_attributes,
+)
 from dino_path.progress import Meter, meter
-from dino_path.run import write_json
-from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
+from dino_path.records.embedding import EmbeddingRecord, write_embedding
+from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 
 logger = logging.getLogger(__name__)
 
 LARGEST_MPP_DIFFERENCE = 0.05  # relative
-CLAM_H5 = "h5_files"
 
 
 @dataclass(frozen=True)
@@ -85,11 +91,11 @@ class _Standing:
 
     Attributes:
         finished: slides whose files are all there.
-        replaced: files of slides that others have replaced since.
+        replaced: files of slides that others have replaced since, each with the tensor beside it.
     """
 
     finished: frozenset[str]
-    replaced: Mapping[str, tuple[Path, ...]]
+    replaced: Mapping[str, tuple[tuple[Path, Path | None], ...]]
 
 
 def embed_store(
@@ -97,7 +103,7 @@ def embed_store(
     store: TileStore,
     out: Path,
     *,
-    layouts: Sequence[Layout] = ("trident",),
+    layouts: Sequence[LayoutName] = ("trident",),
     batch_size: int,
     world: World,
     num_workers: int = 0,
@@ -123,9 +129,10 @@ def embed_store(
     if not allow_other_mpp:
         refuse_other_mpp(extractor, store.mpp, str(store.path))
     refuse_shared_names((record.path for record in store.slides), layouts)
-    slides = [_plan(extractor, store, out, layouts, number) for number in range(len(store.slides))]
-    records = [read_record(file) for file in StoreFolder(store.path).record_files()]
-    standing = _look(extractor, store, out, layouts, slides, records)
+    chosen = layouts_of(layouts, StoreFolder(store.path).read_config())
+    slides = [_plan(extractor, store, out, chosen, number) for number in range(len(store.slides))]
+    records = [read_slide_record(file) for file in StoreFolder(store.path).record_files()]
+    standing = _look(extractor, out, chosen, slides, records)
     done = standing.finished
     world.barrier()  # all have looked before any writes
     mine = share([slide for slide in slides if slide.record.slide_id not in done], world)
@@ -140,7 +147,7 @@ def embed_store(
                 logger.error("%s: no features. %s", slide.record.slide_id, answer)
                 failed.append((slide.record.slide_id, f"{answer.thing}: {answer.found}"))
             else:
-                _write(store, slide, answer, out, layouts)
+                _write(store, slide, answer, out, chosen)
                 written.append(slide.record.slide_id)
     answers = world.gather((written, failed))
     written = sorted(slide_id for some, _ in answers for slide_id in some)
@@ -152,7 +159,7 @@ def embed_store(
         empty=tuple((record.slide_id, record.reason) for record in records if record.status == "empty"),
         failed=tuple(sorted([*untiled, *failed])),
         num_tiles=sum(len(slide.tiles) for slide in slides if slide.record.slide_id in done.union(written)),
-        folders=tuple(_layout_folder(extractor, store, out, layout) for layout in layouts),
+        folders=tuple(layout.feature_folder(out, encoder_folder_name(extractor)) for layout in chosen),
     )
     if world.is_first:
         _write_summary(extractor, store, out, summary)
@@ -192,14 +199,15 @@ def refuse_other_mpp(extractor: Extractor, mpp: float, name: str) -> None:
     )
 
 
-def _plan(extractor: Extractor, store: TileStore, out: Path, layouts: Sequence[Layout], number: int) -> _Slide:
+def _plan(extractor: Extractor, store: TileStore, out: Path, layouts: Sequence[FeatureLayout], number: int) -> _Slide:
     record = store.slides[number]
     first, last = store.starts[number : number + 2]
     tiles = np.arange(first, last, dtype=np.int64)
     content = hashlib.sha256()
     for column in (store.x_level0, store.y_level0, store.size_level0, store.offset, store.length):
         content.update(column[first:last].tobytes())
-    files = tuple(_h5_file(extractor, store, out, layout, record) for layout in layouts)
+    encoder = encoder_folder_name(extractor)
+    files = tuple(layout.feature_file(out, encoder, record) for layout in layouts)
     return _Slide(record, tiles, files, _origin(extractor, record, content.hexdigest()[:16]))
 
 
@@ -207,31 +215,10 @@ def _origin(extractor: Extractor, record: SlideRecord, tiles_digest: str) -> Ori
     return Origin(extractor.name, extractor.digest, tiles_digest, record.content_digest)
 
 
-def _tensor_file(h5_file: Path) -> Path:
-    """CLAM's plain tensor of a slide, by its h5 file."""
-    return h5_file.parent.with_name("pt_files") / f"{h5_file.stem}.pt"
-
-
-def _layout_folder(extractor: Extractor, store: TileStore, out: Path, layout: Layout) -> Path:
-    if layout == "clam":
-        return out / f"clam_{encoder_folder_name(extractor)}"
-    return _job_folder(store, out) / f"features_{encoder_folder_name(extractor)}"
-
-
-def _job_folder(store: TileStore, out: Path) -> Path:
-    return out / job_folder_name(StoreFolder(store.path).read_config())
-
-
-def _h5_file(extractor: Extractor, store: TileStore, out: Path, layout: Layout, record: SlideRecord) -> Path:
-    folder = _layout_folder(extractor, store, out, layout)
-    return (folder / CLAM_H5 if layout == "clam" else folder) / f"{name_for_reader(record.path, layout)}.h5"
-
-
 def _look(
     extractor: Extractor,
-    store: TileStore,
     out: Path,
-    layouts: Sequence[Layout],
+    layouts: Sequence[FeatureLayout],
     slides: Sequence[_Slide],
     records: Sequence[SlideRecord],
 ) -> _Standing:
@@ -241,22 +228,30 @@ def _look(
         DataError: a file holds features of another model or of other tiles of the same slide.
     """
     finished: set[str] = set()
-    replaced: dict[str, tuple[Path, ...]] = {}
+    replaced: dict[str, tuple[tuple[Path, Path | None], ...]] = {}
     for slide in slides:
         origins = {file: read_origin(file) for file in slide.files if file.exists()}
         slide_id = slide.record.slide_id
-        replaced[slide_id] = tuple(file for file in origins if origins[file][0].is_of_replaced_slide(slide.origin))
+        others = [file for file in origins if origins[file][0].is_of_replaced_slide(slide.origin)]
+        replaced[slide_id] = tuple(
+            (file, layout.tensor_file(file))
+            for layout, file in zip(layouts, slide.files, strict=True)
+            if file in others
+        )
         for file, (origin, num_rows) in origins.items():
-            if file not in replaced[slide_id] and not (origin.is_same(slide.origin) and num_rows == len(slide.tiles)):
+            if file not in others and not (origin.is_same(slide.origin) and num_rows == len(slide.tiles)):
                 raise other_features(file)
         if len(origins) == len(slide.files) and not replaced[slide_id]:
             finished.add(slide_id)
     for record in records:
         if record.status != "done":  # the slide that replaced one with tiles has none
             now = _origin(extractor, record, "")
-            files = [_h5_file(extractor, store, out, layout, record) for layout in layouts]
+            encoder = encoder_folder_name(extractor)
+            files = [(layout, layout.feature_file(out, encoder, record)) for layout in layouts]
             replaced[record.slide_id] = tuple(
-                file for file in files if file.exists() and read_origin(file)[0].is_of_replaced_slide(now)
+                (file, layout.tensor_file(file))
+                for layout, file in files
+                if file.exists() and read_origin(file)[0].is_of_replaced_slide(now)
             )
     return _Standing(frozenset(finished), replaced)
 
@@ -264,11 +259,11 @@ def _look(
 def _delete_replaced(standing: _Standing, slide_ids: Iterable[str]) -> None:
     """Delete features of slides that others have replaced: until the new ones are made there are none."""
     for slide_id in slide_ids:
-        for file in standing.replaced.get(slide_id, ()):
+        for file, tensor in standing.replaced.get(slide_id, ()):
             logger.warning("%s: the slide was replaced by another; its old features are deleted (%s)", slide_id, file)
             file.unlink(missing_ok=True)
-            if file.parent.name == CLAM_H5:
-                _tensor_file(file).unlink(missing_ok=True)
+            if tensor is not None:
+                tensor.unlink(missing_ok=True)
 
 
 def _slide_features(
@@ -300,32 +295,33 @@ def _slide_features(
             parts, error = [], None
 
 
-def _write(store: TileStore, slide: _Slide, features_ND: Features, out: Path, layouts: Sequence[Layout]) -> None:
+def _write(store: TileStore, slide: _Slide, features_ND: Features, out: Path, layouts: Sequence[FeatureLayout]) -> None:
     record, tiles = slide.record, slide.tiles
     coords_N2: Coordinates = np.stack([store.x_level0[tiles], store.y_level0[tiles]], axis=1).astype(np.int64)
     config, size_level0 = StoreFolder(store.path).read_config(), int(store.size_level0[tiles[0]])
     for layout, file in zip(layouts, slide.files, strict=True):
         attributes = trident_attributes(record, config, name=file.stem, size_level0=size_level0)
         # The h5 file is what a later call looks for, so it comes last.
-        if layout == "clam":
-            write_tensor(_tensor_file(file), features_ND)
-        else:
-            patches = _job_folder(store, out) / "patches" / f"{file.stem}_patches.h5"
+        if (tensor := layout.tensor_file(file)) is not None:
+            write_tensor(tensor, features_ND)
+        if (patches := layout.patches_file(out, record)) is not None:
             write_coordinates(patches, coords_N2, attributes)
         write_slide_features(file, features_ND, coords_N2, attributes, slide.origin)
 
 
 def _write_summary(extractor: Extractor, store: TileStore, out: Path, summary: EmbedSummary) -> None:
-    described = asdict(summary)
-    del described["folders"]
-    record = {
-        "encoder": extractor.name,
-        "encoder_digest": extractor.digest,
-        "encoder_mpp": extractor.mpp,
-        "tile_mpp": store.mpp,
-        "tile_px": store.size_px,
-        "precision": extractor.precision,
-        "store_digest": store.digest,
-        **described,
-    }
-    write_json(out / f"embed_{encoder_folder_name(extractor)}.json", record)
+    record = EmbeddingRecord(
+        encoder=extractor.name,
+        encoder_digest=extractor.digest,
+        encoder_mpp=extractor.mpp,
+        tile_mpp=store.mpp,
+        tile_px=store.size_px,
+        precision=extractor.precision,
+        store_digest=store.digest,
+        written=summary.written,
+        kept=summary.kept,
+        empty=summary.empty,
+        failed=summary.failed,
+        num_tiles=summary.num_tiles,
+    )
+    write_embedding(out / f"embed_{encoder_folder_name(extractor)}.json", record)

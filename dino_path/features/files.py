@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from dino_path.errors import DataError
-from dino_path.features.coordinates import ROWS_PER_CHUNK, Attributes, Coordinates, add_coordinates
+from dino_path.features.coordinates import ROWS_PER_CHUNK, Coordinates, add_coordinates
+from dino_path.features.layouts import Attributes
 from dino_path.identity import Identity
 from dino_path.run import atomic_write
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dino_path.config import TilesConfig
 from dino_path.distributed import World
-from dino_path.features.layouts import job_folder_name, name_for_reader
+from dino_path.features.layouts import TridentLayout, job_folder_name
 from dino_path.slides.find import SlideRow, refuse_collisions, safe_id
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tiling import tile_slides
@@ -32,7 +32,7 @@ def find_tiles(
     """
     assert config.coordinates_only
     # Features are named by the slide's file. Ids of the same kind do not depend on what else is named in a call.
-    named = [replace(row, slide_id=safe_id(name_for_reader(str(row.path), "trident"))) for row in rows]
+    named = [replace(row, slide_id=safe_id(TridentLayout.name_for_reader(str(row.path)))) for row in rows]
     refuse_collisions(named)
     store = out / job_folder_name(config) / "store"
     tile_slides(named, config, store, shard=(world.rank, world.size), num_workers=num_workers)

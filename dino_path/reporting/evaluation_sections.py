@@ -73,7 +73,7 @@ def _table_section(evaluation: Evaluation) -> Plain:
         name = protocol_title(protocol)
         chart = interval_chart(intervals, title=f"Balanced accuracy, {name}, {evaluation.name}")
         panels.append({"title": name, "rows": rows, "chart": chart, "shown": _row_to_detail(rows)})
-    classes = list(evaluation.data.get("classes") or ())
+    classes = list(evaluation.data.classes)
     return {"kind": "table", "evaluation": evaluation, "panels": panels, "classes": classes}
 
 

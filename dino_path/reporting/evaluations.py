@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from dino_path.config import COMPARISON_SPECS
-from dino_path.errors import DataError
+from dino_path.errors import DataError, NewerFormat
+from dino_path.records import evaluation as records
+from dino_path.records.evaluation import (
+    FILES,
+    FewShotRecord,
+    FewShotRow,
+    FractionsRecord,
+    ResultRow,
+    ResultsRecord,
+    SignatureRecord,
+    read_evaluation,
+)
+from dino_path.records.labelled import DataRecord, ScoreRecord
 from dino_path.walk import Found, files_below
 
 Plain = dict[str, Any]
 
 METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "auroc")
-FILES = ("results.json", "fractions.json", "fewshot.json")
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class Evaluation:
     """One `results.json`: models side by side."""
 
     name: str
-    data: Plain
+    data: DataRecord
     rows: Sequence[EvaluationRow]
     baseline: str | None
     notes: Sequence[str]
@@ -138,86 +148,74 @@ def find_evaluations(folder: Path, troubles: list[str]) -> Iterator[AnyEvaluatio
     for file in sorted(found.files, key=lambda file: (file.parent, FILES.index(file.name))):
         try:
             yield _read(file)
-        except DataError as error:
+        except (DataError, NewerFormat) as error:
             troubles.append(f"{file.relative_to(folder.parent)}: {error.found}")
 
 
 def _read(file: Path) -> AnyEvaluation:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        name, notes = _name(record["data"]), tuple(record.get("notes", ()))
-        match file.name:
-            case "fractions.json":
-                rows = tuple(_fraction_row(row) for row in record["rows"])
-                missing = {float(fraction): text for fraction, text in record["missing"].items()}
-                return Fractions(name, rows, record["baseline"], missing, notes)
-            case "fewshot.json":
-                return FewShot(name, _episodes(record["rows"]), record["baseline"], notes)
-        baseline = record["baseline"] if record["has_baseline"] else None
-        table = tuple(_evaluation_row(row, baseline) for row in record["rows"])
-        signatures = tuple(_signature(model, one) for model, one in record.get("slide_signature", {}).items())
-        return Evaluation(name, record["data"], table, baseline, notes, signatures)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            str(file),
-            f"cannot be read as an evaluation ({type(error).__name__}: {error}).",
-            f"A file that `dino-path evaluate` has written ({', '.join(FILES)}) is needed.",
-            "Run the evaluation again.",
-        ) from None
+    record = read_evaluation(file)
+    name, notes = record.data.title, record.notes
+    match record:
+        case FractionsRecord():
+            rows = tuple(_fraction_row(row) for row in record.rows)
+            missing = {float(fraction): text for fraction, text in record.missing.items()}
+            return Fractions(name, rows, record.baseline, missing, notes)
+        case FewShotRecord():
+            return FewShot(name, _episodes(record.rows), record.baseline, notes)
+        case ResultsRecord():
+            baseline = record.baseline if record.has_baseline else None
+            table = tuple(_evaluation_row(row, baseline) for row in record.rows)
+            signatures = tuple(_signature(model, one) for model, one in record.slide_signature.items())
+            return Evaluation(name, record.data, table, baseline, notes, signatures)
+        case _ as never:
+            assert_never(never)
 
 
-def _name(data: Plain) -> str:
-    """Of the data, and the folds where they were cross-validated."""
-    folds = data.get("cross_validation", {}).get("folds")
-    return data["name"] if folds is None else f"{data['name']}, {folds}-fold cross-validation"
-
-
-def _evaluation_row(row: Plain, baseline: str | None) -> EvaluationRow:
-    metrics = row["metrics"]
-    kind = "other" if str(row["spec"]).startswith(COMPARISON_SPECS) else "own"
+def _evaluation_row(row: ResultRow, baseline: str | None) -> EvaluationRow:
+    metrics = row.metrics
+    kind = "other" if row.spec.startswith(COMPARISON_SPECS) else "own"
     return EvaluationRow(
-        model=row["model"],
-        protocol=row["protocol"],
-        kind="baseline" if row["model"] == baseline else kind,
-        scores={name: score for name in METRICS if (score := _score(metrics.get(name))) is not None},
+        model=row.model,
+        protocol=row.protocol,
+        kind="baseline" if row.model == baseline else kind,
+        scores={name: score for name in METRICS if (score := _score(getattr(metrics, name))) is not None},
         differences=_differences(row),
-        recall={name: s for name, entry in metrics.get("recall", {}).items() if (s := _score(entry)) is not None},
-        confusion=metrics.get("confusion", []),
+        recall={name: score for name, entry in metrics.recall.items() if (score := _score(entry)) is not None},
+        confusion=metrics.confusion,
     )
 
 
-def _fraction_row(row: Plain) -> FractionRow:
-    score = _score(row["metrics"]["balanced_accuracy"])
-    if score is None:
-        raise ValueError(f"no balanced accuracy of {row['model']}")
-    return FractionRow(row["model"], row["protocol"], float(row["fraction"]), score, _differences(row))
+def _fraction_row(row: records.FractionRow) -> FractionRow:
+    score = _score(row.metrics["balanced_accuracy"])
+    assert score is not None
+    return FractionRow(row.model, row.protocol, row.fraction, score, _differences(row))
 
 
-def _episodes(rows: Sequence[Plain]) -> dict[str, dict[int, Score]]:
+def _episodes(rows: Sequence[FewShotRow]) -> dict[str, dict[int, Score]]:
     models: dict[str, dict[int, Score]] = {}
     for row in rows:
-        numbers = [row[name]["balanced_accuracy"] for name in ("mean", "low", "high")]
-        models.setdefault(row["model"], {})[int(row["shots"])] = Score(*numbers)
+        numbers = [of_metric["balanced_accuracy"] for of_metric in (row.mean, row.low, row.high)]
+        models.setdefault(row.model, {})[row.shots] = Score(*numbers)
     return models
 
 
-def _signature(model: str, record: Plain) -> Signature:
+def _signature(model: str, record: SignatureRecord) -> Signature:
     return Signature(
-        model, _score(record["identity"]), record["identity_chance"], _score(record["robustness"]),
-        record["robustness_chance"], record["unit"],
+        model, _score(record.identity), record.identity_chance, _score(record.robustness), record.robustness_chance,
+        record.unit,
     )  # fmt: skip
 
 
-def _differences(row: Plain) -> dict[str, Score]:
+def _differences(row: ResultRow | records.FractionRow) -> dict[str, Score]:
     """In balanced accuracy, by the other model."""
     return {
         other: score
-        for other, scores in row.get("differences", {}).items()
+        for other, scores in row.differences.items()
         if (score := _score(scores.get("balanced_accuracy"))) is not None
     }
 
 
-def _score(entry: Mapping[str, float | None] | None) -> Score | None:
-    if not entry or (value := entry.get("value")) is None or not math.isfinite(value):
+def _score(entry: ScoreRecord | None) -> Score | None:
+    if entry is None or entry.value is None or not math.isfinite(entry.value):
         return None
-    return Score(value, entry.get("low"), entry.get("high"))
+    return Score(entry.value, entry.low, entry.high)

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import yaml
 
-from dino_path.errors import CheckpointError, TileStoreError
+from dino_path.errors import CheckpointError, DataError, NewerFormat
 from dino_path.moved_settings import lift_settings
+from dino_path.records.environment import ENVIRONMENT, read_environment
+from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.records.store import read_store_record
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
 from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
 from dino_path.run import RunFolder
@@ -46,15 +49,15 @@ class Store:
 
     name: str
     tiles: Plain
-    slides: Sequence[Plain]
+    slides: Sequence[SlideRecord]
     overlays: Sequence[Picture]
 
     def count(self, status: str) -> int:
-        return sum(slide.get("status") == status for slide in self.slides)
+        return sum(slide.status == status for slide in self.slides)
 
     @property
     def num_tiles(self) -> int:
-        return sum(int(slide.get("num_tiles") or 0) for slide in self.slides)
+        return sum(slide.num_tiles for slide in self.slides)
 
 
 def read_run(path: Path, *, name: str) -> Run:
@@ -77,7 +80,7 @@ def read_run(path: Path, *, name: str) -> Run:
         config=_parse_yaml(config_text, troubles),
         config_text=config_text,
         metrics=_read_metrics(folder, troubles),
-        environment=_read_optional(folder.environment_file, troubles),
+        environment=_read_environment(folder.environment_file, troubles),
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
         troubles=tuple(troubles),
@@ -90,17 +93,9 @@ def read_store(path: Path) -> Store:
     Raises:
         TileStoreError: no store there, or a damaged file in it.
     """
-    try:
-        tiles = json.loads((path / "store.json").read_text(encoding="utf-8")).get("tiles", {})
-        slides = [json.loads(file.read_text(encoding="utf-8")) for file in files_like(path / "slides", "[!.]*.json")]
-    except (OSError, ValueError, AttributeError) as error:
-        raise TileStoreError(
-            str(path),
-            f"cannot be read ({error}).",
-            "A tile store that `dino-path tile` has written is needed.",
-            "Check the path; run `dino-path tile` again to make what is missing.",
-        ) from None
-    slides.sort(key=lambda slide: {"failed": 0, "empty": 1}.get(slide.get("status"), 2 if slide.get("flags") else 3))
+    tiles = read_store_record(path / "store.json").tiles
+    slides = [read_slide_record(file) for file in files_like(path / "slides", "[!.]*.json")]
+    slides.sort(key=lambda slide: {"failed": 0, "empty": 1}.get(slide.status, 2 if slide.flags else 3))
     return Store(path.resolve().name, tiles, slides, tuple(_read_overlays(path, slides)))
 
 
@@ -149,15 +144,13 @@ def _read_metrics(folder: RunFolder, troubles: list[str]) -> list[Plain]:
         return []
 
 
-def _read_optional(file: Path, troubles: list[str]) -> Plain:
-    if not file.exists():
-        return {}
+def _read_environment(file: Path, troubles: list[str]) -> Plain:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        troubles.append(f"{file.name} cannot be read ({error})")
+        record = read_environment(file)
+    except (DataError, NewerFormat) as error:
+        troubles.append(f"{file.name} cannot be used: it {error.found}")
         return {}
-    return record if isinstance(record, dict) else {}
+    return {} if record is None else ENVIRONMENT.plain(record)
 
 
 def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:
@@ -174,16 +167,16 @@ def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:
             yield picture
 
 
-def _read_overlays(path: Path, slides: Sequence[Plain]) -> Iterator[Picture]:
+def _read_overlays(path: Path, slides: Sequence[SlideRecord]) -> Iterator[Picture]:
     """Overlays of flagged slides first, then of others spread evenly over the store."""
-    with_overlay = [slide for slide in slides if (path / "overlays" / f"{slide.get('slide_id')}.jpg").is_file()]
-    flagged = [slide for slide in with_overlay if slide.get("flags")][: MAX_OVERLAYS // 2]
-    plain = [slide for slide in with_overlay if not slide.get("flags")]
+    with_overlay = [slide for slide in slides if (path / "overlays" / f"{slide.slide_id}.jpg").is_file()]
+    flagged = [slide for slide in with_overlay if slide.flags][: MAX_OVERLAYS // 2]
+    plain = [slide for slide in with_overlay if not slide.flags]
     room = MAX_OVERLAYS - len(flagged)
     every = max(1, math.ceil(len(plain) / room))
     for slide in [*flagged, *plain[::every]]:
-        file = path / "overlays" / f"{slide['slide_id']}.jpg"
-        notes = [slide["slide_id"], f"{int(slide.get('num_tiles') or 0):,} tiles", *slide.get("flags", ())]
+        file = path / "overlays" / f"{slide.slide_id}.jpg"
+        notes = [slide.slide_id, f"{slide.num_tiles:,} tiles", *slide.flags]
         picture = inline_picture(file, caption=" · ".join(notes), max_edge_px=OVERLAY_EDGE_PX)
         if picture is not None:
             yield picture

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dino_path.errors import TileStoreError
-from dino_path.run import one_at_a_time, write_json
+from dino_path.records.store import read_expected, write_expected
+from dino_path.run import one_at_a_time
 from dino_path.slides.find import SlideRow
-from dino_path.tiles.layout import StoreFolder, read_json
+from dino_path.tiles.layout import StoreFolder
 
 MOST_NAMED = 5
 
 
 def note_expected(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
-    """Note the slides of a call of `tile`, of all its shards, in `STORE/expected.json`: {slide id: path}.
+    """Note the slides of a call of `tile`, of all its shards, in `STORE/expected.json`.
 
     Slides of calls before stay in it while they have no record, unless their file has gone since.
     """
     with one_at_a_time(folder.path / ".expected.lock"):
-        before = read_json(folder.expected_file) if folder.expected_file.exists() else {}
+        before = read_expected(folder.expected_file)
         left = {
             slide_id: path
             for slide_id, path in before.items()
@@ -27,7 +28,7 @@ def note_expected(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
         }
         expected = left | {row.slide_id: str(row.path) for row in rows}
         if expected != before:
-            write_json(folder.expected_file, expected)
+            write_expected(folder.expected_file, expected)
 
 
 def refuse_unfinished(store: Path) -> None:
@@ -37,9 +38,7 @@ def refuse_unfinished(store: Path) -> None:
         TileStoreError: some have no record: a task of a job array died, never ran, or still runs.
     """
     folder = StoreFolder(store)
-    if not folder.expected_file.exists():  # no store, or one of an earlier version
-        return
-    missing = [name for name in read_json(folder.expected_file) if not folder.record_file(name).exists()]
+    missing = [name for name in read_expected(folder.expected_file) if not folder.record_file(name).exists()]
     if missing:
         others = f" and {len(missing) - MOST_NAMED:,} more" if len(missing) > MOST_NAMED else ""
         raise TileStoreError(

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.progress import progress
+from dino_path.records.slide import SlideRecord
 from dino_path.run import atomic_write, is_abandoned, one_at_a_time
-from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide
+from dino_path.tiles.layout import StoreFolder, damaged_slide
 from dino_path.tiles.tile_table import COLUMNS, read_tile_table
 
 logger = logging.getLogger(__name__)

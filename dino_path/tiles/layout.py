@@ -1,4 +1,4 @@
-"""Which file lies where in a tile store, what a slide's record says, and which config a store was made with.
+"""Which file lies where in a tile store, and which config a store was made with.
 
 STORE/store.json                    format version, tiling config and its digest
       expected.json                 the slides that `tile` was called with: all must get a record
@@ -16,23 +16,29 @@ STORE/store.json                    format version, tiling config and its digest
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, TileStoreError
-from dino_path.identity import Identity
-from dino_path.run import is_abandoned, write_json
-from dino_path.settings import as_plain, digest, digest_of_plain, section_from_file, section_with
-from dino_path.slides.overview import Part
+from dino_path.records.deciding_settings import deciding_settings
+from dino_path.records.slide import SlideRecord, write_slide_record
+from dino_path.records.store import StoreRecord, read_store_record, write_store_record
+from dino_path.run import is_abandoned
+from dino_path.settings import as_plain, digest_of_plain, section_from_file, section_with
 from dino_path.tiles.tile_table import LIMITS, limits_of
 from dino_path.walk import files_like
 
-FORMAT_VERSION = 2
-# Settings that are younger than some stores: what those were made with.
+# The settings of the oldest stores of this format. They decide which tiles there are and which pixels they have, and so
+# do younger ones, but only where they are not what was done before them: a new setting makes no store another.
+FIRST_SETTINGS = (
+    "mpp", "size_px", "stride_px", "mpp_tolerance", "edge", "tissue", "min_saturation", "mask_mpp",
+    "min_tissue_fraction", "min_area_um2", "max_hole_um2", "mask_values", "mask_classes", "max_pen_fraction",
+    "max_black_fraction", "max_dark_fraction", "min_sharpness", "sharpness_mpp", "coordinates_only", "jpeg_quality",
+    "copy_native_jpeg", "reader",
+)  # fmt: skip
+# Of younger settings, what was done before them, where that is not what their default does.
 BEFORE_THE_SETTING = {"jpeg_subsampling": "420"}
 # What a slide may have of its own. The rest decides what tiles are, and is one for the whole store.
 PER_SLIDE = (
@@ -40,92 +46,6 @@ PER_SLIDE = (
     "max_hole_um2", *LIMITS,
 )  # fmt: skip
 FOLDERS = ("slides", "tiles", "thumbnails", "overlays", "contours")
-
-
-@dataclass(frozen=True)
-class SlideRecord:
-    """What became of one slide; the content of `slides/<slide_id>.json`.
-
-    Attributes:
-        status: `done` has tiles; `empty` has none, for `reason`; `failed` could not be read, for `reason`.
-        path, file_bytes: the slide file when it was tiled.
-        content_digest, stamp: which content it had, and what tells that nobody has touched it since (see `identity`);
-            empty in records of older versions until `tile` sees the slide again.
-        mpp, mpp_source: microns per level-0 pixel and who said so.
-        tile_mpp: true microns per pixel of the stored tiles (within `tiles.mpp_tolerance` of `tiles.mpp`).
-        bounds_origin: (x, y), level-0 px, from which QuPath counts on this slide.
-        pictured: left, top, width, height, level-0 px, of what thumbnail and overlay show: the part that was scanned.
-            Empty in stores made before there was such a part: they show the whole slide.
-        level, level_width, level_height: the pyramid level that the tiles are read from, and its size in its own px.
-        read_px: edge of a tile in px of that level, before it is resampled to `tiles.size_px`.
-        shrink: by how much the JPEG decoder divided (1, 2, 4 or 8) where the reader is `native`.
-        mask: `otsu`, `saturation`, or the path of the mask that was given; mask_digest: of that file.
-        overrides: what the slides CSV set for this slide alone (`mask`, `tiles.<setting>`), as text.
-        limits: the quality limits that `num_tiles` and the counts follow from.
-        tissue_percent: of the area that the scanner recorded.
-        ink_percent: of what is not glass, the share that has the colour of pen ink; above 0 where there is any.
-        reader: who read the tiles: `native`, or another and why (`openslide: <why>`); empty when there were none.
-        jpeg_subsampling: `444` or `420`, of the tiles that were encoded anew; empty in records from before, `420`.
-        num_passed_through: tiles that are the slide's own JPEG bytes, not encoded anew.
-        num_candidates: tiles with enough tissue; the next five counts say why some were not kept.
-        flags: what a person should look at, such as `tissue near 0 %`.
-    """
-
-    slide_id: str
-    path: str
-    status: Literal["done", "empty", "failed"]
-    reason: str = ""
-    patient_id: str | None = None
-    split: str | None = None
-    file_bytes: int = 0
-    content_digest: str = ""
-    stamp: str = ""
-    mpp: float | None = None
-    mpp_source: str | None = None
-    tile_mpp: float | None = None
-    width_level0: int = 0
-    height_level0: int = 0
-    bounds_origin: tuple[int, int] = (0, 0)
-    pictured: tuple[int, ...] = ()
-    level: int = 0
-    level_width: int = 0
-    level_height: int = 0
-    read_px: int = 0
-    shrink: int = 1
-    reader: str = ""
-    jpeg_subsampling: str = ""
-    mask: str = ""
-    mask_digest: str = ""
-    overrides: dict[str, str] = field(default_factory=dict)
-    limits: dict[str, float] = field(default_factory=dict)
-    num_tiles: int = 0
-    num_passed_through: int = 0
-    num_candidates: int = 0
-    num_pen: int = 0
-    num_black: int = 0
-    num_dark: int = 0
-    num_blurred: int = 0
-    num_unreadable: int = 0
-    tissue_percent: float | None = None
-    ink_percent: float | None = None
-    flags: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-    @property
-    def identity(self) -> Identity:
-        """What the slide file was when it was tiled."""
-        return Identity(self.stamp, self.content_digest)
-
-    @property
-    def pictured_part(self) -> Part:
-        """Left, top, width and height of what the pictures show, level-0 px."""
-        if not self.pictured:
-            return 0, 0, self.width_level0, self.height_level0
-        left, top, width, height = self.pictured
-        return left, top, width, height
-
-
-_FIELDS = frozenset(one.name for one in fields(SlideRecord))
 
 
 @dataclass(frozen=True)
@@ -200,27 +120,14 @@ class StoreFolder:
         """The tiling config that the store was made with.
 
         Raises:
-            TileStoreError: no store here, or one that this version cannot read.
+            TileStoreError: no store here, or a damaged one. NewerFormat: a later dino_path made it.
         """
-        settings = BEFORE_THE_SETTING | self._read_settings()
+        settings = BEFORE_THE_SETTING | read_store_record(self.config_file).tiles
         return section_from_file(TilesConfig, settings, str(self.config_file))
-
-    def _read_settings(self) -> dict[str, Any]:
-        """The settings that `store.json` names: those that there were when the store was made."""
-        tree = read_json(self.config_file)
-        if tree.get("format_version") != FORMAT_VERSION:
-            raise TileStoreError(
-                str(self.path),
-                f"has tile store format {tree.get('format_version')!r}.",
-                f"This version of dino_path reads format {FORMAT_VERSION}.",
-                "Use the version that made it, or tile again.",
-            )
-        settings: dict[str, Any] = tree.get("tiles", {})
-        return settings
 
     def config_digest(self) -> str:
         """As it was when the store was made: settings that came later do not change it."""
-        return str(read_json(self.config_file).get("digest") or digest(self.read_config()))
+        return str(read_store_record(self.config_file).digest or _digest_of(self.read_config()))
 
     def prepare(self, config: TilesConfig) -> TilesConfig:
         """Make the store, or check that it was made with the same config. Many tasks may do so at once.
@@ -235,7 +142,7 @@ class StoreFolder:
             TileStoreError: other config, or a folder with something else in it.
         """
         if self.config_file.exists():
-            there, named = self.read_config(), self._read_settings()
+            there, named = self.read_config(), read_store_record(self.config_file).tiles
             config = _as_in_older_store(config, named)
             if there == config:
                 return config
@@ -250,8 +157,7 @@ class StoreFolder:
             )
         else:
             plain = as_plain(config)
-        record = {"format_version": FORMAT_VERSION, "digest": digest_of_plain(plain), "tiles": plain}
-        write_json(self.config_file, record)
+        write_store_record(self.config_file, StoreRecord(digest=_digest_of(config), tiles=plain))
         return config
 
     def _foreign_entries(self) -> list[Path]:
@@ -270,6 +176,10 @@ class StoreFolder:
             "One store holds tiles of one config.",
             "Use another --out, or the settings in its store.json.",
         )
+
+
+def _digest_of(config: TilesConfig) -> str:
+    return digest_of_plain(deciding_settings(config, first=FIRST_SETTINGS, before=BEFORE_THE_SETTING))
 
 
 def _as_in_older_store(config: TilesConfig, named: Collection[str]) -> TilesConfig:
@@ -300,45 +210,9 @@ def slide_config(config: TilesConfig, overrides: dict[str, str], slide_id: str) 
     return section_with(config, given, f"slides CSV, slide {slide_id}") if given else config
 
 
-def read_record(file: Path) -> SlideRecord:
-    """A slide's record.
-
-    Raises:
-        TileStoreError: missing or damaged.
-    """
-    values = {key: value for key, value in read_json(file).items() if key in _FIELDS}
-    try:
-        values.update({key: tuple(values[key]) for key in ("flags", "bounds_origin", "pictured") if key in values})
-        record = SlideRecord(**values)
-    except TypeError as error:
-        raise _damaged(file, str(error)) from None
-    if record.status not in ("done", "empty", "failed"):
-        raise _damaged(file, f"status {record.status!r}")
-    return record
-
-
 def write_record(folder: StoreFolder, record: SlideRecord) -> None:
     """Write a slide's record: from now on the slide is finished."""
-    write_json(folder.record_file(record.slide_id), asdict(record))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of the store.
-
-    Raises:
-        TileStoreError: missing or damaged.
-    """
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TileStoreError(
-            str(file.parent), f"no {file.name} here.", "A tile store is needed.", "Make one with `dino-path tile`."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise _damaged(file, str(error)) from None
-    if not isinstance(tree, dict):
-        raise _damaged(file, "no JSON object")
-    return tree
+    write_slide_record(folder.record_file(record.slide_id), record)
 
 
 def damaged_slide(file: Path, found: str) -> TileStoreError:
@@ -348,13 +222,4 @@ def damaged_slide(file: Path, found: str) -> TileStoreError:
         f"is missing or damaged ({' '.join(found.split())}).",
         "The files of a slide must be as `dino-path tile` wrote them.",
         f"Delete slides/{file.stem}.json in the store and run `dino-path tile` again.",
-    )
-
-
-def _damaged(file: Path, found: str) -> TileStoreError:
-    return TileStoreError(
-        str(file),
-        f"is damaged ({' '.join(found.split())}).",
-        "A file as `dino-path tile` writes it is needed.",
-        "Delete it and run `dino-path tile` again: it makes what is missing.",
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dino_path.config import TilesConfig
 from dino_path.errors import SlideError, TileStoreError
 from dino_path.identity import Identity
+from dino_path.records.slide import SlideRecord
 from dino_path.run import atomic_write
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
@@ -25,7 +26,7 @@ from dino_path.slides.resolution import FROM_OBJECTIVE
 from dino_path.slides.slide import Slide
 from dino_path.slides.tissue import TissueMask, tissue_mask
 from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid
-from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide, write_record
+from dino_path.tiles.layout import StoreFolder, damaged_slide, write_record
 from dino_path.tiles.pictures import scanned_part, write_contours, write_overlay, write_thumbnail
 from dino_path.tiles.reading import TileReader, spec_of
 from dino_path.tiles.slide_identity import file_bytes, slide_identity

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.config import TilesConfig
+from dino_path.records.slide import SlideRecord
 from dino_path.run import atomic_write
 from dino_path.slides.overview import Overview, Part, read_overview
 from dino_path.slides.slide import RgbImage, Slide
 from dino_path.slides.tissue import TissueMask
 from dino_path.tiles.geometry import Corners
 from dino_path.tiles.images import decode_tile
-from dino_path.tiles.layout import SlideRecord, StoreFolder
+from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.tile_table import TileTable, why_refused
 from dino_path.tiles.writing import encode_jpeg
 

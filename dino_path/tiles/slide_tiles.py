@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dino_path.config import TilesConfig
 from dino_path.errors import SlideError, TileStoreError
+from dino_path.records.slide import SlideRecord
 from dino_path.slides.resolution import FROM_CSV
 from dino_path.slides.slide import RgbImage, Slide
-from dino_path.tiles.layout import SlideRecord
 from dino_path.tiles.reading import TileReader, spec_of
 from dino_path.tiles.slide_identity import is_slide_of, slide_identity
 

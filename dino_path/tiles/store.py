@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.errors import TileStoreError
+from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.slides.images.decoding import BadImage, decode_image
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.handles import FileHandles
 from dino_path.tiles.index import open_places
-from dino_path.tiles.layout import SlideRecord, StoreFolder, damaged_slide, read_record, slide_config
+from dino_path.tiles.layout import StoreFolder, damaged_slide, slide_config
 from dino_path.tiles.slide_tiles import SlideTiles
 from dino_path.tiles.tile_table import limits_of, read_tile_table
 
@@ -68,7 +69,7 @@ class TileStore:
         """
         folder = StoreFolder(path)
         folder.read_config()
-        records = [read_record(file) for file in folder.record_files()]
+        records = [read_slide_record(file) for file in folder.record_files()]
         done = [record for record in records if record.status == "done"]
         chosen = [
             record

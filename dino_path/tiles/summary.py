@@ -14,11 +14,12 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.run import atomic_write
 from dino_path.slides.images.jpeg import BadJpeg, decode_jpeg
 from dino_path.slides.resolution import FROM_CSV
 from dino_path.slides.slide import RgbImage
-from dino_path.tiles.layout import PER_SLIDE, SlideRecord, StoreFolder, damaged_slide, read_record
+from dino_path.tiles.layout import PER_SLIDE, StoreFolder, damaged_slide
 from dino_path.tiles.pictures import FONT, LONG_EDGE_PX
 from dino_path.tiles.writing import encode_jpeg
 
@@ -37,7 +38,7 @@ def write_summary(folder: StoreFolder) -> None:
     seen: dict[Path, int] | None = None
     while not _is_current(folder) and (times := _record_times(folder)) != seen:  # another task may have ended meanwhile
         seen = times
-        records = [read_record(file) for file in times]
+        records = [read_slide_record(file) for file in times]
         _write_sheets(folder, records)
         _write_table(folder, records)
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from dino_path.config import TilesConfig
 from dino_path.errors import SlideError, TileStoreError
 from dino_path.progress import meter
+from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.settings import as_plain
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
 from dino_path.tiles.expected import note_expected
-from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, slide_config, write_record
+from dino_path.tiles.layout import StoreFolder, slide_config, write_record
 from dino_path.tiles.one_slide import SlideWork, failed_slide, tile_one_slide
 from dino_path.tiles.slide_identity import is_slide_of, slide_identity
 from dino_path.tiles.summary import write_summary
@@ -131,7 +132,7 @@ def _refuse_second_ids(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
     for file in folder.record_files():
         if file.stem in ids:
             continue
-        record = read_record(file)
+        record = read_slide_record(file)
         if record.path in paths:
             raise TileStoreError(
                 str(folder.path),
@@ -189,7 +190,7 @@ def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow)
 def _record_or_none(file: Path) -> SlideRecord | None:
     """The record of a slide; None where there is none, or one that cannot be read: the slide is tiled again."""
     try:
-        return read_record(file) if file.exists() else None
+        return read_slide_record(file) if file.exists() else None
     except TileStoreError as error:
         logger.warning("%s is tiled again: %s", file.stem, error)
         return None

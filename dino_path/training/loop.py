@@ -15,7 +15,8 @@ from dino_path.errors import StoppedBySignal
 from dino_path.lock import only_writer
 from dino_path.model.backbone import build_backbone, check_input_sizes, count_parameters
 from dino_path.progress import meter
-from dino_path.run import RunFolder, atomic_write, environment_record, write_json
+from dino_path.records.environment import write_environment
+from dino_path.run import RunFolder, atomic_write
 from dino_path.settings import as_yaml
 from dino_path.tiles.expected import refuse_unfinished
 from dino_path.tiles.source import TileSource, open_tiles
@@ -154,7 +155,7 @@ def describe_run(run: RunFolder, config: Config, learner: Learner, schedules: Sc
     """Write the resolved config and environment, and say in the log what will happen."""
     with atomic_write(run.config_file) as stream:
         stream.write(as_yaml(config))
-    write_json(run.environment_file, environment_record())
+    write_environment(run.environment_file)
     backbone, head = learner.student.backbone, learner.student.head
     logger.info(
         "%s: %.2f M parameters, head %.2f M, %d prototypes; %s on %s, %d process(es)%s",

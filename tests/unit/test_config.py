@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dino_path.config import DINO_RECIPE, Config, Duration, TilesConfig, ViewsConfig
+from dino_path.config import DINO_RECIPE, Config, Duration, OptimConfig, TilesConfig, ViewsConfig
 from dino_path.errors import ConfigError
 from dino_path.settings import as_plain, as_yaml, digest, load_config, section_from_file
 
@@ -255,6 +255,14 @@ def test_digest_changes_with_a_setting_and_not_with_how_it_was_written() -> None
     assert digest(first) == digest(TilesConfig.model_validate({"size_px": 256, "mpp": 0.50}))
     assert digest(first) != digest(TilesConfig(mpp=0.25))
     assert len(digest(first)) == 16
+
+
+def test_a_setting_that_is_new_changes_no_digest() -> None:
+    class Later(OptimConfig):
+        invented: int = 3
+
+    assert digest(Later(base_lr=0.1)) == digest(OptimConfig(base_lr=0.1))
+    assert digest(Later(base_lr=0.1, invented=4)) != digest(OptimConfig(base_lr=0.1))
 
 
 def test_a_fallback_holds_only_where_nobody_gave_the_key(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dino_path.cluster.jobs import active_jobs, jobs_of
 from dino_path.cluster.pipeline import submit_pipeline
 from dino_path.cluster.status import job_lines, run_status
 from dino_path.errors import CheckpointError, LaunchError
-from dino_path.settings import digest
+from dino_path.settings import as_plain, digest, digest_of_plain
 from dino_path.training.loop import pretrain
 
 STAGES = ("tile", "pretrain", "export", "embed", "baseline", "evaluate", "report")
@@ -143,9 +143,11 @@ def test_status_says_how_far_each_stage_is(slurm: Path) -> None:
     (line,) = (stage.line() for stage in run_status(run) if stage.stage == "pretrain")
     assert "40%" in line
     assert f"step {json.loads(records[3])['step'] + 1}/10" in line
-    model = {"architecture": "vit", "dino_path": {"config_digest": digest(config)}}
     (slurm / "my model").mkdir()
-    (slurm / "my model/config.json").write_text(json.dumps(model))
+    for told in (digest(config), digest_of_plain(as_plain(config))):  # of now, and of earlier versions
+        model = {"architecture": "vit", "dino_path": {"config_digest": told}}
+        (slurm / "my model/config.json").write_text(json.dumps(model))
+        assert {stage.stage: stage.facts for stage in run_status(run)}["export"] == "'my model/config.json'"
     (slurm / "other").mkdir()
     (slurm / "other/config.json").write_text('{"architecture": "another model"}')
     assert {stage.stage: stage.facts for stage in run_status(run)}["export"] == "'my model/config.json'"

@@ -49,7 +49,8 @@ def test_it_learns_colours_and_reports_what_is_needed_to_repeat_it(trained, labe
 
 def test_files_that_count_epochs_from_0_are_read_as_from_1(trained, labelled):
     record = json.loads((trained.out / "result.json").read_text())
-    old = {**record, "best_epoch": record["best_epoch"] - 1,
+    old = {**record, "format_version": 1, "format": "dino_path supervised baseline, 1",
+           "best_epoch": record["best_epoch"] - 1,
            "history": [{**epoch, "epoch": epoch["epoch"] - 1} for epoch in record["history"]]}  # fmt: skip
     (trained.out / "result.json").write_text(json.dumps(old))
     assert train(labelled, trained.out).best_epoch == trained.best_epoch
@@ -167,10 +168,10 @@ def test_scores_are_found_again_when_the_images_moved_and_refused_for_another_sp
 
 
 def test_a_folder_that_is_no_baseline_is_refused(tmp_path, labelled):
-    with pytest.raises(DataError, match=r"result\.json cannot be read"):
+    with pytest.raises(DataError, match=r"no result\.json here"):
         BaselineFolder(tmp_path).read_scores(labelled)
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(DataError, match="was not written by this version"):
+    with pytest.raises(DataError, match=r"result\.json: is damaged"):
         BaselineFolder(tmp_path).read_scores(labelled)
 
 

@@ -11,9 +11,10 @@ from dino_path.errors import DataError, SlideError
 from dino_path.evaluation.datasets import load_labelled
 from dino_path.evaluation.region_labels import covered_share, label_tiles, label_tiles_by_mask
 from dino_path.evaluation.regions import read_regions
+from dino_path.records.slide import SlideRecord
 from dino_path.slides.annotations.outlines import Polygon
 from dino_path.slides.find import SlideRow
-from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
+from dino_path.tiles.layout import StoreFolder, write_record
 from dino_path.tiles.tile_table import TileRow, TileTable, limits_of, write_tile_table
 from dino_path.tiles.tiling import tile_slides
 from dino_path.tiles.writing import TileWriter

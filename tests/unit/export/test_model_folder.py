@@ -23,6 +23,8 @@ from dino_path.export.model_folder import ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import FORMAT, VERSION, Checkpoint, as_record
+from dino_path.records.environment import ENVIRONMENT, EnvironmentRecord
+from dino_path.records.evaluation import RESULTS, ResultsRecord, write_evaluation
 from dino_path.settings import as_plain
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -121,30 +123,37 @@ def test_the_card_states_what_a_user_must_know(folder: Path) -> None:
     assert "git commit" not in body, "what is unknown is left out"
 
 
-RESULTS = {
-    "data": {"name": "polyps"},
+UNKNOWN: dict[str, float | None] = {"value": None}
+ENVIRONMENT_RECORD = EnvironmentRecord(
+    command=("dino-path",), python="3.12.1", platform="Linux", num_cpus=2, git_commit="abc", versions={"timm": "1.0.31"}
+)
+RESULTS_RECORD = ResultsRecord.model_validate({
+    "data": {"name": "polyps", "classes": ["a", "b"], "num_images": {}, "grouped_by": "patient", "num_groups": None,
+             "split_rule": "as given", "content_digest": "c", "split_digest": "s"},
+    "config": {}, "models": {}, "environment": ENVIRONMENT_RECORD,
     "has_baseline": True,
     "baseline": "supervised resnet50",
     "rows": [
         {
-            "model": "vits|16",
-            "protocol": "linear",
+            "model": "vits|16", "spec": "model", "protocol": "linear", "settings": {},
             "metrics": {
                 "balanced_accuracy": {"value": 0.9, "low": 0.85, "high": 0.95},
                 "accuracy": {"value": 0.91, "low": None, "high": None},
+                "macro_f1": UNKNOWN, "kappa": UNKNOWN, "auroc": UNKNOWN, "recall": {}, "confusion": [],
+                "num_test_images": 100, "interval": "over 41 test patients",
             },
             "differences": {"supervised resnet50": {"balanced_accuracy": {"value": 0.08, "low": 0.01, "high": 0.15}}},
         }
     ],
     "notes": ["41 test patients"],
-}
+})  # fmt: skip
 
 
 @pytest.mark.slow
 def test_results_are_told_in_the_card_when_there_are_any(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
     shutil.copytree(folder, copy)
-    write_card(copy, [RESULTS])
+    write_card(copy, [RESULTS.plain(RESULTS_RECORD)])
     card = (copy / "README.md").read_text()
     row = "| vits\\|16 | linear probe | 0.900 (0.850 to 0.950) | 0.910 |  | +0.080 (+0.010 to +0.150) |"
     assert row in card
@@ -230,8 +239,8 @@ def write_run(run: Path) -> Config:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(as_record(checkpoint), file)
     (run / "eval").mkdir()
-    (run / "eval" / "results.json").write_text(json.dumps(RESULTS))
-    (run / "environment.json").write_text(json.dumps({"git_commit": "abc", "versions": {"timm": "1.0.31"}}))
+    write_evaluation(run / "eval", RESULTS_RECORD)
+    ENVIRONMENT.write(run / "environment.json", ENVIRONMENT_RECORD)
     return config
 
 

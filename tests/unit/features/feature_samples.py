@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from dino_path.config import TilesConfig
 from dino_path.model.backbone import build_backbone
-from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
+from dino_path.records.slide import SlideRecord
+from dino_path.tiles.layout import StoreFolder, write_record
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tile_table import TileRow, TileTable, limits_of, write_tile_table
 from dino_path.tiles.writing import TileWriter

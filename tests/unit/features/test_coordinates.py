@@ -16,9 +16,10 @@ from dino_path.config import TilesConfig
 from dino_path.errors import SlideError
 from dino_path.features.coordinates import CoordinateSummary, write_coordinate_files
 from dino_path.features.layouts import job_folder_name, read_layouts
+from dino_path.records.slide import SlideRecord
 from dino_path.slides.slide import Level
 from dino_path.tiles.geometry import tile_spec
-from dino_path.tiles.layout import SlideRecord, StoreFolder, write_record
+from dino_path.tiles.layout import StoreFolder, write_record
 from dino_path.tiles.tile_table import TileRow, TileTable, limits_of, write_tile_table
 
 JOB = "20x_256px_0px_overlap"

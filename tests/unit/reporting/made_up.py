@@ -8,8 +8,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dino_path.config import Config
-from dino_path.settings import as_yaml
+from dino_path.config import Config, TilesConfig
+from dino_path.records.environment import ENVIRONMENT, EnvironmentRecord, present_environment
+from dino_path.records.evaluation import FewShotRecord, FractionsRecord, ResultsRecord
+from dino_path.records.evaluation import write_evaluation as write_evaluation_record
+from dino_path.records.slide import SlideRecord, write_slide_record
+from dino_path.records.store import StoreRecord, write_store_record
+from dino_path.settings import as_plain, as_yaml
 
 NUM_PROTOTYPES = 4096
 
@@ -24,13 +29,11 @@ def write_run(run: Path, *, num_records: int = 120, seed: int = 0, **training: A
     }
     (run / "config.yaml").write_text(as_yaml(Config.model_validate(tree)))
     versions = {"torch": "2.15.0", "timm": "1.0.31", "wandb": None}
-    environment = {
-        "command": ["dino-path", "pretrain"],
-        "git_commit": "4f9a52e",
-        "python": "3.12.1",
-        "versions": versions,
-    }
-    (run / "environment.json").write_text(json.dumps(environment))
+    environment = EnvironmentRecord(
+        command=("dino-path", "pretrain"), python="3.12.1", platform="Linux", num_cpus=2, git_commit="4f9a52e",
+        versions=versions,
+    )  # fmt: skip
+    ENVIRONMENT.write(run / "environment.json", environment)
     with (run / "metrics.jsonl").open("w") as stream:
         for number in range(num_records):
             part, step = number / num_records, 10 * number + 9
@@ -52,6 +55,16 @@ def write_run(run: Path, *, num_records: int = 120, seed: int = 0, **training: A
     return run
 
 
+COMMON = {
+    "data": {
+        "name": "polyps", "classes": ["normal", "tumour"], "num_images": {"test": {"normal": 100, "tumour": 100}},
+        "grouped_by": "patient", "num_groups": {"test": 41}, "split_rule": "as given with the data",
+        "content_digest": "c", "split_digest": "s",
+    },
+    "config": {}, "models": {}, "environment": present_environment(),
+}  # fmt: skip
+
+
 def score(value: float, half: float = 0.03) -> dict[str, float]:
     return {"value": value, "low": value - half, "high": value + half}
 
@@ -62,7 +75,7 @@ def evaluation_row(model: str, spec: str, protocol: str, value: float, differenc
         (("accuracy", 0.01), ("balanced_accuracy", 0), ("macro_f1", -0.01), ("kappa", -0.1), ("auroc", 0.05))
     }  # fmt: skip
     metrics["recall"] = {"normal": score(value + 0.02), "tumour": score(value - 0.02)}
-    metrics["confusion"] = [[90, 10], [20, 80]]
+    metrics |= {"confusion": [[90, 10], [20, 80]], "num_test_images": 200, "interval": "95 % interval over 41 patients"}
     found = {other: {"balanced_accuracy": score(by), "accuracy": score(by)} for other, by in differences.items()}
     return {
         "model": model,
@@ -88,8 +101,7 @@ def write_evaluation(file: Path, *, has_baseline: bool = True) -> Path:
     if has_baseline:
         rows.append(evaluation_row(baseline, "runs/baseline", "end-to-end", 0.82, {}))
     record = {
-        "format": "dino_path evaluation, 1",
-        "data": {"name": "polyps", "classes": ["normal", "tumour"]},
+        **COMMON,
         "baseline": baseline if has_baseline else "supervised ResNet-50: missing",
         "has_baseline": has_baseline,
         "rows": rows,
@@ -99,14 +111,22 @@ def write_evaluation(file: Path, *, has_baseline: bool = True) -> Path:
                 "identity_chance": 0.05,
                 "robustness": score(0.62),
                 "robustness_chance": 0.44,
+                "robustness_ratio": None,
                 "unit": "patients",
+                "num_images": 400,
+                "neighbours": 20,
             },
         },
         "notes": ["in brackets: 95 % bootstrap interval over 41 test patients"],
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record))
+    write_evaluation_record(file.parent, ResultsRecord.model_validate(record))
     return file
+
+
+def fraction_row(row: dict[str, Any], fraction: float) -> dict[str, Any]:
+    metrics = {name: row["metrics"][name] for name in ("accuracy", "balanced_accuracy", "macro_f1", "kappa")}
+    kept = {key: row[key] for key in ("model", "protocol", "differences")}
+    return {**kept, "metrics": metrics, "fraction": fraction, "num_draws": 5}
 
 
 def write_fractions(file: Path) -> Path:
@@ -119,12 +139,11 @@ def write_fractions(file: Path) -> Path:
                 if gain:
                     differences["vits16"] = gain
                 row = evaluation_row(model, model, protocol, 0.7 + 0.2 * fraction + gain, differences)
-                rows.append({**row, "fraction": fraction})
-    rows.append({**evaluation_row(baseline, "", "end-to-end", 0.86, {}), "fraction": 1.0})
-    record = {"data": {"name": "polyps"}, "baseline": baseline, "rows": rows, "notes": ["five draws"],
+                rows.append(fraction_row(row, fraction))
+    rows.append(fraction_row(evaluation_row(baseline, "", "end-to-end", 0.86, {}), 1.0))
+    record = {**COMMON, "baseline": baseline, "rows": rows, "notes": ["five draws"], "labelled_images": {},
               "missing": {"0.1": "missing, run `dino-path baseline --fraction 0.1`"}}  # fmt: skip
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record))
+    write_evaluation_record(file.parent, FractionsRecord.model_validate(record))
     return file
 
 
@@ -134,30 +153,28 @@ def write_fewshot(file: Path) -> Path:
          **{name: {"balanced_accuracy": value + by} for name, by in (("mean", 0), ("low", -0.1), ("high", 0.1))}}
         for shots, value in ((1, 0.55), (5, 0.71))
     ]  # fmt: skip
-    record = {"data": {"name": "polyps"}, "baseline": "supervised resnet50 (from scratch): balanced accuracy 0.820",
-              "rows": rows, "notes": []}  # fmt: skip
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record))
+    record = {**COMMON, "baseline": "supervised resnet50 (from scratch): balanced accuracy 0.820", "rows": rows}
+    write_evaluation_record(file.parent, FewShotRecord.model_validate(record))
     return file
 
 
 def write_store(path: Path) -> Path:
     (path / "slides").mkdir(parents=True)
     (path / "overlays").mkdir()
-    (path / "store.json").write_text(json.dumps({"format_version": 1, "tiles": {"mpp": 0.5, "size_px": 256}}))
+    tiles = TilesConfig(mpp=0.5, size_px=256)
+    write_store_record(path / "store.json", StoreRecord(digest="0" * 16, tiles=as_plain(tiles)))
     slides = [
-        {"slide_id": f"case-{n:03d}", "status": "done", "reason": "", "num_tiles": 400 + n, "tissue_percent": 31.5,
-         "mpp": 0.2508, "mpp_source": "openslide.mpp-x", "split": "train", "flags": [], "path": "/secret/place.svs",
-         "patient_id": "P-77"}
+        SlideRecord(f"case-{n:03d}", "/secret/place.svs", "done", patient_id="P-77", split="train", mpp=0.2508,
+                    mpp_source="openslide.mpp-x", num_tiles=400 + n, tissue_percent=31.5,
+                    flags=("tissue near 100 %",) if n == 1 else ())
         for n in range(3)
     ]  # fmt: skip
-    slides[1]["flags"] = ["tissue near 100 %"]
-    slides.append({"slide_id": "case-090", "status": "failed", "reason": "no mpp in the file", "num_tiles": 0})
-    slides.append({"slide_id": "case-091", "status": "empty", "reason": "no tissue found", "num_tiles": 0, "mpp": 0.25})
+    slides.append(SlideRecord("case-090", "/secret/place.svs", "failed", "no mpp in the file"))
+    slides.append(SlideRecord("case-091", "/secret/place.svs", "empty", "no tissue found", mpp=0.25))
     for slide in slides:
-        (path / "slides" / f"{slide['slide_id']}.json").write_text(json.dumps(slide))
-        if slide["status"] == "done":
+        write_slide_record(path / "slides" / f"{slide.slide_id}.json", slide)
+        if slide.status == "done":
             picture = np.full((400, 600, 3), 245, np.uint8)
             cv2.ellipse(picture, (300, 200), (180, 120), 20, 0, 360, (190, 130, 210), -1)
-            cv2.imwrite(str(path / "overlays" / f"{slide['slide_id']}.jpg"), picture)
+            cv2.imwrite(str(path / "overlays" / f"{slide.slide_id}.jpg"), picture)
     return path

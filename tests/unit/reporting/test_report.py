@@ -14,6 +14,7 @@ from made_up import write_evaluation, write_fewshot, write_fractions, write_run,
 
 from dino_path.config import FrozenProtocol
 from dino_path.errors import CheckpointError, DataError, TileStoreError
+from dino_path.records.slide import SlideRecord, write_slide_record
 from dino_path.reporting.evaluation_sections import PROTOCOL_TITLES
 from dino_path.reporting.images import inline_picture
 from dino_path.reporting.report import write_report
@@ -103,7 +104,7 @@ def test_an_evaluation_is_shown_with_intervals_beside_the_baseline(run: Path, tm
 def test_the_headline_compares_with_untrained_colour_and_supervised_in_this_order(run: Path, tmp_path: Path) -> None:
     file = write_evaluation(run / "eval" / "results.json")
     record = json.loads(file.read_text())
-    record["data"]["cross_validation"] = {"folds": 5}
+    record["data"]["cross_validation"] = {"folds": 5, "repeats": 1, "splits": []}
     record["rows"][1]["differences"] |= {
         "mean-colour": {"balanced_accuracy": {"value": 0.24, "low": None, "high": None}},
         "untrained-vits16": {"balanced_accuracy": {"value": -0.1, "low": -0.2, "high": -0.01}},
@@ -163,7 +164,7 @@ def test_evaluations_in_subfolders_and_elsewhere_are_found(run: Path, tmp_path: 
     write_evaluation(tmp_path / "elsewhere" / "results.json")
     page = report(run, out=tmp_path, evaluations=[tmp_path / "elsewhere"])
     assert page.text.count("polyps, linear probe: vits16 reaches") == 2
-    with pytest.raises(DataError, match="cannot be read as an evaluation"):
+    with pytest.raises(DataError, match="no nowhere here"):
         report(run, out=tmp_path, evaluations=[tmp_path / "nowhere"])
 
 
@@ -251,15 +252,17 @@ def test_what_cannot_be_read_is_said_on_the_page(run: Path, tmp_path: Path) -> N
     (run / "eval" / "results.json").write_text("{}")
     (run / "metrics.jsonl").write_text("not json\n")
     page = report(run, out=tmp_path)
-    for text in ("figures/broken.png cannot be read", "config.yaml cannot", "environment.json cannot",
-                 "eval/results.json: cannot", "metrics.jsonl cannot"):  # fmt: skip
+    for text in (
+        "figures/broken.png cannot be read", "config.yaml cannot", "environment.json cannot be used: it is damaged",
+        "eval/results.json: is damaged", "metrics.jsonl cannot",
+    ):  # fmt: skip
         assert text in page.text
 
 
 def test_names_from_files_cannot_bring_markup(run: Path, tmp_path: Path) -> None:
     store = write_store(tmp_path / "store")
-    record = {"slide_id": "<script>alert(1)</script>", "status": "failed", "reason": "<img src=x>", "num_tiles": 0}
-    (store / "slides" / "bad.json").write_text(json.dumps(record))
+    record = SlideRecord("<script>alert(1)</script>", "bad.svs", "failed", "<img src=x>")
+    write_slide_record(store / "slides" / "bad.json", record)
     page = report(run, out=tmp_path, store=store, title="<b>title</b>")
     assert "script" not in page.tags
     assert "<script>alert(1)</script>" in page.text

@@ -8,10 +8,11 @@ import pytest
 from slide_files import write_jpeg_slide
 from test_tiling import TILES
 
+from dino_path.records.slide import read_slide_record
 from dino_path.slides.find import SlideRow
 from dino_path.slides.overview import read_overview
 from dino_path.slides.slide import Slide
-from dino_path.tiles.layout import StoreFolder, read_record
+from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.summary import _marked_slide
 from dino_path.tiles.tiling import tile_slides
 
@@ -37,7 +38,7 @@ def test_pictures_show_what_was_scanned_and_tissue_is_a_share_of_it(
     assert record.pictured == (1024, 512, 512, 512)
     assert record.tissue_percent == pytest.approx(50, abs=2)
     folder = StoreFolder(tmp_path / "store")
-    assert read_record(folder.record_file("a")) == record
+    assert read_slide_record(folder.record_file("a")) == record
     thumbnail = cv2.imread(str(folder.thumbnail_file("a")))[..., ::-1].astype(int)
     assert thumbnail.shape == (512, 512, 3)
     assert thumbnail[:, :250].mean(axis=(0, 1)) == pytest.approx((218, 124, 174), abs=4)
@@ -65,4 +66,4 @@ def test_a_record_without_the_part_is_of_a_picture_of_the_whole_slide(slide: Pat
     lines = file.read_text()
     start = lines.index('"pictured"')
     file.write_text(lines[:start] + lines[lines.index('"level"') :])
-    assert read_record(file).pictured_part == (0, 0, EDGE, EDGE)
+    assert read_slide_record(file).pictured_part == (0, 0, EDGE, EDGE)

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from dino_path.cli import app
 from dino_path.errors import TileStoreError
 from dino_path.identity import content_digest
+from dino_path.records.slide import read_slide_record
 from dino_path.slides.find import SlideRow
-from dino_path.tiles.layout import StoreFolder, read_record
+from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tiling import TilingSummary, tile_slides
 
@@ -70,7 +71,7 @@ def test_a_replaced_slide_is_tiled_again_and_said(slide: Path, store: Path, capl
     assert tile(slide, store).num_done == 1
     assert "a: the slide was replaced by another" in caplog.text
     assert (store / "tiles/a.tar").read_bytes() != before
-    assert read_record(store / "slides/a.json").content_digest == content_digest(slide)
+    assert read_slide_record(store / "slides/a.json").content_digest == content_digest(slide)
     assert tile(slide, store).num_skipped == 1
 
 
@@ -95,14 +96,14 @@ def test_a_touched_moved_or_copied_slide_is_the_same_and_its_place_is_brought_up
     shutil.copy(slide, copy)
     slide.unlink()
     assert tile(copy, store).num_skipped == 1
-    assert read_record(store / "slides/a.json").path == str(copy)
+    assert read_slide_record(store / "slides/a.json").path == str(copy)
     assert (store / "tiles/a.tar").stat().st_mtime_ns == before
 
 
 def test_an_old_record_is_compared_by_size_and_gets_its_digest(slide: Path, store: Path) -> None:
     forget_identity(store)
     assert tile(slide, store).num_skipped == 1
-    assert read_record(store / "slides/a.json").content_digest == content_digest(slide)
+    assert read_slide_record(store / "slides/a.json").content_digest == content_digest(slide)
     forget_identity(store)
     write_slide_file(slide, [tissue_image(1280, 768)])
     assert tile(slide, store).num_done == 1
@@ -166,4 +167,4 @@ def test_new_limits_and_a_new_place_go_together(slide: Path, store: Path) -> Non
     stricter = TILES.model_copy(update={"min_sharpness": 1.0})
     summary = tile_slides([replace(SlideRow(moved, "a"))], stricter, store, num_workers=0)
     assert summary.num_judged_again == 1
-    assert read_record(store / "slides/a.json").path == str(moved)
+    assert read_slide_record(store / "slides/a.json").path == str(moved)

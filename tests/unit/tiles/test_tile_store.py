@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import pickle
@@ -6,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_tiling import TILES
 
-from dino_path.errors import TileStoreError
+from dino_path.errors import NewerFormat, TileStoreError
+from dino_path.slides.find import SlideRow
 from dino_path.tiles.handles import FileHandles
 from dino_path.tiles.store import TileStore
+from dino_path.tiles.tiling import tile_slides
 
 
 def test_split_and_exclude_choose_slides(store_path: Path) -> None:
@@ -69,11 +73,23 @@ def test_no_store_no_tiles_and_no_such_split_are_refused_with_what_is_there(stor
         TileStore.open(path)
 
 
-def test_a_store_of_another_format_version_is_refused(store_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["store.json", "slides/a.json", "expected.json"])
+def test_a_store_of_a_newer_dino_path_is_refused_and_not_made_anew(
+    file: str, store_path: Path, rows: list[SlideRow], tmp_path: Path
+) -> None:
+    path = shutil.copytree(store_path, tmp_path / "store")
+    record = json.loads((path / file).read_text())
+    (path / file).write_text(json.dumps({**record, "format_version": 7, "invented": 1}))
+    with pytest.raises(NewerFormat, match=r"newer dino_path \(.*, format 7\)"):
+        tile_slides(rows, TILES, path, num_workers=0)
+    assert json.loads((path / file).read_text())["format_version"] == 7
+
+
+def test_a_store_of_the_first_format_is_refused(store_path: Path, tmp_path: Path) -> None:
     path = shutil.copytree(store_path, tmp_path / "store")
     config = path / "store.json"
-    config.write_text(config.read_text().replace('"format_version": 2', '"format_version": 7'))
-    with pytest.raises(TileStoreError, match="format 7"):
+    config.write_text(config.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(TileStoreError, match="format_version 1"):
         TileStore.open(path)
 
 

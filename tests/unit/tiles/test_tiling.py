@@ -13,9 +13,10 @@ from slide_files import PINK, tissue_image, write_jpeg_slide, write_slide_file
 
 from dino_path.config import TilesConfig
 from dino_path.errors import TileStoreError
+from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.slides.find import SlideRow, find_slides
 from dino_path.slides.slide import Slide
-from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record, write_record
+from dino_path.tiles.layout import StoreFolder, write_record
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tiling import TilingSummary, tile_slides
 from dino_path.tiles.workers import DIED, Failure, work_in_processes
@@ -51,7 +52,7 @@ def test_the_store_holds_every_tile_of_the_tissue_and_its_pixels(store_path: Pat
 
 def test_records_say_what_became_of_each_slide(store_path: Path) -> None:
     folder = StoreFolder(store_path)
-    done, empty = read_record(folder.record_file("a")), read_record(folder.record_file("glass"))
+    done, empty = read_slide_record(folder.record_file("a")), read_slide_record(folder.record_file("glass"))
     assert (done.status, done.num_tiles, done.num_candidates, done.patient_id, done.split) == (
         "done",
         64,
@@ -261,9 +262,9 @@ def test_a_damaged_record_is_named(store_path: Path, tmp_path: Path) -> None:
     (store / "slides/a.json").write_text("{half")
     with pytest.raises(TileStoreError, match=r"a\.json: is damaged"):
         TileStore.open(store)
-    record = read_record(store / "slides/b.json")
+    record = read_slide_record(store / "slides/b.json")
     write_record(StoreFolder(store), replace(record, slide_id="a"))
-    assert read_record(store / "slides/a.json") == replace(record, slide_id="a")
+    assert read_slide_record(store / "slides/a.json") == replace(record, slide_id="a")
 
 
 @pytest.mark.parametrize(("num_spoiled", "status"), [(1, "done"), (20, "failed")])

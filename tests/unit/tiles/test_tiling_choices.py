@@ -16,10 +16,11 @@ from test_tiling import TILES, contents
 
 from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, TileStoreError
+from dino_path.records.slide import read_slide_record
 from dino_path.slides.find import SlideRow, find_slides
 from dino_path.slides.images.jpeg import is_subsampled
 from dino_path.tiles import one_slide
-from dino_path.tiles.layout import StoreFolder, read_record
+from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.source import Subset
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tile_table import read_tile_table
@@ -189,7 +190,7 @@ def test_the_summary_lists_every_slide_and_can_be_edited_and_given_back(rows: li
         ("b", "done", "P2"),
         ("broken", "failed", ""),
     ]
-    assert table[0]["num_tiles"] == str(read_record(StoreFolder(store).record_file("a")).num_tiles)
+    assert table[0]["num_tiles"] == str(read_slide_record(StoreFolder(store).record_file("a")).num_tiles)
     assert (table[0]["mpp"], table[0]["mpp_found"]) == ("", "0.5")
     assert "does not know this file" in table[2]["reason"]
     broken.unlink()

@@ -20,11 +20,11 @@ from slide_files import stained_image, tissue_image, write_jpeg_slide, zero_ends
 from test_tiling import TILES, contents
 
 from dino_path.errors import TileStoreError
+from dino_path.records.slide import SlideRecord
 from dino_path.run import is_abandoned
 from dino_path.slides.find import SlideRow
 from dino_path.tiles import one_slide, tiling
 from dino_path.tiles.expected import refuse_unfinished
-from dino_path.tiles.layout import SlideRecord
 from dino_path.tiles.one_slide import SlideWork, tile_one_slide
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tiling import tile_slides
@@ -301,7 +301,8 @@ def test_whatever_one_slide_does_it_is_a_failed_slide_and_the_others_are_tiled(
 ) -> None:
     """As a user calls it: the next slides are tiled, slides.csv is written, the exit code says that some failed."""
     for name in ("a", "b", "z"):
-        shutil.copy(slide, tmp_path / f"{name}.tif")
+        copy = shutil.copy(slide, tmp_path / f"{name}.tif")
+        write_into(copy, copy.stat().st_size, name.encode())  # another content: a copy is tiled once
     damage(tmp_path / "a.tif")
     words = ["tile", str(tmp_path), "--out", str(tmp_path / "store"), "--workers", str(workers), *SETTINGS]
     answer = subprocess.run([sys.executable, "-m", "dino_path", *words], capture_output=True, text=True, check=False)

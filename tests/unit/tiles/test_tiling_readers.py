@@ -10,9 +10,10 @@ import tifffile
 from slide_files import tissue_image, write_slide_file
 
 from dino_path.config import TilesConfig
+from dino_path.records.slide import read_slide_record
 from dino_path.slides.find import SlideRow, find_slides
 from dino_path.slides.slide import Slide
-from dino_path.tiles.layout import StoreFolder, read_record
+from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tiling import tile_slides
 
@@ -77,7 +78,7 @@ def test_a_grey_slide_is_flagged_and_asks_for_a_mask_and_has_tiles_with_one(tmp_
     masks.mkdir()
     cv2.imwrite(str(masks / "a.png"), np.full((96, 128), 255, np.uint8))
     tile_slides(find_slides([path.parent], masks=masks), TilesConfig(**SETTINGS), tmp_path / "s2", num_workers=0)
-    record = read_record(StoreFolder(tmp_path / "s2").record_file("a"))
+    record = read_slide_record(StoreFolder(tmp_path / "s2").record_file("a"))
     assert (record.status, record.num_tiles, record.flags[0]) == ("done", 48, "grey")
 
 

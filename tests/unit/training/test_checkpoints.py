@@ -199,7 +199,13 @@ def test_the_same_global_batch_may_be_divided_otherwise(config: Config) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    ["training.num_workers=2", "training.checkpoint_every_steps=1", "monitor.log_every_steps=7", "wandb.mode=offline"],
+    [
+        "training.num_workers=2",
+        "training.checkpoint_every_steps=1",
+        "monitor.log_every_steps=7",
+        "wandb.mode=offline",
+        "cluster.time=1:00:00",
+    ],
 )
 def test_settings_that_change_no_number_may_change(config: Config, setting: str) -> None:
     save(config, tiny_learner(config), step=1)

@@ -1,0 +1,55 @@
+"""What `dino-path embed` made of a store, beside the features: `embed_<encoder>.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dino_path.errors import DataError
+from dino_path.records.format import Format, Record
+
+
+class EmbeddingRecord(Record):
+    """The model, the tiles, and what became of every slide.
+
+    Attributes:
+        encoder_mpp, tile_mpp: microns per pixel that the model was trained at (None: not known), and of the tiles.
+        store_digest: of the tiles.
+        written, kept: ids of slides whose features this call made; which were there already.
+        empty, failed: (slide id, reason) of slides without tiles; of those that could not be read.
+    """
+
+    encoder: str
+    encoder_digest: str
+    encoder_mpp: float | None
+    tile_mpp: float
+    tile_px: int
+    precision: str
+    store_digest: str
+    written: tuple[str, ...]
+    kept: tuple[str, ...]
+    empty: tuple[tuple[str, str], ...]
+    failed: tuple[tuple[str, str], ...]
+    num_tiles: int
+
+
+EMBEDDING = Format(
+    "embedding",
+    EmbeddingRecord,
+    DataError,
+    "A file as `dino-path embed` writes it is needed.",
+    "Call `dino-path embed` again: features that are there are kept.",
+)
+
+
+def read_embedding(file: Path) -> EmbeddingRecord:
+    """What became of the slides.
+
+    Raises:
+        DataError: missing or damaged. NewerFormat: a later dino_path wrote it.
+    """
+    return EMBEDDING.read(file)
+
+
+def write_embedding(file: Path, record: EmbeddingRecord) -> None:
+    """Write `embed_<encoder>.json`."""
+    EMBEDDING.write(file, record)

@@ -1,0 +1,48 @@
+"""With which versions, on what and by which command something was made: `RUN/environment.json`, and part of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dino_path.errors import DataError
+from dino_path.records.format import Format, Record
+from dino_path.run import environment_record
+
+
+class EnvironmentRecord(Record):
+    """What a reader needs to repeat it; `git_commit` is None for an installed package."""
+
+    command: tuple[str, ...]
+    python: str
+    platform: str
+    num_cpus: int | None
+    git_commit: str | None
+    versions: dict[str, str | None]
+
+
+ENVIRONMENT = Format(
+    "environment",
+    EnvironmentRecord,
+    DataError,
+    "A file as `dino-path pretrain` writes it is needed.",
+    "Start the run once more: it writes the file at its start.",
+)
+
+
+def present_environment() -> EnvironmentRecord:
+    """Of this process."""
+    return EnvironmentRecord.model_validate(environment_record())
+
+
+def write_environment(file: Path) -> None:
+    """Write in which environment this process runs."""
+    ENVIRONMENT.write(file, present_environment())
+
+
+def read_environment(file: Path) -> EnvironmentRecord | None:
+    """The environment that a run was started in; None where the file is missing.
+
+    Raises:
+        DataError: damaged. NewerFormat: a later dino_path wrote it.
+    """
+    return ENVIRONMENT.read(file) if file.exists() else None
