@@ -35,6 +35,8 @@ class Run:
     config_text: str
     metrics: Sequence[Plain]
     environment: Plain
+    start: Plain
+    """What `start.json` says of the run that it started from; empty where it started from none."""
     evaluations: Sequence[AnyEvaluation]
     figures: Sequence[Picture]
     troubles: Sequence[str] = field(default_factory=tuple)
@@ -78,6 +80,7 @@ def read_run(path: Path, *, name: str) -> Run:
         config_text=config_text,
         metrics=_read_metrics(folder, troubles),
         environment=_read_optional(folder.environment_file, troubles),
+        start=_read_optional(folder.start_file, troubles),
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
         troubles=tuple(troubles),
