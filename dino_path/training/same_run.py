@@ -77,7 +77,7 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
         is_longer = changed.keys() <= _LENGTHS and len(differing) == len(changed)
         what = "train on to the new length" if is_longer else "train on from its weights, heads and moments"
         words = shlex.join([f"out={_unused_beside(config.out)}", f"training.continue_from={config.out}"])
-        remedy += f" To {what}, give the same command with these in place of its own: {words}"
+        remedy += f" To {what}, give the same command with these at its end: {words}"
     raise CheckpointError(
         str(path),
         f"was made with other settings: {'; '.join(differing)}.",
