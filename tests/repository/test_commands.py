@@ -249,9 +249,11 @@ def test_pretrain_refuses_a_run_folder_of_other_settings(run: Run, tiles_folder:
     run(*words, "training.seed=7").check_refused("training.seed (0 -> 7)", "another `out`")
 
 
-def test_pretrain_refuses_an_unreadable_tile_by_name(run: Run, tmp_path: Path) -> None:
-    (write_tiles(tmp_path / "tiles", 4) / "002.png").write_bytes(b"")
-    run("pretrain", "store=tiles", "out=run", *TINY).check_refused("002.png")
+def test_pretrain_refuses_more_than_one_unreadable_tile_of_few_by_name(run: Run, tmp_path: Path) -> None:
+    tiles = write_tiles(tmp_path / "tiles", 4)
+    for name in ("001.png", "002.png"):
+        (tiles / name).write_bytes(b"")
+    run("pretrain", "store=tiles", "out=run", *TINY).check_refused("tiles/00", "the 2th of 4 tiles")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
