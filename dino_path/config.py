@@ -62,6 +62,17 @@ class Clock(Section):
     num_steps: int
     steps_per_epoch: float
     global_batch_size: int
+    stream_start: int = 0
+    """Step at which the stream of tiles began: not 0 in a run that went on from another, with other tiles."""
+    tiles_before: int = 0
+    """Tiles seen before that step."""
+
+    def epoch(self, steps: int) -> float:
+        """Passes over the store after so many steps, since its stream of tiles began."""
+        return (steps - self.stream_start) / self.steps_per_epoch
+
+    def tiles_seen(self, steps: int) -> int:
+        return self.tiles_before + (steps - self.stream_start) * self.global_batch_size
 
 
 def _read_duration(value: object) -> object:
@@ -336,6 +347,16 @@ class TrainingConfig(Section):
     num_steps: int | None = Field(None, ge=1, description="length of the run in optimizer steps")
     num_epochs: float | None = Field(None, gt=0, description="or in passes over the store")
     num_tiles: float | None = Field(None, ge=1, description="or in tiles seen")
+    continue_from: Path | None = Field(
+        None,
+        description="start from all that another run holds (student, teacher, heads, centers, the optimizer's moments):"
+        " a run folder, for its newest checkpoint, or a checkpoint; into a new run folder. See pretraining.md",
+    )
+    schedules: Literal["extend", "restart"] = Field(
+        "extend",
+        description="with `continue_from`. `extend`: steps count on, and length and schedules are those of one run from"
+        " the other's first step; `restart`: steps, length, warm-ups and schedules begin at 0",
+    )
     batch_size_per_gpu: int = Field(64, ge=1, description="tiles per process and forward pass")
     accumulate_steps: int = Field(
         1,
@@ -395,6 +416,12 @@ class TrainingConfig(Section):
         given = [n for n in ("num_steps", "num_epochs", "num_tiles") if getattr(self, n) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of num_steps, num_epochs, num_tiles (given: {given or 'none'})")
+        return self
+
+    @model_validator(mode="after")
+    def _schedules_of_what(self) -> TrainingConfig:
+        if self.schedules == "restart" and self.continue_from is None:
+            raise ValueError("schedules=restart needs continue_from: a run that starts from none begins at 0 anyway")
         return self
 
     @model_validator(mode="after")

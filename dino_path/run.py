@@ -143,6 +143,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def start_file(self) -> Path:
+        """Which state of which run it started from, and that run in its turn; only where it did."""
+        return self.path / "start.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

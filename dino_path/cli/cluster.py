@@ -72,7 +72,7 @@ def submit(
 
 
 def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None, *, dry_run: bool) -> None:
-    from dino_path.cli.inputs import check_labelled, check_slides, check_store
+    from dino_path.cli.inputs import check_continued_run, check_labelled, check_slides, check_store
     from dino_path.cluster.pipeline import pipeline_stages, submit_pipeline
     from dino_path.settings import load_config
     from dino_path.tiles.layout import StoreFolder
@@ -86,6 +86,7 @@ def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None
         check_command([one.stage, *one.words])
     coming_store = resolved.store if slides else None
     checks = [partial(check_slides, slides, resolved) if slides else partial(check_store, resolved)]
+    checks += [partial(check_continued_run, resolved)]
     checks += [partial(check_labelled, data, resolved, coming_store=coming_store)] if data is not None else []
     refusals = [refusal for check in checks for refusal in _refusals(check, dry_run=dry_run)]
     if slides and not dry_run:

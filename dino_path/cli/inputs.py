@@ -25,6 +25,7 @@ def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> Non
             check_slides(split_arguments(given["slides"])[0], config)
         case "pretrain":
             check_store(config)
+            check_continued_run(config)
         case "baseline":
             check_labelled(given["data"], config)
         case "evaluate":
@@ -47,6 +48,13 @@ def check_store(config: Config) -> None:
 
     assert config.store is not None
     open_tiles(config.store, split=config.slides.split, exclude=config.slides.exclude)
+
+
+def check_continued_run(config: Config) -> None:
+    """The run that training is to continue is there, with a checkpoint."""
+    from dino_path.training.continuation import check_start
+
+    check_start(config)
 
 
 def check_labelled(data: str, config: Config, *, coming_store: Path | None = None) -> None:

@@ -108,6 +108,8 @@ def _pretraining(run: RunFolder, config: Config) -> StageStatus:
 
 def _num_steps(config: Config, record: dict[str, Any]) -> int:
     """The run's length in steps, whatever it was given in."""
+    if "num_steps" in record:
+        return int(record["num_steps"])
     training = config.training
     assert training is not None
     step = int(record["step"]) + 1

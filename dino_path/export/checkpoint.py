@@ -13,7 +13,7 @@ from dino_path.errors import DataError, NewerFormat
 from dino_path.export.card import UNKNOWN_LICENSE
 from dino_path.export.formats import Format, Precision
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
-from dino_path.model.checkpoint import Checkpoint, read_checkpoint
+from dino_path.model.checkpoint import Checkpoint, lineage, read_checkpoint
 from dino_path.model.folder import Triple
 from dino_path.model.published import Network, read_published, timm_model_of
 from dino_path.records.environment import EnvironmentRecord, read_environment
@@ -123,15 +123,14 @@ def export_source(checkpoint: Checkpoint, run: RunFolder, *, name: str, network:
 
 def _provenance(checkpoint: Checkpoint, config: Config, run: RunFolder, *, network: Network) -> dict[str, Any]:
     """How the weights came about, as plain values; no date, so that the same checkpoint gives the same folder."""
-    step, batch_size = checkpoint.step, checkpoint.global_batch_size
     environment = _environment_of(run)
     versions = environment.versions if environment else {}
     return {
         "method": "DINO",
         "network": network,
-        "steps": step,
-        "global_batch_size": batch_size,
-        "tiles_seen": step * batch_size,
+        "steps": checkpoint.step,
+        "global_batch_size": checkpoint.global_batch_size,
+        "tiles_seen": checkpoint.tiles_seen,
         "slides": checkpoint.num_slides,
         "tiles_in_store": checkpoint.num_tiles,
         "views": f"2 x {config.views.global_px} px, {config.views.num_local} x {config.views.local_px} px, "
@@ -139,11 +138,18 @@ def _provenance(checkpoint: Checkpoint, config: Config, run: RunFolder, *, netwo
         "prototypes": config.objective.dino.num_prototypes,
         "optimizer": f"{config.optim.optimizer}, base_lr {config.optim.base_lr:g}, weight decay "
         f"{config.optim.weight_decay:g} to {config.optim.final_weight_decay:g}",
-        "started_from": Path(config.model.weights).name if config.model.weights else "random weights",
+        "started_from": _started_from(checkpoint, config),
         "config_digest": digest(config),
         "git_commit": environment.git_commit if environment else None,
         "versions": {key: versions[key] for key in VERSIONS_TOLD if versions.get(key)},
     }
+
+
+def _started_from(checkpoint: Checkpoint, config: Config) -> str:
+    """The runs before, or the name of the start weights."""
+    if checkpoint.starts:
+        return lineage(checkpoint.starts)
+    return Path(config.model.weights).name if config.model.weights else "random weights"
 
 
 def _read_results(run: RunFolder) -> Iterator[dict[str, Any]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
+from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict, ValidationError
@@ -24,6 +26,25 @@ UNREADABLE = (
     pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
 Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Start:
+    """The state of another run from which a run started."""
+
+    run: str
+    """Name of its folder."""
+    step: int
+    """Its updates by then, as it counted them."""
+    tiles_seen: int
+    """By then, since its step 0."""
+    weights: str | None
+    """What it had started from itself: `model.weights`, the name alone; None: random weights, or another run."""
+    schedules: Literal["extend", "restart"]
+    """Whether the new run counts on from `step`, or from 0."""
+    stream_start: int
+    tiles_before: int
+    """The clock of the new run: see `Clock`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(arbitrary_types_allowed=True, strict=True, extra="forbid"))
@@ -52,11 +73,28 @@ class Checkpoint:
     objective: dict[str, Weights]
     """What each term of the objective remembers, by the term's name: DINO's `center`."""
     optimizer: dict[str, Any]
+    starts: list[Start] = field(default_factory=list)
+    """What the run started from, where that was another run; the oldest first."""
+
+    @property
+    def tiles_seen(self) -> int:
+        """In this run, and in one whose steps it counts on."""
+        stream_start, tiles_before = (
+            (self.starts[-1].stream_start, self.starts[-1].tiles_before) if self.starts else (0, 0)
+        )
+        return tiles_before + (self.step - stream_start) * self.global_batch_size
 
 
 def as_record(checkpoint: Checkpoint) -> dict[str, Any]:
     """What is written: the fields, with the format's name and version."""
-    return {"format": FORMAT, "version": VERSION, **vars(checkpoint)}
+    starts = [dict(vars(start)) for start in checkpoint.starts]
+    return {"format": FORMAT, "version": VERSION, **vars(checkpoint), "starts": starts}
+
+
+def lineage(starts: Sequence[Start]) -> str:
+    """What a run with these `starts` came from, in words; the newest first."""
+    states = [f"step {start.step:,} of run {start.run} ({start.tiles_seen:,} tiles)" for start in reversed(starts)]
+    return ", that one from ".join([*states, starts[0].weights or "random weights"])
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -56,12 +56,13 @@ CURVES: dict[str, tuple[Curve, ...]] = {
 }
 
 # Other fields of a record that are no curve of their own.
-NO_CURVE = {"step", "epoch", "tiles_seen", "eta_s", "num_skipped", "loss_minus_ln_k"}
+NO_CURVE = {"step", "epoch", "num_steps", "tiles_seen", "eta_s", "num_skipped", "loss_minus_ln_k"}
 
+STARTED_FROM = "model.weights"
 SETTINGS = (
     ("Backbone", "model.backbone"),
     ("Its arguments", "model.arguments"),
-    ("Started from", "model.weights"),
+    ("Started from", STARTED_FROM),
     ("Prototypes K", "objective.dino.num_prototypes"),
     ("Recipe of views", "views.recipe"),
     ("Global views, px", "views.global_px"),
@@ -180,7 +181,7 @@ def settings_table(runs: Sequence[Run]) -> list[Plain]:
     """One row per setting that a reader looks for; `differs` where the runs do not agree."""
     rows = []
     for label, key in SETTINGS:
-        values = [_setting(run.config, key) for run in runs]
+        values = [_started_from(run) if key == STARTED_FROM else _setting(run.config, key) for run in runs]
         if any(value is not None and value != {} for value in values):
             rows.append({"label": label, "key": key, "values": values, "differs": any(v != values[0] for v in values)})
     return rows
@@ -214,7 +215,9 @@ def _plain(value: Any) -> str:
 
 
 def _planned_steps(training: Plain, last: Plain) -> int | None:
-    """Length of the run: as configured in steps, else from how far the last record says it is."""
+    """Length of the run: as its last record says; in an older one as configured, or from how far it says it is."""
+    if last.get("num_steps"):
+        return int(last["num_steps"])
     if training.get("num_steps"):
         return int(training["num_steps"])
     done = int(last.get("step", -1)) + 1
@@ -249,6 +252,11 @@ def _ln_k(runs: Sequence[Run]) -> tuple[str, float] | None:
     counts = {_setting(run.config, "objective.dino.num_prototypes") for run in runs}
     only = counts.pop() if len(counts) == 1 else None
     return ("ln K", math.log(only)) if isinstance(only, int) and only > 1 else None
+
+
+def _started_from(run: Run) -> Any:
+    """The runs before, or the start weights."""
+    return run.started_from or _setting(run.config, STARTED_FROM)
 
 
 def _setting(config: Plain, key: str) -> Any:

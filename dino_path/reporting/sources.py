@@ -18,6 +18,7 @@ from dino_path.errors import CheckpointError, DataError, NewerFormat
 from dino_path.moved_settings import lift_settings
 from dino_path.records.environment import ENVIRONMENT, read_environment
 from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.records.start import read_start
 from dino_path.records.store import read_store_record
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
 from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
@@ -38,6 +39,8 @@ class Run:
     config_text: str
     metrics: Sequence[Plain]
     environment: Plain
+    started_from: str | None
+    """The runs before it, in words; None where it started from none."""
     evaluations: Sequence[AnyEvaluation]
     figures: Sequence[Picture]
     troubles: Sequence[str] = field(default_factory=tuple)
@@ -81,6 +84,7 @@ def read_run(path: Path, *, name: str) -> Run:
         config_text=config_text,
         metrics=_read_metrics(folder, troubles),
         environment=_read_environment(folder.environment_file, troubles),
+        started_from=_read_started_from(folder.start_file, troubles),
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
         troubles=tuple(troubles),
@@ -151,6 +155,15 @@ def _read_environment(file: Path, troubles: list[str]) -> Plain:
         troubles.append(f"{file.name} cannot be used: it {error.found}")
         return {}
     return {} if record is None else ENVIRONMENT.plain(record)
+
+
+def _read_started_from(file: Path, troubles: list[str]) -> str | None:
+    try:
+        record = read_start(file)
+    except (DataError, NewerFormat) as error:
+        troubles.append(f"{file.name} cannot be used: it {error.found}")
+        return None
+    return None if record is None else record.started_from
 
 
 def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:

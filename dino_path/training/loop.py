@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -14,8 +15,10 @@ from dino_path.distributed import World, usable_cores
 from dino_path.errors import StoppedBySignal
 from dino_path.lock import only_writer
 from dino_path.model.backbone import build_backbone, check_input_sizes, count_parameters
+from dino_path.model.checkpoint import Start, lineage
 from dino_path.progress import meter
 from dino_path.records.environment import write_environment
+from dino_path.records.start import write_start
 from dino_path.run import RunFolder, atomic_write
 from dino_path.settings import as_yaml
 from dino_path.tiles.expected import refuse_unfinished
@@ -23,8 +26,9 @@ from dino_path.tiles.source import TileSource, open_tiles
 from dino_path.training.acceleration import has_fast_bf16
 from dino_path.training.advice import advice
 from dino_path.training.checkpoints import restore, save_checkpoint
+from dino_path.training.continuation import check_start, start_from_other_run
 from dino_path.training.learner import Learner
-from dino_path.training.schedules import Schedules, resolve_clock, resolve_schedules
+from dino_path.training.schedules import Schedules, run_schedules
 from dino_path.training.signals import stop_signals
 from dino_path.training.step import train_step
 from dino_path.training.unreadable import UnreadableTiles, keep_image_list, tiles_as_begun
@@ -57,18 +61,18 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     refuse_unfinished(config.store)
     tiles = open_tiles(config.store, split=config.slides.split, exclude=config.slides.exclude)
     tiles = tiles_as_begun(run, tiles, config.store)
-    clock = resolve_clock(training, num_tiles=len(tiles), world_size=world.size)
-    schedules = resolve_schedules(config.optim, config.objective, training, clock)
+    check_start(config)
     check_view_sizes(config)
-    learner = Learner(config.model, config.objective, config.optim, training, world)
+    has_state = bool(training.continue_from or run.checkpoint_files())  # its start weights would be written over
+    model = config.model.model_copy(update={"weights": None}) if has_state else config.model
+    learner = Learner(model, config.objective, config.optim, training, world)
     with only_writer(run.path) if world.is_first else nullcontext():
-        return _train(config, learner, schedules, run, tiles, knn=knn)
+        return _train(config, learner, run, tiles, knn=knn)
 
 
 def _train(
     config: Config,
     learner: Learner,
-    schedules: Schedules,
     run: RunFolder,
     tiles: TileSource,
     *,
@@ -76,17 +80,24 @@ def _train(
 ) -> Path:
     """From the newest checkpoint to the last step, or to the one after which the run was told to stop."""
     assert config.store is not None
-    training, world, clock = learner.training, learner.world, schedules.clock
-    start = restore(run, learner, config, tiles)
+    training, world = learner.training, learner.world
+    starts_from_other = training.continue_from is not None and not run.checkpoint_files()
+    position = (start_from_other_run if starts_from_other else partial(restore, run))(learner, config, tiles)
+    start, starts = position.step, position.starts
+    schedules = run_schedules(config, starts, num_tiles=len(tiles), world_size=world.size)
+    clock = schedules.clock
     if start >= clock.num_steps:
         logger.info("this run is finished: %d steps", start)
         return run.checkpoint_file(start)
 
     if world.is_first:
-        describe_run(run, config, learner, schedules, num_tiles=len(tiles))
+        describe_run(run, config, learner, schedules, starts, num_tiles=len(tiles))
         keep_image_list(run, tiles, config.store, start=start)
+    if starts_from_other:  # so that this run goes on without that one, whatever becomes of it
+        save_checkpoint(run, learner, config, tiles, step=start, starts=starts)
     unreadable = UnreadableTiles(run, tiles, config.store)
-    batches = view_batches(config, training, tiles, world, start=start, num_steps=clock.num_steps)
+    first, num_steps = start - clock.stream_start, clock.num_steps - clock.stream_start
+    batches = view_batches(config, training, tiles, world, start=first, num_steps=num_steps)
     with (
         stop_signals(is_told=world.is_first) as stop,
         Watch(config, learner, schedules, run, unreadable, start=start, knn=knn) as watch,
@@ -103,7 +114,7 @@ def _train(
             counter.advance(1, note)
             is_last = step + 1 == clock.num_steps or report.is_stopping
             if is_last or (step + 1) % training.checkpoint_every_steps == 0:
-                save_checkpoint(run, learner, config, tiles, step=step + 1)
+                save_checkpoint(run, learner, config, tiles, step=step + 1, starts=starts)
             if is_last:
                 break
     world.barrier()
@@ -127,7 +138,7 @@ def _train(
 def view_batches(
     config: Config, training: TrainingConfig, tiles: TileSource, world: World, *, start: int, num_steps: int
 ) -> Iterator[ViewBatch]:
-    """This rank's micro-batches from step `start` on."""
+    """This rank's micro-batches from step `start` on; steps are counted from where the stream of tiles begins."""
     batches = ViewBatches(
         tiles,
         config.views,
@@ -151,10 +162,15 @@ def check_view_sizes(config: Config) -> None:
     check_input_sizes(backbone, config.model.backbone, sizes)
 
 
-def describe_run(run: RunFolder, config: Config, learner: Learner, schedules: Schedules, *, num_tiles: int) -> None:
-    """Write the resolved config and environment, and say in the log what will happen."""
+def describe_run(
+    run: RunFolder, config: Config, learner: Learner, schedules: Schedules, starts: Sequence[Start], *, num_tiles: int
+) -> None:
+    """Write the resolved config, environment and origin, and say in the log what will happen."""
     with atomic_write(run.config_file) as stream:
         stream.write(as_yaml(config))
+    if starts:
+        write_start(run.start_file, lineage(starts), [vars(start) for start in starts])
+        logger.info("started from %s", lineage(starts))
     write_environment(run.environment_file)
     backbone, head = learner.student.backbone, learner.student.head
     logger.info(

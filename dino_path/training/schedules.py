@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from dino_path.config import Clock, ObjectiveConfig, OptimConfig, TrainingConfig
+from dino_path.config import Clock, Config, ObjectiveConfig, OptimConfig, TrainingConfig
+from dino_path.model.checkpoint import Start
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,9 @@ class Schedules:
     def lines(self) -> list[str]:
         """The resolved numbers, for the log."""
         clock, lr = self.clock, self.lr
-        tiles = clock.num_steps * clock.global_batch_size
         return [
-            f"{clock.num_steps} steps of {clock.global_batch_size} tiles = {tiles:,} tiles"
-            f" = {clock.num_steps / clock.steps_per_epoch:.2f} epochs",
+            f"{clock.num_steps} steps of {clock.global_batch_size} tiles = {clock.tiles_seen(clock.num_steps):,} tiles"
+            f" = {clock.epoch(clock.num_steps):.2f} epochs",
             f"learning rate 0 -> {lr.peak:.3g} in {lr.warmup_steps} steps -> {lr.final:.3g}",
             f"weight decay {self.weight_decay.peak:g} -> {self.weight_decay.final:g}, teacher momentum"
             f" {self.momentum.peak:g} -> {self.momentum.final:g}, prototypes frozen for {self.freeze_steps} steps",
@@ -80,18 +81,30 @@ class Schedules:
         ]
 
 
-def resolve_clock(training: TrainingConfig, *, num_tiles: int, world_size: int) -> Clock:
-    """Steps, tiles per step and steps per epoch of this run."""
+def resolve_clock(
+    training: TrainingConfig, *, num_tiles: int, world_size: int, stream_start: int = 0, tiles_before: int = 0
+) -> Clock:
+    """Steps, tiles per step and steps per epoch of this run.
+
+    Args:
+        stream_start, tiles_before: see `Clock`; epochs are counted from there, tiles from the first run on.
+    """
     global_batch_size = training.batch_size_per_gpu * training.accumulate_steps * world_size
     steps_per_epoch = num_tiles / global_batch_size
     if training.num_steps is not None:
         num_steps = training.num_steps
     elif training.num_epochs is not None:
-        num_steps = max(1, round(training.num_epochs * steps_per_epoch))
+        num_steps = max(1, stream_start + round(training.num_epochs * steps_per_epoch))
     else:
         assert training.num_tiles is not None
-        num_steps = max(1, round(training.num_tiles / global_batch_size))
-    return Clock(num_steps=num_steps, steps_per_epoch=steps_per_epoch, global_batch_size=global_batch_size)
+        num_steps = max(1, stream_start + round((training.num_tiles - tiles_before) / global_batch_size))
+    return Clock(
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        global_batch_size=global_batch_size,
+        stream_start=stream_start,
+        tiles_before=tiles_before,
+    )
 
 
 def resolve_schedules(
@@ -118,3 +131,20 @@ def resolve_schedules(
         ),
         freeze_steps=optim.freeze_last_layer.steps(clock),
     )
+
+
+def run_schedules(config: Config, starts: Sequence[Start], *, num_tiles: int, world_size: int) -> Schedules:
+    """The schedules of a run on so many tiles.
+
+    Args:
+        starts: the runs that it came from; see `Checkpoint.starts`.
+    """
+    assert config.training is not None
+    clock = resolve_clock(
+        config.training,
+        num_tiles=num_tiles,
+        world_size=world_size,
+        stream_start=starts[-1].stream_start if starts else 0,
+        tiles_before=starts[-1].tiles_before if starts else 0,
+    )
+    return resolve_schedules(config.optim, config.objective, config.training, clock)

@@ -52,7 +52,7 @@ class UnreadableTiles:
             if len(self.found) > most_unreadable(num_tiles):
                 raise TileStoreError(
                     error.thing,
-                    f"the {len(self.found)}th of {num_tiles} tiles that cannot be read: {error.found}",
+                    f"number {len(self.found)} of {num_tiles} tiles that cannot be read: {error.found}",
                     f"At most {most_unreadable(num_tiles)} unreadable tiles (1 %) are passed over;"
                     f" {self._run.unreadable_file} names them.",
                     "Fetch or tile them again, then start the same command: it goes on from the last checkpoint.",

@@ -38,7 +38,7 @@ def resume(config: Config, world: World = ALONE) -> tuple[Learner, int]:
     assert config.store is not None
     assert config.out is not None
     learner = tiny_learner(config, world)
-    return learner, restore(RunFolder(config.out), learner, config, open_tiles(config.store))
+    return learner, restore(RunFolder(config.out), learner, config, open_tiles(config.store)).step
 
 
 @pytest.fixture

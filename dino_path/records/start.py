@@ -1,0 +1,39 @@
+"""What a run that continues another one started from: `RUN/start.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dino_path.errors import DataError
+from dino_path.records.format import Format, Record
+
+
+class StartRecord(Record):
+    """`started_from`: all runs before this one in words, the newest first; `starts`: the same as the checkpoint has it."""
+
+    started_from: str
+    starts: tuple[dict[str, str | int | None], ...]
+
+
+START = Format(
+    "start of a run",
+    StartRecord,
+    DataError,
+    "A file as `dino-path pretrain` writes it is needed.",
+    "Start the run once more: it writes the file at its start.",
+)
+
+
+def write_start(file: Path, started_from: str, starts: Sequence[Mapping[str, str | int | None]]) -> None:
+    """Write what a run started from; `starts`: the oldest first."""
+    START.write(file, StartRecord(started_from=started_from, starts=tuple(dict(start) for start in starts)))
+
+
+def read_start(file: Path) -> StartRecord | None:
+    """What a run started from; None where that was no other run.
+
+    Raises:
+        DataError: damaged. NewerFormat: a later dino_path wrote it.
+    """
+    return START.read(file) if file.exists() else None

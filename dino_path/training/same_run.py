@@ -1,0 +1,114 @@
+"""Whether a checkpoint belongs to the settings and tiles of a run, and in what they differ."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dino_path.config import Config, HeadConfig
+from dino_path.errors import CheckpointError
+from dino_path.model.checkpoint import Checkpoint
+from dino_path.settings import as_plain
+from dino_path.tiles.source import TileSource
+from dino_path.training.learner import Learner
+
+# Settings that may change between two starts of one run: they do not change what is computed, but for rounding. How
+# the global batch is divided may change too; its size may not.
+_FREE_SECTIONS = ("monitor", "evaluation", "baseline", "wandb", "cluster", "tiles")
+_FREE_SETTINGS = {"slides.exclude"} | {  # which chooses tiles, and the tiles are compared
+    f"training.{name}" for name in (
+        "num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device",
+        "batch_size_per_gpu", "accumulate_steps", "activation_checkpointing", "compile",
+        "fused_loss", "sharding", "timeout_s",
+    )
+}  # fmt: skip
+_MAPS = {"model.arguments"}  # one setting each, whatever is in it
+_LENGTHS = {"training.num_steps", "training.num_epochs", "training.num_tiles"}
+_OF_BACKBONE = {
+    f"model.{name}" for name in ("backbone", "arguments", "shifted_patch_tokenization", "locality_self_attention")
+}
+
+
+def settings_of(path: Path, checkpoint: Checkpoint) -> Config:
+    """The settings in a checkpoint; one that is younger than the checkpoint has its default there.
+
+    Raises:
+        CheckpointError: they are not those of this version.
+    """
+    try:
+        return Config.model_validate(checkpoint.config)
+    except ValidationError as error:
+        raise CheckpointError(
+            str(path),
+            f"was made by another version of dino_path ({' '.join(str(error).split())[:200]}).",
+            "A run ends with the version that it began with.",
+            "Install that version (environment.json names it), or use another `out`.",
+        ) from None
+
+
+def changed_settings(before: Config, now: Config) -> dict[str, str]:
+    """Dotted settings that decide what is computed and are not the same: `before -> now`."""
+    then, here = _decisive(as_plain(before)), _decisive(as_plain(now))
+    keys = sorted(key for key in {*then, *here} if then.get(key) != here.get(key))
+    return {key: f"{then.get(key)} -> {here.get(key)}" for key in keys}
+
+
+def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: TileSource, learner: Learner) -> None:
+    """Refuse a checkpoint that lies in this run's folder and is of another one.
+
+    Raises:
+        CheckpointError: naming all that differs.
+    """
+    changed = changed_settings(settings_of(path, checkpoint), config)
+    differing = [f"{key} ({change})" for key, change in changed.items()]
+    if checkpoint.tiles_digest != tiles.digest:
+        differing.append(f"the tiles ({checkpoint.num_tiles} -> {len(tiles)}, or others of the same number)")
+    if checkpoint.global_batch_size != learner.global_batch_size:
+        differing.append(f"global batch size ({checkpoint.global_batch_size} -> {learner.global_batch_size})")
+    if not differing:
+        return
+    remedy = "Use the same settings, or another `out`."
+    if not changed.keys() & {"training.continue_from", "training.schedules"} and not network_settings(changed):
+        assert config.out is not None
+        is_longer = changed.keys() <= _LENGTHS and len(differing) == len(changed)
+        what = "train on to the new length" if is_longer else "train on from its weights, heads and moments"
+        words = shlex.join([f"out={_unused_beside(config.out)}", f"training.continue_from={config.out}"])
+        remedy += f" To {what}, give the same command with these at its end: {words}"
+    raise CheckpointError(
+        str(path),
+        f"was made with other settings: {'; '.join(differing)}.",
+        "A run folder holds one run, so that its numbers mean one thing.",
+        remedy,
+    )
+
+
+def network_settings(names: Iterable[str]) -> list[str]:
+    """Those of the settings that decide which tensors the networks have, and what is computed of them."""
+    of_head = {f"objective.dino.{name}" for name in HeadConfig.model_fields if name != "norm_last_layer"}
+    return [name for name in names if name in _OF_BACKBONE | of_head]
+
+
+def _unused_beside(folder: Path) -> Path:
+    """A path for a further run, next to this one."""
+    number = 2
+    while (found := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return found
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted settings that decide what is computed."""
+    sections = {key: values for key, values in config.items() if key not in _FREE_SECTIONS and isinstance(values, dict)}
+    return {key: value for key, value in _dotted(sections) if key not in _FREE_SETTINGS}
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and prefix + key not in _MAPS:
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
