@@ -29,6 +29,7 @@ from dino_path.features.files import (
 )
 from dino_path.features.images import read_batches
 from dino_path.features.layouts import Layout, job_folder_name, name_for_reader, refuse_shared_names
+from dino_path.features.specs import refuse_other_mpp
 from dino_path.progress import Meter, meter
 from dino_path.run import write_json
 from dino_path.tiles.layout import SlideRecord, StoreFolder, read_record
@@ -36,7 +37,6 @@ from dino_path.tiles.store import TileStore
 
 logger = logging.getLogger(__name__)
 
-LARGEST_MPP_DIFFERENCE = 0.05  # relative
 CLAM_H5 = "h5_files"
 
 
@@ -121,7 +121,7 @@ def embed_store(
         DataError: `out` holds features of these slides that another model, or other tiles of them, have given.
     """
     if not allow_other_mpp:
-        refuse_other_mpp(extractor, store.mpp, str(store.path))
+        refuse_other_mpp(extractor.name, extractor.mpp, store.mpp, str(store.path))
     refuse_shared_names((record.path for record in store.slides), layouts)
     slides = [_plan(extractor, store, out, layouts, number) for number in range(len(store.slides))]
     records = [read_record(file) for file in StoreFolder(store.path).record_files()]
@@ -137,7 +137,6 @@ def embed_store(
     with meter("embedding", sum(len(slide.tiles) for slide in mine), "tiles", lines=world.is_first) as counter:
         for slide, answer in _slide_features(extractor, store, mine, batch_size, world.device, num_workers, counter):
             if isinstance(answer, TileStoreError):
-                logger.error("%s: no features. %s", slide.record.slide_id, answer)
                 failed.append((slide.record.slide_id, f"{answer.thing}: {answer.found}"))
             else:
                 _write(store, slide, answer, out, layouts)
@@ -174,22 +173,6 @@ def share(slides: Sequence[_Slide], world: World) -> list[_Slide]:
 def encoder_folder_name(extractor: Extractor) -> str:
     """The extractor's name as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in extractor.name)
-
-
-def refuse_other_mpp(extractor: Extractor, mpp: float, name: str) -> None:
-    """Check that tiles at `mpp` are what the model was trained on.
-
-    Raises:
-        TileStoreError: they differ by more than 5 %.
-    """
-    if extractor.mpp is None or abs(mpp / extractor.mpp - 1) <= LARGEST_MPP_DIFFERENCE + 1e-9:
-        return
-    raise TileStoreError(
-        name,
-        f"tiles are at {mpp:g} um/px, and {extractor.name} was trained at {extractor.mpp:g} um/px.",
-        "A model sees tissue at the resolution it was trained at (within 5 %).",
-        f"Tile again with tiles.mpp={extractor.mpp:g}, or embed with --allow-other-mpp.",
-    )
 
 
 def _plan(extractor: Extractor, store: TileStore, out: Path, layouts: Sequence[Layout], number: int) -> _Slide:

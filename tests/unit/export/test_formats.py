@@ -14,7 +14,7 @@ from test_model_folder import ARGUMENTS, RESULTS, source
 
 from dino_path.errors import CheckpointError, ConfigError, DataError, LaunchError
 from dino_path.export import formats, hub
-from dino_path.export.formats import NAMES, read_formats, refuse_impossible
+from dino_path.export.format_names import NAMES, read_formats, refuse_impossible
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone

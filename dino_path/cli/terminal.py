@@ -1,0 +1,64 @@
+"""What a command prints on stdout: sentences, tables, or JSON. A file or pipe gets lines as wide as they are."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+WIDE = 10_000  # columns of what is no terminal: nothing is wrapped there
+CODE = re.compile(r"`([^`\n]+)`")
+NUMBER = re.compile(r"[-+0-9.,%*()x \[\]]*|-|missing")
+
+
+def plain(text: str) -> str:
+    """Markdown's marks of code as quotation marks: `dino-path tile` -> 'dino-path tile'."""
+    return CODE.sub(r"'\1'", text)
+
+
+def say(text: str) -> None:
+    """Print sentences."""
+    typer.echo(plain(text))
+
+
+def say_json(record: Any) -> None:
+    """Print what a program reads."""
+    typer.echo(json.dumps(record, indent=2, ensure_ascii=False, default=str))
+
+
+def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; columns of numbers stand to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(header):
+        is_numbers = all(NUMBER.fullmatch(row[number]) for row in rows)
+        table.add_column(Text(plain(name)), justify="right" if is_numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDE)
+    with console.capture() as capture:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines()))
+
+
+def say_markdown(page: str) -> None:
+    """Print a page of ours (evaluation/results.py): headings, tables and a list of notes."""
+    lines = page.splitlines()
+    while lines:
+        line = lines.pop(0)
+        if not line.startswith("|"):
+            say(line.lstrip("#").strip() if line.startswith("#") else line)
+            continue
+        table = [line]
+        while lines and lines[0].startswith("|"):
+            table.append(lines.pop(0))
+        header, _, *rows = ([cell.strip() for cell in row.strip("|").split(" | ")] for row in table)
+        say_table(header, rows)
