@@ -46,7 +46,7 @@ def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDE)
     with console.capture() as capture:
         console.print(table)
-    typer.echo("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines()))
+    typer.echo("\n".join(filter(None, (line.rstrip() for line in capture.get().splitlines()))))
 
 
 def say_markdown(page: str) -> None:
