@@ -293,7 +293,7 @@ def _with_advice(config: Config) -> Config:
     from dino_path.settings import with_settings
 
     for key, value in changed.items():
-        announce(f"--apply-advice: {key}={value}")
+        announce(f"--apply-advice: {key}='{value}'" if " " in value else f"--apply-advice: {key}={value}")
     if not changed:
         announce("--apply-advice: there is no advice for these settings")
     return with_settings(config, changed)

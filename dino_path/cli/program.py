@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dino_path import __version__
-from dino_path.cli.terminal import plain
+from dino_path.cli.terminal import plain, say
 from dino_path.errors import ConfigError, DinoPathError, StoppedBySignal
 from dino_path.run import TIME_FORMAT
 
@@ -75,10 +75,10 @@ def main() -> None:
     try:
         app()
     except StoppedBySignal as stopped:
-        typer.echo(plain(str(stopped)), err=True)
+        say(str(stopped), err=True)
         sys.exit(EXIT_STOPPED)
     except DinoPathError as error:
-        typer.echo(f"{type(error).__name__}: {plain(str(error))}", err=True)
+        say(f"{type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_REFUSED)
     except SystemExit as end:  # typer has turned Ctrl-C's KeyboardInterrupt into it, without a word
         if end.code == EXIT_INTERRUPTED:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +22,25 @@ def plain(text: str) -> str:
     return CODE.sub(r"'\1'", text)
 
 
-def say(text: str) -> None:
-    """Print sentences."""
-    typer.echo(plain(text))
+def say(text: str, *, err: bool = False) -> None:
+    """Print sentences; a terminal gets them wrapped between words, continued where the line began.
+
+    Args:
+        err: to stderr.
+    """
+    lines = plain(text).split("\n")
+    if (sys.stderr if err else sys.stdout).isatty():
+        columns = shutil.get_terminal_size().columns
+        lines = [part for line in lines for part in _wrapped(line, columns)]
+    typer.echo("\n".join(lines), err=err)
+
+
+def _wrapped(line: str, columns: int) -> list[str]:
+    indent = " " * (len(line) - len(line.lstrip()) + 2 * line.startswith("- "))
+    return textwrap.wrap(
+        line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+        drop_whitespace=True, replace_whitespace=False,
+    ) or [""]  # fmt: skip
 
 
 def say_json(record: Any) -> None:

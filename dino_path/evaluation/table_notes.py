@@ -69,7 +69,7 @@ def _signature_notes(signatures: Mapping[str, Signature]) -> Iterator[str]:
         yield "slide signature: not known without patients or slides"
     for signature in list(signatures.values())[:1]:
         yield (
-            f"slide signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
+            f"{signature.unit[:-1]} signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
             f"{NEIGHBOURS} neighbours; a found {signature.unit[:-1]} is a leak of stain and scanner: lower is better"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import filecmp
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ from dino_path.model.locality import is_plain
 from dino_path.model.names import architecture
 from dino_path.model.weights import load_weights
 from dino_path.run import atomic_write, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def export_model(
     """
     refuse_to_overwrite(out)
     refuse_impossible(formats, precision)
+    logger.info("building %s with its weights", state.backbone)
     backbone = _backbone_with_weights(state)
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -120,14 +124,16 @@ def export_model(
         _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
+        logger.info("loading it back in a fresh process, which imports torch anew")
         check = check_reload(
             building, backbone, state.mean, state.std, state.input_px, loader=loader, tolerance=tolerance
         )
-        graphs: dict[Format, float] = {
-            kind: write_graph(kind, building, copy.deepcopy(backbone), state.input_px, precision=precision)
-            for kind in formats
-            if kind != "timm"
-        }
+        graphs: dict[Format, float] = {}
+        for kind in formats:
+            if kind == "timm":  # written above
+                continue
+            logger.info("writing %s, and loading it back in a fresh process", NAMES[kind])
+            graphs[kind] = write_graph(kind, building, copy.deepcopy(backbone), state.input_px, precision=precision)
         notes = _keep_or_give_up_graphs(out, building)
         write_card(building, state.results)
         _move(building, out)

@@ -76,7 +76,7 @@ def size_table(
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table; `FOOTNOTES` belong below it."""
     head = ["", "width", "depth", "MLP", "heads", "M", *(f"GFLOPs {edge}" for edge in edges_px), f"{local_px} px views"]
-    return [*head, "model.backbone and model.arguments"], [_cells(row) for row in rows]
+    return [*head, "timm model {model.arguments}"], [_cells(row) for row in rows]
 
 
 def _cells(row: BackboneSize) -> list[str]:

@@ -115,13 +115,12 @@ def test_a_table_in_a_file_is_as_wide_as_it_is_and_has_no_marks(capsys: pytest.C
     assert out.splitlines()[0] == "title"
 
 
-def in_terminal(columns: int, *words: str, cwd: Path) -> str:
-    """What the program writes where there is a terminal of so many columns."""
+def in_terminal(columns: int, *words: str, cwd: Path, of: str = "stdout") -> str:
+    """What the program writes to one of its streams where that is a terminal of so many columns."""
     main, side = pty.openpty()
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, of: side}
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "dino_path", *words], cwd=cwd, stdout=side, stderr=subprocess.DEVNULL, env=environment
-    ) as process:
+    with subprocess.Popen([sys.executable, "-m", "dino_path", *words], cwd=cwd, env=environment, **streams) as process:
         os.close(side)
         written = io.BytesIO()
         while True:
@@ -145,6 +144,13 @@ def test_a_table_in_a_terminal_keeps_within_its_columns(tmp_path: Path) -> None:
         lines = in_terminal(columns, "status", run.name, cwd=tmp_path).splitlines()
         assert any("pretrain" in line for line in lines)
         assert max(map(len, lines)) <= columns
+
+
+def test_sentences_are_wrapped_between_words_in_a_terminal(tmp_path: Path) -> None:
+    lines = in_terminal(40, "status", "a_folder_that_is_not_there", cwd=tmp_path, of="stderr").splitlines()
+    assert lines[0].startswith("CheckpointError: a_folder_that_is_not")
+    assert max(map(len, lines)) <= 45
+    assert {"pretrain'", "needed."} <= {word for line in lines for word in line.split()}
 
 
 def test_results_for_programs_are_all_of_stdout(run: Callable, tmp_path: Path) -> None:
