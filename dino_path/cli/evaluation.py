@@ -73,15 +73,15 @@ def baseline(
     with only_writer(out):
         results = _train_baselines(data, out, resolved, share, device, workers)
     if as_json:
-        say_json(results)
+        say_json([record for record, _ in results])
         return
-    for result in results:
-        say(result.pop("line"))
+    for _, line in results:
+        say(line)
 
 
 def _train_baselines(
     data: str, out: Path, resolved: Config, fraction: float, device: Device, workers: int
-) -> list[dict[str, Any]]:
+) -> list[tuple[dict[str, Any], str]]:
     """One baseline, or one for each draw of the labels or each fold: what became of each, and a line that says it."""
     announce(f"reading {data}")
     from dino_path.evaluation.datasets import load_labelled
@@ -96,15 +96,15 @@ def _train_baselines(
         division, resolved, fraction=fraction, out=out, device=choose_device(device, 0), num_workers=workers
     )
     told = [
-        {
-            **_scores(result.metrics), "best_epoch": result.best_epoch, "folder": str(result.out),
-            "line": f"{_scores_line(result.metrics)}; best epoch {result.best_epoch}; {result.out}",
-        }
+        (
+            {**_scores(result.metrics), "best_epoch": result.best_epoch, "folder": result.out},
+            f"{_scores_line(result.metrics)}; best epoch {result.best_epoch}; {result.out}",
+        )
         for result in results
-    ]  # fmt: skip
+    ]
     if division.num_folds is not None and fraction == 1:
         pooled = write_pooled(division, resolved, out)
-        told.append({**_scores(pooled), "folder": str(out), "line": f"all folds: {_scores_line(pooled)}; {out}"})
+        told.append(({**_scores(pooled), "folder": out}, f"all folds: {_scores_line(pooled)}; {out}"))
     return told
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -44,8 +45,16 @@ def _wrapped(line: str, columns: int) -> list[str]:
 
 
 def say_json(record: Any) -> None:
-    """Print what a program reads."""
-    typer.echo(json.dumps(record, indent=2, ensure_ascii=False, default=str))
+    """Print what a program reads. What is no number (NaN) is null: JSON has no word for it."""
+    typer.echo(json.dumps(_without_nan(record), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

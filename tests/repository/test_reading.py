@@ -115,6 +115,13 @@ def test_a_table_in_a_file_is_as_wide_as_it_is_and_has_no_marks(capsys: pytest.C
     assert out.splitlines()[0] == "title"
 
 
+def test_what_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.say_json({"low": float("nan"), "rows": [{"path": Path("a"), 3: (1.5, float("inf"))}]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "low": None, "rows": [{"path": "a", "3": [1.5, None]}],
+    }  # fmt: skip
+
+
 def in_terminal(columns: int, *words: str, cwd: Path, of: str = "stdout") -> str:
     """What the program writes to one of its streams where that is a terminal of so many columns."""
     main, side = pty.openpty()
@@ -147,9 +154,9 @@ def test_a_table_in_a_terminal_keeps_within_its_columns(tmp_path: Path) -> None:
 
 
 def test_sentences_are_wrapped_between_words_in_a_terminal(tmp_path: Path) -> None:
-    lines = in_terminal(40, "status", "a_folder_that_is_not_there", cwd=tmp_path, of="stderr").splitlines()
+    lines = in_terminal(50, "status", "a_folder_that_is_not_there", cwd=tmp_path, of="stderr").splitlines()
     assert lines[0].startswith("CheckpointError: a_folder_that_is_not")
-    assert max(map(len, lines)) <= 45
+    assert max(map(len, lines)) <= 50
     assert {"pretrain'", "needed."} <= {word for line in lines for word in line.split()}
 
 
