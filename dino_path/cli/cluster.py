@@ -18,7 +18,6 @@ from dino_path.cli.program import (
     AsJson,
     ConfigFile,
     Quiet,
-    announce,
     app,
     check_command,
     log_to,
@@ -64,8 +63,6 @@ def submit(
     tile, pretrain, export, baseline, evaluate and report, and embeds the store; submitted again, every stage goes on
     where it was.
     """
-    log_to(None)
-    announce("reading what the job will need")
     from dino_path.cli.inputs import check_stage_inputs
     from dino_path.cluster.submission import submit as submit_stage
     from dino_path.settings import load_config

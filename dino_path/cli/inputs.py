@@ -36,9 +36,9 @@ def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> Non
             check_labelled(given["data"], config)
         case "evaluate":
             check_labelled(given["data"], config)
-            check_models(split_arguments(given["models"])[0])
+            check_models_to_come(split_arguments(given["models"])[0])
         case "embed":
-            check_models([given["model"]])
+            check_models_to_come([given["model"]])
 
 
 def check_slides(slides: Sequence[str], config: Config) -> None:
@@ -138,3 +138,13 @@ def check_models(specs: Sequence[str]) -> None:
         if specs.count(spec) > 1:
             raise ConfigError(spec, "is given twice.", "Each model is one row.", "Give it once.")
         look_at_model(spec)
+
+
+def check_models_to_come(specs: Sequence[str]) -> None:
+    """Of models that a job will read: paths are there. A single word may be what a job before it makes."""
+    for spec in specs:
+        path = Path(spec.removeprefix("untrained:"))
+        if ":" not in str(path) and len(path.parts) > 1 and not path.exists():
+            raise CheckpointError(
+                str(path), "no such folder.", "A model folder is needed.", "Make one with `dino-path export`."
+            )

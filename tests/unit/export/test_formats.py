@@ -144,7 +144,7 @@ def test_formats_are_read_from_text() -> None:
 def test_what_cannot_be_written_here_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no bf16 convolution"):
         refuse_impossible(("timm", "onnx"), "bf16")
-    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refuse_impossible(("timm", "pt2"), "bf16")
     with pytest.raises(ConfigError, match=r"onnx, onnxscript, onnxruntime cannot be imported"):
         refuse_impossible(("timm", "onnx"), "fp32")
