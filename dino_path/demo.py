@@ -169,7 +169,7 @@ def stage(number: str, name: str, what: str) -> Iterator[None]:
 def show_table(results: Table, *, minutes: float, folder: DemoFolder, is_fast: bool) -> None:
     """Print the accuracies with their intervals, and where everything is."""
     screen = Console()
-    table = ScreenTable(title="balanced accuracy on held-out slides [95 % interval over slides]")
+    table = ScreenTable(title=f"balanced accuracy on held-out slides [{results.rows[0].metrics.interval}]")
     protocols = ("knn", "linear", "end-to-end")
     for title in ("model", "k-NN", "linear probe", "end to end"):
         table.add_column(title)

@@ -1,9 +1,8 @@
-"""The process group: who we are, how many we are, on which device. The only reader of RANK and SLURM_*."""
+"""The process group: who we are, how many we are, on which device. `launch` reads RANK and SLURM_* too."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from dino_path.errors import LaunchError
+from dino_path.launch import bad_launch, first_host, whole_number, world_shape
 from dino_path.rendezvous import MeetingPoint, process_group
 
 T = TypeVar("T")
@@ -70,45 +70,6 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def world_shape(environment: Mapping[str, str]) -> tuple[int, int, int]:
-    """(rank, size, local_rank) from torchrun's variables, else SLURM's, else (0, 1, 0).
-
-    Raises:
-        LaunchError: the variables are there in part only, or contradict each other.
-    """
-    torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    if any(name in environment for name in torchrun):
-        names = torchrun
-    # An `sbatch` shell or a `salloc` shell has SLURM_NTASKS but no step: only `srun` sets SLURM_STEP_ID.
-    elif "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
-        names = slurm
-    else:
-        return 0, 1, 0
-    missing = [name for name in names if name not in environment]
-    if missing:
-        raise _bad_launch(
-            f"{', '.join(n for n in names if n in environment)} set, but not {', '.join(missing)}.",
-            f"All of {', '.join(names)} are needed to form a process group, or none for a single process.",
-            "Start with `torchrun` or `srun`, or unset these variables.",
-        )
-    rank, size, local_rank = (_whole_number(environment, name) for name in names)
-    if not 0 <= rank < size:
-        raise _bad_launch(
-            f"rank {rank} in a world of {size}.",
-            "0 <= rank < world size is needed.",
-            "Start with `torchrun` or `srun`, which set both.",
-        )
-    local_size = _whole_number(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else size
-    if not 0 <= local_rank < min(local_size, size):
-        raise _bad_launch(
-            f"{names[2]}={local_rank} where {min(local_size, size)} process(es) run on this machine.",
-            "It counts the processes of one machine, from 0.",
-            "Start with `torchrun` or `srun`, which set it.",
-        )
-    return rank, size, local_rank
-
-
 def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
     """Where the processes meet: MASTER_ADDR and MASTER_PORT, else what follows from SLURM's variables.
 
@@ -118,13 +79,13 @@ def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
     names = ("MASTER_ADDR", "MASTER_PORT")
     given = [name for name in names if environment.get(name)]
     if len(given) == 1 or (not given and "SLURM_STEP_NODELIST" not in environment):
-        raise _bad_launch(
+        raise bad_launch(
             f"a world of {size} processes, and no {' and no '.join(name for name in names if name not in given)}.",
             "MASTER_ADDR and MASTER_PORT tell the processes where to meet.",
             "Start with `torchrun` or `srun`, or export both.",
         )
     if given:
-        host, port = environment["MASTER_ADDR"], _whole_number(environment, "MASTER_PORT")
+        host, port = environment["MASTER_ADDR"], whole_number(environment, "MASTER_PORT")
     else:  # as slurm/pretrain.sbatch, which asks SLURM for an address because names need not resolve
         host = first_host(environment["SLURM_STEP_NODELIST"])
         restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
@@ -132,26 +93,9 @@ def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
             10000 + (int(environment["SLURM_JOB_ID"]) + 97 * restarts + 7 * int(environment["SLURM_STEP_ID"])) % 20000
         )
     if not 0 < port < 2**16:
-        raise _bad_launch(f"MASTER_PORT={port}.", "A port from 1 to 65535 is needed.", "Correct MASTER_PORT.")
+        raise bad_launch(f"MASTER_PORT={port}.", "A port from 1 to 65535 is needed.", "Correct MASTER_PORT.")
     is_served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return MeetingPoint(host, port, f"start {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", is_served)
-
-
-def first_host(node_list: str) -> str:
-    """The first name in a list as SLURM writes it: `node[07-12,15],gpu3` -> `node07`."""
-    match = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\])?([^\[,]*)", node_list)
-    return "".join(part or "" for part in match.groups()) if match else node_list
-
-
-def _whole_number(environment: Mapping[str, str], name: str) -> int:
-    try:
-        return int(environment[name])
-    except ValueError:
-        raise _bad_launch(f"{name}={environment[name]!r}.", "A whole number is needed.", f"Unset {name}.") from None
-
-
-def _bad_launch(found: str, needed: str, remedy: str) -> LaunchError:
-    return LaunchError("launch environment", found, needed, remedy)
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:

@@ -5,6 +5,7 @@ Checks import what they look at inside, because what they look at may be broken.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -18,6 +19,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, version
 from importlib.util import find_spec
 from pathlib import Path
+
+from dino_path.progress import meter
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 # Readers that are extras, and what they read beyond OpenSlide and tifffile.
@@ -54,12 +59,18 @@ def examine(out: Path) -> list[Finding]:
     Args:
         out: the folder whose disk and write access are checked; it need not exist and is not made.
     """
-    checks: tuple[Callable[[], list[Finding]], ...] = (
-        check_python, check_packages, check_torch, check_gpus, check_process_groups, check_openslide,
-        check_slide_extras, check_faiss,
-        lambda: check_disk(out), check_shared_memory, check_cpus, check_open_files, check_slurm, check_wandb, check_git,
-    )  # fmt: skip
-    findings = [finding for check in checks for finding in check()]
+    checks: dict[str, Callable[[], list[Finding]]] = {
+        "Python": check_python, "packages": check_packages, "torch and torchvision": check_torch, "GPUs": check_gpus,
+        "process groups": check_process_groups, "OpenSlide": check_openslide, "slide readers": check_slide_extras,
+        "FAISS": check_faiss, "disk": lambda: check_disk(out), "shared memory": check_shared_memory, "CPU": check_cpus,
+        "open files": check_open_files, "SLURM": check_slurm, "W&B": check_wandb, "git": check_git,
+    }  # fmt: skip
+    findings = []
+    with meter("examining", len(checks), "checks") as counter:
+        for name, check in checks.items():
+            logger.info("looking at %s", name)
+            findings += check()
+            counter.advance()
     return sorted(findings, key=lambda finding: 0 if finding.is_fault else 1 if finding.remedy else 2)
 
 

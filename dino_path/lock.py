@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from dino_path.errors import FolderInUse
+from dino_path.run import TIME_FORMAT
 
 LOCK_NAME = ".lock"
 
@@ -40,7 +41,7 @@ class Holder:
         return cls(
             socket.gethostname(),
             os.getpid(),
-            time.strftime("%Y-%m-%d %H:%M:%S"),
+            time.strftime(TIME_FORMAT),
             " ".join(sys.argv[1:3]),
             os.environ.get("SLURM_JOB_ID"),
             int(os.environ.get("SLURM_RESTART_COUNT", "0")),

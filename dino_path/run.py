@@ -19,6 +19,8 @@ from typing import IO, Any
 from dino_path.errors import CheckpointError
 from dino_path.walk import files_like
 
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"  # ISO 8601, local time: in logs and files alike
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:

@@ -197,6 +197,19 @@ def section_with(section: T, texts: Mapping[str, str], source: str) -> T:
         raise ConfigError(source, "; ".join(faults), needed, "docs/config.md lists all settings.") from None
 
 
+def with_settings(config: Config, texts: Mapping[str, str]) -> Config:
+    """The config with some settings, as text by dotted key, read as on the command line."""
+    tree = as_plain(config)
+    for key, text in texts.items():
+        _set(tree, key, _parse_yaml(text)[0])
+    return Config.model_validate(tree)
+
+
+def setting_text(value: Any) -> str:
+    """A plain value as one writes it on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def as_plain(section: Section) -> Tree:
     """The section as plain data that YAML and JSON can hold and `load_config` reads back."""
     plain: Tree = json.loads(section.model_dump_json())

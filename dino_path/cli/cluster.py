@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +12,19 @@ from typing import Annotated, Literal
 import typer
 
 from dino_path.cli.extractor import are_slides
-from dino_path.cli.program import EXIT_SOME_FAILED, ConfigFile, app, check_command, overrides_only, split_arguments
+from dino_path.cli.help import Command
+from dino_path.cli.program import (
+    EXIT_SOME_FAILED,
+    AsJson,
+    ConfigFile,
+    Quiet,
+    app,
+    check_command,
+    log_to,
+    overrides_only,
+    split_arguments,
+)
+from dino_path.cli.terminal import say, say_json, say_table
 from dino_path.errors import DinoPathError
 
 # What each stage cannot do without, and where below `out` it writes when nobody says so.
@@ -22,24 +35,33 @@ NEEDS = {
 BELOW_OUT = {"embed": "features", "baseline": "baseline", "evaluate": "eval"}
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(
+    cls=Command,
+    context_settings={"ignore_unknown_options": True},
+    epilog="""
+    dino-path submit pretrain --config configs/vits16_8gpu.yaml store=tiles out=runs/vits16
+    dino-path submit pipeline slides/ --config configs/vits16_8gpu.yaml store=tiles out=runs/vits16 --data labelled/
+    dino-path submit tile slides/ --config configs/vits16_8gpu.yaml --out tiles --dry-run
+    """,
+)
 def submit(
     stage: Annotated[
         Literal["tile", "pretrain", "embed", "baseline", "evaluate", "pipeline"],
-        typer.Argument(help="what the job does; pipeline is the whole road as a chain of jobs"),
+        typer.Argument(metavar="STAGE", help="tile, pretrain, embed, baseline, evaluate, or pipeline: a chain of all"),
     ],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ARGUMENT]... [KEY=VALUE]...", help="as for `dino-path STAGE`, its options too"),
+        typer.Argument(metavar="[ARGUMENT]... [KEY=VALUE]...", help="as for 'dino-path STAGE', its options too"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="as for the stage; default: the config's store or out")] = None,
     config: ConfigFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the script, ask SLURM, submit nothing")] = False,
 ) -> None:
-    """Run a stage as a SLURM job, with the resources of the config's `cluster` section.
+    """Run a stage, or all of them, as SLURM jobs.
 
-    pipeline: `submit pipeline SLIDES... --config F store=STORE out=RUN --data SPEC [--embed]` chains tile, pretrain,
-    export, baseline, evaluate and report, and embeds the store; submitted again, every stage goes on where it was.
+    The resources are those of the config's section "cluster". 'submit pipeline SLIDES... --data SPEC [--embed]' chains
+    tile, pretrain, export, baseline, evaluate and report, and embeds the store; submitted again, every stage goes on
+    where it was.
     """
     from dino_path.cli.inputs import check_stage_inputs
     from dino_path.cluster.submission import submit as submit_stage
@@ -67,7 +89,7 @@ def submit(
         stage, resolved, words, out=folder, dry_run=dry_run,
         has_settings=stage == "embed" and are_slides(given["inputs"]),
     )  # fmt: skip
-    typer.echo(submission.text())
+    say(submission.text())
     _raise_first([*refusals, submission.refusal])
 
 
@@ -95,14 +117,14 @@ def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None
         StoreFolder(resolved.store).prepare(resolved.tiles)
     submissions = submit_pipeline(resolved, slides, data, dry_run=dry_run, has_features=has_features)
     for submission in submissions:
-        typer.echo(submission.text() if dry_run else submission.line())
+        say(submission.text() if dry_run else submission.line())
         if submission.refusal is not None:
-            typer.echo(submission.refusal.found)
+            say(submission.refusal.found)
     if data is None:
-        typer.echo("no --data: nothing is evaluated, and the report will say so")
+        say("no --data: nothing is evaluated, and the report will say so")
     _raise_first([*refusals, *(submission.refusal for submission in submissions)])
     if not dry_run:
-        typer.echo(f"watch: dino-path status {shlex.quote(str(resolved.out))}")
+        say(f"watch: dino-path status {shlex.quote(str(resolved.out))}")
 
 
 def _refusals(check: Callable[[], None], *, dry_run: bool) -> list[DinoPathError]:
@@ -136,26 +158,55 @@ def _without_option(arguments: list[str], name: str) -> tuple[list[str], str | N
     return arguments, None
 
 
-@app.command()
-def status(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
-    """Where the stages and SLURM jobs of a run stand."""
+@app.command(
+    cls=Command,
+    epilog="""
+    dino-path status runs/vits16
+    dino-path status runs/vits16 --json
+    """,
+)
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show where the stages and jobs of a run stand."""
+    log_to(None, is_quiet=quiet)
     from dino_path.cluster.status import job_lines, run_status
 
-    for stage in run_status(run):
-        typer.echo(stage.line())
-    for line in job_lines(run):
-        typer.echo(line)
+    stages, jobs = run_status(run), job_lines(run)
+    if as_json:
+        say_json({"stages": [asdict(stage) for stage in stages], "jobs": jobs})
+        return
+    say_table(["stage", "state", ""], [[stage.stage, stage.state, stage.facts] for stage in stages])
+    for line in jobs:
+        say(line)
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="""
+    dino-path doctor
+    dino-path doctor --out runs --json
+    """,
+)
 def doctor(
     out: Annotated[Path, typer.Option(help="folder whose disk and write access are checked")] = Path(),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """What this machine has and lacks for dino_path, and how to mend it."""
+    """Examine this machine: what it has and lacks.
+
+    Every check tries the thing, and tells how to mend it.
+    """
+    log_to(None, is_quiet=quiet)
     from dino_path.doctor import examine
 
     findings = examine(out)
-    for finding in findings:
-        typer.echo(finding.line())
+    if as_json:
+        say_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            say(finding.line())
     if any(finding.is_fault for finding in findings):
         raise typer.Exit(EXIT_SOME_FAILED)

@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dino_path.cli.help import Command
+from dino_path.cli.inputs import check_checkpoint, check_foreign_checkpoint, check_images, check_models
 from dino_path.cli.program import (
     EXIT_SOME_FAILED,
+    AsJson,
     ConfigFile,
     Device,
+    Quiet,
     Workers,
+    announce,
     app,
     check_output_folder,
+    loading,
     log_to,
     split_arguments,
 )
+from dino_path.cli.terminal import say, say_json, say_table
 from dino_path.errors import ConfigError
+from dino_path.launch import is_first
 
 if TYPE_CHECKING:
-    from dino_path.distributed import World
-    from dino_path.features.extractor import Extractor
+    from dino_path.config import TilesConfig
+    from dino_path.slides.find import SlideRow
     from dino_path.tiles.source import TileSource
-    from dino_path.tiles.store import TileStore
     from dino_path.walk import Unreadable
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="""
+    dino-path export runs/vits16 --out runs/vits16/model
+    dino-path export runs/vits16 --out model --format onnx --precision fp16 --license cc-by-nc-4.0
+    dino-path export runs/vits16/checkpoints/step_00050000.pt --out earlier
+    """,
+)
 def export(
-    run: Annotated[Path, typer.Argument(help="run folder or checkpoint file")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint file")],
     out: Annotated[Path, typer.Option(help="model folder")],
     network: Annotated[Literal["teacher", "student"], typer.Option(help="which of the two networks")] = "teacher",
     formats: Annotated[
@@ -41,25 +56,54 @@ def export(
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="upload it there too; a new repository is private")
     ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Write the frozen extractor as a folder that timm.create_model("local-dir:OUT", pretrained=True) loads."""
-    from dino_path.export.checkpoint import export_checkpoint
-    from dino_path.export.formats import read_formats
+    """Make a model folder of a run: the frozen extractor.
 
-    log_to(None)
-    result = export_checkpoint(
-        run, out, network=network, formats=read_formats(formats), precision=precision, license=license
-    )
-    typer.echo(result.text())
+    timm.create_model("local-dir:OUT", pretrained=True) loads it. Every file is loaded back in a fresh process, and its
+    features are compared with those of the run.
+    """
+    log_to(None, is_quiet=quiet)
+    announce(f"reading {run}")
+    from dino_path.export.format_names import read_formats, refuse_impossible
+    from dino_path.export.overwriting import refuse_to_overwrite
+
+    kinds = read_formats(formats)
+    refuse_impossible(kinds, precision)
+    check_checkpoint(run)
+    check_output_folder(out)
+    refuse_to_overwrite(out)
+    loading()
+    from dino_path.export.checkpoint import export_checkpoint
+
+    result = export_checkpoint(run, out, network=network, formats=kinds, precision=precision, license=license)
+    address = None
     if push_to_hub is not None:
         from dino_path.export.hub import push_to_hub as push
 
-        typer.echo(f"uploaded: {push(out, push_to_hub)}")
+        announce(f"uploading to {push_to_hub}")
+        address = push(out, push_to_hub)
+    if as_json:
+        say_json({**asdict(result), "uploaded": address})
+        return
+    say(result.text())
+    if address is not None:
+        say(f"uploaded: {address}")
 
 
-@app.command("import-checkpoint")
+@app.command(
+    "import-checkpoint",
+    cls=Command,
+    epilog="""
+    dino-path import-checkpoint dino_deitsmall16_pretrain.pth --out dino-vits16
+    dino-path import-checkpoint checkpoint.pth --out model --network student --mpp 0.5
+    """,
+)
 def import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="checkpoint of facebookresearch/dino: of a training, or a backbone")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="checkpoint of facebookresearch/dino: of a training, or a backbone")
+    ],
     out: Annotated[Path, typer.Option(help="model folder")],
     arch: Annotated[str | None, typer.Option(help="timm model name; default: told by the file")] = None,
     network: Annotated[
@@ -68,17 +112,42 @@ def import_checkpoint(
     mpp: Annotated[
         float | None, typer.Option(help="microns per pixel of its training tiles; default: unknown", min=0.05, max=50)
     ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Turn a checkpoint of facebookresearch/dino into a model folder, as `export` writes it."""
+    """Make a model folder of a facebookresearch/dino file.
+
+    The folder is what 'dino-path export' writes.
+    """
+    log_to(None, is_quiet=quiet)
+    announce(f"reading {file}")
+    from dino_path.export.overwriting import refuse_to_overwrite
+
+    check_foreign_checkpoint(file, arch)
+    check_output_folder(out)
+    refuse_to_overwrite(out)
+    loading()
     from dino_path.export.checkpoint import import_checkpoint as run_import
 
-    log_to(None)
-    typer.echo(run_import(file, out, arch=arch, network=network, mpp=mpp).text())
+    result = run_import(file, out, arch=arch, network=network, mpp=mpp)
+    if as_json:
+        say_json(asdict(result))
+    else:
+        say(result.text())
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="""
+    dino-path embed runs/vits16/model tiles --out features
+    dino-path embed runs/vits16/model slides/ --out features --layout trident,clam
+    dino-path embed timm:resnet50.a1_in1k slides.csv tiles.mpp=0.5 tiles.size_px=224 --out features
+    """,
+)
 def embed(
-    model: Annotated[str, typer.Argument(help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...")
+    ],
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -92,55 +161,55 @@ def embed(
         int | None, typer.Option(min=1, help="default: 512 on CUDA, halved until it fits, else 64")
     ] = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="in which the model runs")] = "fp32",
-    allow_other_mpp: Annotated[bool, typer.Option(help="embed tiles at another mpp than the model's")] = False,
+    allow_other_mpp: Annotated[
+        bool, typer.Option("--allow-other-mpp", help="embed tiles at another mpp than the model's")
+    ] = False,
     device: Device = "auto",
     workers: Workers = 2,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Turn tiles, or slides, into feature files that TRIDENT and CLAM read. Called again, it does what is missing.
+    """Turn tiles or slides into feature files.
 
-    Slides are tiled at the model's mpp (tiles.mpp=... for a model that does not know it), and no tile is written.
-    Started by torchrun or srun, every process takes some of the slides.
+    TRIDENT and CLAM read them. Called again, it does what is missing. Slides are tiled at the model's mpp
+    (tiles.mpp=... for a model that does not know it), and no tile is written. Started by torchrun or srun, every
+    process takes some of the slides.
     """
-    from dino_path.distributed import open_world
-    from dino_path.features.embed import embed_store
-    from dino_path.features.embed_images import embed_images
-    from dino_path.features.extractor import load_extractor
+    log_to(None, is_first=is_first(), is_quiet=quiet)
+    announce(f"reading {model}, {inputs[0]}")
     from dino_path.features.layouts import read_layouts
-    from dino_path.tiles.expected import refuse_unfinished
-    from dino_path.tiles.images import ImageFiles
-    from dino_path.tiles.source import open_readable_tiles
-    from dino_path.tiles.store import TileStore
 
     check_output_folder(out)
     layouts = read_layouts(layout)
     words, overrides = split_arguments(inputs)
+    check_models([model])
+    found = _look_at_inputs(model, words, config, overrides, allow_other_mpp=allow_other_mpp)
+    loading()
+    from dino_path.distributed import open_world
+    from dino_path.features.embed import embed_store
+    from dino_path.features.embed_images import embed_images
+    from dino_path.features.extractor import load_extractor
+    from dino_path.features.from_slides import find_tiles
+    from dino_path.tiles.images import ImageFiles
+    from dino_path.tiles.store import TileStore
+
     # Slides differ in size: a process that is done waits for the others, hours perhaps.
     with open_world(device, timeout_s=7 * 24 * 3600) as world:
-        log_to(None, is_first=world.is_first)
         extractor = load_extractor(model, device=world.device).at(precision)
         images_at_a_time = batch_size or (512 if world.device.type == "cuda" else 64)
-        tiles: TileSource
-        if are_slides(words):
-            tiles, lost = _find_tiles(words, config, overrides, out, extractor, world, workers, allow_other_mpp)
-        elif overrides or config:
-            raise ConfigError(
-                " ".join(overrides) or f"--config {config}",
-                f"{words[0]} is tiled already.",
-                "Settings are for slides: tiles are as they are.",
-                "Leave them out, or give the slides.",
-            )
-        else:
-            refuse_unfinished(Path(words[0]))
-            tiles, lost = open_readable_tiles(Path(words[0]))
+        tiles = found.tiles
+        if tiles is None:
+            assert found.settings is not None
+            tiles = find_tiles(found.rows, found.settings, out, world=world, num_workers=max(workers, 1))
         if not isinstance(tiles, TileStore):
             assert isinstance(tiles, ImageFiles)
-            failed = False
+            failed, record, text = False, {}, ""
             if world.is_first:  # one file, one process
                 file = embed_images(
                     extractor, tiles, out, root=Path(words[0]), batch_size=images_at_a_time, device=world.device,
                     num_workers=workers,
                 )  # fmt: skip
-                typer.echo(f"{len(tiles):,} images -> {file}")
+                record, text = {"num_images": len(tiles), "file": file}, f"{len(tiles):,} images -> {file}"
         else:
             summary = embed_store(
                 extractor,
@@ -152,20 +221,23 @@ def embed(
                 num_workers=workers,
                 allow_other_mpp=allow_other_mpp,
             )
-            failed = bool(summary.failed)
-            if world.is_first:
-                typer.echo(summary.text())
-    if world.is_first:
-        _list_lost(lost)
-        if failed or lost:
-            raise typer.Exit(EXIT_SOME_FAILED)
+            failed, record, text = bool(summary.failed), asdict(summary), summary.text()
+    if not world.is_first:
+        return
+    if as_json:
+        say_json({**record, "unreadable": [str(one) for one in found.unreadable]})
+    else:
+        say(text)
+        _list_lost(found.unreadable)
+    if failed or found.unreadable:
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _list_lost(lost: Sequence[Unreadable]) -> None:
     for one in lost:
-        typer.echo(f"failed   {one}")
+        say(f"failed   {one}")
     if lost:
-        typer.echo(f"{len(lost)} folder(s) or link(s) could not be read: what they hold has no features")
+        say(f"{len(lost)} folder(s) or link(s) could not be read: what they hold has no features")
 
 
 def are_slides(words: Sequence[str]) -> bool:
@@ -178,66 +250,131 @@ def are_slides(words: Sequence[str]) -> bool:
     return path.is_file() or (not (path / "store.json").exists() and holds_slides(path))
 
 
-def _find_tiles(
-    words: Sequence[str],
-    config: Path | None,
-    overrides: Sequence[str],
-    out: Path,
-    extractor: Extractor,
-    world: World,
-    num_workers: int,
-    allow_other_mpp: bool,
-) -> tuple[TileStore, Sequence[Unreadable]]:
-    """The tiles of slides, at the model's mpp unless the settings say otherwise; and folders that cannot be read."""
-    from dino_path.features.embed import refuse_other_mpp
-    from dino_path.features.from_slides import find_tiles
+@dataclass(frozen=True)
+class _Inputs:
+    """What is to be embedded: tiles, or the slides that are still to be tiled.
+
+    Attributes:
+        rows, settings: of the slides; tiles is None then.
+        unreadable: folders and links that could not be looked at.
+    """
+
+    tiles: TileSource | None
+    rows: Sequence[SlideRow]
+    settings: TilesConfig | None
+    unreadable: Sequence[Unreadable]
+
+
+def _look_at_inputs(
+    model: str, words: Sequence[str], config: Path | None, overrides: Sequence[str], *, allow_other_mpp: bool
+) -> _Inputs:
+    """What is to be embedded; slides are tiled at the model's mpp unless the settings say otherwise."""
+    from dino_path.features.specs import look_at_model, refuse_other_mpp
     from dino_path.settings import load_config
     from dino_path.slides.find import search_slides
+    from dino_path.tiles.expected import refuse_unfinished
+    from dino_path.tiles.source import open_readable_tiles
+    from dino_path.tiles.store import TileStore
 
+    folder = look_at_model(model)
+    name, mpp = Path(model).name, folder.mpp if folder is not None else None
+    if not are_slides(words):
+        if overrides or config:
+            raise ConfigError(
+                " ".join(overrides) or f"--config {config}",
+                f"{words[0]} is tiled already.",
+                "Settings are for slides: tiles are as they are.",
+                "Leave them out, or give the slides.",
+            )
+        refuse_unfinished(Path(words[0]))
+        tiles, unreadable = open_readable_tiles(Path(words[0]))
+        if isinstance(tiles, TileStore) and not allow_other_mpp:
+            refuse_other_mpp(name, mpp, tiles.mpp, words[0])
+        return _Inputs(tiles, (), None, unreadable)
     resolved = load_config(
         config,
         overrides,
         needs=("tiles",),
         settings={"tiles.coordinates_only": True},
-        fallback={"tiles.mpp": extractor.mpp} if extractor.mpp is not None else None,
+        fallback={"tiles.mpp": mpp} if mpp is not None else None,
     )
     assert resolved.tiles is not None
     if not allow_other_mpp:
-        refuse_other_mpp(extractor, resolved.tiles.mpp, "the slides")
+        refuse_other_mpp(name, mpp, resolved.tiles.mpp, "the slides")
     search = search_slides([Path(name) for name in words], resolved.slides.exclude, masks=resolved.slides.masks)
-    tiles = find_tiles(search.rows, resolved.tiles, out, world=world, num_workers=max(num_workers, 1))
-    return tiles, search.unreadable
+    return _Inputs(None, search.rows, resolved.tiles, search.unreadable)
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="""
+    dino-path attention runs/vits16/model tile_1.png tile_2.png --out attention
+    dino-path attention runs/vits16/model tile.png --out attention --px 448
+    """,
+)
 def attention(
-    model: Annotated[str, typer.Argument(help="model folder of a ViT, or timm:NAME")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="model folder of a ViT, or timm:NAME")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files")],
     out: Annotated[Path, typer.Option(help="folder for the pictures")],
     px: Annotated[int | None, typer.Option(help="edge of the image; larger: finer maps", min=8, max=2048)] = None,
     device: Device = "auto",
+    quiet: Quiet = False,
 ) -> None:
-    """Pictures of what a ViT's last block attends to: [CLS] per head, and five reference points."""
+    """Draw what a ViT's last block attends to.
+
+    One picture per image: [CLS] of each head, and five reference points.
+    """
+    log_to(None, is_quiet=quiet)
+    announce(f"reading {model}")
+    check_output_folder(out)
+    check_models([model])
+    check_images(images)
+    loading()
     from dino_path.distributed import choose_device
     from dino_path.features.attention import draw_attention
     from dino_path.features.extractor import load_extractor
 
-    log_to(None)
-    check_output_folder(out)
     extractor = load_extractor(model, device=choose_device(device, 0))
     for file in draw_attention(extractor, images, out, edge_px=px):
-        typer.echo(f"{file}")
+        say(f"{file}")
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="""
+    dino-path models
+    dino-path models S/16 resnet50 --px 224 --px 448
+    """,
+)
 def models(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="timm names, or names as S/16")] = None,
     px: Annotated[list[int] | None, typer.Option(help="edge of the image; may be given again", min=1)] = None,
     local_px: Annotated[int, typer.Option(help="edge of local views", min=1)] = 96,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Table of backbones: width, depth, heads, parameters and GFLOPs, counted on the built models."""
-    from dino_path.model.sizes import KNOWN, backbone_size, size_table
+    """Show how large backbones are.
 
-    edges_px = px or (224, 384)
-    rows = [backbone_size(name, edges_px, local_px) for name in names or KNOWN]
-    typer.echo(size_table(rows, edges_px, local_px))
+    Width, depth, heads, parameters and GFLOPs, counted on the built models.
+    """
+    log_to(None, is_quiet=quiet)
+    from dino_path.model.known_sizes import KNOWN
+    from dino_path.model.names import architecture
+
+    for name in names or ():
+        if name not in KNOWN:
+            architecture(name)
+    loading()
+    from dino_path.model.sizes import FOOTNOTES, backbone_size, size_table
+    from dino_path.progress import progress
+
+    edges_px, wanted = px or [224, 384], names or list(KNOWN)
+    sizes = [
+        backbone_size(name, edges_px, local_px)
+        for name in progress(wanted, "counting", total=len(wanted), unit="models")
+    ]
+    if as_json:
+        say_json([asdict(size) for size in sizes])
+        return
+    say_table(*size_table(sizes, edges_px, local_px))
+    say(FOOTNOTES)

@@ -1,14 +1,21 @@
-"""What a job will read, looked at when it is submitted: it may wait for days, and then find nothing."""
+"""What a command will read, looked at before anything slow: before torch is imported, and before a job waits for days.
+
+Nothing here may import torch (tests/repository/test_waiting.py).
+"""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dino_path.cli.program import split_arguments
-from dino_path.config import Config
-from dino_path.errors import CheckpointError
+from dino_path.errors import CheckpointError, ConfigError, TileStoreError
+
+if TYPE_CHECKING:
+    from dino_path.config import Config
+    from dino_path.evaluation.datasets import LabelledSet
 
 
 def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> None:
@@ -30,9 +37,9 @@ def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> Non
             check_labelled(given["data"], config)
         case "evaluate":
             check_labelled(given["data"], config)
-            check_models(split_arguments(given["models"])[0])
+            check_models_to_come(split_arguments(given["models"])[0])
         case "embed":
-            check_models([given["model"]])
+            check_models_to_come([given["model"]])
 
 
 def check_slides(slides: Sequence[str], config: Config) -> None:
@@ -44,10 +51,76 @@ def check_slides(slides: Sequence[str], config: Config) -> None:
 
 def check_store(config: Config) -> None:
     """There is a store, or a folder of images, with tiles of the split; tiling may still be under way."""
-    from dino_path.tiles.source import open_tiles
+    from dino_path.tiles.source import refuse_no_tiles
 
     assert config.store is not None
-    open_tiles(config.store, split=config.slides.split, exclude=config.slides.exclude)
+    refuse_no_tiles(config.store, split=config.slides.split, exclude=config.slides.exclude)
+
+
+def check_pretraining(config: Config) -> None:
+    """Tiles, backbone, the weights of a start and the data of the running k-NN, as far as paths and names tell."""
+    from dino_path.model.names import architecture
+    from dino_path.tiles.expected import refuse_unfinished
+
+    assert config.store is not None
+    check_store(config)
+    refuse_unfinished(config.store)
+    architecture(config.model.backbone)
+    weights = config.model.weights
+    if weights is not None and weights != "timm" and not Path(weights).is_file():
+        check_models([weights])
+    if config.monitor.knn_data is not None:
+        check_labelled(config.monitor.knn_data, config)
+
+
+def check_checkpoint(path: Path) -> None:
+    """A run folder with a checkpoint, or a file of the kind that torch writes."""
+    from dino_path.run import newest_checkpoint
+
+    file = newest_checkpoint(path)
+    if not zipfile.is_zipfile(file):
+        raise CheckpointError(
+            str(file),
+            "cannot be read as a checkpoint (it is no archive of torch's).",
+            "A file that `dino-path pretrain` has written is needed; nothing else is unpickled.",
+            "Check the path; if the file is damaged, use the checkpoint before it.",
+        )
+
+
+def check_foreign_checkpoint(file: Path, arch: str | None) -> None:
+    """There is such a file, and timm knows the architecture where one is named."""
+    from dino_path.model.names import architecture
+
+    if not file.is_file():
+        raise CheckpointError(
+            str(file),
+            "cannot be read (there is no such file).",
+            "A checkpoint of facebookresearch/dino is needed: the file of a training, or a published backbone.",
+            "Check the path. For a checkpoint of `dino-path pretrain` use `dino-path export`.",
+        )
+    if arch is not None:
+        architecture(arch)
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """All are files."""
+    for path in paths:
+        if not path.is_file():
+            raise TileStoreError(
+                str(path),
+                "is a folder." if path.is_dir() else "no such file.",
+                "Image files are needed (JPEG, PNG, TIFF, BMP or WebP).",
+                "Check the path.",
+            )
+
+
+def check_baseline(folder: Path, labelled: LabelledSet, config: Config) -> None:
+    """There is a finished baseline for the data."""
+    from dino_path.evaluation.baseline_files import BaselineFolder
+    from dino_path.evaluation.division import divide
+
+    first = divide(labelled, config.evaluation).folders(folder)[0]
+    BaselineFolder(first).read_result()
 
 
 def check_continued_run(config: Config) -> None:
@@ -66,7 +139,17 @@ def check_labelled(data: str, config: Config, *, coming_store: Path | None = Non
 
 
 def check_models(specs: Sequence[str]) -> None:
-    """Model folders are there; names of published models are left to the stage."""
+    """Each is a control, a model that timm knows, or a model folder; none is given twice."""
+    from dino_path.features.specs import look_at_model
+
+    for spec in specs:
+        if specs.count(spec) > 1:
+            raise ConfigError(spec, "is given twice.", "Each model is one row.", "Give it once.")
+        look_at_model(spec)
+
+
+def check_models_to_come(specs: Sequence[str]) -> None:
+    """Of models that a job will read: paths are there. A single word may be what a job before it makes."""
     for spec in specs:
         path = Path(spec.removeprefix("untrained:"))
         if ":" not in str(path) and len(path.parts) > 1 and not path.exists():

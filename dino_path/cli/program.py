@@ -12,18 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dino_path import __version__
+from dino_path.cli.terminal import plain, say
 from dino_path.errors import ConfigError, DinoPathError, StoppedBySignal
+from dino_path.run import TIME_FORMAT
 
 if TYPE_CHECKING:
     from dino_path.config import Config
 
+logger = logging.getLogger(__name__)
+
 app = typer.Typer(
     name="dino-path",
     help="Self-supervised DINO pretraining for histology: slides in, frozen feature extractor and report out.",
+    epilog="'dino-path COMMAND --help' shows the options of a command, and examples.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see configs/")]
@@ -37,11 +43,28 @@ DataSpec = Annotated[
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is one")]
 Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no notes: warnings and results only")]
+AsJson = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout, for programs")]
 
 SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
 # 1 is left to what nobody foresaw: Python's code for an exception, and srun's for a step that it cannot start. So a job
 # that ends with 1 has failed, and slurm/ forgives EXIT_SOME_FAILED alone; slurm/pretrain.sbatch knows 85.
 EXIT_REFUSED, EXIT_SOME_FAILED, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 3, 85, 130
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"dino-path {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", help="show the version and end", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What all commands have in common; typer calls it before each."""
 
 
 def main() -> None:
@@ -52,10 +75,10 @@ def main() -> None:
     try:
         app()
     except StoppedBySignal as stopped:
-        typer.echo(str(stopped), err=True)
+        say(str(stopped), err=True)
         sys.exit(EXIT_STOPPED)
     except DinoPathError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        say(f"{type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_REFUSED)
     except SystemExit as end:  # typer has turned Ctrl-C's KeyboardInterrupt into it, without a word
         if end.code == EXIT_INTERRUPTED:
@@ -111,27 +134,47 @@ def check_output_folder(path: Path) -> None:
         )
 
 
-def log_to(file: Path | None, *, is_first: bool = True) -> None:
-    """Configure logging once: the console, and `file`. Ranks other than the first speak at ERROR only."""
-    from rich.logging import RichHandler
+class _Plain(logging.Formatter):
+    """Text without Markdown's marks."""
 
-    from dino_path.progress import console
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
 
+
+def announce(text: str) -> None:
+    """Tell what begins now, on stderr: nobody waits before a screen that says nothing."""
+    logger.info("%s", text)
+
+
+def loading(what: str = "torch and timm") -> None:
+    """Tell that imports begin which take seconds. Everything that is cheap to check has been checked before."""
+    announce(f"loading {what}")
+
+
+def log_to(file: Path | None, *, is_first: bool = True, is_quiet: bool = False) -> None:
+    """Configure logging anew: the console, and `file`. Ranks other than the first speak at ERROR only."""
     root = logging.getLogger("dino_path")
-    root.setLevel(logging.INFO if is_first else logging.ERROR)
+    root.setLevel((logging.WARNING if is_quiet else logging.INFO) if is_first else logging.ERROR)
     root.propagate = False
     for handler in root.handlers[:]:
         root.removeHandler(handler)
         handler.close()
     if sys.stderr.isatty():
-        screen: logging.Handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+        from rich.logging import RichHandler
+
+        from dino_path.progress import console
+
+        screen: logging.Handler = RichHandler(
+            console=console, show_path=False, show_level=False, markup=False, log_time_format=TIME_FORMAT
+        )
+        screen.setFormatter(_Plain("%(message)s"))
         screen.addFilter(lambda record: record.name != "dino_path.steps")
     else:
         screen = logging.StreamHandler(sys.stderr)
-        screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        screen.setFormatter(_Plain("%(asctime)s %(message)s", TIME_FORMAT))
     root.addHandler(screen)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         journal = logging.FileHandler(file, encoding="utf-8")
-        journal.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        journal.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s", TIME_FORMAT))
         root.addHandler(journal)

@@ -9,6 +9,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dino_path.run import TIME_FORMAT
+
 ACTIVE = ("PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED", "CONFIGURING", "COMPLETING")
 
 
@@ -23,7 +25,7 @@ class Job:
 
 def note_job(out: Path, stage: str, job_id: str) -> None:
     """Add a job to `OUT/slurm/jobs.jsonl`."""
-    job = Job(stage, job_id, time.strftime("%Y-%m-%d %H:%M:%S"))
+    job = Job(stage, job_id, time.strftime(TIME_FORMAT))
     with (out / "slurm" / "jobs.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(job)) + "\n")
 

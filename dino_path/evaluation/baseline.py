@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from dino_path.config import BaselineConfig
 from dino_path.errors import CheckpointError, DataError
 from dino_path.evaluation.baseline_files import BaselineFolder
+from dino_path.evaluation.baseline_model import write_baseline_model
 from dino_path.evaluation.confusion import confusion_matrix, summarise
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.images import AUGMENTATION, SquareImages, augment, image_edge_px
@@ -121,8 +122,8 @@ def train_baseline(
     scores_NC = torch.softmax(training.logits(test), dim=1).double().numpy()
     metrics = _measure(labelled, scores_NC, num_bootstrap, seed)
     folder.write_predictions(labelled, test, scores_NC)
-    folder.write_model(
-        training.model.backbone, config.backbone, mean=training.mean, std=training.std, input_px=images.edge_px,
+    write_baseline_model(
+        out, training.model.backbone, config.backbone, mean=training.mean, std=training.std, input_px=images.edge_px,
         mpp=labelled.source.mpp,
     )  # fmt: skip
     folder.write_result(_record(labelled, training, metrics, experiment))

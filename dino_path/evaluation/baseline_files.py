@@ -16,16 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 from numpy.typing import NDArray
-from torch import nn
 
 from dino_path.errors import DataError
 from dino_path.evaluation.datasets import LabelledSet
-from dino_path.model.backbone import architecture, backbone_arguments
-from dino_path.model.folder import CONFIG_NAME, WEIGHTS_NAME, Triple
 from dino_path.records.baseline import BASELINE, NEEDED, REMEDY, BaselineRecord
-from dino_path.run import atomic_write, write_json
+from dino_path.run import atomic_write
 
 
 @dataclass(frozen=True)
@@ -117,41 +113,6 @@ class BaselineFolder:
             return np.array([scores_of[labelled.content[index].decode()] for index in labelled.part("test")])
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise self._no_baseline(f"predictions.csv does not fit ({type(error).__name__}: {error}).") from None
-
-    def write_model(
-        self, backbone: nn.Module, name: str, *, mean: Triple, std: Triple, input_px: int, mpp: float | None
-    ) -> None:
-        """Write the backbone so that `timm.create_model("local-dir:...")` and our extractor load it.
-
-        Args:
-            name: of the timm model.
-            mean, std: RGB, of images in [0, 1].
-            mpp: microns per pixel of the training images; None: unknown.
-        """
-        weights = {key: tensor.detach().cpu().contiguous() for key, tensor in backbone.state_dict().items()}
-        with atomic_write(self.path / WEIGHTS_NAME, "wb") as stream:
-            stream.write(safetensors.torch.save(weights, metadata={"format": "pt"}))
-        config = {
-            "architecture": architecture(name),
-            "num_classes": 0,
-            "num_features": backbone.num_features,
-            "global_pool": "avg",
-            "model_args": backbone_arguments(name),
-            "pretrained_cfg": {
-                "tag": "supervised",
-                "custom_load": False,
-                "input_size": [3, input_px, input_px],
-                "fixed_input_size": False,
-                "interpolation": "bicubic",
-                "crop_pct": 1.0,
-                "crop_mode": "center",
-                "mean": list(mean),
-                "std": list(std),
-                "num_classes": 0,
-            },
-            "mpp": mpp,
-        }
-        write_json(self.path / CONFIG_NAME, config)
 
     def _no_baseline(self, found: str) -> DataError:
         return DataError(

@@ -112,15 +112,16 @@ class Table:
         return ["", *markdown_table(["balanced accuracy by number of neighbours", "protocol", *ks], cells)]
 
     def _signatures(self) -> list[str]:
-        """How much features tell about the slide: lower identity and higher robustness are better."""
+        """How much features tell about the slide (or patient): lower identity and higher robustness are better."""
         if not self.signatures:
             return []
-        header = ["slide signature", "slide found within its class", "neighbours of the class, other slide"]
         rows = [
             [model, "-" if one.identity is None else str(one.identity), str(one.robustness)]
             for model, one in self.signatures.items()
         ]
         any_one = next(iter(self.signatures.values()))
+        unit = any_one.unit.removesuffix("s")  # patient or slide, whichever the data name
+        header = [f"{unit} signature", f"{unit} found within its class", f"neighbours of the class, other {unit}"]
         identity = "-" if any_one.identity_chance is None else f"{any_one.identity_chance:.3f}"
         return ["", *markdown_table(header, [*rows, ["chance", identity, f"{any_one.robustness_chance:.3f}"]])]
 

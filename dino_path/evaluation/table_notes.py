@@ -68,9 +68,10 @@ def _signature_notes(signatures: Mapping[str, Signature]) -> Iterator[str]:
     if not signatures:
         yield "slide signature: not known without patients or slides"
     for signature in list(signatures.values())[:1]:
+        unit = signature.unit.removesuffix("s")
         yield (
-            f"slide signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
-            f"{NEIGHBOURS} neighbours; a found {signature.unit[:-1]} is a leak of stain and scanner: lower is better"
+            f"{unit} signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
+            f"{NEIGHBOURS} neighbours; a found {unit} is a leak of stain and scanner: lower is better"
         )
 
 

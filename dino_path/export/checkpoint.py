@@ -11,7 +11,7 @@ from typing import Any
 from dino_path.config import Config
 from dino_path.errors import DataError, NewerFormat
 from dino_path.export.card import UNKNOWN_LICENSE
-from dino_path.export.formats import Format, Precision
+from dino_path.export.format_names import Format, Precision
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
 from dino_path.model.checkpoint import Checkpoint, lineage, read_checkpoint
 from dino_path.model.folder import Triple

@@ -8,27 +8,20 @@ Shape suffixes: B images, D features.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dino_path.errors import CheckpointError, ConfigError
+from dino_path.errors import CheckpointError
+from dino_path.export.format_names import NAMES, Format, Precision
 from dino_path.export.reload import ask_fresh_process, compare_features
-from dino_path.settings import read_names
 
-Format = Literal["timm", "onnx", "pt2"]
-Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Largest difference of a feature from the training graph's in fp32, relative to the largest feature: other kernels add
 # in another order; half precision rounds every weight and every step.
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
-NAMES: dict[Format, str] = {"onnx": "model.onnx", "pt2": "model.pt2"}
-
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TRACED_BATCH, CHECKED_BATCH = 2, 3  # they differ: a batch size frozen into the graph shows
 SEED = 0
 
@@ -48,40 +41,6 @@ with torch.inference_mode():
     print(json.dumps(model(torch.from_numpy(np.load(sys.argv[2]))).tolist()))
 """,
 }
-
-
-def read_formats(text: str) -> tuple[Format, ...]:
-    """Formats from their names with commas between, each once; `timm` is always the first.
-
-    Raises:
-        ConfigError: a name that is none of them.
-    """
-    return read_names(f"timm,{text}", get_args(Format), "--format")
-
-
-def refuse_impossible(formats: tuple[Format, ...], precision: Precision) -> None:
-    """Check, before any work, that these formats can be written here.
-
-    Raises:
-        ConfigError: packages are missing, or onnxruntime could not run the graph.
-    """
-    if "onnx" not in formats:
-        return
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            "--format onnx",
-            f"{', '.join(missing)} cannot be imported.",
-            "They write the graph and check it.",
-            "Install the extra: uv pip install 'dino-path[onnx]'.",
-        )
-    if precision == "bf16":
-        raise ConfigError(
-            "--format onnx --precision bf16",
-            "onnxruntime has no bf16 convolution on CPUs, so nobody could check the file.",
-            "fp32 or fp16 is needed.",
-            "Use --precision fp16, or export ONNX into another folder.",
-        )
 
 
 def write_graph(kind: Format, folder: Path, backbone: nn.Module, input_px: int, *, precision: Precision) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import filecmp
-import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,22 +16,27 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dino_path.errors import CheckpointError, DataError
+from dino_path.errors import CheckpointError
 from dino_path.export.card import UNKNOWN_LICENSE, ModelFacts, model_card
-from dino_path.export.formats import DTYPES, NAMES, TOLERANCES, Format, Precision, refuse_impossible, write_graph
+from dino_path.export.format_names import NAMES, Format, Precision, refuse_impossible
+from dino_path.export.formats import DTYPES, TOLERANCES, write_graph
+from dino_path.export.overwriting import read_json, refuse_to_overwrite
 from dino_path.export.reload import TOLERANCE, Loader, ReloadCheck, check_reload
-from dino_path.model.backbone import Argument, architecture, backbone_arguments, build_backbone, count_parameters
+from dino_path.model.backbone import Argument, backbone_arguments, build_backbone, count_parameters
 from dino_path.model.folder import (
     CARD_NAME,
     CONFIG_NAME,
     WEIGHTS_NAME,
     Triple,
-    build_untrained,
     read_model_folder,
 )
+from dino_path.model.folder_weights import build_untrained
 from dino_path.model.locality import is_plain
+from dino_path.model.names import architecture
 from dino_path.model.weights import load_weights
 from dino_path.run import atomic_write, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,9 @@ def export_model(
         ConfigError: a format cannot be written here.
         DataError: `out` exists and is not a model folder of ours.
     """
-    _refuse_to_overwrite(out)
+    refuse_to_overwrite(out)
     refuse_impossible(formats, precision)
+    logger.info("building %s with its weights", state.backbone)
     backbone = _backbone_with_weights(state)
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -118,14 +124,16 @@ def export_model(
         _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
+        logger.info("loading it back in a fresh process, which imports torch anew")
         check = check_reload(
             building, backbone, state.mean, state.std, state.input_px, loader=loader, tolerance=tolerance
         )
-        graphs: dict[Format, float] = {
-            kind: write_graph(kind, building, copy.deepcopy(backbone), state.input_px, precision=precision)
-            for kind in formats
-            if kind != "timm"
-        }
+        graphs: dict[Format, float] = {}
+        for kind in formats:
+            if kind == "timm":  # written above
+                continue
+            logger.info("writing %s, and loading it back in a fresh process", NAMES[kind])
+            graphs[kind] = write_graph(kind, building, copy.deepcopy(backbone), state.input_px, precision=precision)
         notes = _keep_or_give_up_graphs(out, building)
         write_card(building, state.results)
         _move(building, out)
@@ -155,10 +163,10 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         std=found.std,
         input_px=found.input_px,
         mpp=found.mpp,
-        license=_read_json(folder / CONFIG_NAME).get("pretrained_cfg", {}).get("license") or UNKNOWN_LICENSE,
+        license=read_json(folder / CONFIG_NAME).get("pretrained_cfg", {}).get("license") or UNKNOWN_LICENSE,
         graphs=tuple(name for name in NAMES.values() if (folder / name).exists()),
     )
-    provenance = _read_json(folder / CONFIG_NAME).get("dino_path", {})
+    provenance = read_json(folder / CONFIG_NAME).get("dino_path", {})
     with atomic_write(folder / CARD_NAME) as stream:
         stream.write(model_card(facts, provenance, results))
 
@@ -218,24 +226,6 @@ def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> None:
     file.write_bytes(save(weights, metadata={"format": "pt"}))  # `save_file` leaves a file that only its owner may read
 
 
-def _refuse_to_overwrite(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    config = out / CONFIG_NAME
-    if not (config.is_file() and (out / WEIGHTS_NAME).is_file() and "architecture" in _read_json(config)):
-        found = "exists and is not a model folder."
-    elif "dino_path" not in _read_json(config):
-        found = "is a model folder that `dino-path export` has not written."
-    else:
-        return
-    raise DataError(
-        str(out),
-        found,
-        "A new or empty folder, or an older export to replace, is needed.",
-        "Choose another --out.",
-    )
-
-
 def _keep_or_give_up_graphs(out: Path, building: Path) -> tuple[str, ...]:
     """Take over the graphs of an older export that are of these very weights; say what is replaced and what goes."""
     if not (out / CONFIG_NAME).is_file():
@@ -257,7 +247,7 @@ def _keep_or_give_up_graphs(out: Path, building: Path) -> tuple[str, ...]:
 
 def _is_same_network(out: Path, building: Path) -> bool:
     """Whether two folders hold the same weights in the same network: graphs of one are graphs of the other."""
-    old, new = (_read_json(folder / CONFIG_NAME) for folder in (out, building))
+    old, new = (read_json(folder / CONFIG_NAME) for folder in (out, building))
     keys = ("architecture", "model_args", "num_features")
     sizes = [config.get("pretrained_cfg", {}).get("input_size") for config in (old, new)]
     if any(old.get(key) != new.get(key) for key in keys) or sizes[0] != sizes[1]:
@@ -267,21 +257,13 @@ def _is_same_network(out: Path, building: Path) -> bool:
 
 def _described(folder: Path) -> str:
     """What a model of ours says it is, in a few words."""
-    config = _read_json(folder / CONFIG_NAME)
+    config = read_json(folder / CONFIG_NAME)
     provenance = config.get("dino_path", {})
     steps = provenance.get("steps")
     trained = provenance.get("file") or (
         "" if steps is None else f"{provenance.get('network', 'weights')} after {steps:,} steps"
     )
     return ", ".join(str(part) for part in (config.get("architecture"), trained) if part)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _move(building: Path, out: Path) -> None:

@@ -36,7 +36,8 @@ data = timm.data.resolve_model_data_config(model)
 """
 # A backbone that timm alone cannot build.
 _LOAD_BY_US = """
-from dino_path.model.folder import load_backbone, read_model_folder
+from dino_path.model.folder import read_model_folder
+from dino_path.model.folder_weights import load_backbone
 model = load_backbone(read_model_folder(Path(folder))).eval()
 config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
 data = timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"])

@@ -35,6 +35,7 @@ from dino_path.features.layouts import (
     refuse_shared_names,
     trident_attributes,
 )
+from dino_path.features.specs import refuse_other_mpp
 from dino_path.progress import Meter, meter
 from dino_path.records.embedding import EmbeddingRecord, write_embedding
 from dino_path.records.slide import SlideRecord, read_slide_record
@@ -42,8 +43,6 @@ from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 
 logger = logging.getLogger(__name__)
-
-LARGEST_MPP_DIFFERENCE = 0.05  # relative
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def embed_store(
         DataError: `out` holds features of these slides that another model, or other tiles of them, have given.
     """
     if not allow_other_mpp:
-        refuse_other_mpp(extractor, store.mpp, str(store.path))
+        refuse_other_mpp(extractor.name, extractor.mpp, store.mpp, str(store.path))
     refuse_shared_names((record.path for record in store.slides), layouts)
     chosen = layouts_of(layouts, StoreFolder(store.path).read_config())
     slides = [_plan(extractor, store, out, chosen, number) for number in range(len(store.slides))]
@@ -144,7 +143,6 @@ def embed_store(
     with meter("embedding", sum(len(slide.tiles) for slide in mine), "tiles", lines=world.is_first) as counter:
         for slide, answer in _slide_features(extractor, store, mine, batch_size, world.device, num_workers, counter):
             if isinstance(answer, TileStoreError):
-                logger.error("%s: no features. %s", slide.record.slide_id, answer)
                 failed.append((slide.record.slide_id, f"{answer.thing}: {answer.found}"))
             else:
                 _write(store, slide, answer, out, chosen)
@@ -181,22 +179,6 @@ def share(slides: Sequence[_Slide], world: World) -> list[_Slide]:
 def encoder_folder_name(extractor: Extractor) -> str:
     """The extractor's name as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in extractor.name)
-
-
-def refuse_other_mpp(extractor: Extractor, mpp: float, name: str) -> None:
-    """Check that tiles at `mpp` are what the model was trained on.
-
-    Raises:
-        TileStoreError: they differ by more than 5 %.
-    """
-    if extractor.mpp is None or abs(mpp / extractor.mpp - 1) <= LARGEST_MPP_DIFFERENCE + 1e-9:
-        return
-    raise TileStoreError(
-        name,
-        f"tiles are at {mpp:g} um/px, and {extractor.name} was trained at {extractor.mpp:g} um/px.",
-        "A model sees tissue at the resolution it was trained at (within 5 %).",
-        f"Tile again with tiles.mpp={extractor.mpp:g}, or embed with --allow-other-mpp.",
-    )
 
 
 def _plan(extractor: Extractor, store: TileStore, out: Path, layouts: Sequence[FeatureLayout], number: int) -> _Slide:

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError, ConfigError, TileStoreError
 from dino_path.features.images import read_batches
-from dino_path.model.folder import Triple, build_untrained, load_backbone, read_model_folder
+from dino_path.features.specs import CONTROL_NAMES
+from dino_path.model.folder import Triple, read_model_folder
+from dino_path.model.folder_weights import build_untrained, load_backbone
 from dino_path.model.pretrained import TimmBackbone, load_timm_weights, untrained_timm_backbone
 from dino_path.progress import meter
 from dino_path.tiles.source import TileSource
@@ -134,7 +136,7 @@ class ColourStatistics(nn.Module):
         return torch.cat([mean_B3, std_B3, torch.ones_like(mean_B3[:, :1])], dim=1)
 
 
-CONTROLS: dict[str, type[nn.Module]] = {"mean-colour": MeanColour, "colour-statistics": ColourStatistics}
+CONTROLS: dict[str, type[nn.Module]] = dict(zip(CONTROL_NAMES, (MeanColour, ColourStatistics), strict=True))
 
 
 def extract_features(

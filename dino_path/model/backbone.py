@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from dino_path.errors import ConfigError
 from dino_path.model.locality import OUR_ARGUMENTS, add_locality
+from dino_path.model.names import architecture
 
 Argument = bool | int | float | str
 
@@ -51,24 +51,6 @@ def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_ra
                 module.drop_prob = 0.0
     add_locality(model, name, arguments)
     return model
-
-
-def architecture(name: str) -> str:
-    """The timm architecture in `name`, which may carry a pretrained tag (`vit_small_patch16_224.dino`).
-
-    Raises:
-        ConfigError: timm has no such architecture; the nearest names are listed.
-    """
-    arch = name.split(".", 1)[0]
-    if not timm.is_model(arch):
-        close = difflib.get_close_matches(arch, timm.list_models(), n=3)
-        raise ConfigError(
-            f"model.backbone={name}",
-            f"timm {timm.__version__} has no such model.",
-            "A timm model name is needed.",
-            f"Did you mean {' or '.join(close)}?" if close else "See timm.list_models().",
-        )
-    return arch
 
 
 def backbone_arguments(name: str) -> dict[str, Argument]:

@@ -1,8 +1,8 @@
-"""Reading a model folder: the layout that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
+"""What a model folder says of its model: the layout that `timm.create_model("local-dir:FOLDER")` loads.
 
 `config.json` is timm's, and `mpp` (microns per pixel of the tiles that the model was trained on) stands beside timm's
 keys: inside `pretrained_cfg` timm refuses what it does not know, at the top level it ignores it. Weights are read
-from `model.safetensors` only, which holds numbers and no code.
+from `model.safetensors` only, which holds numbers and no code (`folder_weights.py`; here nothing needs torch).
 """
 
 from __future__ import annotations
@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
 
-from dino_path.errors import CheckpointError, ConfigError
-from dino_path.model.backbone import build_backbone
-from dino_path.model.weights import load_weights, read_weights
+from dino_path.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -80,10 +76,10 @@ def read_model_folder(path: Path) -> ModelFolder:
     try:
         config = _FolderConfig.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise _bad_config(file, f"it is not JSON ({error}).") from None
+        raise bad_config(file, f"it is not JSON ({error}).") from None
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise _bad_config(file, f"{faults}.") from None
+        raise bad_config(file, f"{faults}.") from None
     return ModelFolder(
         path=path,
         architecture=config.architecture,
@@ -95,31 +91,24 @@ def read_model_folder(path: Path) -> ModelFolder:
     )
 
 
-def build_untrained(folder: ModelFolder, *, seed: int) -> nn.Module:
-    """The folder's architecture with weights drawn from `seed`; the global random state stays as it was.
+def require_weights(folder: ModelFolder) -> None:
+    """Check that the folder has weights; they are not read.
 
     Raises:
-        CheckpointError: this timm cannot build the architecture.
+        CheckpointError: it has none.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            return build_backbone(folder.architecture, folder.arguments)
-        except ConfigError as error:
-            raise _bad_config(folder.path / CONFIG_NAME, error.found) from None
+    if not (folder.path / WEIGHTS_NAME).is_file():
+        raise missing_weights(folder.path / WEIGHTS_NAME)
 
 
-def load_backbone(folder: ModelFolder) -> nn.Module:
-    """The folder's model with its weights, every key matched, on the CPU.
-
-    Raises:
-        CheckpointError: the weights are missing, damaged, or belong to another architecture.
-    """
-    file = folder.path / WEIGHTS_NAME
-    weights = read_weights(file)
-    backbone = build_untrained(folder, seed=0)
-    load_weights(backbone, weights, source=str(file))
-    return backbone
+def missing_weights(file: Path) -> CheckpointError:
+    """A refusal of a file of weights that is not there."""
+    return CheckpointError(
+        str(file),
+        "no such file.",
+        "A model folder holds its weights as safetensors; pickled weights (.bin, .pth) are not opened.",
+        "Write the folder with `dino-path export`, or convert it with timm's `save_for_hf`.",
+    )
 
 
 def _not_a_model_folder(path: Path) -> CheckpointError:
@@ -143,7 +132,8 @@ def _not_a_model_folder(path: Path) -> CheckpointError:
     return CheckpointError(str(path), found, needed, remedy)
 
 
-def _bad_config(file: Path, found: str) -> CheckpointError:
+def bad_config(file: Path, found: str) -> CheckpointError:
+    """A refusal of what `config.json` says."""
     return CheckpointError(
         str(file),
         found,

@@ -11,9 +11,11 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from dino_path.errors import CheckpointError, ConfigError
-from dino_path.model.backbone import architecture, backbone_arguments
-from dino_path.model.folder import Triple, load_backbone, read_model_folder
+from dino_path.errors import CheckpointError
+from dino_path.model.backbone import backbone_arguments
+from dino_path.model.folder import Triple, read_model_folder
+from dino_path.model.folder_weights import load_backbone
+from dino_path.model.names import architecture, timm_model_and_file
 from dino_path.model.weights import load_weights, read_any_weights
 
 
@@ -76,16 +78,11 @@ def untrained_timm_backbone(name: str, *, seed: int) -> TimmBackbone:
 
 
 def _timm_backbone(name: str, *, pretrained: bool) -> TimmBackbone:
-    name, _, file = name.partition("@")
-    if file and not Path(file).is_file():
-        raise CheckpointError(f"timm:{name}@{file}", "no such file.", "A file of weights is needed.", "Check the path.")
+    name, file = timm_model_and_file(name)
     try:
-        architecture(name)
         arguments: dict[str, Any] = backbone_arguments(name)
         is_from_timm = pretrained and not file
         module: nn.Module = timm.create_model(name, pretrained=is_from_timm, num_classes=0, **arguments)
-    except ConfigError as error:
-        raise CheckpointError(f"timm:{name}", error.found, error.needed, error.remedy) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"timm:{name}",
@@ -95,6 +92,6 @@ def _timm_backbone(name: str, *, pretrained: bool) -> TimmBackbone:
             "or give a model folder.",
         ) from None
     if file:
-        load_weights(module, read_any_weights(Path(file)), source=f"timm:{name}@{file}")
+        load_weights(module, read_any_weights(file), source=f"timm:{name}@{file}")
     data = resolve_model_data_config(module)
     return TimmBackbone(module, tuple(data["mean"]), tuple(data["std"]), int(data["input_size"][1]))

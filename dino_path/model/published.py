@@ -12,8 +12,9 @@ import timm
 from torch import Tensor
 
 from dino_path.errors import CheckpointError
-from dino_path.model.backbone import Argument, architecture
+from dino_path.model.backbone import Argument
 from dino_path.model.head import DinoNetwork
+from dino_path.model.names import architecture
 from dino_path.model.weights import Weights, load_weights, read_pickled
 
 Network = Literal["teacher", "student"]

@@ -10,25 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dino_path.model.backbone import Argument, build_backbone, count_parameters
+from dino_path.model.known_sizes import KNOWN
 
-SMALLER = {"embed_dim": 256, "depth": 6, "num_heads": 8}
-# The ViT sizes of Zhai et al. 2022 ("Scaling Vision Transformers") by their names there, and three others.
-KNOWN: dict[str, tuple[str, Mapping[str, Argument]]] = {
-    "s/28": ("vit_small_patch16_224", {"patch_size": 28, **SMALLER}),
-    "s/16": ("vit_small_patch16_224", SMALLER),
-    "S/32": ("vit_small_patch32_224", {}),
-    "Ti/16": ("vit_tiny_patch16_224", {}),
-    "B/32": ("vit_base_patch32_224", {}),
-    "S/16": ("vit_small_patch16_224", {}),
-    "B/28": ("vit_base_patch16_224", {"patch_size": 28}),
-    "B/16": ("vit_base_patch16_224", {}),
-    "L/16": ("vit_large_patch16_224", {}),
-    "g/14": ("vit_giant_patch14_224", {}),
-    "G/14": ("vit_gigantic_patch14_224", {}),
-    "ResNet-50": ("resnet50", {}),
-    "ConvNeXt-T": ("convnext_tiny", {}),
-    "Swin-T": ("swin_tiny_patch4_window7_224", {}),
-}
 FOOTNOTES = """M: million parameters, without a classifier.
 GFLOPs: 1e9 operations for one image, matrix products and convolutions; a multiply-add counts as two (GMACs are half).
 * at the largest multiple of the patch size below that edge.  -: does not take this edge, or has no such number."""
@@ -88,16 +71,12 @@ def backbone_size(name: str, edges_px: Sequence[int], local_px: int) -> Backbone
     )
 
 
-def size_table(rows: Sequence[BackboneSize], edges_px: Sequence[int], local_px: int) -> str:
-    """The rows as aligned text, with footnotes."""
+def size_table(
+    rows: Sequence[BackboneSize], edges_px: Sequence[int], local_px: int
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table; `FOOTNOTES` belong below it."""
     head = ["", "width", "depth", "MLP", "heads", "M", *(f"GFLOPs {edge}" for edge in edges_px), f"{local_px} px views"]
-    cells = [[*head, "model.backbone and model.arguments"], *(_cells(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for first, *middle, last in cells:
-        aligned = [cell.rjust(width) for cell, width in zip(middle, widths[1:-1], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *aligned, last]))
-    return "\n".join([*lines, FOOTNOTES])
+    return [*head, "timm model {model.arguments}"], [_cells(row) for row in rows]
 
 
 def _cells(row: BackboneSize) -> list[str]:

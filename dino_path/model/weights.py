@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import UNREADABLE, torn_member
+from dino_path.model.folder import missing_weights
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +74,7 @@ def read_weights(file: Path) -> Weights:
     try:
         weights: Weights = load_file(file, device="cpu")
     except FileNotFoundError:
-        raise CheckpointError(
-            str(file),
-            "no such file.",
-            "A model folder holds its weights as safetensors; pickled weights (.bin, .pth) are not opened.",
-            "Write the folder with `dino-path export`, or convert it with timm's `save_for_hf`.",
-        ) from None
+        raise missing_weights(file) from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             str(file),

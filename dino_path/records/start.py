@@ -10,7 +10,7 @@ from dino_path.records.format import Format, Record
 
 
 class StartRecord(Record):
-    """`started_from`: all runs before this one in words, the newest first; `starts`: the same as the checkpoint has it."""
+    """`started_from`: the runs before this one in words, the newest first; `starts`: the same as in the checkpoint."""
 
     started_from: str
     starts: tuple[dict[str, str | int | None], ...]

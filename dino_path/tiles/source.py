@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -84,13 +85,7 @@ def open_tiles(path: Path, *, split: str | None = None, exclude: Sequence[str] =
     if (path / "store.json").exists():
         return TileStore.open(path, split=split, exclude=exclude)
     _refuse_no_folder(path)
-    if split is not None:
-        raise TileStoreError(
-            str(path),
-            f"is a folder of images, and slides.split={split} was asked for.",
-            "Only the slides of a tile store have splits.",
-            "Leave slides.split out, or name the subfolder.",
-        )
+    _refuse_split_of_images(path, split)
     return _images_of(path, image_files(path, exclude))
 
 
@@ -103,6 +98,22 @@ def open_readable_tiles(path: Path) -> tuple[TileSource, Sequence[Unreadable]]:
     return (_images_of(path, found.files) if found.files else open_tiles(path)), found.unreadable
 
 
+def refuse_no_tiles(path: Path, *, split: str | None = None, exclude: Sequence[str] = ()) -> None:
+    """As `open_tiles` refuses, at a glance: of a folder of images no more is looked for than one.
+
+    Raises:
+        TileStoreError: see `open_tiles`.
+    """
+    if (path / "store.json").exists():
+        TileStore.open(path, split=split, exclude=exclude)
+        return
+    _refuse_no_folder(path)
+    _refuse_split_of_images(path, split)
+    names = (name for _, _, names in os.walk(path, followlinks=True) for name in names)
+    if not any(Path(name).suffix.lower() in IMAGE_EXTENSIONS for name in names):
+        raise _no_images(path)
+
+
 def _refuse_no_folder(path: Path) -> None:
     if not path.is_dir():
         raise TileStoreError(
@@ -113,12 +124,26 @@ def _refuse_no_folder(path: Path) -> None:
         )
 
 
-def _images_of(path: Path, files: Sequence[Path]) -> ImageFiles:
-    if not files:
+def _refuse_split_of_images(path: Path, split: str | None) -> None:
+    if split is not None:
         raise TileStoreError(
             str(path),
-            "holds neither store.json nor images.",
-            f"A tile store, or files that end in {', '.join(IMAGE_EXTENSIONS)}, is needed.",
-            "Check the path; `dino-path tile` makes a store from slides.",
+            f"is a folder of images, and slides.split={split} was asked for.",
+            "Only the slides of a tile store have splits.",
+            "Leave slides.split out, or name the subfolder.",
         )
+
+
+def _images_of(path: Path, files: Sequence[Path]) -> ImageFiles:
+    if not files:
+        raise _no_images(path)
     return ImageFiles(files)
+
+
+def _no_images(path: Path) -> TileStoreError:
+    return TileStoreError(
+        str(path),
+        "holds neither store.json nor images.",
+        f"A tile store, or files that end in {', '.join(IMAGE_EXTENSIONS)}, is needed.",
+        "Check the path; `dino-path tile` makes a store from slides.",
+    )

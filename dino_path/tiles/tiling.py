@@ -112,15 +112,14 @@ def tile_slides(
             records[row.slide_id] = found
     skipped = frozenset(records)
     folder.remove_leftovers({work.row.slide_id for work in todo})
-    num_tiles = 0
+    num_tiles = num_failed = 0
     with meter("tiling", len(todo), "slides") as counter:
         for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers):
             record = failed_slide(work, answer.reason) if isinstance(answer, Failure) else answer
             records[record.slide_id] = record
             num_tiles += record.num_tiles
-            if record.status == "failed":
-                logger.warning("%s failed: %s", record.slide_id, record.reason)
-            counter.advance(note=f"{num_tiles:,} tiles")
+            num_failed += record.status == "failed"  # the command lists them at its end
+            counter.advance(note=f"{num_tiles:,} tiles" + (f", {num_failed} failed" if num_failed else ""))
     write_summary(folder)
     num_judged_again = sum(work.before is not None for work in todo)
     return TilingSummary([records[row.slide_id] for row in mine], skipped, num_judged_again)

@@ -27,6 +27,7 @@ from dino_path.training.acceleration import has_fast_bf16
 from dino_path.training.advice import advice
 from dino_path.training.checkpoints import restore, save_checkpoint
 from dino_path.training.continuation import check_start, start_from_other_run
+from dino_path.training.finished import finished_text
 from dino_path.training.learner import Learner
 from dino_path.training.schedules import Schedules, run_schedules
 from dino_path.training.signals import stop_signals
@@ -87,7 +88,7 @@ def _train(
     schedules = run_schedules(config, starts, num_tiles=len(tiles), world_size=world.size)
     clock = schedules.clock
     if start >= clock.num_steps:
-        logger.info("this run is finished: %d steps", start)
+        logger.info("%s", finished_text(run, run.checkpoint_file(start)))
         return run.checkpoint_file(start)
 
     if world.is_first:
@@ -183,8 +184,8 @@ def describe_run(
     logger.info("%d tiles in %s%s", num_tiles, config.store, f", as many of every {balance}" if balance else "")
     for line in schedules.lines():
         logger.info("%s", line)
-    for line in advice(config, schedules.clock, num_tiles=num_tiles):
-        logger.info("advice: %s", line)
+    for one in advice(config, schedules.clock, num_tiles=num_tiles):
+        logger.info("advice: %s", one)
     if learner.training.precision == "auto" and learner.world.device.type == "cpu" and has_fast_bf16():
         logger.info(
             "advice: this CPU has bf16 arithmetic, in which a ViT takes two thirds of the time: training.precision=bf16"

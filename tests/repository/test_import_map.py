@@ -8,8 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dino_path"
 FLOOR = {
-    "config", "settings", "moved_settings", "errors", "identity", "walk", "table_file", "run", "lock", "distributed",
-    "rendezvous", "processes", "progress", "records",
+    "config", "settings", "moved_settings", "errors", "identity", "walk", "table_file", "run", "lock", "launch",
+    "distributed", "rendezvous", "processes", "progress", "records",
 }  # fmt: skip
 # They tie rooms together, or look at the whole installation.
 ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "config_docs"}
@@ -144,7 +144,7 @@ def test_only_the_command_line_ends_the_process() -> None:
     assert calls <= {"cli"}
 
 
-def test_only_distributed_reads_ranks() -> None:
+def test_only_launch_and_distributed_read_ranks() -> None:
     names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID"}
     readers = {
         owner_of(file)
@@ -152,4 +152,4 @@ def test_only_distributed_reads_ranks() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value in names
     }
-    assert readers == {"distributed"}
+    assert readers == {"launch", "distributed"}

@@ -9,7 +9,7 @@ import pytest
 
 from dino_path.cli import check_command
 from dino_path.config import Config
-from dino_path.model.backbone import architecture
+from dino_path.model.names import architecture
 from dino_path.settings import load_config
 from dino_path.training.schedules import Schedules, resolve_clock, resolve_schedules
 

@@ -5,8 +5,9 @@ import pickle
 import pytest
 import torch
 
-from dino_path.distributed import World, choose_device, first_host, meeting_point, open_world, world_shape
+from dino_path.distributed import World, choose_device, meeting_point, open_world
 from dino_path.errors import DinoPathError, LaunchError
+from dino_path.launch import first_host, world_shape
 from dino_path.rendezvous import MeetingPoint
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}

@@ -99,15 +99,15 @@ def test_folders_that_are_not_named_come_from_data_and_protocol_and_share_featur
 
 
 def test_the_results_of_a_runs_model_go_into_the_run(class_folders: Path, tmp_path: Path) -> None:
-    from dino_path.evaluation.baseline_files import BaselineFolder
+    from dino_path.evaluation.baseline_model import write_baseline_model
     from dino_path.model.backbone import build_backbone
 
     run = tmp_path / "run"
     (run / "model").mkdir(parents=True)
     (run / "config.yaml").write_text("{}")
     backbone = build_backbone("resnet10t", {})
-    BaselineFolder(run / "model").write_model(
-        backbone, "resnet10t", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), input_px=32, mpp=None
+    write_baseline_model(
+        run / "model", backbone, "resnet10t", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), input_px=32, mpp=None
     )
     evaluate("knn", str(run / "model"), COLOUR, data=class_folders)
     assert (run / "eval/data-knn/results.json").is_file()

@@ -14,7 +14,7 @@ from test_model_folder import ARGUMENTS, RESULTS, source
 
 from dino_path.errors import CheckpointError, ConfigError, DataError, LaunchError
 from dino_path.export import formats, hub
-from dino_path.export.formats import NAMES, read_formats, refuse_impossible
+from dino_path.export.format_names import NAMES, read_formats, refuse_impossible
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
@@ -144,7 +144,7 @@ def test_formats_are_read_from_text() -> None:
 def test_what_cannot_be_written_here_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no bf16 convolution"):
         refuse_impossible(("timm", "onnx"), "bf16")
-    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refuse_impossible(("timm", "pt2"), "bf16")
     with pytest.raises(ConfigError, match=r"onnx, onnxscript, onnxruntime cannot be imported"):
         refuse_impossible(("timm", "onnx"), "fp32")

@@ -21,7 +21,8 @@ WELL = (
 
 
 def advice_for(config: Config, num_tiles: int = 20_000) -> list[str]:
-    return advice(config, resolve_clock(training_of(config), num_tiles=num_tiles, world_size=1), num_tiles=num_tiles)
+    clock = resolve_clock(training_of(config), num_tiles=num_tiles, world_size=1)
+    return [str(one) for one in advice(config, clock, num_tiles=num_tiles)]
 
 
 def test_a_usual_run_gets_no_advice() -> None:
