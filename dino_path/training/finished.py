@@ -38,11 +38,12 @@ def finished_text(run: RunFolder, checkpoint: Path) -> str:
 
 def unlearned_text(run: RunFolder, config: Config) -> str | None:
     """That the run has learned nothing, where its last loss is as large as guessing makes it."""
-    records, guessing = run.read_metrics(), math.log(config.objective.dino.num_prototypes)
+    num_prototypes, records = config.objective.dino.num_prototypes, run.read_metrics()
+    guessing = math.log(num_prototypes)
     loss = records[-1]["loss"] if records else None
     if loss is None or loss < UNLEARNED_SHARE * guessing:
         return None
     return (
         f"NOT LEARNED: after {records[-1]['step'] + 1} steps the loss is {loss:.3f}, and guessing gives"
-        f" ln {config.objective.dino.num_prototypes} = {guessing:.3f}. Train longer, or start another run with --apply-advice"
+        f" ln {num_prototypes} = {guessing:.3f}. Train longer, or start another run with --apply-advice"
     )
