@@ -194,12 +194,13 @@ def _find_tiles(
     from dino_path.settings import load_config
     from dino_path.slides.find import search_slides
 
+    as_trained = {"tiles.mpp": extractor.preprocessing.mpp, "tiles.size_px": extractor.preprocessing.tile_px}
     resolved = load_config(
         config,
         overrides,
         needs=("tiles",),
         settings={"tiles.coordinates_only": True},
-        fallback={"tiles.mpp": extractor.mpp} if extractor.mpp is not None else None,
+        fallback={key: value for key, value in as_trained.items() if value is not None},
     )
     assert resolved.tiles is not None
     if not allow_other_mpp:

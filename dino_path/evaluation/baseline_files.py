@@ -25,7 +25,8 @@ from torch import nn
 from dino_path.errors import DataError
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.model.backbone import architecture, backbone_arguments
-from dino_path.model.folder import CONFIG_NAME, WEIGHTS_NAME, Triple
+from dino_path.model.folder import CONFIG_NAME, WEIGHTS_NAME
+from dino_path.preprocessing import Preprocessing
 from dino_path.run import atomic_write, write_json
 
 FORMAT = "dino_path supervised baseline, 1"
@@ -123,15 +124,11 @@ class BaselineFolder:
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise self._no_baseline(f"predictions.csv does not fit ({type(error).__name__}: {error}).") from None
 
-    def write_model(
-        self, backbone: nn.Module, name: str, *, mean: Triple, std: Triple, input_px: int, mpp: float | None
-    ) -> None:
+    def write_model(self, backbone: nn.Module, name: str, preprocessing: Preprocessing) -> None:
         """Write the backbone so that `timm.create_model("local-dir:...")` and our extractor load it.
 
         Args:
             name: of the timm model.
-            mean, std: RGB, of images in [0, 1].
-            mpp: microns per pixel of the training images; None: unknown.
         """
         weights = {key: tensor.detach().cpu().contiguous() for key, tensor in backbone.state_dict().items()}
         with atomic_write(self.path / WEIGHTS_NAME, "wb") as stream:
@@ -145,16 +142,17 @@ class BaselineFolder:
             "pretrained_cfg": {
                 "tag": "supervised",
                 "custom_load": False,
-                "input_size": [3, input_px, input_px],
+                "input_size": [3, preprocessing.input_px, preprocessing.input_px],
                 "fixed_input_size": False,
                 "interpolation": "bicubic",
                 "crop_pct": 1.0,
                 "crop_mode": "center",
-                "mean": list(mean),
-                "std": list(std),
+                "mean": list(preprocessing.mean),
+                "std": list(preprocessing.std),
                 "num_classes": 0,
             },
-            "mpp": mpp,
+            "mpp": preprocessing.mpp,
+            "tile_px": preprocessing.tile_px,
         }
         write_json(self.path / CONFIG_NAME, config)
 

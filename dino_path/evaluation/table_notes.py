@@ -43,8 +43,9 @@ def table_notes(
     notes += _signature_notes(signatures)
     data_mpp = division.labelled.source.mpp
     for extractor in extractors:
-        if extractor.mpp and data_mpp and abs(extractor.mpp / data_mpp - 1) > MPP_TOLERANCE:
-            notes.append(f"{extractor.name} was trained at {extractor.mpp:g} um/px, these images are at {data_mpp:g}")
+        mpp = extractor.preprocessing.mpp
+        if mpp and data_mpp and abs(mpp / data_mpp - 1) > MPP_TOLERANCE:
+            notes.append(f"{extractor.name} was trained at {mpp:g} um/px, these images are at {data_mpp:g}")
     return (*notes, *_fit_notes(rows))
 
 

@@ -14,8 +14,8 @@ from dino_path.export.card import UNKNOWN_LICENSE
 from dino_path.export.formats import Format, Precision
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
 from dino_path.model.checkpoint import Checkpoint, read_checkpoint
-from dino_path.model.folder import Triple
 from dino_path.model.published import Network, read_published, timm_model_of
+from dino_path.preprocessing import Preprocessing, Triple, training_preprocessing
 from dino_path.run import RunFolder, newest_checkpoint
 from dino_path.settings import digest, section_from_file
 from dino_path.walk import Found, files_below
@@ -87,10 +87,7 @@ def import_checkpoint(
         backbone=backbone,
         arguments=arguments,
         state_dict=checkpoint.backbone,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        input_px=input_px,
-        mpp=mpp,
+        preprocessing=Preprocessing(IMAGENET_MEAN, IMAGENET_STD, input_px, mpp),
         provenance=provenance,
         source=str(path),
     )
@@ -109,10 +106,7 @@ def export_source(checkpoint: Checkpoint, run: RunFolder, *, name: str, network:
         backbone=config.model.backbone,
         arguments=config.model.backbone_arguments,
         state_dict=weights,
-        mean=config.model.mean,
-        std=config.model.std,
-        input_px=config.views.global_px,
-        mpp=checkpoint.tile_mpp,
+        preprocessing=training_preprocessing(config, tile_px=checkpoint.tile_px, mpp=checkpoint.tile_mpp),
         provenance=_provenance(checkpoint, config, run, network=network),
         results=tuple(_read_results(run)),
         source=name,

@@ -27,7 +27,7 @@ from dino_path.features.files import (
     write_slide_features,
     write_tensor,
 )
-from dino_path.features.images import read_batches
+from dino_path.features.images import read_batches, stain_normalised
 from dino_path.features.layouts import Layout, job_folder_name, name_for_reader, refuse_shared_names
 from dino_path.progress import Meter, meter
 from dino_path.run import write_json
@@ -182,13 +182,14 @@ def refuse_other_mpp(extractor: Extractor, mpp: float, name: str) -> None:
     Raises:
         TileStoreError: they differ by more than 5 %.
     """
-    if extractor.mpp is None or abs(mpp / extractor.mpp - 1) <= LARGEST_MPP_DIFFERENCE + 1e-9:
+    trained_mpp = extractor.preprocessing.mpp
+    if trained_mpp is None or abs(mpp / trained_mpp - 1) <= LARGEST_MPP_DIFFERENCE + 1e-9:
         return
     raise TileStoreError(
         name,
-        f"tiles are at {mpp:g} um/px, and {extractor.name} was trained at {extractor.mpp:g} um/px.",
+        f"tiles are at {mpp:g} um/px, and {extractor.name} was trained at {trained_mpp:g} um/px.",
         "A model sees tissue at the resolution it was trained at (within 5 %).",
-        f"Tile again with tiles.mpp={extractor.mpp:g}, or embed with --allow-other-mpp.",
+        f"Tile again with tiles.mpp={trained_mpp:g}, or embed with --allow-other-mpp.",
     )
 
 
@@ -284,7 +285,9 @@ def _slide_features(
     batches = [(slide, numbers) for slide in slides for numbers in batches_of(slide.tiles, batch_size)]
     numbers_of_all = [numbers for _, numbers in batches]
     is_cuda = device.type == "cuda"
-    images = read_batches(store, numbers_of_all, extractor.input_px, num_workers=num_workers, pin_memory=is_cuda)
+    preprocessing = extractor.preprocessing
+    source = stain_normalised(store, preprocessing.stain_normalisation)
+    images = read_batches(source, numbers_of_all, preprocessing.input_px, num_workers=num_workers, pin_memory=is_cuda)
     forward = Forward(extractor, device)
     parts: list[Features] = []
     error: TileStoreError | None = None
@@ -321,9 +324,11 @@ def _write_summary(extractor: Extractor, store: TileStore, out: Path, summary: E
     record = {
         "encoder": extractor.name,
         "encoder_digest": extractor.digest,
-        "encoder_mpp": extractor.mpp,
+        "encoder_mpp": extractor.preprocessing.mpp,
         "tile_mpp": store.mpp,
         "tile_px": store.size_px,
+        "input_px": extractor.preprocessing.input_px,
+        "stain_normalisation": extractor.preprocessing.stain_normalisation,
         "precision": extractor.precision,
         "store_digest": store.digest,
         **described,

@@ -23,6 +23,7 @@ from dino_path.export.model_folder import ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import FORMAT, VERSION, Checkpoint, as_record
+from dino_path.preprocessing import Preprocessing
 from dino_path.settings import as_plain
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -36,10 +37,7 @@ def source(seed: int = 0) -> ExportSource:
         backbone=ARCHITECTURE,
         arguments=ARGUMENTS,
         state_dict=build_backbone(ARCHITECTURE, ARGUMENTS).state_dict(),
-        mean=MEAN,
-        std=STD,
-        input_px=40,
-        mpp=0.5,
+        preprocessing=Preprocessing(MEAN, STD, input_px=40, mpp=0.5, tile_px=80),
         provenance={"method": "DINO", "steps": 1200, "versions": {"timm": "1"}, "git_commit": None},
     )
 
@@ -56,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_folder_holds_timms_config_with_mpp_beside_it(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    assert config["mpp"] == 0.5
+    assert (config["mpp"], config["tile_px"], config["stain_normalisation"]) == (0.5, 80, None)
     assert "mpp" not in config["pretrained_cfg"], "timm refuses keys there that it does not know"
     assert config["model_args"] == {"dynamic_img_size": True, **ARGUMENTS}
     assert config["pretrained_cfg"]["mean"] == list(MEAN)
@@ -68,7 +66,7 @@ def test_the_folder_holds_timms_config_with_mpp_beside_it(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_exported_features_are_those_of_the_source_at_every_size(folder: Path) -> None:
     extractor = load_extractor(str(folder), device=torch.device("cpu"))
-    assert (extractor.mpp, extractor.input_px, extractor.mean) == (0.5, 40, MEAN)
+    assert extractor.preprocessing == source().preprocessing
     backbone = build_backbone(ARCHITECTURE, ARGUMENTS).eval()
     backbone.load_state_dict(dict(source().state_dict))
     torch.manual_seed(5)
@@ -116,7 +114,17 @@ def test_the_card_states_what_a_user_must_know(folder: Path) -> None:
     assert facts["library_name"] == "timm"
     assert facts["pipeline_tag"] == "image-feature-extraction"
     assert facts["license"] == "unknown"
-    for text in ("**0.5 µm/px**", "0.7, 0.5, 0.6", "not a medical device", "| steps | 1,200 |", "Unknown: set by you"):
+    expected = "It expects tiles of 80 px at 0.5 µm/px, resized to 40 px: the network sees 1 µm/px."
+    for text in (
+        "**0.5 µm/px**",
+        "**1 µm/px**",
+        "| edge of the tiles | 80 px |",
+        expected,
+        "0.7, 0.5, 0.6",
+        "not a medical device",
+        "| steps | 1,200 |",
+        "Unknown: set by you",
+    ):
         assert text in body
     assert "git commit" not in body, "what is unknown is left out"
 

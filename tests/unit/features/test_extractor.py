@@ -15,6 +15,7 @@ from timm.data import create_transform, resolve_model_data_config
 from dino_path.errors import CheckpointError, ConfigError
 from dino_path.features.extractor import extract_features, load_extractor
 from dino_path.features.images import prepare_image
+from dino_path.preprocessing import Preprocessing
 
 
 def test_features_are_those_of_timm_with_timms_own_transform(model_folder: Path, noise_images: Images) -> None:
@@ -41,9 +42,8 @@ def test_features_do_not_depend_on_batches_or_processes(
 
 def test_the_folder_brings_its_preprocessing_and_resolution(model_folder: Path) -> None:
     extractor = load_extractor(str(model_folder), device=CPU)
-    assert (extractor.name, extractor.input_px, extractor.mpp, extractor.num_features) == ("tiny", 32, 0.5, 24)
-    assert extractor.mean == (0.7, 0.5, 0.6)
-    assert extractor.std == (0.2, 0.25, 0.3)
+    assert (extractor.name, extractor.num_features) == ("tiny", 24)
+    assert extractor.preprocessing == Preprocessing((0.7, 0.5, 0.6), (0.2, 0.25, 0.3), 32, mpp=0.5)
     assert not extractor.module.training
     assert not any(parameter.requires_grad for parameter in extractor.module.parameters())
 
@@ -61,12 +61,16 @@ def test_untrained_draws_the_same_weights_each_time_and_leaves_the_random_state_
     second = load_extractor(f"untrained:{model_folder}", device=CPU)
     trained = load_extractor(str(model_folder), device=CPU)
     assert first.digest == second.digest != trained.digest
-    assert (first.name, first.mean, first.mpp) == ("untrained-tiny", trained.mean, trained.mpp)
+    assert (first.name, first.preprocessing) == ("untrained-tiny", trained.preprocessing)
 
 
 def test_untrained_timm_models_need_no_download() -> None:
     extractor = load_extractor("untrained:timm:resnet18", device=CPU)
-    assert (extractor.name, extractor.num_features, extractor.input_px) == ("untrained-resnet18", 512, 224)
+    assert (extractor.name, extractor.num_features, extractor.preprocessing.input_px) == (
+        "untrained-resnet18",
+        512,
+        224,
+    )
 
 
 def test_the_digest_follows_weights_and_preprocessing(model_folder: Path, tmp_path: Path) -> None:
