@@ -141,6 +141,7 @@ def embed(
                     num_workers=workers,
                 )  # fmt: skip
                 typer.echo(f"{len(tiles):,} images -> {file}")
+                typer.echo(f"input: {extractor.preprocessing.of_tiles(None, tiles.mpp).text()}")
         else:
             summary = embed_store(
                 extractor,

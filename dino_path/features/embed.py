@@ -50,6 +50,7 @@ class EmbedSummary:
         failed: (slide id, reason) of slides that could not be tiled, or whose tiles could not be read; a new call
             tries them again.
         folders: where the features lie, one per layout.
+        seen: what the network saw of the tiles, as a sentence.
     """
 
     written: tuple[str, ...]
@@ -58,6 +59,7 @@ class EmbedSummary:
     failed: tuple[tuple[str, str], ...]
     num_tiles: int
     folders: tuple[Path, ...]
+    seen: str
 
     def text(self) -> str:
         """For people: the counts, every slide without features and why, and where the files are."""
@@ -66,6 +68,7 @@ class EmbedSummary:
         lines = [f"failed   {slide_id}: {reason}" for slide_id, reason in self.failed]
         lines += [f"empty    {slide_id}: {reason}" for slide_id, reason in self.empty]
         lines.append(f"{', '.join(counts)}; {self.num_tiles:,} tiles")
+        lines.append(f"input: {self.seen}")
         return "\n".join(lines + [f"features: {folder}" for folder in self.folders])
 
 
@@ -153,10 +156,21 @@ def embed_store(
         failed=tuple(sorted([*untiled, *failed])),
         num_tiles=sum(len(slide.tiles) for slide in slides if slide.record.slide_id in done.union(written)),
         folders=tuple(_layout_folder(extractor, store, out, layout) for layout in layouts),
+        seen=_seen(extractor, store),
     )
     if world.is_first:
         _write_summary(extractor, store, out, summary)
     return summary
+
+
+def _seen(extractor: Extractor, store: TileStore) -> str:
+    """What the network sees of the store's tiles, and what it saw in training where that is another scale."""
+    trained = extractor.preprocessing
+    seen = trained.of_tiles(store.size_px, store.mpp)
+    text, mpp, trained_mpp = seen.text(), seen.seen_mpp, trained.seen_mpp
+    if mpp and trained_mpp and abs(mpp / trained_mpp - 1) > LARGEST_MPP_DIFFERENCE + 1e-9:
+        text += f"; {extractor.name} saw {trained_mpp:.4g} um/px in training, tiles of {trained.tile_px} px"
+    return text
 
 
 def share(slides: Sequence[_Slide], world: World) -> list[_Slide]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 from dino_path.errors import CheckpointError, TileStoreError
 from dino_path.moved_settings import lift_settings
+from dino_path.preprocessing import folder_preprocessing
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
 from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
 from dino_path.run import RunFolder
@@ -38,6 +40,7 @@ class Run:
     evaluations: Sequence[AnyEvaluation]
     figures: Sequence[Picture]
     troubles: Sequence[str] = field(default_factory=tuple)
+    advice: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def read_run(path: Path, *, name: str) -> Run:
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
         troubles=tuple(troubles),
+        advice=_read_advice(folder.log_file),
     )
 
 
@@ -112,8 +116,10 @@ def read_model(path: Path) -> Plain:
     """
     try:
         config: Plain = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return {**config, "folder": path.name, "weights_bytes": (path / "model.safetensors").stat().st_size}
-    except (OSError, ValueError, TypeError) as error:
+        expects = folder_preprocessing(config).text().replace("um/px", "µm/px")
+        weights_bytes = (path / "model.safetensors").stat().st_size
+        return {**config, "folder": path.name, "expects": expects, "weights_bytes": weights_bytes}
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise CheckpointError(
             str(path),
             f"cannot be read as a model folder ({error}).",
@@ -147,6 +153,12 @@ def _read_metrics(folder: RunFolder, troubles: list[str]) -> list[Plain]:
     except ValueError as error:
         troubles.append(f"metrics.jsonl cannot be read ({error})")
         return []
+
+
+def _read_advice(file: Path) -> tuple[str, ...]:
+    """What a run's log says under `advice:`, each sentence once, those of a continued run too."""
+    log = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    return tuple(dict.fromkeys(re.findall(r"\badvice: (.+)", log)))
 
 
 def _read_optional(file: Path, troubles: list[str]) -> Plain:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +24,15 @@ from dino_path.export.model_folder import ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import FORMAT, VERSION, Checkpoint, as_record
+from dino_path.model.folder import read_model_folder
 from dino_path.preprocessing import Preprocessing
 from dino_path.settings import as_plain
+from dino_path.views.normalisation import normalise_stain
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 ARGUMENTS = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
+PREPROCESSING = Preprocessing(MEAN, STD, input_px=40, mpp=0.5, tile_px=80)
 
 
 def source(seed: int = 0) -> ExportSource:
@@ -37,7 +41,7 @@ def source(seed: int = 0) -> ExportSource:
         backbone=ARCHITECTURE,
         arguments=ARGUMENTS,
         state_dict=build_backbone(ARCHITECTURE, ARGUMENTS).state_dict(),
-        preprocessing=Preprocessing(MEAN, STD, input_px=40, mpp=0.5, tile_px=80),
+        preprocessing=PREPROCESSING,
         provenance={"method": "DINO", "steps": 1200, "versions": {"timm": "1"}, "git_commit": None},
     )
 
@@ -213,10 +217,10 @@ def test_every_difference_after_the_reload_is_refused(
     monkeypatch.setattr(reload, "_features", lambda *arguments: np.asarray([[1.0, 2.0]], np.float32))
     backbone = build_backbone(ARCHITECTURE, ARGUMENTS)
     monkeypatch.setattr(reload, "_reload", lambda *arguments: reload_answer())
-    assert reload.check_reload(Path("folder"), backbone, MEAN, STD, 40, loader="timm").relative_difference == 0
+    assert reload.check_reload(Path("folder"), backbone, PREPROCESSING, loader="timm").relative_difference == 0
     monkeypatch.setattr(reload, "_reload", lambda *arguments: reload_answer(**changes))
     with pytest.raises(CheckpointError, match=message):
-        reload.check_reload(Path("folder"), backbone, MEAN, STD, 40, loader="timm")
+        reload.check_reload(Path("folder"), backbone, PREPROCESSING, loader="timm")
 
 
 def write_run(run: Path) -> Config:
@@ -297,3 +301,22 @@ def test_files_that_are_no_checkpoint_of_ours_are_refused(
     with pytest.raises(CheckpointError, match=r"file\.pt"):
         export_checkpoint(file, tmp_path / "model")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.pt"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("reload_here")
+def test_stain_normalisation_stands_in_config_and_card_and_the_export_says_who_must_apply_it(tmp_path: Path) -> None:
+    state = replace(source(), preprocessing=replace(PREPROCESSING, stain_normalisation="macenko"))
+    result = export_model(state, tmp_path / "model")
+    assert read_model_folder(tmp_path / "model").preprocessing == state.preprocessing
+    assert any("none of them holds the macenko stain normalisation" in note for note in result.notes)
+    assert "it expects tiles of 80 px at 0.5 um/px, resized to 40 px" in result.text()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| stain normalisation | macenko, of each whole tile, before it is resized |" in card
+    snippet = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0]
+    random = np.random.default_rng(0)
+    pixels = random.normal((190, 110, 170), 25, (80, 80, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "tile.png")
+    names: dict[str, Any] = {}
+    exec(snippet.replace("FOLDER", str(tmp_path / "model")).replace("tile.png", str(tmp_path / "tile.png")), names)
+    np.testing.assert_array_equal(np.asarray(names["tile"]), normalise_stain(pixels, "macenko"))
