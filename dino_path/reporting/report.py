@@ -111,7 +111,8 @@ def write_report(
         title=title or ", ".join(run.name for run in read),
         runs=read,
         facts=[run_facts(run) for run in read],
-        findings=findings(read, found),
+        warnings=nothing_learned(read, found),
+        findings=[sentence for evaluation in found for sentence in headline(evaluation)],
         evaluations=[evaluation_section(evaluation) for evaluation in found],
         curves=training_section(read),
         settings=settings_table(read),
@@ -125,13 +126,11 @@ def write_report(
     return out
 
 
-def findings(runs: Sequence[Run], evaluations: Sequence[AnyEvaluation]) -> list[str]:
-    """The report's first sentences: first what was not learned, then what the features are worth."""
-    flat = (no_learning(run, ln_of(_setting(run.config, "objective.dino.num_prototypes"))) for run in runs)
-    sentences = [sentence for sentence in flat if sentence]
-    for say in (as_untrained, headline):
-        sentences += [sentence for evaluation in evaluations for sentence in say(evaluation)]
-    return sentences
+def nothing_learned(runs: Sequence[Run], evaluations: Sequence[AnyEvaluation]) -> list[str]:
+    """The report's first sentences, where training came to nothing by its loss or by a test of its features."""
+    of_runs = (no_learning(run, ln_of(_setting(run.config, "objective.dino.num_prototypes"))) for run in runs)
+    of_features = (sentence for evaluation in evaluations for sentence in as_untrained(evaluation))
+    return [sentence for sentence in (*of_runs, *of_features) if sentence]
 
 
 def run_facts(run: Run) -> Plain:

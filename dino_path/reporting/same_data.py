@@ -44,7 +44,7 @@ def _merged(evaluations: Sequence[Evaluation]) -> Evaluation:
         rows[row.model, row.protocol] = replace(before, differences={**before.differences, **row.differences})
     signatures = {one.model: one for evaluation in evaluations for one in evaluation.signatures}
     notes = dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes)
-    in_order = sorted(rows.values(), key=lambda row: row.kind == "baseline")
+    in_order = sorted(rows.values(), key=lambda row: ("own", "other", "baseline").index(row.kind))
     return replace(evaluations[0], rows=in_order, signatures=tuple(signatures.values()), notes=tuple(notes))
 
 
