@@ -201,7 +201,7 @@ class ViewsConfig(Section):
     stain_normalisation: Literal["reinhard", "macenko"] | None = Field(
         None,
         description="each tile's colours moved to a fixed target first, estimated on the tile alone (noisy where it has"
-        " little of a stain). Embedding does not do it: features are then of other colours than the training's",
+        " little of a stain). The model folder carries it, and features are made of the same colours",
     )
     stain_prob: Fraction = Field(0.8, description="jitter of the haematoxylin, eosin and residual densities")
     stain_sigma: float = Field(0.2, ge=0, lt=1, description="each stain's density is scaled by U(1 - sigma, 1 + sigma)")
@@ -511,7 +511,9 @@ class EvaluationConfig(Section):
     cross_validation_repeats: int = Field(1, ge=1, description="how often the folds are drawn anew; all are pooled")
     seed: int = Field(0, ge=0, description="of splits, bootstrap and whatever else is drawn")
     batch_size: int = Field(128, ge=1, description="images per forward pass")
-    input_px: int | None = Field(None, ge=16, description="resize images to this edge; None: the model's own")
+    input_px: int | None = Field(
+        None, ge=16, description="resize images to this edge; None: the model's own, as embed does. Results say which"
+    )
     regions: Path | None = Field(
         None,
         description="folder of outlines (<slide_id>.geojson, .xml, ...) or pictures (<slide_id>.png, .tif: class"

@@ -30,6 +30,7 @@ from dino_path.config import TilesConfig
 from dino_path.features.extractor import Extractor, Forward, batches_of, load_extractor
 from dino_path.features.images import read_batches
 from dino_path.model.sizes import backbone_size
+from dino_path.preprocessing import Preprocessing
 from dino_path.slides.find import find_slides
 from dino_path.slides.synthetic import SyntheticSlide, make_slides
 from dino_path.tiles.store import TileStore
@@ -65,7 +66,7 @@ class PeerTiles(Dataset):
                 transforms.Resize(INPUT_PX, interpolation=transforms.InterpolationMode.BICUBIC),
                 transforms.CenterCrop(INPUT_PX),
                 transforms.ToTensor(),
-                transforms.Normalize(extractor.mean, extractor.std),
+                transforms.Normalize(extractor.preprocessing.mean, extractor.preprocessing.std),
             ]
         )
 
@@ -93,7 +94,7 @@ def peers(store: TileStore, numbers: np.ndarray, extractor: Extractor) -> np.nda
 
 def extractor_for(network: str) -> Extractor:
     if network == "none":
-        return Extractor("none", Mean(), (0.7, 0.5, 0.6), (0.2, 0.2, 0.2), INPUT_PX, None, "", num_features=3)
+        return Extractor("none", Mean(), Preprocessing((0.7, 0.5, 0.6), (0.2, 0.2, 0.2), INPUT_PX), "", num_features=3)
     return load_extractor(f"untrained:timm:{network}", device=CPU)
 
 

@@ -210,6 +210,7 @@ def embed(
                     num_workers=workers,
                 )  # fmt: skip
                 record, text = {"num_images": len(tiles), "file": file}, f"{len(tiles):,} images -> {file}"
+                text += f"\ninput: {extractor.preprocessing.of_tiles(None, tiles.mpp).text()}"
         else:
             summary = embed_store(
                 extractor,
@@ -277,7 +278,8 @@ def _look_at_inputs(
     from dino_path.tiles.store import TileStore
 
     folder = look_at_model(model)
-    name, mpp = Path(model).name, folder.mpp if folder is not None else None
+    trained = folder.preprocessing if folder is not None else None
+    name, mpp = Path(model).name, trained.mpp if trained is not None else None
     if not are_slides(words):
         if overrides or config:
             raise ConfigError(
@@ -291,12 +293,13 @@ def _look_at_inputs(
         if isinstance(tiles, TileStore) and not allow_other_mpp:
             refuse_other_mpp(name, mpp, tiles.mpp, words[0])
         return _Inputs(tiles, (), None, unreadable)
+    as_trained = {} if trained is None else {"tiles.mpp": mpp, "tiles.size_px": trained.tile_px}
     resolved = load_config(
         config,
         overrides,
         needs=("tiles",),
         settings={"tiles.coordinates_only": True},
-        fallback={"tiles.mpp": mpp} if mpp is not None else None,
+        fallback={key: value for key, value in as_trained.items() if value is not None},
     )
     assert resolved.tiles is not None
     if not allow_other_mpp:

@@ -14,13 +14,14 @@ from typing import Any
 from dino_path.cluster.jobs import jobs_of, state_of
 from dino_path.config import Config
 from dino_path.errors import CheckpointError
-from dino_path.records.slide import read_slide_record
+from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.store import read_expected
 from dino_path.run import RunFolder
 from dino_path.settings import digest, digest_of_file, load_config
 from dino_path.walk import files_like
 
 FORGOTTEN = "ended (SLURM has forgotten it)"
+MAX_FAILURES = 5  # named in the line of a stage
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,14 @@ def job_lines(path: Path) -> list[str]:
     newest = {job.stage: job for job in jobs_of(path)}
     return [
         f"job {job.job_id}  {job.stage:9s} {state_of(job.job_id) or FORGOTTEN}  submitted {job.submitted}"
+        + "".join(f"  log {_quoted(file)}" for file in _logs_of(path, job.job_id))
         for job in newest.values()
     ]
+
+
+def _logs_of(path: Path, job_id: str) -> list[Path]:
+    """What SLURM has written of a job: one file, or one for each task of an array."""
+    return [*files_like(path / "slurm", f"*-{job_id}.out"), *files_like(path / "slurm", f"*-{job_id}_*.out")]
 
 
 def _tiling(config: Config) -> StageStatus:
@@ -83,7 +90,17 @@ def _tiling(config: Config) -> StageStatus:
     facts = f"slides so far: {facts}; {num_tiles:,} tiles in {_quoted(config.store)}"
     ids = {record.slide_id for record in records}
     num_missing = sum(slide_id not in ids for slide_id in read_expected(config.store / "expected.json"))
-    return StageStatus("tile", f"{len(records)}", facts + (f"; {num_missing} to come" if num_missing else ""))
+    facts += f"; {num_missing} to come" if num_missing else ""
+    return StageStatus("tile", f"{len(records)}", facts + _failures(records, config.store))
+
+
+def _failures(records: Sequence[SlideRecord], store: Path) -> str:
+    """Which slides failed and why, the first few of them, and where all stand; empty when none failed."""
+    failed = [record for record in records if record.status == "failed"]
+    lines = [f"failed {record.slide_id}: {record.reason}" for record in failed[:MAX_FAILURES]]
+    if len(failed) > MAX_FAILURES:
+        lines.append(f"{len(failed) - MAX_FAILURES} more failed: {_quoted(store / 'slides.csv')} has every reason")
+    return "".join(f"\n{'':19}{line}" for line in lines)
 
 
 def _pretraining(run: RunFolder, config: Config) -> StageStatus:
@@ -101,6 +118,7 @@ def _pretraining(run: RunFolder, config: Config) -> StageStatus:
     ]
     facts += [f"collapse: {last['collapse']}"] if last["collapse"] else []
     facts += [f"{last['num_skipped']} steps skipped"] if last["num_skipped"] else []
+    facts += [f"log {_quoted(run.log_file)}"] if run.log_file.is_file() else []
     if step < num_steps:
         facts.append(f"last record {_duration(age_s)} ago, {_duration(last['eta_s'])} to go from there")
     return StageStatus("pretrain", "done" if step >= num_steps else f"{step / num_steps:.0%}", ", ".join(facts))

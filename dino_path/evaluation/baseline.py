@@ -31,8 +31,8 @@ from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.images import AUGMENTATION, SquareImages, augment, image_edge_px
 from dino_path.evaluation.metrics import Metrics, measure
 from dino_path.model.backbone import build_backbone, count_parameters
-from dino_path.model.folder import Triple
 from dino_path.model.pretrained import load_start
+from dino_path.preprocessing import Preprocessing, Triple
 from dino_path.progress import Meter, meter
 from dino_path.records.baseline import BaselineRecord, EpochRecord, ValidationRecord, counted_from_1
 from dino_path.records.deciding_settings import deciding_settings
@@ -123,9 +123,11 @@ def train_baseline(
     metrics = _measure(labelled, scores_NC, num_bootstrap, seed)
     folder.write_predictions(labelled, test, scores_NC)
     write_baseline_model(
-        out, training.model.backbone, config.backbone, mean=training.mean, std=training.std, input_px=images.edge_px,
-        mpp=labelled.source.mpp,
-    )  # fmt: skip
+        out,
+        training.model.backbone,
+        config.backbone,
+        Preprocessing(training.mean, training.std, images.edge_px, labelled.source.mpp, image_edge_px(labelled.source)),
+    )
     folder.write_result(_record(labelled, training, metrics, experiment))
     folder.checkpoint_file.unlink(missing_ok=True)
     return BaselineResult(out, metrics, scores_NC, training.best_epoch, tuple(training.history))
@@ -165,7 +167,7 @@ class Training:
                 backbone = build_backbone(config.backbone, {})
             else:
                 start = load_start(config.backbone, config.weights)
-                backbone, mean, std = start.module, start.mean, start.std
+                backbone, mean, std = start.module, start.preprocessing.mean, start.preprocessing.std
             model = Classifier(backbone, len(labelled.classes))
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)

@@ -8,20 +8,17 @@ import safetensors.torch
 from torch import nn
 
 from dino_path.model.backbone import backbone_arguments
-from dino_path.model.folder import CONFIG_NAME, WEIGHTS_NAME, Triple
+from dino_path.model.folder import CONFIG_NAME, WEIGHTS_NAME
 from dino_path.model.names import architecture
+from dino_path.preprocessing import Preprocessing
 from dino_path.run import atomic_write, write_json
 
 
-def write_baseline_model(
-    folder: Path, backbone: nn.Module, name: str, *, mean: Triple, std: Triple, input_px: int, mpp: float | None
-) -> None:
+def write_baseline_model(folder: Path, backbone: nn.Module, name: str, preprocessing: Preprocessing) -> None:
     """Write the backbone so that `timm.create_model("local-dir:...")` and our extractor load it.
 
     Args:
         name: of the timm model.
-        mean, std: RGB, of images in [0, 1].
-        mpp: microns per pixel of the training images; None: unknown.
     """
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in backbone.state_dict().items()}
     with atomic_write(folder / WEIGHTS_NAME, "wb") as stream:
@@ -35,15 +32,16 @@ def write_baseline_model(
         "pretrained_cfg": {
             "tag": "supervised",
             "custom_load": False,
-            "input_size": [3, input_px, input_px],
+            "input_size": [3, preprocessing.input_px, preprocessing.input_px],
             "fixed_input_size": False,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",
-            "mean": list(mean),
-            "std": list(std),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
             "num_classes": 0,
         },
-        "mpp": mpp,
+        "mpp": preprocessing.mpp,
+        "tile_px": preprocessing.tile_px,
     }
     write_json(folder / CONFIG_NAME, config)

@@ -38,6 +38,7 @@ from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.division import Division
 from dino_path.evaluation.images import image_edge_px
 from dino_path.features.extractor import Extractor
+from dino_path.features.images import stain_normalised
 from dino_path.tiles.source import TileSource
 
 NUM_EPOCHS, BATCH_SIZE, LR_AT_256, MOMENTUM, WEIGHT_STD = 100, 128, 0.001, 0.9, 0.01
@@ -98,10 +99,13 @@ def dino_linear_images(
     """
     tokens = block_tokens(extractor)
     labelled, cropped = division.labelled, cropped_images(division)
-    edge_px = config.input_px or extractor.input_px or image_edge_px(labelled.source)
-    crops = RandomCrops(labelled.source, cropped, edge_px, config.linear_crops, seed=config.seed)
+    edge_px = config.input_px or extractor.preprocessing.input_px or image_edge_px(labelled.source)
+    # Whole images are stain normalised, and crops cut from them: the extractor must not do it again.
+    source = stain_normalised(labelled.source, extractor.preprocessing.stain_normalisation)
+    crops = RandomCrops(source, cropped, edge_px, config.linear_crops, seed=config.seed)
     content = hashlib.sha256(labelled.content[cropped].tobytes() + crops.digest.encode()).hexdigest()
-    return tokens, Images(crops, content, "features of crops"), Images.of(labelled)
+    tokens = replace(tokens, preprocessing=replace(tokens.preprocessing, stain_normalisation=None))
+    return tokens, Images(crops, content, "features of crops"), replace(Images.of(labelled), source=source)
 
 
 def block_tokens(extractor: Extractor) -> Extractor:

@@ -18,6 +18,7 @@ from dino_path.evaluation.cache import FeatureCache, Features, Images, load_mode
 from dino_path.evaluation.confusion import Ints, confusion_matrix, summarise
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.division import Division, divide
+from dino_path.evaluation.input_notes import input_notes
 from dino_path.evaluation.metrics import LOWER, UPPER
 from dino_path.evaluation.results import SUPERVISED, baseline_missing, markdown_page, markdown_table, write_results
 from dino_path.evaluation.supervised import Supervised, read_supervised
@@ -147,6 +148,7 @@ def evaluate_fewshot(
     how_many = "all training images" if division.num_folds else f"all {len(labelled.part('train'))} training images"
     notes.append(f"{title}, trained end to end on {how_many}: {found}")
     notes += supervised.notes if supervised else ()
+    notes += input_notes((extractor for _, extractor in models.values()), labelled.source, config.input_px)
     lines = markdown_table(
         ["balanced accuracy", *(f"{number} per class" for number in shots)],
         [[name, *(e.text("balanced_accuracy") for e in rows)] for name, rows in results.items()],

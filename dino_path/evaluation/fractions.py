@@ -22,6 +22,7 @@ from dino_path.config import EvaluationConfig, FeatureProtocol
 from dino_path.evaluation.cache import FeatureCache, Features, Images, load_models
 from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.division import Division, divide, pooled
+from dino_path.evaluation.input_notes import input_notes
 from dino_path.evaluation.intervals import Score
 from dino_path.evaluation.metrics import mean_over_draws
 from dino_path.evaluation.protocols import TITLES, run_protocol
@@ -97,6 +98,7 @@ def evaluate_fractions(
     ]
     missing = [fraction for fraction in fractions if fraction not in supervised]
     notes = _notes(division, config, draws, missing, title)
+    notes += input_notes((extractor for _, extractor in models.values()), labelled.source, config.input_px)
     if baseline is not None and 1.0 in supervised:
         notes += read_supervised(baseline, division).notes
     for name, (_, extractor) in models.items():

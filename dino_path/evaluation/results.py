@@ -54,8 +54,8 @@ def write_results(
             "spec": spec,
             "digest": extractor.digest,
             "num_features": extractor.num_features,
-            "input_px": config.input_px or extractor.input_px,
-            "mpp": extractor.mpp,
+            "input_px": config.input_px or extractor.preprocessing.input_px,
+            "mpp": extractor.preprocessing.mpp,
         }
         for name, (spec, extractor) in models.items()
     }

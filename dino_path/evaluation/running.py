@@ -14,6 +14,7 @@ from dino_path.distributed import usable_cores
 from dino_path.evaluation.datasets import VALIDATION_FRACTION, load_labelled
 from dino_path.evaluation.knn import knn_classify
 from dino_path.features.extractor import Extractor, iterate_features
+from dino_path.preprocessing import training_preprocessing
 from dino_path.tiles.source import Subset
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def running_knn(config: Config, *, device: torch.device) -> Callable[[nn.Module]
         DataError: the data cannot be read, or have too few images for a validation part.
     """
     assert config.monitor.knn_data is not None
-    evaluation, model = config.evaluation, config.model
+    evaluation = config.evaluation
     labelled = load_labelled(config.monitor.knn_data, evaluation)
     parts = labelled.fit_and_validation(VALIDATION_FRACTION, seed=evaluation.seed)
     # A part of them drawn at random, where there are very many: the other processes wait meanwhile.
@@ -48,10 +49,7 @@ def running_knn(config: Config, *, device: torch.device) -> Callable[[nn.Module]
         extractor = Extractor(
             name="teacher",
             module=backbone,
-            mean=model.mean,
-            std=model.std,
-            input_px=config.views.global_px,
-            mpp=None,
+            preprocessing=training_preprocessing(config, tile_px=None, mpp=labelled.source.mpp),
             digest="",  # its features are not kept
             num_features=int(backbone.num_features),  # type: ignore[arg-type]
         )

@@ -179,7 +179,10 @@ def evaluate_table(
             )
         )
     rows = _with_differences(rows)
-    notes = table_notes(division, rows, signatures, [extractor for _, extractor in extractors.values()], supervised)
+    notes = table_notes(
+        division, rows, signatures, [extractor for _, extractor in extractors.values()], supervised,
+        input_px=config.input_px,
+    )  # fmt: skip
     table = Table(
         labelled_name=division.name,
         rows=tuple(rows),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dino_path.evaluation.division import Division
+from dino_path.evaluation.input_notes import input_notes
 from dino_path.evaluation.protocols import TITLES
 from dino_path.evaluation.results import SUPERVISED, baseline_missing
 from dino_path.evaluation.signature import NEIGHBOURS, Signature
@@ -27,8 +28,14 @@ def table_notes(
     signatures: Mapping[str, Signature],
     extractors: Sequence[Extractor],
     supervised: Supervised | None,
+    *,
+    input_px: int | None,
 ) -> tuple[str, ...]:
-    """All sentences below a table, the most important ones first."""
+    """All sentences below a table, the most important ones first.
+
+    Args:
+        input_px: `evaluation.input_px`.
+    """
     num_images = len(np.unique(division.tested))
     notes = [
         f"in brackets: {rows[0].metrics.interval}; {num_images} images; split: {division.labelled.split_rule}",
@@ -43,9 +50,10 @@ def table_notes(
     notes += _signature_notes(signatures)
     data_mpp = division.labelled.source.mpp
     for extractor in extractors:
-        if extractor.mpp and data_mpp and abs(extractor.mpp / data_mpp - 1) > MPP_TOLERANCE:
-            notes.append(f"{extractor.name} was trained at {extractor.mpp:g} um/px, these images are at {data_mpp:g}")
-    return (*notes, *_fit_notes(rows))
+        mpp = extractor.preprocessing.mpp
+        if mpp and data_mpp and abs(mpp / data_mpp - 1) > MPP_TOLERANCE:
+            notes.append(f"{extractor.name} was trained at {mpp:g} um/px, these images are at {data_mpp:g}")
+    return (*notes, *input_notes(extractors, division.labelled.source, input_px), *_fit_notes(rows))
 
 
 def _no_better_than_the_majority(rows: Sequence[Row], division: Division) -> Iterator[str]:

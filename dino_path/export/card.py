@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_path.config import PROTOCOL_TITLES
-from dino_path.model.folder import WEIGHTS_NAME, Triple
+from dino_path.model.folder import WEIGHTS_NAME
 from dino_path.model.locality import OUR_ARGUMENTS, is_plain
+from dino_path.preprocessing import Preprocessing
 
 UNKNOWN_LICENSE = "unknown"
 HEADER = """---
@@ -49,10 +50,7 @@ class ModelFacts:
     model_args: Mapping[str, Any]
     num_features: int
     num_parameters: int
-    mean: Triple
-    std: Triple
-    input_px: int
-    mpp: float | None
+    preprocessing: Preprocessing
     license: str = UNKNOWN_LICENSE
     graphs: tuple[str, ...] = ()  # names of further files that hold the model
 
@@ -68,11 +66,11 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
     parts = [
         HEADER.format(remark=NO_LICENSE if facts.license == UNKNOWN_LICENSE else "", license=facts.license),
         f"# {facts.architecture}, self-supervised" + (" on histology" if trainer == OURSELVES else ""),
-        f"A frozen feature extractor, pretrained with DINO (Caron et al. 2021) by {trainer}. It turns a tile of "
-        f"{facts.input_px} px{_at_mpp(facts)} into {facts.num_features} numbers.",
+        f"A frozen feature extractor, pretrained with DINO (Caron et al. 2021) by {trainer}. It turns a tile into "
+        f"{facts.num_features} numbers. It expects {_micro(facts.preprocessing.text())}.",
         _expectations(facts),
         _usage(facts),
-        *(GRAPH_USES[name].format(input_px=facts.input_px) for name in facts.graphs),
+        *(GRAPH_USES[name].format(input_px=facts.preprocessing.input_px) for name in facts.graphs),
         *_training(provenance),
         *_results(results),
         USES,
@@ -82,22 +80,50 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
     return "\n\n".join(text for part in parts if (text := part.strip("\n"))) + "\n"
 
 
-def _at_mpp(facts: ModelFacts) -> str:
-    return "" if facts.mpp is None else f" at {facts.mpp:g} µm/px"
+def _micro(text: str) -> str:
+    """As a page writes it: terminals may not have the letter."""
+    return text.replace("um/px", "µm/px")
+
+
+def _as_trained(facts: ModelFacts) -> str:
+    """Of the tile in a snippet: ` of 256 px at 0.5 µm/px`, as far as known."""
+    known = facts.preprocessing
+    edge = "" if known.tile_px is None else f" of {known.tile_px} px"
+    return edge + ("" if known.mpp is None else f" at {known.mpp:.4g} µm/px")
 
 
 def _expectations(facts: ModelFacts) -> str:
-    mpp = "unknown (the training images did not say)" if facts.mpp is None else f"**{facts.mpp:g} µm/px**"
+    known = facts.preprocessing
+    unknown = "unknown (the training did not record it)"
+    mpp = "unknown (the training images did not say)" if known.mpp is None else f"**{known.mpp:.4g} µm/px**"
+    normalised = "RGB, in [0, 1], then (image - mean) / std"
     rows = [
         ("architecture", f"`{facts.architecture}` (timm)"),
         ("parameters", f"{facts.num_parameters:,}"),
         ("features", f"{facts.num_features} per tile"),
         ("resolution of the tiles", mpp),
-        ("input", f"{facts.input_px} x {facts.input_px} px, RGB, in [0, 1], then (image - mean) / std"),
-        ("mean", ", ".join(f"{value:g}" for value in facts.mean)),
-        ("std", ", ".join(f"{value:g}" for value in facts.std)),
-    ]
+        ("edge of the tiles", unknown if known.tile_px is None else f"{known.tile_px} px"),
+        *([("stain normalisation", f"{known.stain_normalisation}, of each whole tile, before it is resized")]
+          if known.stain_normalisation else []),
+        ("input, after the tile is resized", f"{known.input_px} x {known.input_px} px, {normalised}"),
+        ("resolution of the input", unknown if known.seen_mpp is None else f"**{known.seen_mpp:.4g} µm/px**"),
+        ("mean", ", ".join(f"{value:g}" for value in known.mean)),
+        ("std", ", ".join(f"{value:g}" for value in known.std)),
+    ]  # fmt: skip
     return "## What it expects\n\n" + _table(("", ""), rows)
+
+
+def _normalise_stain(facts: ModelFacts) -> str:
+    """The lines of the snippet for timm, which knows nothing of stains; empty where there is nothing to do."""
+    method = facts.preprocessing.stain_normalisation
+    if method is None:
+        return ""
+    return f"""# The training normalised stains, and timm does not:
+import numpy as np
+from dino_path.views.normalisation import normalise_stain
+
+tile = Image.fromarray(normalise_stain(np.asarray(tile), "{method}"))
+"""
 
 
 def _usage(facts: ModelFacts) -> str:
@@ -114,8 +140,9 @@ import torch
 from dino_path.features.extractor import load_extractor
 
 extractor = load_extractor("FOLDER", device=torch.device("cpu"))
-tiles = torch.zeros(1, 3, {facts.input_px}, {facts.input_px})  # RGB in [0, 1]{_at_mpp(facts)}
-mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (extractor.mean, extractor.std))
+edge_px = extractor.preprocessing.input_px
+tiles = torch.zeros(1, 3, edge_px, edge_px)  # RGB in [0, 1]: tiles{_as_trained(facts)}, resized
+mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (extractor.preprocessing.mean, extractor.preprocessing.std))
 with torch.inference_mode():
     features = extractor.module((tiles - mean) / std)  # (1, {facts.num_features})
 ```"""
@@ -133,8 +160,8 @@ from PIL import Image
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-tile = Image.open("tile.png").convert("RGB")  # a tile{_at_mpp(facts)}
-with torch.inference_mode():
+tile = Image.open("tile.png").convert("RGB")  # a tile{_as_trained(facts)}
+{_normalise_stain(facts)}with torch.inference_mode():
     features = model(transform(tile)[None])  # (1, {facts.num_features})
 ```
 

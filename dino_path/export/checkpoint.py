@@ -14,8 +14,8 @@ from dino_path.export.card import UNKNOWN_LICENSE
 from dino_path.export.format_names import Format, Precision
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
 from dino_path.model.checkpoint import Checkpoint, lineage, read_checkpoint
-from dino_path.model.folder import Triple
 from dino_path.model.published import Network, read_published, timm_model_of
+from dino_path.preprocessing import Preprocessing, Triple, training_preprocessing
 from dino_path.records.environment import EnvironmentRecord, read_environment
 from dino_path.records.evaluation import RESULTS
 from dino_path.run import RunFolder, newest_checkpoint
@@ -89,10 +89,7 @@ def import_checkpoint(
         backbone=backbone,
         arguments=arguments,
         state_dict=checkpoint.backbone,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        input_px=input_px,
-        mpp=mpp,
+        preprocessing=Preprocessing(IMAGENET_MEAN, IMAGENET_STD, input_px, mpp),
         provenance=provenance,
         source=str(path),
     )
@@ -111,10 +108,7 @@ def export_source(checkpoint: Checkpoint, run: RunFolder, *, name: str, network:
         backbone=config.model.backbone,
         arguments=config.model.backbone_arguments,
         state_dict=weights,
-        mean=config.model.mean,
-        std=config.model.std,
-        input_px=config.views.global_px,
-        mpp=checkpoint.tile_mpp,
+        preprocessing=training_preprocessing(config, tile_px=checkpoint.tile_px, mpp=checkpoint.tile_mpp),
         provenance=_provenance(checkpoint, config, run, network=network),
         results=tuple(_read_results(run)),
         source=name,

@@ -27,13 +27,13 @@ from dino_path.model.folder import (
     CARD_NAME,
     CONFIG_NAME,
     WEIGHTS_NAME,
-    Triple,
     read_model_folder,
 )
 from dino_path.model.folder_weights import build_untrained
 from dino_path.model.locality import is_plain
 from dino_path.model.names import architecture
 from dino_path.model.weights import load_weights
+from dino_path.preprocessing import Preprocessing
 from dino_path.run import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,7 @@ class ExportSource:
         backbone: timm model name.
         arguments: further arguments of timm.create_model.
         state_dict: weights under timm's own key names.
-        mean, std: RGB, of images in [0, 1].
-        input_px: edge of the image that the model expects, in pixels.
-        mpp: microns per pixel of the tiles it was trained on; None: unknown.
+        preprocessing: of the training tiles; `input_px` is not None.
         provenance: what made it, as plain values (network, steps, tiles seen, config digest, commit, versions).
         results: contents of the evaluations' `results.json`, for the card.
         license: the Hub's name of a licence, such as `cc-by-nc-4.0`.
@@ -59,10 +57,7 @@ class ExportSource:
     backbone: str
     arguments: Mapping[str, Argument]
     state_dict: Mapping[str, Tensor]
-    mean: Triple
-    std: Triple
-    input_px: int
-    mpp: float | None
+    preprocessing: Preprocessing
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[Mapping[str, Any]] = ()
     license: str = UNKNOWN_LICENSE
@@ -74,6 +69,7 @@ class ExportResult:
     """The written folder and what the reload showed.
 
     Attributes:
+        preprocessing: what the model expects of its images.
         graphs: largest relative difference of each graph that was written.
         notes: what became of a model that was there before, as sentences.
     """
@@ -82,14 +78,16 @@ class ExportResult:
     num_features: int
     num_parameters: int
     reload: ReloadCheck
+    preprocessing: Preprocessing
     graphs: Mapping[Format, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """For the command line: one line, and one for each graph and note."""
+        """For the command line: the model, what it expects, and a line for each graph and note."""
         lines = [
             f"{self.folder}: {self.num_parameters / 1e6:.2f} M parameters, {self.num_features} features;"
-            f" reloaded by {self.reload.loader}, largest relative difference {self.reload.relative_difference:.1e}"
+            f" reloaded by {self.reload.loader}, largest relative difference {self.reload.relative_difference:.1e}",
+            f"it expects {self.preprocessing.text()}",
         ]
         for kind, difference in self.graphs.items():
             lines.append(f"{self.folder / NAMES[kind]}: reloaded, largest relative difference {difference:.1e}")
@@ -125,22 +123,22 @@ def export_model(
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
         logger.info("loading it back in a fresh process, which imports torch anew")
-        check = check_reload(
-            building, backbone, state.mean, state.std, state.input_px, loader=loader, tolerance=tolerance
-        )
+        check = check_reload(building, backbone, state.preprocessing, loader=loader, tolerance=tolerance)
+        input_px = state.preprocessing.input_px
+        assert input_px is not None
         graphs: dict[Format, float] = {}
         for kind in formats:
             if kind == "timm":  # written above
                 continue
             logger.info("writing %s, and loading it back in a fresh process", NAMES[kind])
-            graphs[kind] = write_graph(kind, building, copy.deepcopy(backbone), state.input_px, precision=precision)
-        notes = _keep_or_give_up_graphs(out, building)
+            graphs[kind] = write_graph(kind, building, copy.deepcopy(backbone), input_px, precision=precision)
+        notes = (*_keep_or_give_up_graphs(out, building), *_left_to_the_user(state, formats))
         write_card(building, state.results)
         _move(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     num_features = int(backbone.num_features)  # type: ignore[arg-type]
-    return ExportResult(out, num_features, count_parameters(backbone), check, graphs, notes)
+    return ExportResult(out, num_features, count_parameters(backbone), check, state.preprocessing, graphs, notes)
 
 
 def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -159,10 +157,7 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         model_args=found.arguments,
         num_features=int(backbone.num_features),  # type: ignore[arg-type]
         num_parameters=count_parameters(backbone),
-        mean=found.mean,
-        std=found.std,
-        input_px=found.input_px,
-        mpp=found.mpp,
+        preprocessing=found.preprocessing,
         license=read_json(folder / CONFIG_NAME).get("pretrained_cfg", {}).get("license") or UNKNOWN_LICENSE,
         graphs=tuple(name for name in NAMES.values() if (folder / name).exists()),
     )
@@ -172,7 +167,8 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def timm_config(state: ExportSource, backbone: nn.Module) -> dict[str, Any]:
-    """The content of `config.json`: timm's keys, and beside them `mpp` and `dino_path`, which timm ignores."""
+    """The content of `config.json`: timm's keys, and beside them ours, which timm ignores."""
+    preprocessing = state.preprocessing
     registered: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     arguments: dict[str, Any] = {**backbone_arguments(state.backbone), **state.arguments}
     is_fixed = bool(registered.get("fixed_input_size")) and not arguments.get("dynamic_img_size", False)
@@ -186,22 +182,35 @@ def timm_config(state: ExportSource, backbone: nn.Module) -> dict[str, Any]:
         "pretrained_cfg": {
             "tag": "dino_path",
             "custom_load": False,
-            "input_size": [3, state.input_px, state.input_px],
+            "input_size": [3, preprocessing.input_px, preprocessing.input_px],
             "fixed_input_size": is_fixed,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",
-            "mean": list(state.mean),
-            "std": list(state.std),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
             "num_classes": 0,
             "pool_size": registered.get("pool_size"),
             "first_conv": registered.get("first_conv"),
             "classifier": registered.get("classifier"),
             "license": state.license,
         },
-        "mpp": state.mpp,
+        "mpp": preprocessing.mpp,
+        "tile_px": preprocessing.tile_px,
+        "stain_normalisation": preprocessing.stain_normalisation,
         "dino_path": dict(state.provenance),
     }
+
+
+def _left_to_the_user(state: ExportSource, formats: Sequence[Format]) -> tuple[str, ...]:
+    """What the files cannot do for who loads them without dino_path."""
+    method = state.preprocessing.stain_normalisation
+    if method is None:
+        return ()
+    return (
+        f"{', '.join(formats)}: none of them holds the {method} stain normalisation of the training. dino_path's"
+        f" commands apply it; elsewhere apply it to every tile first ({CARD_NAME} says how)",
+    )
 
 
 def _backbone_with_weights(state: ExportSource) -> nn.Module:

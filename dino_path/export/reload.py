@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dino_path.errors import CheckpointError
-from dino_path.model.folder import Triple
+from dino_path.preprocessing import Preprocessing
 
 TOLERANCE = 1e-5  # relative; of weights that were rounded to half precision see `formats`
 NUM_IMAGES = 2
@@ -78,9 +78,7 @@ class ReloadCheck:
 def check_reload(
     folder: Path,
     backbone: nn.Module,
-    mean: Triple,
-    std: Triple,
-    input_px: int,
+    preprocessing: Preprocessing,
     *,
     loader: Loader,
     tolerance: float = TOLERANCE,
@@ -94,6 +92,8 @@ def check_reload(
     Raises:
         CheckpointError: the folder cannot be loaded, or what is loaded differs from the source.
     """
+    mean, std, input_px = preprocessing.mean, preprocessing.std, preprocessing.input_px
+    assert input_px is not None
     record = _reload(SCRIPTS[loader], folder, input_px)
     found = np.asarray(record["features"], np.float32)
     expected = _features(backbone, input_px)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dino_path.errors import ConfigError
 from dino_path.features.extractor import Extractor
-from dino_path.features.images import prepare_image
+from dino_path.features.images import prepare_image, stain_normalised
 from dino_path.model.attention import LastAttention, last_attention
 from dino_path.run import atomic_write
 from dino_path.slides.slide import RgbImage
@@ -44,9 +44,10 @@ def draw_attention(extractor: Extractor, paths: Sequence[Path], out: Path, *, ed
         ConfigError: the model does not take images of `edge_px`.
         TileStoreError: an image cannot be read.
     """
-    source, files = ImageFiles(paths), []
-    edge_px = edge_px or extractor.input_px
-    for number, path in enumerate(source.paths):
+    images, files = ImageFiles(paths), []
+    source = stain_normalised(images, extractor.preprocessing.stain_normalisation)
+    edge_px = edge_px or extractor.preprocessing.input_px
+    for number, path in enumerate(images.paths):
         image_HWC = prepare_image(source.read_image(number), edge_px)
         attention = _look(extractor, image_HWC)
         file = out / f"{number:03d}_{path.stem}.png"
@@ -73,7 +74,8 @@ def attention_sheet(image_HWC: RgbImage, attention: LastAttention) -> RgbImage:
 def _look(extractor: Extractor, image_HWC: RgbImage) -> LastAttention:
     device = next(extractor.module.parameters()).device
     image_CHW = torch.from_numpy(image_HWC.copy()).to(device).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (extractor.mean, extractor.std))
+    triples = extractor.preprocessing.mean, extractor.preprocessing.std
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in triples)
     try:
         return last_attention(extractor.module, ((image_CHW - mean) / std)[None], name=extractor.name)
     except (AssertionError, RuntimeError) as error:  # timm asserts that the edge fits the model
@@ -81,7 +83,7 @@ def _look(extractor: Extractor, image_HWC: RgbImage) -> LastAttention:
             f"--px {image_HWC.shape[0]}",
             f"{extractor.name} does not take images of this edge ({' '.join(str(error).split())[:200]}).",
             "A multiple of the model's patch size is needed.",
-            f"Leave --px out to use the model's own ({extractor.input_px}).",
+            f"Leave --px out to use the model's own ({extractor.preprocessing.input_px}).",
         ) from None
 
 

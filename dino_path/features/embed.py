@@ -27,7 +27,7 @@ from dino_path.features.files import (
     write_slide_features,
     write_tensor,
 )
-from dino_path.features.images import read_batches
+from dino_path.features.images import read_batches, stain_normalised
 from dino_path.features.layouts import (
     FeatureLayout,
     LayoutName,
@@ -35,7 +35,7 @@ from dino_path.features.layouts import (
     refuse_shared_names,
     trident_attributes,
 )
-from dino_path.features.specs import refuse_other_mpp
+from dino_path.features.specs import LARGEST_MPP_DIFFERENCE, refuse_other_mpp
 from dino_path.progress import Meter, meter
 from dino_path.records.embedding import EmbeddingRecord, write_embedding
 from dino_path.records.slide import SlideRecord, read_slide_record
@@ -55,6 +55,7 @@ class EmbedSummary:
         failed: (slide id, reason) of slides that could not be tiled, or whose tiles could not be read; a new call
             tries them again.
         folders: where the features lie, one per layout.
+        seen: what the network saw of the tiles, as a sentence.
     """
 
     written: tuple[str, ...]
@@ -63,6 +64,7 @@ class EmbedSummary:
     failed: tuple[tuple[str, str], ...]
     num_tiles: int
     folders: tuple[Path, ...]
+    seen: str
 
     def text(self) -> str:
         """For people: the counts, every slide without features and why, and where the files are."""
@@ -71,6 +73,7 @@ class EmbedSummary:
         lines = [f"failed   {slide_id}: {reason}" for slide_id, reason in self.failed]
         lines += [f"empty    {slide_id}: {reason}" for slide_id, reason in self.empty]
         lines.append(f"{', '.join(counts)}; {self.num_tiles:,} tiles")
+        lines.append(f"input: {self.seen}")
         return "\n".join(lines + [f"features: {folder}" for folder in self.folders])
 
 
@@ -126,7 +129,7 @@ def embed_store(
         DataError: `out` holds features of these slides that another model, or other tiles of them, have given.
     """
     if not allow_other_mpp:
-        refuse_other_mpp(extractor.name, extractor.mpp, store.mpp, str(store.path))
+        refuse_other_mpp(extractor.name, extractor.preprocessing.mpp, store.mpp, str(store.path))
     refuse_shared_names((record.path for record in store.slides), layouts)
     chosen = layouts_of(layouts, StoreFolder(store.path).read_config())
     slides = [_plan(extractor, store, out, chosen, number) for number in range(len(store.slides))]
@@ -158,10 +161,21 @@ def embed_store(
         failed=tuple(sorted([*untiled, *failed])),
         num_tiles=sum(len(slide.tiles) for slide in slides if slide.record.slide_id in done.union(written)),
         folders=tuple(layout.feature_folder(out, encoder_folder_name(extractor)) for layout in chosen),
+        seen=_seen(extractor, store),
     )
     if world.is_first:
         _write_summary(extractor, store, out, summary)
     return summary
+
+
+def _seen(extractor: Extractor, store: TileStore) -> str:
+    """What the network sees of the store's tiles, and what it saw in training where that is another scale."""
+    trained = extractor.preprocessing
+    seen = trained.of_tiles(store.size_px, store.mpp)
+    text, mpp, trained_mpp = seen.text(), seen.seen_mpp, trained.seen_mpp
+    if mpp and trained_mpp and abs(mpp / trained_mpp - 1) > LARGEST_MPP_DIFFERENCE + 1e-9:
+        text += f"; {extractor.name} saw {trained_mpp:.4g} um/px in training, tiles of {trained.tile_px} px"
+    return text
 
 
 def share(slides: Sequence[_Slide], world: World) -> list[_Slide]:
@@ -261,7 +275,9 @@ def _slide_features(
     batches = [(slide, numbers) for slide in slides for numbers in batches_of(slide.tiles, batch_size)]
     numbers_of_all = [numbers for _, numbers in batches]
     is_cuda = device.type == "cuda"
-    images = read_batches(store, numbers_of_all, extractor.input_px, num_workers=num_workers, pin_memory=is_cuda)
+    preprocessing = extractor.preprocessing
+    source = stain_normalised(store, preprocessing.stain_normalisation)
+    images = read_batches(source, numbers_of_all, preprocessing.input_px, num_workers=num_workers, pin_memory=is_cuda)
     forward = Forward(extractor, device)
     parts: list[Features] = []
     error: TileStoreError | None = None
@@ -295,9 +311,11 @@ def _write_summary(extractor: Extractor, store: TileStore, out: Path, summary: E
     record = EmbeddingRecord(
         encoder=extractor.name,
         encoder_digest=extractor.digest,
-        encoder_mpp=extractor.mpp,
+        encoder_mpp=extractor.preprocessing.mpp,
         tile_mpp=store.mpp,
         tile_px=store.size_px,
+        input_px=extractor.preprocessing.input_px,
+        stain_normalisation=extractor.preprocessing.stain_normalisation,
         precision=extractor.precision,
         store_digest=store.digest,
         written=summary.written,

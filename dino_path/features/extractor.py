@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError, ConfigError, TileStoreError
-from dino_path.features.images import read_batches
+from dino_path.features.images import read_batches, stain_normalised
 from dino_path.features.specs import CONTROL_NAMES
-from dino_path.model.folder import Triple, read_model_folder
+from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import build_untrained, load_backbone
 from dino_path.model.pretrained import TimmBackbone, load_timm_weights, untrained_timm_backbone
+from dino_path.preprocessing import Preprocessing
 from dino_path.progress import meter
 from dino_path.tiles.source import TileSource
 
@@ -37,35 +38,19 @@ GENERIC_FOLDER_NAMES = ("model", "export", "")
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """What a model expects of its images; see `Extractor`."""
-
-    mean: Triple
-    std: Triple
-    input_px: int | None
-    mpp: float | None
-
-
-@dataclass(frozen=True)
 class Extractor:
     """A frozen model with the preprocessing that belongs to it.
 
     Attributes:
         name: what tables and file names call it.
         module: (B, 3, H, W) normalised float images -> (B, D); in eval mode, without gradients.
-        mean, std: RGB, of images in [0, 1].
-        input_px: edge of the square image that the module expects; None: any size, as it comes.
-        mpp: microns per pixel of the tiles it was trained on; None: unknown.
         digest: SHA-256 of weights, preprocessing and precision; equal digests give equal features.
         precision: in which the module runs (torch.autocast); features are fp32 numbers whatever it is.
     """
 
     name: str
     module: nn.Module
-    mean: Triple
-    std: Triple
-    input_px: int | None
-    mpp: float | None
+    preprocessing: Preprocessing
     digest: str
     num_features: int
     precision: Precision = "fp32"
@@ -92,7 +77,7 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
     """
     if spec in CONTROLS:
         black, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        preprocessing = Preprocessing(black, one, input_px=None, mpp=None)
+        preprocessing = Preprocessing(black, one, input_px=None)
         return _freeze(spec, CONTROLS[spec](), spec, preprocessing, device)
     if spec.startswith("timm:"):
         name = spec.removeprefix("timm:")
@@ -109,8 +94,7 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
     else:
         name, module = _folder_name(path), load_backbone(folder)
     identity = json.dumps([folder.architecture, folder.arguments], sort_keys=True)
-    preprocessing = Preprocessing(folder.mean, folder.std, folder.input_px, folder.mpp)
-    return _freeze(name, module, identity, preprocessing, device)
+    return _freeze(name, module, identity, folder.preprocessing, device)
 
 
 class MeanColour(nn.Module):
@@ -183,8 +167,10 @@ def iterate_features(
     num_workers: int = 0,
 ) -> Iterator[NDArray[np.float32]]:
     """Features (B, D), batch by batch, and no progress display; otherwise as `extract_features`."""
-    edge_px = extractor.input_px if input_px is None else input_px
-    if edge_px is not None and edge_px != extractor.input_px:
+    preprocessing = extractor.preprocessing
+    source = stain_normalised(source, preprocessing.stain_normalisation)
+    edge_px = preprocessing.input_px if input_px is None else input_px
+    if edge_px is not None and edge_px != preprocessing.input_px:
         _check_input_px(extractor, edge_px, device)
     batches = batches_of(np.arange(len(source), dtype=np.int64), batch_size)
     forward = Forward(extractor, device)
@@ -212,7 +198,8 @@ class Forward:
     def __init__(self, extractor: Extractor, device: torch.device) -> None:
         self.most_images: int | None = None
         self._extractor, self._device = extractor, device
-        values = (torch.tensor(triple, device=device).view(1, 3, 1, 1) for triple in (extractor.mean, extractor.std))
+        triples = extractor.preprocessing.mean, extractor.preprocessing.std
+        values = (torch.tensor(triple, device=device).view(1, 3, 1, 1) for triple in triples)
         self._mean, self._std = values
 
     def __call__(self, images: Tensor | list[Tensor]) -> NDArray[np.float32]:
@@ -275,13 +262,12 @@ def _check_input_px(extractor: Extractor, input_px: int, device: torch.device) -
             f"evaluation.input_px={input_px}",
             f"{extractor.name} does not take images of this edge ({' '.join(str(error).split())[:200]}).",
             "The edge must fit the model: for a ViT a multiple of its patch size.",
-            f"Leave it out to use the model's own ({extractor.input_px}).",
+            f"Leave it out to use the model's own ({extractor.preprocessing.input_px}).",
         ) from None
 
 
 def _from_timm(name: str, backbone: TimmBackbone, device: torch.device) -> Extractor:
-    preprocessing = Preprocessing(backbone.mean, backbone.std, backbone.input_px, mpp=None)
-    return _freeze(name, backbone.module, name, preprocessing, device)
+    return _freeze(name, backbone.module, name, backbone.preprocessing, device)
 
 
 def _freeze(
@@ -293,10 +279,7 @@ def _freeze(
     return Extractor(
         name=name,
         module=module.to(device),
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        input_px=preprocessing.input_px,
-        mpp=preprocessing.mpp,
+        preprocessing=preprocessing,
         digest=_digest(module, identity, preprocessing),
         num_features=num_features,
     )
@@ -305,6 +288,8 @@ def _freeze(
 def _digest(module: nn.Module, identity: str, preprocessing: Preprocessing) -> str:
     """SHA-256 of architecture, weights and preprocessing: the key under which features may be kept."""
     what = [identity, preprocessing.mean, preprocessing.std, preprocessing.input_px]
+    if preprocessing.stain_normalisation:  # where there is none, the digests of features that exist stay as they are
+        what.append(preprocessing.stain_normalisation)
     total = hashlib.sha256(json.dumps(what).encode())
     for key, tensor in sorted(module.state_dict().items()):
         total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

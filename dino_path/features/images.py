@@ -20,12 +20,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dino_path.errors import TileStoreError
+from dino_path.preprocessing import StainNormalisation
 from dino_path.processes import become_worker
 from dino_path.tiles.source import TileSource
+from dino_path.views.normalisation import normalise_stain
 
 BATCHES_AHEAD = 2  # per process
 
 Batch = Tensor | list[Tensor] | TileStoreError
+
+
+def stain_normalised(source: TileSource, method: StainNormalisation | None) -> TileSource:
+    """The source with each whole image in the colours that a training with `method` saw; None: the source itself."""
+    return source if method is None else _StainNormalised(source, method)
+
+
+class _StainNormalised:
+    """Another source's images, stain normalised."""
+
+    def __init__(self, source: TileSource, method: StainNormalisation) -> None:
+        self.source, self.method = source, method
+        self.mpp, self.digest = source.mpp, f"{source.digest} {method}"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read_image(self, index: int) -> NDArray[np.uint8]:
+        return normalise_stain(self.source.read_image(index), self.method)
+
+    def read_bytes(self, index: int) -> bytes:
+        return self.source.read_bytes(index)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
 
 
 def read_batches(

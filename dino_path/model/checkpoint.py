@@ -64,6 +64,8 @@ class Checkpoint:
     """Of what the images or slides held; empty where it was not known."""
     tile_mpp: float | None
     """Microns per pixel, where known."""
+    tile_px: int | None = None
+    """Edge of the stored tiles; None: images of any size, or a file from before it was kept."""
     world_size: int
     global_batch_size: int
     num_skipped: int

@@ -1,8 +1,9 @@
 """What a model folder says of its model: the layout that `timm.create_model("local-dir:FOLDER")` loads.
 
-`config.json` is timm's, and `mpp` (microns per pixel of the tiles that the model was trained on) stands beside timm's
-keys: inside `pretrained_cfg` timm refuses what it does not know, at the top level it ignores it. Weights are read
-from `model.safetensors` only, which holds numbers and no code (`folder_weights.py`; here nothing needs torch).
+`config.json` is timm's, and what timm does not know of the training tiles (`mpp`, `tile_px`, `stain_normalisation`)
+stands beside timm's keys: inside `pretrained_cfg` timm refuses what it does not know, at the top level it ignores it.
+Weights are read from `model.safetensors` only, which holds numbers and no code (`folder_weights.py`; here nothing needs
+torch).
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dino_path.errors import CheckpointError
+from dino_path.preprocessing import Preprocessing, StainNormalisation, Triple, folder_preprocessing
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
-
-Triple = tuple[float, float, float]
 
 
 class _Preprocessing(BaseModel):
@@ -42,6 +42,8 @@ class _FolderConfig(BaseModel):
     model_args: dict[str, Any] = {}
     pretrained_cfg: _Preprocessing
     mpp: float | None = Field(None, gt=0)
+    tile_px: int | None = Field(None, gt=0)
+    stain_normalisation: StainNormalisation | None = None
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,12 @@ class ModelFolder:
 
     Attributes:
         arguments: further arguments of timm.create_model; no num_classes, classifiers are left out.
-        mean, std: RGB, of images in [0, 1].
-        input_px: edge of the image that the model expects, in pixels.
-        mpp: microns per pixel of the tiles it was trained on; None where the folder does not say.
     """
 
     path: Path
     architecture: str
     arguments: dict[str, Any]
-    mean: Triple
-    std: Triple
-    input_px: int
-    mpp: float | None
+    preprocessing: Preprocessing
 
 
 def read_model_folder(path: Path) -> ModelFolder:
@@ -84,10 +80,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         path=path,
         architecture=config.architecture,
         arguments={name: value for name, value in config.model_args.items() if name != "num_classes"},
-        mean=config.pretrained_cfg.mean,
-        std=config.pretrained_cfg.std,
-        input_px=config.pretrained_cfg.input_size[1],
-        mpp=config.mpp,
+        preprocessing=folder_preprocessing(config.model_dump()),
     )
 
 

@@ -13,25 +13,19 @@ from torch import nn
 
 from dino_path.errors import CheckpointError
 from dino_path.model.backbone import backbone_arguments
-from dino_path.model.folder import Triple, read_model_folder
+from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import load_backbone
 from dino_path.model.names import architecture, timm_model_and_file
 from dino_path.model.weights import load_weights, read_any_weights
+from dino_path.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
 class TimmBackbone:
-    """A timm model without classifier.
-
-    Attributes:
-        mean, std: RGB, of images in [0, 1].
-        input_px: edge of the image that the model expects, in pixels.
-    """
+    """A timm model without classifier, and what it expects of its images."""
 
     module: nn.Module
-    mean: Triple
-    std: Triple
-    input_px: int
+    preprocessing: Preprocessing
 
 
 def load_start(name: str, weights: str) -> TimmBackbone:
@@ -50,7 +44,7 @@ def load_start(name: str, weights: str) -> TimmBackbone:
             "The weights of a start are of the same architecture.",
             f"Name {folder.architecture} as the backbone, or give a model folder of {architecture(name)}.",
         )
-    return TimmBackbone(load_backbone(folder), folder.mean, folder.std, folder.input_px)
+    return TimmBackbone(load_backbone(folder), folder.preprocessing)
 
 
 def load_timm_weights(name: str) -> TimmBackbone:
@@ -94,4 +88,5 @@ def _timm_backbone(name: str, *, pretrained: bool) -> TimmBackbone:
     if file:
         load_weights(module, read_any_weights(file), source=f"timm:{name}@{file}")
     data = resolve_model_data_config(module)
-    return TimmBackbone(module, tuple(data["mean"]), tuple(data["std"]), int(data["input_size"][1]))
+    preprocessing = Preprocessing(tuple(data["mean"]), tuple(data["std"]), int(data["input_size"][1]))
+    return TimmBackbone(module, preprocessing)

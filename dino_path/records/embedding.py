@@ -13,6 +13,7 @@ class EmbeddingRecord(Record):
 
     Attributes:
         encoder_mpp, tile_mpp: microns per pixel that the model was trained at (None: not known), and of the tiles.
+        input_px, stain_normalisation: what tiles were resized to for the model, and what was done to them before.
         store_digest: of the tiles.
         written, kept: ids of slides whose features this call made; which were there already.
         empty, failed: (slide id, reason) of slides without tiles; of those that could not be read.
@@ -30,6 +31,8 @@ class EmbeddingRecord(Record):
     empty: tuple[tuple[str, str], ...]
     failed: tuple[tuple[str, str], ...]
     num_tiles: int
+    input_px: int | None = None
+    stain_normalisation: str | None = None
 
 
 EMBEDDING = Format(

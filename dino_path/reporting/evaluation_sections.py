@@ -28,16 +28,16 @@ def headline(evaluation: AnyEvaluation) -> Iterator[str]:
             continue
         sentence = f"{evaluation.name}, {protocol_title(row.protocol)}: {row.model} reaches a "
         sentence += f"balanced accuracy of {format_score(score)}"
-        others = sorted(row.differences, key=lambda other: _place_in_headline(other, evaluation.baseline))
+        others = sorted(row.differences, key=lambda other: _place_in_headline(other, evaluation.baselines))
         for other in others:
             difference = row.differences[other]
             sentence += f"; against {other}: {format_score(difference, signed=True)}, {_verdict(difference)}"
         yield f"{sentence}."
 
 
-def _place_in_headline(other: str, baseline: str | None) -> int:
+def _place_in_headline(other: str, baselines: frozenset[str]) -> int:
     """First what nobody trained, then colour, then other networks, last the supervised one."""
-    if other == baseline:
+    if other in baselines:
         return 3
     return 0 if other.startswith("untrained") else 1 if "colour" in other else 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
@@ -60,11 +60,13 @@ class EvaluationRow:
     """One model under one protocol.
 
     Attributes:
+        spec: what the evaluation was given: a model folder, `untrained:FOLDER`, `mean-colour`, ...
         differences: other model -> this one minus it, in balanced accuracy.
         kind: `own` for models that dino_path trained, `baseline` for the supervised one, `other` for comparisons.
     """
 
     model: str
+    spec: str
     protocol: str
     kind: str
     scores: Mapping[str, Score]
@@ -72,17 +74,30 @@ class EvaluationRow:
     recall: Mapping[str, Score]
     confusion: Sequence[Sequence[int]]
 
+    def minus_any_of(self, others: Collection[str]) -> Score | None:
+        """The difference to the one of them that the row was compared with."""
+        return next((score for other, score in self.differences.items() if other in others), None)
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One `results.json`: models side by side."""
+    """One `results.json`: models side by side.
+
+    Attributes:
+        origin: the folder it lies in, with the folder above.
+    """
 
     name: str
+    origin: str
     data: DataRecord
     rows: Sequence[EvaluationRow]
-    baseline: str | None
     notes: Sequence[str]
     signatures: Sequence[Signature]
+
+    @property
+    def baselines(self) -> frozenset[str]:
+        """Names of supervised networks."""
+        return frozenset(row.model for row in self.rows if row.kind == "baseline")
 
 
 @dataclass(frozen=True)
@@ -105,11 +120,13 @@ class Fractions:
     """One `fractions.json`.
 
     Attributes:
+        origin: as of `Evaluation`.
         baseline: name of the supervised network.
         missing: fraction -> what to run, where the supervised network is missing.
     """
 
     name: str
+    origin: str
     rows: Sequence[FractionRow]
     baseline: str
     missing: Mapping[float, str]
@@ -121,6 +138,7 @@ class FewShot:
     """One `fewshot.json`: model -> shots -> mean balanced accuracy and the range of 95 % of the episodes."""
 
     name: str
+    origin: str
     models: Mapping[str, Mapping[int, Score]]
     baseline: str
     notes: Sequence[str]
@@ -155,18 +173,19 @@ def find_evaluations(folder: Path, troubles: list[str]) -> Iterator[AnyEvaluatio
 def _read(file: Path) -> AnyEvaluation:
     record = read_evaluation(file)
     name, notes = record.data.title, record.notes
+    origin = "/".join(file.resolve().parts[-3:-1])
     match record:
         case FractionsRecord():
             rows = tuple(_fraction_row(row) for row in record.rows)
             missing = {float(fraction): text for fraction, text in record.missing.items()}
-            return Fractions(name, rows, record.baseline, missing, notes)
+            return Fractions(name, origin, rows, record.baseline, missing, notes)
         case FewShotRecord():
-            return FewShot(name, _episodes(record.rows), record.baseline, notes)
+            return FewShot(name, origin, _episodes(record.rows), record.baseline, notes)
         case ResultsRecord():
             baseline = record.baseline if record.has_baseline else None
             table = tuple(_evaluation_row(row, baseline) for row in record.rows)
             signatures = tuple(_signature(model, one) for model, one in record.slide_signature.items())
-            return Evaluation(name, record.data, table, baseline, notes, signatures)
+            return Evaluation(name, origin, record.data, table, notes, signatures)
         case _ as never:
             assert_never(never)
 
@@ -176,6 +195,7 @@ def _evaluation_row(row: ResultRow, baseline: str | None) -> EvaluationRow:
     kind = "other" if row.spec.startswith(COMPARISON_SPECS) else "own"
     return EvaluationRow(
         model=row.model,
+        spec=row.spec,
         protocol=row.protocol,
         kind="baseline" if row.model == baseline else kind,
         scores={name: score for name in METRICS if (score := _score(getattr(metrics, name))) is not None},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from markupsafe import Markup
 from dino_path.errors import CheckpointError
 from dino_path.reporting.charts import Line, line_chart
 from dino_path.reporting.evaluation_sections import evaluation_section, format_score, headline
-from dino_path.reporting.evaluations import Plain, read_evaluations
+from dino_path.reporting.evaluations import AnyEvaluation, Plain, read_evaluations
+from dino_path.reporting.learning import as_untrained, ln_of, no_learning
+from dino_path.reporting.same_data import sections_of
 from dino_path.reporting.sources import Run, read_model, read_run, read_store, run_names
 from dino_path.run import atomic_write
 
@@ -106,10 +107,12 @@ def write_report(
     read = [read_run(path, name=name) for path, name in zip(runs, run_names(runs), strict=True)]
     found = [evaluation for run in read for evaluation in run.evaluations]
     found += [evaluation for path in evaluations for evaluation in read_evaluations(path)]
+    found = sections_of(found)
     page = _environment().get_template("report.html.j2").render(
         title=title or ", ".join(run.name for run in read),
         runs=read,
         facts=[run_facts(run) for run in read],
+        warnings=nothing_learned(read, found),
         findings=[sentence for evaluation in found for sentence in headline(evaluation)],
         evaluations=[evaluation_section(evaluation) for evaluation in found],
         curves=training_section(read),
@@ -122,6 +125,13 @@ def write_report(
     with atomic_write(out) as stream:
         stream.write(page)
     return out
+
+
+def nothing_learned(runs: Sequence[Run], evaluations: Sequence[AnyEvaluation]) -> list[str]:
+    """The report's first sentences, where training came to nothing by its loss or by a test of its features."""
+    of_runs = (no_learning(run, ln_of(_setting(run.config, "objective.dino.num_prototypes"))) for run in runs)
+    of_features = (sentence for evaluation in evaluations for sentence in as_untrained(evaluation))
+    return [sentence for sentence in (*of_runs, *of_features) if sentence]
 
 
 def run_facts(run: Run) -> Plain:
@@ -250,8 +260,8 @@ def _line(run: Run, field: str) -> Line:
 def _ln_k(runs: Sequence[Run]) -> tuple[str, float] | None:
     """ln K, where all runs have the same K."""
     counts = {_setting(run.config, "objective.dino.num_prototypes") for run in runs}
-    only = counts.pop() if len(counts) == 1 else None
-    return ("ln K", math.log(only)) if isinstance(only, int) and only > 1 else None
+    only = ln_of(counts.pop()) if len(counts) == 1 else None
+    return None if only is None else ("ln K", only)
 
 
 def _started_from(run: Run) -> Any:

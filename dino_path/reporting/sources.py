@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 from dino_path.errors import CheckpointError, DataError, NewerFormat
 from dino_path.moved_settings import lift_settings
+from dino_path.preprocessing import folder_preprocessing
 from dino_path.records.environment import ENVIRONMENT, read_environment
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.start import read_start
@@ -44,6 +46,7 @@ class Run:
     evaluations: Sequence[AnyEvaluation]
     figures: Sequence[Picture]
     troubles: Sequence[str] = field(default_factory=tuple)
+    advice: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def read_run(path: Path, *, name: str) -> Run:
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
         troubles=tuple(troubles),
+        advice=_read_advice(folder.log_file),
     )
 
 
@@ -111,8 +115,10 @@ def read_model(path: Path) -> Plain:
     """
     try:
         config: Plain = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return {**config, "folder": path.name, "weights_bytes": (path / "model.safetensors").stat().st_size}
-    except (OSError, ValueError, TypeError) as error:
+        expects = folder_preprocessing(config).text().replace("um/px", "µm/px")
+        weights_bytes = (path / "model.safetensors").stat().st_size
+        return {**config, "folder": path.name, "expects": expects, "weights_bytes": weights_bytes}
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise CheckpointError(
             str(path),
             f"cannot be read as a model folder ({error}).",
@@ -146,6 +152,12 @@ def _read_metrics(folder: RunFolder, troubles: list[str]) -> list[Plain]:
     except ValueError as error:
         troubles.append(f"metrics.jsonl cannot be read ({error})")
         return []
+
+
+def _read_advice(file: Path) -> tuple[str, ...]:
+    """What a run's log says under `advice:`, each sentence once, those of a continued run too."""
+    log = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    return tuple(dict.fromkeys(re.findall(r"\badvice: (.+)", log)))
 
 
 def _read_environment(file: Path, troubles: list[str]) -> Plain:

@@ -6,6 +6,7 @@ Any number of tasks write them, each when it ends, from the records that stand t
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +30,7 @@ RESULTS = (
     "num_unreadable", "tissue_percent", "mpp_found", "mpp_source", "tile_mpp", "reader", "seconds",
 )  # fmt: skip
 COLUMNS, ROWS, CELL_WIDTH_PX, CELL_HEIGHT_PX = 6, 8, 260, 240  # of a contact sheet
-CELL_TEXT_PX = 34
+CELL_TEXT_PX, LETTER_PX, LINE_PX = 34, 7, 15
 STATUS_COLOURS = {"done": (0, 110, 60), "empty": (190, 110, 0), "failed": (190, 0, 0)}
 
 
@@ -87,13 +88,25 @@ def _cell(folder: StoreFolder, record: SlideRecord) -> RgbImage:
     """One slide's overlay, small, with its id, status and number of tiles."""
     cell: RgbImage = np.full((CELL_HEIGHT_PX, CELL_WIDTH_PX, 3), 255, dtype=np.uint8)
     overlay = folder.overlay_file(record.slide_id)
-    if record.status != "failed" and overlay.is_file():
+    if record.status == "failed":
+        _write_reason(cell, record.reason)
+    elif overlay.is_file():
         _paste(cell, _marked_slide(overlay, record))
     lines = (record.slide_id, f"{record.status}  {record.num_tiles:,} tiles  {'; '.join(record.flags)}")
     for number, (text, colour) in enumerate(zip(lines, ((0, 0, 0), STATUS_COLOURS[record.status]), strict=True)):
-        at = (4, CELL_HEIGHT_PX - CELL_TEXT_PX + 13 + 15 * number)
-        cv2.putText(cell, text[: CELL_WIDTH_PX // 7], at, FONT, 0.38, colour, 1, cv2.LINE_AA)
+        at = (4, CELL_HEIGHT_PX - CELL_TEXT_PX + 13 + LINE_PX * number)
+        cv2.putText(cell, text[: CELL_WIDTH_PX // LETTER_PX], at, FONT, 0.38, colour, 1, cv2.LINE_AA)
     return cell
+
+
+def _write_reason(cell: RgbImage, reason: str) -> None:
+    """Why there is no picture, in its place; `slides.csv` has what does not fit."""
+    lines = textwrap.wrap(reason.encode("ascii", "replace").decode(), CELL_WIDTH_PX // LETTER_PX)
+    fitting = (CELL_HEIGHT_PX - CELL_TEXT_PX) // LINE_PX - 1
+    if len(lines) > fitting:
+        lines = [*lines[: fitting - 1], "... all of it in slides.csv"]
+    for number, line in enumerate(lines, start=1):
+        cv2.putText(cell, line, (4, LINE_PX * number), FONT, 0.38, STATUS_COLOURS["failed"], 1, cv2.LINE_AA)
 
 
 def _marked_slide(overlay: Path, record: SlideRecord) -> RgbImage:

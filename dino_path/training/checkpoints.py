@@ -52,6 +52,7 @@ def save_checkpoint(
         tiles_digest=tiles.digest,
         contents_digest=contents_digest(tiles),
         tile_mpp=tiles.mpp,
+        tile_px=tiles.size_px if isinstance(tiles, TileStore) else None,
         world_size=world.size,
         global_batch_size=learner.global_batch_size,
         num_skipped=learner.num_skipped,

@@ -13,8 +13,11 @@ from dino_path.cli import app
 from dino_path.cluster.jobs import active_jobs, jobs_of
 from dino_path.cluster.pipeline import submit_pipeline
 from dino_path.cluster.status import job_lines, run_status
+from dino_path.config import TilesConfig
 from dino_path.errors import CheckpointError, LaunchError
+from dino_path.records.slide import SlideRecord, write_slide_record
 from dino_path.settings import as_plain, digest, digest_of_plain
+from dino_path.tiles.layout import StoreFolder
 from dino_path.training.loop import pretrain
 
 STAGES = ("tile", "pretrain", "export", "embed", "baseline", "evaluate", "report")
@@ -156,3 +159,23 @@ def test_status_says_how_far_each_stage_is(slurm: Path) -> None:
     result = CliRunner().invoke(app, ["status", str(run)])
     assert result.exit_code == 0
     assert "pretrain" in result.output
+
+
+def test_status_says_which_slides_failed_and_why_and_where_the_logs_are(slurm: Path) -> None:
+    run, store = slurm / "run", slurm / "a store"
+    config = tiny_config(store, run)
+    submit_pipeline(config, [], None, dry_run=False)
+    folder = StoreFolder(store)
+    folder.prepare(TilesConfig(mpp=0.5))
+    for number in range(7):
+        record = SlideRecord(f"s{number}", f"s{number}.svs", "failed", reason=f"reason {number}")
+        write_slide_record(folder.record_file(record.slide_id), record)
+    (tile,) = (stage.line() for stage in run_status(run) if stage.stage == "tile")
+    assert [line.strip() for line in tile.splitlines()[1:]] == [
+        *(f"failed s{number}: reason {number}" for number in range(5)),
+        "2 more failed: 'a store/slides.csv' has every reason",
+    ]
+    (job,) = (one for one in jobs_of(run) if one.stage == "export")
+    (run / "slurm" / f"dino-export-{job.job_id}.out").write_text("")
+    (line,) = (line for line in job_lines(run) if " export " in line)
+    assert line.endswith(f"log run/slurm/dino-export-{job.job_id}.out")

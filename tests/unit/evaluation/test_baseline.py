@@ -142,7 +142,7 @@ def test_it_stops_when_validation_gains_no_more(labelled, tmp_path):
 def test_the_backbone_loads_with_timm_and_as_an_extractor(trained, labelled):
     model = timm.create_model(f"local-dir:{trained.out}", pretrained=True).eval()
     extractor = load_extractor(str(trained.out), device=CPU)
-    assert extractor.input_px == 32
+    assert extractor.preprocessing.input_px == 32
     image = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
         assert torch.allclose(model(image), extractor.module(image), atol=1e-6)

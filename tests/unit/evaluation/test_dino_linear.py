@@ -11,6 +11,7 @@ from dino_path.evaluation.datasets import load_labelled
 from dino_path.evaluation.dino_linear import RandomCrops, block_tokens, train_linear_layer
 from dino_path.evaluation.table import evaluate_table
 from dino_path.features.extractor import Extractor, load_extractor
+from dino_path.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
 
@@ -20,7 +21,7 @@ def vit(width=24, **arguments):
         "vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, embed_dim=width, depth=6, num_heads=2,
         **arguments,
     ).eval()  # fmt: skip
-    return Extractor("vit", network, (0, 0, 0), (1, 1, 1), 32, None, "digest", width)
+    return Extractor("vit", network, Preprocessing((0, 0, 0), (1, 1, 1), 32), "digest", width)
 
 
 def outputs_of_blocks(network, images):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from dino_path.cli import app
 from dino_path.errors import DataError
+from dino_path.preprocessing import Preprocessing
 
 COLOUR, STATISTICS = "mean-colour", "colour-statistics"
 
@@ -106,9 +107,7 @@ def test_the_results_of_a_runs_model_go_into_the_run(class_folders: Path, tmp_pa
     (run / "model").mkdir(parents=True)
     (run / "config.yaml").write_text("{}")
     backbone = build_backbone("resnet10t", {})
-    write_baseline_model(
-        run / "model", backbone, "resnet10t", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), input_px=32, mpp=None
-    )
+    write_baseline_model(run / "model", backbone, "resnet10t", Preprocessing((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 32))
     evaluate("knn", str(run / "model"), COLOUR, data=class_folders)
     assert (run / "eval/data-knn/results.json").is_file()
     assert models_in(run / "eval/data-knn") == {"run", COLOUR}

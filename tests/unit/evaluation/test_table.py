@@ -198,6 +198,18 @@ def test_a_model_of_another_scale_is_noted(labelled, baseline, tmp_path):
     assert "baseline was trained at 0.25 um/px, these images are at 0.5" in table.notes
 
 
+def test_the_notes_say_what_each_model_saw(labelled, baseline, tmp_path):
+    labelled.source.mpp, edge_px = 0.5, labelled.source.read_image(0).shape[0]
+    models = [str(baseline), f"untrained:{baseline}", "mean-colour"]
+    own = run(models, labelled, tmp_path / "own", protocols=("knn",), config=EvaluationConfig(num_bootstrap=100))
+    seen = f"tiles of {edge_px} px at 0.5 um/px" + ("" if edge_px == 32 else ", resized to 32 px")
+    assert any(note.startswith(f"input of baseline, untrained-baseline: {seen}") for note in own.notes)
+    assert f"input of mean-colour: tiles of {edge_px} px at 0.5 um/px" in own.notes
+    other = EvaluationConfig(num_bootstrap=100, input_px=64)
+    notes = run(models, labelled, tmp_path / "other", protocols=("knn",), config=other).notes
+    assert any("(evaluation.input_px=64; the model's own edge is 32 px)" in note for note in notes)
+
+
 def test_colour_alone_tells_real_lung_classes_apart_better_than_chance(shared_data, tmp_path):
     labelled = load_labelled(f"nct-crc:{shared_data / 'nct-crc-108'}", CONFIG)
     table = run(["mean-colour"], labelled, tmp_path / "out", config=EvaluationConfig(num_bootstrap=100))

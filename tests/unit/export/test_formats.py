@@ -19,6 +19,7 @@ from dino_path.export.model_folder import ExportResult, ExportSource, export_mod
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.model.locality import ATTENTION, TOKENIZATION
+from dino_path.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_cnns_and_vits_that_timm_cannot_build_are_graphs_too(kind: str, tmp_path
     if kind == "locality":
         name, arguments = "vit_tiny_patch16_224", {**ARGUMENTS, TOKENIZATION: True, ATTENTION: True}
     weights = build_backbone(name, arguments).state_dict()
-    state = ExportSource(name, arguments, weights, (0.7, 0.5, 0.6), (0.2, 0.25, 0.3), input_px=64, mpp=0.5)
+    state = ExportSource(name, arguments, weights, Preprocessing((0.7, 0.5, 0.6), (0.2, 0.25, 0.3), 64, mpp=0.5))
     result = export_model(state, tmp_path / "model", formats=("timm", "onnx", "pt2"))
     assert result.reload.loader == ("timm" if kind == "cnn" else "dino_path")
     assert max(result.graphs.values()) <= 1e-4

@@ -14,6 +14,7 @@ from dino_path.export.checkpoint import export_checkpoint
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
+from dino_path.preprocessing import Preprocessing
 from dino_path.training.loop import pretrain
 
 NAME = "vit_tiny_patch16_224"
@@ -26,7 +27,7 @@ def exported(switches: dict[str, bool], out: Path) -> ExportResult:
     torch.manual_seed(0)
     arguments = {**SMALL, **switches}
     state = build_backbone(NAME, arguments).state_dict()
-    source = ExportSource(NAME, arguments, state, (0.7, 0.5, 0.6), (0.2, 0.25, 0.3), input_px=32, mpp=0.5)
+    source = ExportSource(NAME, arguments, state, Preprocessing((0.7, 0.5, 0.6), (0.2, 0.25, 0.3), 32, mpp=0.5))
     return export_model(source, out)
 
 

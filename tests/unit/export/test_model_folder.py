@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +24,17 @@ from dino_path.export.model_folder import ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import FORMAT, VERSION, Checkpoint, as_record
+from dino_path.model.folder import read_model_folder
+from dino_path.preprocessing import Preprocessing
 from dino_path.records.environment import ENVIRONMENT, EnvironmentRecord
 from dino_path.records.evaluation import RESULTS, ResultsRecord, write_evaluation
 from dino_path.settings import as_plain
+from dino_path.views.normalisation import normalise_stain
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 ARGUMENTS = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
+PREPROCESSING = Preprocessing(MEAN, STD, input_px=40, mpp=0.5, tile_px=80)
 
 
 def source(seed: int = 0) -> ExportSource:
@@ -38,10 +43,7 @@ def source(seed: int = 0) -> ExportSource:
         backbone=ARCHITECTURE,
         arguments=ARGUMENTS,
         state_dict=build_backbone(ARCHITECTURE, ARGUMENTS).state_dict(),
-        mean=MEAN,
-        std=STD,
-        input_px=40,
-        mpp=0.5,
+        preprocessing=PREPROCESSING,
         provenance={"method": "DINO", "steps": 1200, "versions": {"timm": "1"}, "git_commit": None},
     )
 
@@ -58,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_folder_holds_timms_config_with_mpp_beside_it(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    assert config["mpp"] == 0.5
+    assert (config["mpp"], config["tile_px"], config["stain_normalisation"]) == (0.5, 80, None)
     assert "mpp" not in config["pretrained_cfg"], "timm refuses keys there that it does not know"
     assert config["model_args"] == {"dynamic_img_size": True, **ARGUMENTS}
     assert config["pretrained_cfg"]["mean"] == list(MEAN)
@@ -70,7 +72,7 @@ def test_the_folder_holds_timms_config_with_mpp_beside_it(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_exported_features_are_those_of_the_source_at_every_size(folder: Path) -> None:
     extractor = load_extractor(str(folder), device=torch.device("cpu"))
-    assert (extractor.mpp, extractor.input_px, extractor.mean) == (0.5, 40, MEAN)
+    assert extractor.preprocessing == source().preprocessing
     backbone = build_backbone(ARCHITECTURE, ARGUMENTS).eval()
     backbone.load_state_dict(dict(source().state_dict))
     torch.manual_seed(5)
@@ -118,7 +120,17 @@ def test_the_card_states_what_a_user_must_know(folder: Path) -> None:
     assert facts["library_name"] == "timm"
     assert facts["pipeline_tag"] == "image-feature-extraction"
     assert facts["license"] == "unknown"
-    for text in ("**0.5 µm/px**", "0.7, 0.5, 0.6", "not a medical device", "| steps | 1,200 |", "Unknown: set by you"):
+    expected = "It expects tiles of 80 px at 0.5 µm/px, resized to 40 px: the network sees 1 µm/px."
+    for text in (
+        "**0.5 µm/px**",
+        "**1 µm/px**",
+        "| edge of the tiles | 80 px |",
+        expected,
+        "0.7, 0.5, 0.6",
+        "not a medical device",
+        "| steps | 1,200 |",
+        "Unknown: set by you",
+    ):
         assert text in body
     assert "git commit" not in body, "what is unknown is left out"
 
@@ -214,10 +226,10 @@ def test_every_difference_after_the_reload_is_refused(
     monkeypatch.setattr(reload, "_features", lambda *arguments: np.asarray([[1.0, 2.0]], np.float32))
     backbone = build_backbone(ARCHITECTURE, ARGUMENTS)
     monkeypatch.setattr(reload, "_reload", lambda *arguments: reload_answer())
-    assert reload.check_reload(Path("folder"), backbone, MEAN, STD, 40, loader="timm").relative_difference == 0
+    assert reload.check_reload(Path("folder"), backbone, PREPROCESSING, loader="timm").relative_difference == 0
     monkeypatch.setattr(reload, "_reload", lambda *arguments: reload_answer(**changes))
     with pytest.raises(CheckpointError, match=message):
-        reload.check_reload(Path("folder"), backbone, MEAN, STD, 40, loader="timm")
+        reload.check_reload(Path("folder"), backbone, PREPROCESSING, loader="timm")
 
 
 def write_run(run: Path) -> Config:
@@ -298,3 +310,22 @@ def test_files_that_are_no_checkpoint_of_ours_are_refused(
     with pytest.raises(CheckpointError, match=r"file\.pt"):
         export_checkpoint(file, tmp_path / "model")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.pt"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("reload_here")
+def test_stain_normalisation_stands_in_config_and_card_and_the_export_says_who_must_apply_it(tmp_path: Path) -> None:
+    state = replace(source(), preprocessing=replace(PREPROCESSING, stain_normalisation="macenko"))
+    result = export_model(state, tmp_path / "model")
+    assert read_model_folder(tmp_path / "model").preprocessing == state.preprocessing
+    assert any("none of them holds the macenko stain normalisation" in note for note in result.notes)
+    assert "it expects tiles of 80 px at 0.5 um/px, resized to 40 px" in result.text()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| stain normalisation | macenko, of each whole tile, before it is resized |" in card
+    snippet = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0]
+    random = np.random.default_rng(0)
+    pixels = random.normal((190, 110, 170), 25, (80, 80, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "tile.png")
+    names: dict[str, Any] = {}
+    exec(snippet.replace("FOLDER", str(tmp_path / "model")).replace("tile.png", str(tmp_path / "tile.png")), names)
+    np.testing.assert_array_equal(np.asarray(names["tile"]), normalise_stain(pixels, "macenko"))

@@ -21,6 +21,7 @@ from dino_path.cli.program import EXIT_SOME_FAILED
 from dino_path.errors import SlideError, TileStoreError
 from dino_path.features.extractor import Extractor, Forward, extract_features, load_extractor
 from dino_path.features.files import read_feature_file
+from dino_path.preprocessing import Preprocessing
 from dino_path.tiles.store import TileStore
 
 
@@ -186,7 +187,7 @@ class SmallMemory(nn.Module):
 
 def test_batches_that_do_not_fit_into_the_memory_are_halved_until_they_do(noise_images: Images) -> None:
     module = SmallMemory()
-    extractor = Extractor("small", module, (0.0,) * 3, (1.0,) * 3, None, None, "", num_features=1)  # type: ignore[arg-type]
+    extractor = Extractor("small", module, Preprocessing((0.0,) * 3, (1.0,) * 3, None), "", num_features=1)  # type: ignore[arg-type]
     forward = Forward(extractor, ALONE.device)
     images = torch.from_numpy(np.stack(noise_images.images))
     features = forward(images)

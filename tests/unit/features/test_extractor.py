@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from timm.data import create_transform, resolve_model_data_config
 from dino_path.errors import CheckpointError, ConfigError
 from dino_path.features.extractor import extract_features, load_extractor
 from dino_path.features.images import prepare_image
+from dino_path.preprocessing import Preprocessing
+from dino_path.views.normalisation import normalise_stain
 
 
 def test_features_are_those_of_timm_with_timms_own_transform(model_folder: Path, noise_images: Images) -> None:
@@ -41,9 +44,8 @@ def test_features_do_not_depend_on_batches_or_processes(
 
 def test_the_folder_brings_its_preprocessing_and_resolution(model_folder: Path) -> None:
     extractor = load_extractor(str(model_folder), device=CPU)
-    assert (extractor.name, extractor.input_px, extractor.mpp, extractor.num_features) == ("tiny", 32, 0.5, 24)
-    assert extractor.mean == (0.7, 0.5, 0.6)
-    assert extractor.std == (0.2, 0.25, 0.3)
+    assert (extractor.name, extractor.num_features) == ("tiny", 24)
+    assert extractor.preprocessing == Preprocessing((0.7, 0.5, 0.6), (0.2, 0.25, 0.3), 32, mpp=0.5)
     assert not extractor.module.training
     assert not any(parameter.requires_grad for parameter in extractor.module.parameters())
 
@@ -61,12 +63,16 @@ def test_untrained_draws_the_same_weights_each_time_and_leaves_the_random_state_
     second = load_extractor(f"untrained:{model_folder}", device=CPU)
     trained = load_extractor(str(model_folder), device=CPU)
     assert first.digest == second.digest != trained.digest
-    assert (first.name, first.mean, first.mpp) == ("untrained-tiny", trained.mean, trained.mpp)
+    assert (first.name, first.preprocessing) == ("untrained-tiny", trained.preprocessing)
 
 
 def test_untrained_timm_models_need_no_download() -> None:
     extractor = load_extractor("untrained:timm:resnet18", device=CPU)
-    assert (extractor.name, extractor.num_features, extractor.input_px) == ("untrained-resnet18", 512, 224)
+    assert (extractor.name, extractor.num_features, extractor.preprocessing.input_px) == (
+        "untrained-resnet18",
+        512,
+        224,
+    )
 
 
 def test_the_digest_follows_weights_and_preprocessing(model_folder: Path, tmp_path: Path) -> None:
@@ -224,3 +230,22 @@ def test_timm_weights_come_from_a_file_with_their_classifier_left_out(tmp_path: 
     torch.testing.assert_close(extractor.module(images), features)
     with pytest.raises(CheckpointError, match="no such file"):
         load_extractor(f"timm:resnet10t@{tmp_path / 'nothing.pth'}", device=CPU)
+
+
+@pytest.mark.parametrize("method", ["reinhard", "macenko"])
+def test_features_are_made_of_the_colours_of_the_training(
+    model_folder: Path, tmp_path: Path, method: Literal["reinhard", "macenko"]
+) -> None:
+    random = np.random.default_rng(1)
+    pink = [random.normal((190, 110, 170), 25, (48, 48, 3)).clip(0, 255).astype(np.uint8) for _ in range(3)]
+    plain = load_extractor(str(model_folder), device=CPU)
+    copy = tmp_path / "normalised"
+    shutil.copytree(model_folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "stain_normalisation": method}))
+    extractor = load_extractor(str(copy), device=CPU)
+    expected = extract_features(plain, Images([normalise_stain(one, method) for one in pink]), batch_size=2, device=CPU)
+    found = extract_features(extractor, Images(pink), batch_size=2, device=CPU)
+    np.testing.assert_array_equal(found, expected)
+    assert not np.allclose(found, extract_features(plain, Images(pink), batch_size=2, device=CPU))
+    assert extractor.digest != plain.digest, "features of other colours are not to be taken for these"

@@ -12,6 +12,7 @@ from dino_path.errors import ConfigError
 from dino_path.export.model_folder import ExportSource, export_model
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import Argument, build_backbone, check_input_sizes
+from dino_path.preprocessing import Preprocessing
 
 SHALLOW: dict[str, Argument] = {"depth": 2}
 BACKBONES: list[tuple[str, dict[str, Argument], tuple[int, int]]] = [
@@ -45,10 +46,7 @@ def test_a_backbone_takes_both_sizes_of_views_and_comes_back_from_its_folder(
         backbone=name,
         arguments=arguments,
         state_dict=backbone.state_dict(),
-        mean=(0.7, 0.5, 0.6),
-        std=(0.2, 0.25, 0.3),
-        input_px=sizes_px[0],
-        mpp=0.5,
+        preprocessing=Preprocessing((0.7, 0.5, 0.6), (0.2, 0.25, 0.3), sizes_px[0], mpp=0.5),
     )
     assert export_model(source, tmp_path / "model").reload.loader == "timm"
     module = load_extractor(str(tmp_path / "model"), device=torch.device("cpu")).module

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from made_up import write_evaluation, write_fewshot, write_fractions, write_run, write_store
+from made_up import score, write_evaluation, write_fewshot, write_fractions, write_run, write_store
 
 from dino_path.config import FrozenProtocol
 from dino_path.errors import CheckpointError, DataError, TileStoreError
@@ -122,7 +122,7 @@ def test_a_missing_baseline_is_said_and_not_hidden(run: Path, tmp_path: Path) ->
     write_evaluation(run / "eval" / "results.json", has_baseline=False)
     page = report(run, out=tmp_path)
     assert "supervised ResNet-50 not measured" in page.text
-    assert "against the supervised baseline" not in page.text
+    assert "minus the supervised baseline" not in page.text
 
 
 def test_few_labels_have_a_chart_per_protocol_and_say_where_the_baseline_is_missing(run: Path, tmp_path: Path) -> None:
@@ -163,7 +163,8 @@ def test_evaluations_in_subfolders_and_elsewhere_are_found(run: Path, tmp_path: 
     write_evaluation(run / "eval" / "crc" / "results.json")
     write_evaluation(tmp_path / "elsewhere" / "results.json")
     page = report(run, out=tmp_path, evaluations=[tmp_path / "elsewhere"])
-    assert page.text.count("polyps, linear probe: vits16 reaches") == 2
+    for origin in ("eval/crc", f"{tmp_path.name}/elsewhere"):
+        assert page.text.count(f"polyps ({origin}), linear probe: vits16 reaches") == 1
     with pytest.raises(DataError, match="no nowhere here"):
         report(run, out=tmp_path, evaluations=[tmp_path / "nowhere"])
 
@@ -300,7 +301,10 @@ def test_a_model_folder_is_described_with_its_resolution(run: Path, tmp_path: Pa
     (model / "model.safetensors").write_bytes(bytes(2_000_000))
     page = report(run, out=tmp_path, models=[model])
     assert "weights 2.0 MB" in page.text
-    assert "It expects tiles at 0.5 µm/px , 224 px" in page.text
+    assert "It expects tiles at 0.5 µm/px, resized to 224 px (from what edge is not recorded" in page.text
+    (model / "config.json").write_text(json.dumps({**config, "tile_px": 448}))
+    page = report(run, out=tmp_path, models=[model])
+    assert "It expects tiles of 448 px at 0.5 µm/px, resized to 224 px: the network sees 1 µm/px" in page.text
     with pytest.raises(CheckpointError, match="model folder"):
         report(run, out=tmp_path, models=[tmp_path])
 
@@ -322,3 +326,55 @@ def test_the_same_files_give_the_same_page(run: Path, tmp_path: Path) -> None:
     report(run, out=tmp_path / "one")
     report(run, out=tmp_path / "two")
     assert (tmp_path / "one" / "report.html").read_bytes() == (tmp_path / "two" / "report.html").read_bytes()
+
+
+def test_the_same_data_in_two_runs_are_one_section_and_other_data_of_that_name_another(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("first", "second")]
+    for run, digest, by in ((runs[0], "a", 0.0), (runs[1], "a", 0.02)):
+        file = write_evaluation(run / "eval" / "results.json")
+        record = json.loads(file.read_text())
+        record["data"] |= {"content_digest": digest, "split_digest": "s"}
+        record["rows"][1]["metrics"]["balanced_accuracy"]["value"] += by
+        file.write_text(json.dumps(record))
+    other = json.loads((runs[1] / "eval" / "results.json").read_text())
+    other["data"]["content_digest"] = "b"
+    (runs[1] / "eval" / "other").mkdir()
+    (runs[1] / "eval" / "other" / "results.json").write_text(json.dumps(other))
+    page = report(*runs, out=tmp_path)
+    assert page.text.count("Balanced accuracy, linear probe") == 2, "one axis for both runs, one for the other data"
+    for text in ("polyps (first/eval), linear probe: vits16 (first/eval) reaches a balanced accuracy of 0.900",
+                 "polyps (first/eval), linear probe: vits16 (second/eval) reaches a balanced accuracy of 0.920",
+                 "polyps (eval/other), linear probe: vits16 reaches"):  # fmt: skip
+        assert text in page.text
+    assert page.text.count("mean-colour") == 2 * 3, "what both found alike stands once in chart, table and classes"
+
+
+@pytest.mark.parametrize("share_of_ln_k", [1.0, 0.97])
+def test_a_run_that_learned_nothing_is_said_first_with_its_advice(
+    run: Path, tmp_path: Path, share_of_ln_k: float
+) -> None:
+    write_evaluation(run / "eval" / "results.json")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    flat = [{**line, "loss": share_of_ln_k * float(np.log(4096))} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in flat))
+    (run / "log.txt").write_text(2 * "2026-01-01 INFO advice: 4096 prototypes are many for 60 tiles\n")
+    page = report(run, out=tmp_path)
+    assert page.text.count("advice at its start: 4096 prototypes are many for 60 tiles") == 1
+    sentence = "vits16 has learned nothing: at its end the loss is 8.318, which is ln K (8.318) within 1 %"
+    assert (sentence in page.text) == (share_of_ln_k == 1)
+    if share_of_ln_k == 1:
+        assert page.text.index(sentence) < page.text.index("reaches a balanced accuracy")
+        assert "Advised at its start: 4096 prototypes are many for 60 tiles." in page.text
+
+
+@pytest.mark.parametrize(("gain", "is_said"), [(0.01, True), (0.2, False), (-0.2, True)])
+def test_features_as_good_as_untrained_are_said_first(run: Path, tmp_path: Path, gain: float, is_said: bool) -> None:
+    file = write_evaluation(run / "eval" / "results.json")
+    record = json.loads(file.read_text())
+    record["rows"][1]["differences"]["untrained-vits16"] = {"balanced_accuracy": score(gain)}
+    file.write_text(json.dumps(record))
+    text = report(run, out=tmp_path).text
+    sentence = "polyps: training gave vits16 nothing that this test shows: it is not better than untrained-vits16"
+    assert (sentence in text) == is_said
+    if is_said:
+        assert text.index(sentence) < text.index("reaches a balanced accuracy")

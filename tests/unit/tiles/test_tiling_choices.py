@@ -16,13 +16,14 @@ from test_tiling import TILES, contents
 
 from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, TileStoreError
-from dino_path.records.slide import read_slide_record
+from dino_path.records.slide import SlideRecord, read_slide_record, write_slide_record
 from dino_path.slides.find import SlideRow, find_slides
 from dino_path.slides.images.jpeg import is_subsampled
 from dino_path.tiles import one_slide
 from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.source import Subset
 from dino_path.tiles.store import TileStore
+from dino_path.tiles.summary import write_summary
 from dino_path.tiles.tile_table import read_tile_table
 from dino_path.tiles.tiling import tile_slides
 from dino_path.tiles.writing import encode_jpeg
@@ -212,6 +213,20 @@ def test_the_contact_sheet_shows_every_slide(rows: list[SlideRow], store_path: P
         pink = (cell[..., 2] - cell[..., 1] > 40).mean()
         assert (pink > 0.1) == has_tiles
         assert (sheet[206:, 260 * column : 260 * (column + 1)] < 128).all(axis=2).sum() > 20  # letters
+
+
+def test_the_contact_sheet_says_why_a_slide_failed(tmp_path: Path) -> None:
+    folder = StoreFolder(tmp_path)
+    folder.prepare(TILES)
+    sheets = []
+    for reason in ("no mpp in the file", "no mpp in the file; " + "its TIFF tags give no resolution either, " * 12):
+        write_slide_record(folder.record_file("broken"), SlideRecord("broken", "broken.svs", "failed", reason=reason))
+        folder.summary_file.unlink(missing_ok=True)
+        write_summary(folder)
+        sheets.append(cv2.imread(str(folder.contact_sheet_file(1))))
+    red = [(sheet[..., 2].astype(int) - sheet[..., 1] > 60)[:200].sum() for sheet in sheets]
+    assert 50 < red[0] < red[1] / 4, "letters in the place of the picture"
+    assert (sheets[1][200:206] > 200).all(), "a long reason stays clear of the slide's name"
 
 
 # --- masks of other tools -----------------------------------------------------------------------------------------

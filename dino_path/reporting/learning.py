@@ -1,0 +1,59 @@
+"""Did a run learn anything? What its loss and its features say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from dino_path.reporting.evaluations import AnyEvaluation, Evaluation
+from dino_path.reporting.sources import Run
+
+NUM_LAST_RECORDS = 5
+# Of ln K. A teacher that prefers nothing gives ln K; the demo, a run that learned little, ended 60 % below it.
+NO_LEARNING_SHARE = 0.01
+
+
+def no_learning(run: Run, ln_k: float | None) -> str | None:
+    """A sentence for a run whose DINO loss stands at ln K; None for others, and where it cannot be told.
+
+    Args:
+        ln_k: of the run's prototypes.
+    """
+    gaps = [gap for record in run.metrics[-NUM_LAST_RECORDS:] if (gap := _above_ln_k(record, ln_k)) is not None]
+    if ln_k is None or not gaps or sum(gaps) / len(gaps) < -NO_LEARNING_SHARE * ln_k:
+        return None
+    sentence = (
+        f"{run.name} has learned nothing: at its end the loss is {ln_k + sum(gaps) / len(gaps):.3f}, which is ln K"
+        f" ({ln_k:.3f}) within 1 %, what a teacher that tells no tile from another gives."
+    )
+    return sentence + (f" Advised at its start: {'; '.join(run.advice)}." if run.advice else "")
+
+
+def _above_ln_k(record: dict[str, object], ln_k: float | None) -> float | None:
+    """The DINO loss less ln K; of records before there were terms, the loss is DINO's."""
+    gap, loss = record.get("loss_minus_ln_k"), record.get("loss")
+    if isinstance(gap, int | float):
+        return float(gap)
+    return float(loss) - ln_k if isinstance(loss, int | float) and ln_k is not None else None
+
+
+def as_untrained(evaluation: AnyEvaluation) -> Iterator[str]:
+    """A sentence for each model of ours that no protocol finds better than its untrained network."""
+    if not isinstance(evaluation, Evaluation):
+        return
+    gains: dict[tuple[str, str], list[bool]] = {}
+    for row in evaluation.rows:
+        for other, difference in row.differences.items():
+            if row.kind == "own" and other.startswith("untrained") and difference.low is not None:
+                is_better = difference.excludes_zero and difference.value > 0
+                gains.setdefault((row.model, other), []).append(is_better)
+    for (model, other), are_better in gains.items():
+        if not any(are_better):
+            yield (
+                f"{evaluation.name}: training gave {model} nothing that this test shows: it is not better than {other},"
+                " the same network with random weights."
+            )
+
+
+def ln_of(num_prototypes: object) -> float | None:
+    return math.log(num_prototypes) if isinstance(num_prototypes, int) and num_prototypes > 1 else None
