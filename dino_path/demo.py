@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 NUM_TRAIN_SLIDES, NUM_TEST_SLIDES = 12, 8
 EDGE_PX = 2560  # of a slide, at 0.5 um per pixel
+INPUT_PX = 64  # of export, evaluation and embedding; chosen by validation slides: benchmarks/README.md
 # Two free cores: benchmarks/README.md. Beside other work the same two cores took several times as long.
 HOW_LONG = (
     "5 to 8 minutes on two cores that nothing else uses, several times that on shared ones; stop it when you like:"
@@ -100,7 +101,7 @@ def run_demo(out: Path, *, is_fast: bool) -> None:
     with open_world("cpu") as world, stage("3/7", "pretrain", f"DINO on the training tiles -> {folder.run}"):
         pretrain(config, world)
     with stage("4/7", "export", f"teacher -> {folder.model}, loaded back by timm"):
-        result = export_checkpoint(folder.run, folder.model)
+        result = export_checkpoint(folder.run, folder.model, input_px=INPUT_PX)
         logger.info("largest relative difference of a feature: %.1e", result.reload.relative_difference)
     with stage("5/7", "baseline", "supervised ResNet-50 from scratch on the same training slides, with labels"):
         labelled = load_labelled(f"store:{folder.store}", config.evaluation)

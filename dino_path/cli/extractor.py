@@ -53,6 +53,9 @@ def export(
     ] = "timm",
     precision: Annotated[Literal["fp32", "fp16", "bf16"], typer.Option(help="of the stored weights")] = "fp32",
     license: Annotated[str, typer.Option(help="the Hub's name of a licence, such as cc-by-nc-4.0")] = "unknown",
+    input_px: Annotated[
+        int | None, typer.Option(min=16, help="edge that tiles are resized to; default: views.global_px")
+    ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="upload it there too; a new repository is private")
     ] = None,
@@ -77,7 +80,9 @@ def export(
     loading()
     from dino_path.export.checkpoint import export_checkpoint
 
-    result = export_checkpoint(run, out, network=network, formats=kinds, precision=precision, license=license)
+    result = export_checkpoint(
+        run, out, network=network, formats=kinds, precision=precision, license=license, input_px=input_px
+    )
     address = None
     if push_to_hub is not None:
         from dino_path.export.hub import push_to_hub as push

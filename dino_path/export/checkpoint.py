@@ -39,6 +39,7 @@ def export_checkpoint(
     formats: tuple[Format, ...] = ("timm",),
     precision: Precision = "fp32",
     license: str = UNKNOWN_LICENSE,
+    input_px: int | None = None,
 ) -> ExportResult:
     """Write the backbone of a checkpoint as a model folder.
 
@@ -46,6 +47,7 @@ def export_checkpoint(
         path: a checkpoint file, or a run folder (its newest checkpoint).
         formats, precision: see `export_model`.
         license: see `ExportSource`.
+        input_px: edge that the model asks its tiles to be resized to; None: that of the training's global views.
 
     Raises:
         CheckpointError: no checkpoint of ours, or the written folder does not give its features.
@@ -56,6 +58,8 @@ def export_checkpoint(
     checkpoint = read_checkpoint(file)
     run = RunFolder(file.resolve().parent.parent)
     source = replace(export_source(checkpoint, run, name=str(file), network=network), license=license)
+    if input_px is not None:
+        source = replace(source, preprocessing=replace(source.preprocessing, input_px=input_px))
     return export_model(source, out, formats=formats, precision=precision)
 
 

@@ -265,7 +265,9 @@ def test_a_run_folder_exports_the_teacher_of_its_newest_checkpoint(tmp_path: Pat
     write_run(tmp_path / "run")
     newest = torch.load(tmp_path / "run/checkpoints/step_00000020.pt", weights_only=True)
     export_checkpoint(tmp_path / "run", tmp_path / "teacher")
-    export_checkpoint(tmp_path / "run", tmp_path / "student", network="student")
+    export_checkpoint(tmp_path / "run", tmp_path / "student", network="student", input_px=64)
+    asked = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert asked["pretrained_cfg"]["input_size"] == [3, 64, 64]
     for network in ("teacher", "student"):
         assert torch.equal(first_weight(tmp_path / network), newest[network]["backbone"]["cls_token"])
     config = json.loads((tmp_path / "teacher" / "config.json").read_text())
