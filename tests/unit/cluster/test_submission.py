@@ -362,4 +362,4 @@ def test_a_percent_sign_in_a_path_is_doubled_where_slurm_would_read_a_placeholde
     assert found["output"].replace("%%", "").count("%") == (3 if stage == "tile" else 2)
     assert found["output"].startswith(f"{tmp_path}/RUN_10%%subset%%j/slurm/%x-%")
     assert "a%b" in submission.script
-    assert f"output: {out}/slurm/dino-{stage}-4711" in submission.text()
+    assert f"{out}/slurm/dino-{stage}-4711" in submission.text()
