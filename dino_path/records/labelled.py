@@ -16,7 +16,7 @@ class ScoreRecord(Record):
 
     def negated(self) -> ScoreRecord:
         """Of a difference: the same, taken the other way round."""
-        turned = [None if end is None else -end for end in (self.value, self.high, self.low)]
+        turned = [None if end is None else 0.0 - end for end in (self.value, self.high, self.low)]
         return ScoreRecord(value=turned[0], low=turned[1], high=turned[2])
 
 

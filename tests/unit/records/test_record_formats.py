@@ -14,6 +14,7 @@ from dino_path.records.embedding import EMBEDDING
 from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
 from dino_path.records.format import Format, Record, Tree
+from dino_path.records.labelled import ScoreRecord
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.store import EXPECTED, STORE, read_expected
 
@@ -135,6 +136,10 @@ def test_differences_of_version_1_become_those_of_mine_to_the_others() -> None:
         "second": {}, "untrained": {}, "supervised": {},
     }  # fmt: skip
     assert rows[2]["differences"], "the tree that was given is as it was"
+
+
+def test_no_difference_is_the_same_taken_the_other_way_round() -> None:
+    assert str(ScoreRecord(value=0.0, low=0.0, high=0.1).negated()) == "value=0.0 low=-0.1 high=0.0"
 
 
 def test_a_control_that_came_first_stays_what_mine_is_compared_with() -> None:
