@@ -222,7 +222,8 @@ def write_run(run: Path) -> Config:
         torch.manual_seed(seed)
         teacher, student = ({"backbone": build_backbone(ARCHITECTURE, ARGUMENTS).state_dict()} for _ in range(2))
         checkpoint = Checkpoint(
-            step=step, config=as_plain(config), num_tiles=100, num_slides=None, tiles_digest="", contents_digest="", tile_mpp=0.25,
+            step=step, config=as_plain(config), num_tiles=100, num_slides=None, tiles_digest="",
+            contents_digest="", tile_mpp=0.25,
             world_size=2, global_batch_size=16, num_skipped=0, student=student, teacher=teacher, objective={},
             optimizer={},
         )  # fmt: skip
