@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import state_in
@@ -15,6 +16,7 @@ from dino_path.export.checkpoint import export_checkpoint
 from dino_path.model.checkpoint import read_checkpoint
 from dino_path.reporting.report import write_report
 from dino_path.run import RunFolder
+from dino_path.training import loop
 from dino_path.training.loop import pretrain
 
 KEEP_ALL = "training.keep_checkpoints=100"
@@ -95,13 +97,21 @@ def test_schedules_are_extended_or_restarted_and_the_seam_is_said(
 
 
 def test_other_tiles_begin_their_own_epochs_at_the_seam_and_lengths_in_epochs_are_theirs(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
     old = go(write_tiles(tmp_path / "12", 12), tmp_path / "old")
+    view_batches, asked = loop.view_batches, []
+
+    def noted(*arguments: Any, **keywords: Any) -> Any:
+        asked.append((keywords["start"], keywords["num_steps"]))
+        return view_batches(*arguments, **keywords)
+
+    monkeypatch.setattr(loop, "view_batches", noted)
     more = write_tiles(tmp_path / "16", 16)
     settings = (f"training.continue_from={old.path}", "training.num_steps=null", "training.num_epochs=1.5", KEEP_ALL)
     new = go(more, tmp_path / "new", *settings)
+    assert asked == [(0, 6)], "the stream of tiles begins anew"
     records = new.read_metrics()
     assert [record["step"] for record in records] == [*range(10, 16)]
     assert [record["epoch"] for record in records] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
