@@ -243,15 +243,9 @@ def write_run(run: Path) -> Config:
         torch.manual_seed(seed)
         teacher, student = ({"backbone": build_backbone(ARCHITECTURE, ARGUMENTS).state_dict()} for _ in range(2))
         checkpoint = Checkpoint(
-<<<<<<< HEAD
-            step=step, config=as_plain(config), num_tiles=100, num_slides=None, tiles_digest="",
-            contents_digest="", tile_mpp=0.25, world_size=2, global_batch_size=16, num_skipped=0,
-            student=student, teacher=teacher, objective={}, optimizer={},
-=======
             step=step, config=as_plain(config), num_tiles=100, num_slides=None, tiles_digest="", contents_digest="",
             tile_mpp=0.25, tile_px=128, world_size=2, global_batch_size=16, num_skipped=0, student=student,
             teacher=teacher, objective={}, optimizer={},
->>>>>>> numbers
         )  # fmt: skip
         file = run / "checkpoints" / f"step_{step:08d}.pt"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,12 @@ from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_
 from dino_path.records.format import Format, Record, Tree
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
+from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
+    START,
 ]  # fmt: skip
 
 
@@ -157,7 +159,8 @@ def test_epochs_of_a_baseline_count_from_1_whichever_way_version_1_counted() -> 
 
 # A change of what a file holds is a new version with a lift, and then a new line here.
 FIELDS = {
-    "embedding": (1, "6e1b12cf"),
+    "embedding": (1, "458aa8e9"),
+    "start of a run": (1, "8d64cea7"),
     "slide record": (1, "8b7cdd72"),
     "tile store": (2, "c42a2f80"),
     "list of expected slides": (2, "fd2c8f1d"),
