@@ -24,7 +24,8 @@ from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import FORMAT, VERSION, Checkpoint, as_record
 from dino_path.records.environment import ENVIRONMENT, EnvironmentRecord
-from dino_path.records.evaluation import RESULTS, ResultsRecord, write_evaluation
+from dino_path.records.evaluation import RESULTS as RESULTS_FORMAT
+from dino_path.records.evaluation import ResultsRecord, write_evaluation
 from dino_path.settings import as_plain
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -147,13 +148,14 @@ RESULTS_RECORD = ResultsRecord.model_validate({
     ],
     "notes": ["41 test patients"],
 })  # fmt: skip
+RESULTS = RESULTS_FORMAT.plain(RESULTS_RECORD)
 
 
 @pytest.mark.slow
 def test_results_are_told_in_the_card_when_there_are_any(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
     shutil.copytree(folder, copy)
-    write_card(copy, [RESULTS.plain(RESULTS_RECORD)])
+    write_card(copy, [RESULTS])
     card = (copy / "README.md").read_text()
     row = "| vits\\|16 | linear probe | 0.900 (0.850 to 0.950) | 0.910 |  | +0.080 (+0.010 to +0.150) |"
     assert row in card
@@ -231,8 +233,8 @@ def write_run(run: Path) -> Config:
         torch.manual_seed(seed)
         teacher, student = ({"backbone": build_backbone(ARCHITECTURE, ARGUMENTS).state_dict()} for _ in range(2))
         checkpoint = Checkpoint(
-            step=step, config=as_plain(config), num_tiles=100, num_slides=None, tiles_digest="", tile_mpp=0.25,
-            world_size=2, global_batch_size=16, num_skipped=0, student=student, teacher=teacher, objective={},
+            step=step, config=as_plain(config), num_tiles=100, num_slides=None, tiles_digest="", contents_digest="",
+            tile_mpp=0.25, world_size=2, global_batch_size=16, num_skipped=0, student=student, teacher=teacher, objective={},
             optimizer={},
         )  # fmt: skip
         file = run / "checkpoints" / f"step_{step:08d}.pt"
