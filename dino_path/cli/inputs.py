@@ -125,7 +125,7 @@ def check_baseline(folder: Path, labelled: LabelledSet, config: Config) -> None:
 
 def check_continued_run(config: Config) -> None:
     """The run that training is to continue is there, with a checkpoint."""
-    from dino_path.training.continuation import check_start
+    from dino_path.training.other_run import check_start
 
     check_start(config)
 

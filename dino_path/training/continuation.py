@@ -15,7 +15,7 @@ from dino_path.config import Config
 from dino_path.distributed import World
 from dino_path.errors import CheckpointError, ConfigError
 from dino_path.model.checkpoint import Checkpoint, Start, read_checkpoint
-from dino_path.run import RunFolder, newest_checkpoint
+from dino_path.run import RunFolder
 from dino_path.tiles.source import TileSource
 from dino_path.training.checkpoints import Position, load_networks, newest_readable, warn_of_other_circumstances
 from dino_path.training.learner import Learner
@@ -46,28 +46,6 @@ class Origin:
     config: Config
     schedules: Schedules
     changed: dict[str, str]
-
-
-def check_start(config: Config) -> None:
-    """Refuse a start that is not there, before anything is built. A run that has checkpoints no longer needs it.
-
-    Raises:
-        ConfigError: it is the run's own folder. CheckpointError: no checkpoint there.
-    """
-    assert config.out is not None
-    assert config.training is not None
-    start, run = config.training.continue_from, RunFolder(config.out)
-    if start is None:
-        return
-    if run.path.resolve() in (start.resolve(), *start.resolve().parents):
-        raise ConfigError(
-            f"training.continue_from={start}",
-            f"lies in the run's own folder, out={run.path}.",
-            "A run that starts from another needs a folder of its own.",
-            "Give another `out`; to go on with a run that was stopped, leave training.continue_from out.",
-        )
-    if not run.checkpoint_files():
-        newest_checkpoint(start)
 
 
 def start_from_other_run(learner: Learner, config: Config, tiles: TileSource) -> Position:

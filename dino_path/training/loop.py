@@ -26,9 +26,10 @@ from dino_path.tiles.source import TileSource, open_tiles
 from dino_path.training.acceleration import has_fast_bf16
 from dino_path.training.advice import advice
 from dino_path.training.checkpoints import restore, save_checkpoint
-from dino_path.training.continuation import check_start, start_from_other_run
+from dino_path.training.continuation import start_from_other_run
 from dino_path.training.finished import finished_text
 from dino_path.training.learner import Learner
+from dino_path.training.other_run import check_start
 from dino_path.training.schedules import Schedules, run_schedules
 from dino_path.training.signals import stop_signals
 from dino_path.training.step import train_step

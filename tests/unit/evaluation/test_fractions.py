@@ -130,7 +130,7 @@ def test_the_supervised_network_stands_beside_with_the_same_labels(labelled, tmp
 
 
 def test_a_folder_without_any_baseline_is_refused(labelled, tmp_path):
-    with pytest.raises(DataError, match=r"result\.json cannot be read"):
+    with pytest.raises(DataError, match=r"no result\.json here"):
         run(labelled, tmp_path / "out", baseline=tmp_path / "nowhere", specs=["mean-colour"])
 
 

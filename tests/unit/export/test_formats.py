@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard
-from test_model_folder import ARGUMENTS, RESULTS, source
+from test_model_folder import ARGUMENTS, RESULTS, RESULTS_RECORD, source
 
 from dino_path.errors import CheckpointError, ConfigError, DataError, LaunchError
 from dino_path.export import formats, hub
@@ -119,7 +119,8 @@ def test_the_graph_of_the_same_weights_stays_when_others_are_written(tmp_path: P
     assert (tmp_path / "model" / "model.onnx").read_bytes() == b"of these weights"
     assert "model.onnx, of the same weights, stays" in result.text()
     assert "model.onnx" in (tmp_path / "model" / "README.md").read_text()
-    other_size = export_model(replace(source(), input_px=64), tmp_path / "model")
+    larger = replace(source(), preprocessing=replace(source().preprocessing, input_px=64))
+    other_size = export_model(larger, tmp_path / "model")
     assert "model.onnx of that model was deleted" in other_size.text()
 
 
@@ -154,7 +155,7 @@ def test_what_cannot_be_written_here_is_refused_before_any_work(monkeypatch: pyt
 @pytest.mark.usefixtures("reload_here")
 def test_a_licence_stands_in_the_card_and_in_the_config(tmp_path: Path) -> None:
     folder = export_model(replace(source(), license="cc-by-nc-4.0"), tmp_path / "model").folder
-    write_card(folder, [RESULTS])
+    write_card(folder, [RESULTS.plain(RESULTS_RECORD)])
     card = ModelCard((folder / "README.md").read_text())
     assert (card.data.license, card.data.library_name) == ("cc-by-nc-4.0", "timm")
     assert "No licence was chosen" not in str(card)

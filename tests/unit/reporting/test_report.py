@@ -161,7 +161,13 @@ def test_every_protocol_has_a_title() -> None:
 
 def test_evaluations_in_subfolders_and_elsewhere_are_found(run: Path, tmp_path: Path) -> None:
     write_evaluation(run / "eval" / "crc" / "results.json")
-    write_evaluation(tmp_path / "elsewhere" / "results.json")
+    other = write_evaluation(tmp_path / "elsewhere" / "results.json")
+    page = report(run, out=tmp_path, evaluations=[tmp_path / "elsewhere"])
+    assert page.text.count("polyps, linear probe: vits16 reaches") == 1  # the same data: one section
+
+    tree = json.loads(other.read_text())
+    tree["data"]["content_digest"] = "of other images"
+    other.write_text(json.dumps(tree))
     page = report(run, out=tmp_path, evaluations=[tmp_path / "elsewhere"])
     for origin in ("eval/crc", f"{tmp_path.name}/elsewhere"):
         assert page.text.count(f"polyps ({origin}), linear probe: vits16 reaches") == 1

@@ -1,0 +1,29 @@
+"""The run that training is to start from, checked by its files alone. Known without torch."""
+
+from __future__ import annotations
+
+from dino_path.config import Config
+from dino_path.errors import ConfigError
+from dino_path.run import RunFolder, newest_checkpoint
+
+
+def check_start(config: Config) -> None:
+    """Refuse a start that is not there, before anything is built. A run that has checkpoints no longer needs it.
+
+    Raises:
+        ConfigError: it is the run's own folder. CheckpointError: no checkpoint there.
+    """
+    assert config.out is not None
+    assert config.training is not None
+    start, run = config.training.continue_from, RunFolder(config.out)
+    if start is None:
+        return
+    if run.path.resolve() in (start.resolve(), *start.resolve().parents):
+        raise ConfigError(
+            f"training.continue_from={start}",
+            f"lies in the run's own folder, out={run.path}.",
+            "A run that starts from another needs a folder of its own.",
+            "Give another `out`; to go on with a run that was stopped, leave training.continue_from out.",
+        )
+    if not run.checkpoint_files():
+        newest_checkpoint(start)
