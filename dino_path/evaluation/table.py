@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from dino_path.evaluation.datasets import LabelledSet
 from dino_path.evaluation.dino_linear import dino_linear, dino_linear_images
 from dino_path.evaluation.division import Division, divide, pooled
 from dino_path.evaluation.intervals import Score
-from dino_path.evaluation.metrics import METRICS, Metrics, measure, paired_difference
+from dino_path.evaluation.metrics import METRICS, measure, paired_difference
 from dino_path.evaluation.protocols import TITLES, run_protocol, settings_of_splits
 from dino_path.evaluation.results import (
     SUPERVISED,
@@ -31,31 +31,12 @@ from dino_path.evaluation.results import (
     markdown_table,
     write_results,
 )
+from dino_path.evaluation.row import Row
 from dino_path.evaluation.signature import Signature, slide_signature
 from dino_path.evaluation.supervised import read_supervised
 from dino_path.evaluation.table_notes import table_notes
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model under one protocol, measured on the test images.
-
-    Attributes:
-        spec: what the model was loaded from; the baseline's folder for the baseline.
-        settings: what the protocol used or chose, as plain values.
-        predicted: (M,) class numbers of the tested images, in the order of the division.
-        differences: name of the other model -> metric -> this model minus the other.
-    """
-
-    model: str
-    spec: str
-    protocol: FrozenProtocol | Literal["end-to-end"]
-    metrics: Metrics
-    settings: dict[str, Any]
-    predicted: NDArray[np.int64]
-    differences: dict[str, dict[str, Score]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,12 +11,10 @@ from dino_path.evaluation.division import Division
 from dino_path.evaluation.input_notes import input_notes
 from dino_path.evaluation.protocols import TITLES
 from dino_path.evaluation.results import SUPERVISED, baseline_missing
+from dino_path.evaluation.row import Row
 from dino_path.evaluation.signature import NEIGHBOURS, Signature
 from dino_path.evaluation.supervised import Supervised
 from dino_path.features.extractor import Extractor
-
-if TYPE_CHECKING:
-    from dino_path.evaluation.table import Row
 
 MPP_TOLERANCE = 0.1  # relative; beyond it the row says that model and data differ in scale
 

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.errors import SlideError
+from dino_path.slides.images.rgb import RgbImage as RgbImage
 from dino_path.slides.readers.kinds import ReaderName
 from dino_path.slides.readers.opening import open_reader, open_slide_file
 from dino_path.slides.readers.reader import Reader
 from dino_path.slides.resolution import find_mpp
 
-RgbImage = NDArray[np.uint8]  # (H, W, 3)
 WHITE = (255, 255, 255)
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dino_path.slides.images.jpeg import EXIF, BadJpeg, decode_jpeg, exif_of, frame_size, without_metadata
+from dino_path.slides.images.rgb import RgbImage
 from dino_path.slides.images.tiff_image import BadTiff, tiff_samples
-from dino_path.slides.slide import RgbImage
 
 MOST_PIXELS = 80_000_000  # of one image: about 9,000 x 9,000, 240 MB as RGB
 ORIENTATION = 274  # the EXIF and TIFF tag

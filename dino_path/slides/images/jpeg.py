@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import simplejpeg
 
-from dino_path.slides.slide import RgbImage
+from dino_path.slides.images.rgb import RgbImage
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 START_OF_SCAN, COMMENT = 0xDA, 0xFE
