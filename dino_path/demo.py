@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from dino_path.training.loop import pretrain
 logger = logging.getLogger(__name__)
 
 NUM_TRAIN_SLIDES, NUM_TEST_SLIDES = 12, 8
+PIPED_WIDTH = 150  # characters, where no terminal says how many there are
 EDGE_PX = 2560  # of a slide, at 0.5 um per pixel
 INPUT_PX = 64  # of export, evaluation and embedding; chosen by validation slides: benchmarks/README.md
 # Two free cores: benchmarks/README.md. Beside other work the same two cores took several times as long.
@@ -175,7 +177,7 @@ def stage(number: str, name: str, what: str) -> Iterator[None]:
 
 def show_table(results: Table, *, minutes: float, folder: DemoFolder, is_fast: bool) -> None:
     """Print the accuracies with their intervals, and where everything is."""
-    screen = Console()
+    screen = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     table = ScreenTable(title=f"balanced accuracy on held-out slides [{results.rows[0].metrics.interval}]")
     protocols = ("knn", "linear", "end-to-end")
     for title in ("model", "k-NN", "linear probe", "end to end"):
