@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit, stdtrit
 
 Floats = NDArray[np.float64]
 UPPER = 0.975
@@ -116,6 +115,8 @@ def score_interval(value: float, left_out: LeftOut, *, lowest: float = 0.0) -> S
         bound = (1 - UPPER) ** (1 / (left_out.freedom + 1))
         low, high = (bound, 1.0) if share >= 1 else (0.0, 1 - bound)
     else:
+        from scipy.special import expit, logit, stdtrit  # here, since scipy takes a second to import
+
         arm = float(stdtrit(left_out.freedom, UPPER)) * error / (share * (1 - share))
         low, high = float(expit(logit(share) - arm)), float(expit(logit(share) + arm))
     return Score(value, lowest + span * low, lowest + span * high)
@@ -133,5 +134,7 @@ def difference_interval(value: float, left_out: LeftOut, *, widest: float = 1.0)
     if error == 0:
         arm = widest * (1 - (1 - UPPER) ** (1 / (left_out.freedom + 1)))
     else:
+        from scipy.special import stdtrit
+
         arm = float(stdtrit(left_out.freedom, UPPER)) * error
     return Score(value, max(value - arm, -widest), min(value + arm, widest))

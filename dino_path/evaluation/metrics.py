@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.special import stdtrit
 
 from dino_path.evaluation.confusion import (
     Floats,
@@ -337,6 +335,8 @@ def _resampled_confusions(
     labels_N: Ints, predicted_N: Ints, num_classes: int, units: Units, num_bootstrap: int, seed: int
 ) -> Floats:
     """Confusion matrices (B, C, C) of the resamples."""
+    from scipy.sparse import csr_array  # here, since scipy takes a second to import: refusals come before it
+
     cells = labels_N * num_classes + predicted_N
     ones = np.ones(len(cells))
     counts_of_units = csr_array((ones, (cells, units.index)), shape=(num_classes**2, units.count))
@@ -346,6 +346,8 @@ def _resampled_confusions(
 
 def _widened(over_units: Score, values_L: Floats) -> Score:
     """The interval with that of the mean of L values added, by the squares of their arms; scores end at 1."""
+    from scipy.special import stdtrit
+
     arm = float(stdtrit(len(values_L) - 1, UPPER / 100) * values_L.std(ddof=1) / math.sqrt(len(values_L)))
     low = over_units.value - math.hypot(over_units.value - over_units.low, arm)
     high = over_units.value + math.hypot(over_units.high - over_units.value, arm)

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from dino_path.errors import DataError
 
@@ -31,6 +29,9 @@ def linked_units(groups_N: NDArray[np.str_] | None, content_N: NDArray[np.bytes_
         groups_N: group of each image; None: the data name none.
         content_N: hash of each image file.
     """
+    from scipy.sparse import coo_array  # here, since scipy takes a second to import
+    from scipy.sparse.csgraph import connected_components
+
     num_images = len(content_N)
     keys: list[NDArray[Any]] = [content_N] if groups_N is None else [content_N, groups_N]
     image_index, key_index, first_free = [], [], num_images
