@@ -307,10 +307,10 @@ def test_whatever_one_slide_does_it_is_a_failed_slide_and_the_others_are_tiled(
     words = ["tile", str(tmp_path), "--out", str(tmp_path / "store"), "--workers", str(workers), *SETTINGS]
     answer = subprocess.run([sys.executable, "-m", "dino_path", *words], capture_output=True, text=True, check=False)
     assert answer.returncode == 3, answer.stderr
-    states = [line.split()[:2] for line in answer.stdout.splitlines()[:3]]
-    assert states == [["failed", "a"], ["done", "b"], ["done", "z"]]
+    rows = [line.split()[:2] for line in answer.stdout.splitlines() if line.split()[:1] in (["failed"], ["done"])]
+    assert rows == [["failed", "a"], ["done", "b"], ["done", "z"]]
     assert said[0] in answer.stdout
-    assert all(part in answer.stderr for part in said), answer.stderr
+    assert all(part in answer.stderr for part in said[1:]), answer.stderr
     assert len((tmp_path / "store/slides.csv").read_text().splitlines()) == 4
 
 
