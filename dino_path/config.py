@@ -258,6 +258,11 @@ class ModelConfig(Section):
         " training checkpoint, whose head is taken too",
     )
     drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
+    drop_path_schedule: Literal["linear", "constant"] = Field(
+        "linear",
+        description="`linear`: rises from 0 in the first block to the rate in the last; `constant`: the rate in every"
+        " block, as in DINOv2's ViT-L and larger",
+    )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean; travels with the export")
     std: tuple[Positive, Positive, Positive] = Field(
         (0.229, 0.224, 0.225), description="RGB std; travels with the export"
@@ -366,7 +371,20 @@ class OptimConfig(Section):
     """Optimizer and its schedules. Cosine schedules as in DINO, one value a step."""
 
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="the paper: adamw for ViTs, sgd for ResNet-50")
-    base_lr: float = Field(5e-4, gt=0, description="peak learning rate at a global batch of 256; scaled linearly")
+    base_lr: float = Field(5e-4, gt=0, description="peak learning rate, at the batch that `lr_scaling` names")
+    lr_scaling: Literal["linear", "sqrt"] = Field(
+        "linear",
+        description="how it follows the global batch. `linear`: x batch / 256, as in DINO; `sqrt`: x the square root"
+        " of batch / 1024, as in DINOv2",
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="each layer's learning rate is this times the next one's: the heads have the whole rate, the last"
+        " block this share of it. Below 1 the first layers keep what they know; 1: all the same",
+    )
+    patch_embed_lr: float = Field(1.0, gt=0, description="the patch embedding's learning rate, times this; DINOv2: 0.2")
     final_lr: float = Field(1e-6, ge=0, description="learning rate that the cosine goes to")
     lr_warmup: AsDuration = Field(Duration(amount=10, unit="epochs"), description="linear, from 0")
     weight_decay: float = Field(0.04, ge=0, description="at the start; not for biases and norms")
@@ -377,9 +395,10 @@ class OptimConfig(Section):
         " what timm says should have none",
     )
     clip_norm: float | None = Field(3.0, gt=0, description="gradient clipping; None: off")
-    clip_scope: Literal["parameter", "global"] = Field(
+    clip_scope: Literal["parameter", "module", "global"] = Field(
         "parameter",
-        description="`parameter` clips each tensor by its own norm, as the published code does; `global` the whole",
+        description="`parameter` clips each tensor by its own norm, as DINO's code does; `module` backbone and heads,"
+        " each by its own, as DINOv2's; `global` the whole",
     )
     freeze_last_layer: AsDuration = Field(
         Duration(amount=1, unit="epochs"), description="the prototypes get no update for so long (stability)"

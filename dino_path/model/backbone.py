@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import DropPath, Mlp, set_fused_attn
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from dino_path.errors import ConfigError
@@ -20,13 +21,20 @@ Argument = bool | int | float | str
 DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")
 
 
-def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_rate: float = 0.0) -> nn.Module:
+def build_backbone(
+    name: str,
+    arguments: Mapping[str, Argument],
+    *,
+    drop_path_rate: float = 0.0,
+    drop_path_is_constant: bool = False,
+) -> nn.Module:
     """A randomly initialised timm model without classifier; `forward` maps (B, 3, H, W) to (B, D).
 
     Args:
         name: a timm model name. A pretrained tag after the dot is ignored here: no weights are loaded.
         arguments: further arguments of timm.create_model, such as embed_dim or img_size; and ours, see `locality`.
         drop_path_rate: stochastic depth (Huang et al. 2016), rising linearly over the blocks; 0: none.
+        drop_path_is_constant: every block has the whole rate instead, as in DINOv2's training of large ViTs.
 
     Raises:
         ConfigError: timm does not know the name, or the model does not take the arguments.
@@ -49,8 +57,30 @@ def build_backbone(name: str, arguments: Mapping[str, Argument], *, drop_path_ra
         for module in model.modules():
             if isinstance(module, DropPath):
                 module.drop_prob = 0.0
+    elif drop_path_is_constant:
+        _drop_everywhere(model, drop_path_rate)
     add_locality(model, name, arguments)
     return model
+
+
+def _drop_everywhere(model: nn.Module, rate: float) -> None:
+    """Give every place that timm has for stochastic depth the same rate; the first block's is an nn.Identity."""
+    for module in [*model.modules()]:
+        for child in [name for name, _ in module.named_children() if name.startswith("drop_path")]:
+            setattr(module, child, DropPath(rate))
+
+
+def layers_of(backbone: nn.Module) -> dict[str, int]:
+    """The layer of each parameter of a timm model, the embeddings' 0; without what comes after the last block."""
+    matcher = backbone.group_matcher(coarse=False)  # type: ignore[operator]
+    layers: dict[str, int] = group_parameters(backbone, matcher, reverse=True)
+    return {name: layer for name, layer in layers.items() if not name.startswith(("norm.", "fc_norm.", "head."))}
+
+
+def patch_grid(backbone: nn.Module, size_px: int) -> tuple[int, int]:
+    """(rows, columns) of patches that a ViT cuts an image of this edge into."""
+    height, width = backbone.patch_embed.patch_size  # type: ignore[union-attr, misc]
+    return size_px // int(height), size_px // int(width)
 
 
 def backbone_arguments(name: str) -> dict[str, Argument]:
@@ -73,7 +103,7 @@ def features_and_tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Te
 
 def has_patch_tokens(backbone: nn.Module) -> bool:
     """Whether `features_and_tokens` takes this backbone."""
-    return hasattr(backbone, "num_prefix_tokens")
+    return hasattr(backbone, "num_prefix_tokens") and hasattr(backbone, "patch_embed")
 
 
 def count_parameters(module: nn.Module) -> int:

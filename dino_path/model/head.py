@@ -1,12 +1,14 @@
 """DINO's projection head, and the network of backbone and head that student and teacher share.
 
-Shape suffixes: B images, D backbone features, H width of the bottleneck, K prototypes.
+Shape suffixes: B images, N patches of an image, M chosen patches, D backbone features, H width of the bottleneck,
+K prototypes.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -90,11 +92,14 @@ class NetworkOutput(NamedTuple):
 
     features: Tensor
     """(B, D) of the backbone, before the head."""
-    projection: Projection
+    projection: Projection | None
+    """Of the features; None in a network whose [CLS] has no head."""
     tokens: Tensor | None = None
     """(B', P + N, D) of the B' images of the first resolution, where patches were asked for."""
     num_prefix: int = 0
     """P, tokens before those of the patches."""
+    patch_projection: Projection | None = None
+    """Of the M patches that were chosen, in their order."""
 
     @property
     def patches(self) -> Tensor:
@@ -103,38 +108,118 @@ class NetworkOutput(NamedTuple):
         return self.tokens[:, self.num_prefix :]
 
 
-class DinoNetwork(nn.Module):
-    """A backbone and its head: what the student is, and the teacher."""
+class MaskToken(nn.Module):
+    """What stands in the place of a hidden patch's embedding, before position embeddings are added: one learned vector.
 
-    def __init__(self, backbone: nn.Module, head: DinoHead) -> None:
+    It starts at zero, as published (facebookresearch/dinov2 `vision_transformer.py`).
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, num_features))
+
+    def forward(self, embedded: Tensor, hidden_BN: Tensor) -> Tensor:
+        """(B, N, D) or (B, rows, columns, D) embedded patches, the hidden ones replaced."""
+        where = hidden_BN.view(*embedded.shape[:-1], 1)
+        return torch.where(where, self.weight[0].to(embedded.dtype), embedded)
+
+
+class DinoNetwork(nn.Module):
+    """A backbone and its heads: what the student is, and the teacher.
+
+    Args:
+        head: of [CLS]; None: nothing is asked of it.
+        mask_token: for a network that sees masked images.
+        patch_head: of chosen patches; None: they go through `head`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: DinoHead | None,
+        *,
+        mask_token: MaskToken | None = None,
+        patch_head: DinoHead | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.mask_token = mask_token
+        self.patch_head = patch_head
 
-    def forward(self, views: Sequence[Tensor], *, with_patches: bool = False) -> NetworkOutput:
-        """Features of all views in order, and their projection; one backbone pass per resolution, one head pass.
+    @property
+    def heads(self) -> list[DinoHead]:
+        return [head for head in (self.head, self.patch_head) if head is not None]
+
+    def forward(
+        self,
+        views: Sequence[Tensor],
+        *,
+        with_patches: bool = False,
+        hidden: Tensor | None = None,
+        chosen: Tensor | None = None,
+    ) -> NetworkOutput:
+        """Features of all views in order, and their projection; one backbone pass per resolution, one pass per head.
 
         Args:
             views: one (B_i, 3, H_i, W_i) batch per resolution, the global views first.
             with_patches: the patch tokens of the first batch too; the backbone must be a ViT.
+            hidden: (B_0, N) bool, patches of the first batch that the network does not see.
+            chosen: (M,) int64, patches whose projection is wanted, as places in the flattened (B_0 * N).
         """
-        tokens, num_prefix = None, 0
-        if with_patches:
-            first, tokens = features_and_tokens(self.backbone, views[0])
-            num_prefix = int(self.backbone.num_prefix_tokens)  # type: ignore[arg-type]
-        else:
-            first = self.backbone(views[0])
+        tokens, num_prefix, patches_MD = None, 0, None
+        with self._hiding(hidden):
+            if with_patches or chosen is not None:
+                first, tokens = features_and_tokens(self.backbone, views[0])
+                num_prefix = int(self.backbone.num_prefix_tokens)  # type: ignore[arg-type]
+            else:
+                first = self.backbone(views[0])
+        if chosen is not None:
+            assert tokens is not None
+            of_image = chosen // (tokens.shape[1] - num_prefix)
+            patches_MD = tokens.flatten(0, 1).index_select(0, chosen + num_prefix * (of_image + 1))
         features_BD = torch.cat([first, *(self.backbone(batch) for batch in views[1:])])
-        return NetworkOutput(features_BD, self.head(features_BD), tokens, num_prefix)
+        projection, patch_projection = self._project(features_BD, patches_MD)
+        return NetworkOutput(
+            features_BD, projection, tokens if with_patches else None, num_prefix, patch_projection
+        )
+
+    def _project(self, features_BD: Tensor, patches_MD: Tensor | None) -> tuple[Projection | None, Projection | None]:
+        """Of [CLS] and of patches."""
+        if patches_MD is None:
+            return self.head(features_BD) if self.head is not None else None, None
+        if self.patch_head is not None:
+            return self.head(features_BD) if self.head is not None else None, self.patch_head(patches_MD)
+        assert self.head is not None
+        both: Projection = self.head(torch.cat([features_BD, patches_MD]))
+        of_cls, of_patches = both.bottleneck.split([len(features_BD), len(patches_MD)])
+        return Projection(of_cls, both.prototypes), Projection(of_patches, both.prototypes)
+
+    @contextmanager
+    def _hiding(self, hidden_BN: Tensor | None) -> Iterator[None]:
+        """Inside, the backbone's patch embedding gives the mask token for hidden patches."""
+        if hidden_BN is None:
+            yield
+            return
+        mask_token = self.mask_token
+        assert mask_token is not None, "this network was built for images without masks"
+        embedding: nn.Module = self.backbone.patch_embed  # type: ignore[assignment]
+        hook = embedding.register_forward_hook(lambda _, __, embedded: mask_token(embedded, hidden_BN))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """All parameters, in the parts whose gradients are watched."""
-        head = self.head
-        return {
-            "backbone": [*self.backbone.parameters()],
-            "head": [*head.mlp.parameters()],
-            "prototypes": [*head.last_layer.values()],
-        }
+        found = {"backbone": [*self.backbone.parameters()]}
+        if self.mask_token is not None:
+            found["backbone"] += self.mask_token.parameters()
+        for prefix, head in (("", self.head), ("patch_", self.patch_head)):
+            if head is not None:
+                found[f"{prefix}head"] = [*head.mlp.parameters()]
+                found[f"{prefix}prototypes"] = [*head.last_layer.values()]
+        return found
 
 
 def _at_least_fp32(tensor: Tensor) -> Tensor:

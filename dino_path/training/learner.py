@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dino_path.config import ModelConfig, ObjectiveConfig, OptimConfig, TrainingConfig
 from dino_path.distributed import World
 from dino_path.model.backbone import build_backbone
+from dino_path.model.head import NetworkOutput
 from dino_path.training.networks import (
     build_network,
     check_needs,
@@ -18,12 +19,12 @@ from dino_path.training.networks import (
     prepare_networks,
     resolve_precision,
 )
-from dino_path.training.objective.term import Outputs
 from dino_path.training.objective.total import Objective, build_terms
 from dino_path.training.optimizer import build_optimizer
 from dino_path.training.sharding import whole
 from dino_path.views.batches import ViewBatch
 from dino_path.views.device import finish_views
+from dino_path.views.masks import ViewMasks
 
 
 class Learner:
@@ -39,14 +40,14 @@ class Learner:
     ) -> None:
         torch.manual_seed(training.seed)
         self.model, self.optim, self.training, self.world = model, optim, training, world
-        self.student = build_network(model, objective.dino, drop_path_rate=model.drop_path_rate)
+        self.student = build_network(model, objective, drop_path_rate=model.drop_path_rate)
         if model.weights is not None:
             load_start_weights(self.student, model)
-        self.teacher = build_network(model, objective.dino, drop_path_rate=0.0)
+        self.teacher = build_network(model, objective, drop_path_rate=0.0)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.precision = resolve_precision(training, world.device)
-        self.objective = Objective(build_terms(objective, training, world.device))
+        self.objective = Objective(build_terms(objective, training, world))
         check_needs(self.student.backbone, model.backbone, self.objective.needs)
         self._forward_student = prepare_networks(self.student, self.teacher, model.backbone, training, world)
         self.parts = self.student.parts()
@@ -87,15 +88,30 @@ class Learner:
             return self._forward_student.no_sync()
         return nullcontext()
 
-    def forward(self, batch: ViewBatch) -> Outputs:
-        """What both networks make of a micro-batch: the student of all views, the teacher of the global ones."""
-        with_patches = self.objective.needs.patches
-        global_views = self.normalised(batch.global_views, batch.global_parameters)
-        student_views = [global_views]
-        if len(batch.local_views):
-            student_views.append(self.normalised(batch.local_views, batch.local_parameters))
+    def global_views(self, batch: ViewBatch) -> Tensor:
+        """(2 * B, 3, H, W): what both networks see of a micro-batch, the student with patches hidden."""
+        return self.normalised(batch.global_views, batch.global_parameters)
+
+    @torch.no_grad()
+    def teach(self, global_views: Tensor, masks: ViewMasks | None) -> NetworkOutput:
+        """What the teacher makes of the global views, which it sees whole, and of their masked patches."""
+        chosen = masks.indices if masks is not None else None
         with self.autocast():
-            with torch.no_grad():
-                teacher = self.teacher([global_views], with_patches=with_patches)
-            student = self._forward_student(student_views, with_patches=with_patches)
-        return Outputs(student=student, teacher=teacher)
+            output: NetworkOutput = self.teacher(
+                [global_views], with_patches=self.objective.needs.patches, chosen=chosen
+            )
+        return output
+
+    def study(self, global_views: Tensor, batch: ViewBatch) -> NetworkOutput:
+        """What the student makes of all views of a micro-batch; it does not see the masked patches."""
+        views, masks = [global_views], batch.masks
+        if len(batch.local_views):
+            views.append(self.normalised(batch.local_views, batch.local_parameters))
+        with self.autocast():
+            output: NetworkOutput = self._forward_student(
+                views,
+                with_patches=self.objective.needs.patches,
+                hidden=masks.hidden if masks is not None else None,
+                chosen=masks.indices if masks is not None else None,
+            )
+        return output

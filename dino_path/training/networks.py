@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dino_path.config import HeadConfig, ModelConfig, TrainingConfig
+from dino_path.config import HeadConfig, ModelConfig, ObjectiveConfig, TrainingConfig
 from dino_path.distributed import World
 from dino_path.errors import ConfigError
 from dino_path.model.backbone import build_backbone, has_patch_tokens
 from dino_path.model.batch_norm import share_batch_norms
-from dino_path.model.head import DinoHead, DinoNetwork
+from dino_path.model.head import DinoHead, DinoNetwork, MaskToken
 from dino_path.model.pretrained import load_start
 from dino_path.model.published import load_published
 from dino_path.model.weights import load_weights, read_weights
@@ -27,11 +27,33 @@ from dino_path.training.objective.term import Needs
 from dino_path.training.sharding import local, shard
 
 
-def build_network(model: ModelConfig, config: HeadConfig, *, drop_path_rate: float) -> DinoNetwork:
-    """A freshly initialised backbone with its head."""
-    backbone = build_backbone(model.backbone, model.backbone_arguments, drop_path_rate=drop_path_rate)
-    head = DinoHead(
-        int(backbone.num_features),  # type: ignore[arg-type]
+def build_network(model: ModelConfig, objective: ObjectiveConfig, *, drop_path_rate: float) -> DinoNetwork:
+    """A freshly initialised backbone with the heads and the mask token that the objective asks for.
+
+    Raises:
+        ConfigError: timm cannot build the backbone, or iBOT is asked of one without patch tokens.
+    """
+    backbone = build_backbone(
+        model.backbone,
+        model.backbone_arguments,
+        drop_path_rate=drop_path_rate,
+        drop_path_is_constant=model.drop_path_schedule == "constant",
+    )
+    ibot = objective.ibot if objective.ibot.weight > 0 else None
+    check_needs(backbone, model.backbone, Needs(masks=ibot is not None))
+    num_features, is_shared = int(backbone.num_features), ibot is not None and ibot.head == "shared"  # type: ignore[arg-type]
+    return DinoNetwork(
+        backbone,
+        build_head(num_features, objective.dino) if objective.dino.weight > 0 or is_shared else None,
+        mask_token=MaskToken(num_features) if ibot is not None else None,
+        patch_head=build_head(num_features, ibot) if ibot is not None and not is_shared else None,
+    )
+
+
+def build_head(num_features: int, config: HeadConfig) -> DinoHead:
+    """A freshly initialised head for features of this size."""
+    return DinoHead(
+        num_features,
         config.num_prototypes,
         hidden=config.head_hidden,
         bottleneck=config.head_bottleneck,
@@ -39,7 +61,6 @@ def build_network(model: ModelConfig, config: HeadConfig, *, drop_path_rate: flo
         batch_norm=config.head_batch_norm,
         norm_last_layer=config.norm_last_layer,
     )
-    return DinoNetwork(backbone, head)
 
 
 def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
@@ -63,12 +84,13 @@ def check_needs(backbone: nn.Module, name: str, needs: Needs) -> None:
     Raises:
         ConfigError: patch tokens are needed, and it has none.
     """
-    if needs.patches and not has_patch_tokens(backbone):
+    if (needs.patches or needs.masks) and not has_patch_tokens(backbone):
+        what = "iBOT (objective.ibot.weight)" if needs.masks else "A term of the objective"
         raise ConfigError(
             f"model.backbone={name}",
-            "it has no patch tokens.",
-            "A term of the objective needs them: a ViT gives them.",
-            "Take a ViT, or leave that term out.",
+            f"a {type(backbone).__name__} has no patch tokens.",
+            f"{what} needs them, and a ViT has them.",
+            "Take a ViT, or set objective.ibot.weight=0: DINO trains any backbone.",
         )
 
 

@@ -41,10 +41,12 @@ class StepSettings:
     momentum: float
     teacher_temp: float
     last_layer_frozen: bool
+    kde_ramp: float | None = None
+    """What the weight of KDE is multiplied by, 0 to 1; None: the objective has no KDE."""
 
     def logged(self) -> dict[str, float]:
         """The numbers among them, for the record."""
-        return {name: value for name, value in asdict(self).items() if not isinstance(value, bool)}
+        return {name: value for name, value in asdict(self).items() if value is not None and not isinstance(value, bool)}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Schedules:
     momentum: Schedule
     teacher_temp: Schedule
     freeze_steps: int
+    kde_ramp: tuple[int, int] | None = None
+    """Steps between which KDE's weight rises."""
 
     def at(self, step: int) -> StepSettings:
         return StepSettings(
@@ -65,6 +69,7 @@ class Schedules:
             momentum=self.momentum.at(step),
             teacher_temp=self.teacher_temp.at(step),
             last_layer_frozen=step < self.freeze_steps,
+            kde_ramp=_ramp(step, *self.kde_ramp) if self.kde_ramp is not None else None,
         )
 
     def lines(self) -> list[str]:
@@ -78,7 +83,14 @@ class Schedules:
             f" {self.momentum.peak:g} -> {self.momentum.final:g}, prototypes frozen for {self.freeze_steps} steps",
             f"teacher temperature {self.teacher_temp.warmup_from:g} -> {self.teacher_temp.peak:g}"
             f" in {self.teacher_temp.warmup_steps} steps",
+            *([f"KDE's weight 0 -> whole between steps {' and '.join(map(str, self.kde_ramp))}"]
+              if self.kde_ramp is not None and self.kde_ramp[1] > 0 else []),
         ]
+
+
+def _ramp(step: int, start: int, end: int) -> float:
+    """0 until `start`, 1 from `end` on, linear between."""
+    return 1.0 if step >= end else max(0.0, (step - start) / (end - start))
 
 
 def resolve_clock(
@@ -110,12 +122,17 @@ def resolve_clock(
 def resolve_schedules(
     optim: OptimConfig, objective: ObjectiveConfig, training: TrainingConfig, clock: Clock
 ) -> Schedules:
-    """Turn settings into schedules. The learning rate scales with the global batch: base_lr * batch / 256."""
-    num_steps, dino = clock.num_steps, objective.dino
+    """Turn settings into schedules; the learning rate follows the global batch as `optim.lr_scaling` says."""
+    num_steps, dino, kde = clock.num_steps, objective.dino, objective.kde
+    match optim.lr_scaling:
+        case "linear":
+            lr_factor = clock.global_batch_size / 256
+        case "sqrt":
+            lr_factor = math.sqrt(clock.global_batch_size / 1024)
     return Schedules(
         clock=clock,
         lr=Schedule(
-            peak=optim.base_lr * clock.global_batch_size / 256,
+            peak=optim.base_lr * lr_factor,
             final=optim.final_lr,
             num_steps=num_steps,
             warmup_steps=min(optim.lr_warmup.steps(clock), num_steps),
@@ -130,6 +147,7 @@ def resolve_schedules(
             warmup_from=dino.warmup_teacher_temp,
         ),
         freeze_steps=optim.freeze_last_layer.steps(clock),
+        kde_ramp=(kde.ramp_start.steps(clock), kde.ramp_end.steps(clock)) if kde.weight > 0 else None,
     )
 
 

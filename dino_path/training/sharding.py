@@ -42,7 +42,7 @@ def shard(network: DinoNetwork, world: World, name: str) -> None:
         )
     mesh = init_device_mesh(world.device.type, (world.size,))
     # `reshard_after_forward`: the outermost group would stay gathered, and then `parameters()` gives whole tensors.
-    for module in (*blocks, network.head, network):
+    for module in (*blocks, *network.heads, network):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
@@ -90,7 +90,10 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, A
         number: {name: _part(value, parameters[number]) for name, value in moments.items()}
         for number, moments in state["state"].items()
     }
+    factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
     optimizer.load_state_dict({**state, "state": parts})
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):  # this run's, not those of the file
+        group["lr_factor"] = factor
 
 
 def _part(value: Any, target: Tensor | None) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dino_path.distributed import World
 from dino_path.training.learner import Learner
 from dino_path.training.networks import update_teacher
+from dino_path.training.objective.term import Outputs
 from dino_path.training.optimizer import clip_gradients, set_schedules
 from dino_path.training.schedules import StepSettings
 from dino_path.views.batches import ViewBatch
@@ -44,12 +45,13 @@ def train_step(
     step: int,
     wants_stop: bool = False,
 ) -> StepReport:
-    """One update: loss, gradients, student, then teacher, then center (facebookresearch/dino, train_one_epoch).
+    """One update: targets, loss, gradients, student, then teacher, then center (facebookresearch/dino, train_one_epoch).
 
-    With several micro-batches it is the update of one batch of them all: the loss, and the means that terms remember
-    such as the center, are means over them, and all meet the same center and teacher. The global random state is set
-    from (seed, step, rank) first, so that stochastic depth depends on nothing else and a resumed run repeats it. A loss
-    that is not finite on any rank moves nothing on all of them.
+    With several micro-batches it is the update of one batch of them all: the teacher sees all of them first, since
+    Sinkhorn-Knopp balances its targets over the whole batch; the loss, and the means that terms remember such as the
+    center, are means over them, and all meet the same targets and teacher. The global random state is set from
+    (seed, step, rank) first, so that stochastic depth depends on nothing else and a resumed run repeats it. A loss that
+    is not finite on any rank moves nothing on all of them.
 
     Args:
         wants_stop: this rank asks all to stop after this step; see `StepReport.is_stopping`.
@@ -62,16 +64,19 @@ def train_step(
     buffers = [*learner.student.buffers(), *learner.teacher.buffers()]
     buffers_before = [buffer.clone() for buffer in buffers]
 
+    views = [learner.global_views(batch) for batch in micro_batches]
+    taught = [learner.teach(seen, batch.masks) for seen, batch in zip(views, micro_batches, strict=True)]
+    features = torch.cat([teacher.features[: len(teacher.features) // 2].float() for teacher in taught])
+    objective.prepare(taught, settings)
+
     measured: list[dict[str, Tensor]] = []
-    features: list[Tensor] = []
     means: dict[str, Tensor] = {}  # over the global batch, of what the terms remember: DINO's next center
     for number, batch in enumerate(micro_batches, 1):
         is_last = number == len(micro_batches)
         with nullcontext() if is_last else learner.gradients_stay_here():
-            outputs = learner.forward(batch)
+            outputs = Outputs(learner.study(views.pop(0), batch), taught.pop(0), batch.masks)
             loss, numbers = objective.measure(outputs, settings)
             measured.append(numbers)
-            features.append(outputs.teacher.features[: len(batch.tiles)].float())
             for name, value in objective.to_average(outputs).items():
                 means[name] = means.get(name, 0) + value / len(micro_batches)
             if is_last:
@@ -94,9 +99,10 @@ def train_step(
     else:
         if settings.last_layer_frozen and learner.optim.freeze_by == "no_gradient":
             # AdamW then skips the prototypes (no moments, no decay), and they do not count in a global norm.
-            for parameter in learner.parts["prototypes"]:
-                parameter.grad = None
-        part_norms = clip_gradients([*learner.parts.values()], learner.optim)
+            for head in learner.student.heads:
+                for parameter in head.last_layer.values():
+                    parameter.grad = None
+        part_norms = clip_gradients(learner.parts, learner.optim)
         learner.optimizer.step()
         update_teacher(learner.teacher, learner.student, settings.momentum)
         objective.update({name: value / world.size for name, value in means.items()})
@@ -107,7 +113,7 @@ def train_step(
             "grad_norm": torch.stack(part_norms).norm(),
             **norms,
         },
-        teacher_features=torch.cat(features),
+        teacher_features=features,
         is_skipped=is_skipped,
         is_stopping=num_stopping > 0,
     )
