@@ -22,7 +22,7 @@ from dino_path.run import atomic_write
 INTRODUCTION = """\
 # Settings
 
-Made from `dino_path/config.py` by `python -m dino_path.config_docs docs/config.md`; do not edit.
+Made from `dino_path/config/` by `python -m dino_path.config_docs docs/config.md`; do not edit.
 
 Every setting stands in a YAML file (`--config`) or on the command line as `section.key=value`, which wins:
 

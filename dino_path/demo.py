@@ -17,9 +17,9 @@ from rich.table import Table as ScreenTable
 from dino_path.config import Config
 from dino_path.distributed import open_world, usable_cores
 from dino_path.errors import ConfigError
-from dino_path.evaluation.baseline import train_baseline
-from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.table import Table, evaluate_table
+from dino_path.evaluation.baseline.training import train_baseline
+from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.evaluation.results.table import Table, evaluate_table
 from dino_path.export.checkpoint import export_checkpoint
 from dino_path.export.model_folder import write_card
 from dino_path.features.embed import embed_store

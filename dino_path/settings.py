@@ -1,4 +1,4 @@
-"""Settings from text and back: YAML files and dotted overrides become the config tree of `config.py`.
+"""Settings from text and back: YAML files and dotted overrides become the config tree of `config/`.
 
 YAML is read as plain data (no anchors, no repeated keys), and all faults of all sources come in one message.
 """

@@ -60,6 +60,6 @@ def terms_with_toy(config: ObjectiveConfig, training: TrainingConfig, device: to
 def add_toy_term(patch: pytest.MonkeyPatch) -> None:
     """From now on every learner's objective has it.
 
-    A real term is three files: its section in config.py, a file of its own, and its line in `build_terms`.
+    A real term is three files: its section in config/objective.py, a file of its own, and its line in `build_terms`.
     """
     patch.setattr(learner, "build_terms", terms_with_toy)

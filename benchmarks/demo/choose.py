@@ -16,9 +16,9 @@ from pathlib import Path
 from dino_path.config import Config
 from dino_path.demo import EDGE_PX, NUM_TRAIN_SLIDES, DemoFolder, demo_config, demo_slides
 from dino_path.distributed import open_world
-from dino_path.evaluation.baseline import train_baseline
-from dino_path.evaluation.datasets import LabelledSet, load_labelled
-from dino_path.evaluation.table import evaluate_table
+from dino_path.evaluation.baseline.training import train_baseline
+from dino_path.evaluation.labelled.datasets import LabelledSet, load_labelled
+from dino_path.evaluation.results.table import evaluate_table
 from dino_path.slides.find import find_slides
 from dino_path.slides.synthetic import SyntheticSlide, make_slides
 from dino_path.tiles.tiling import tile_slides

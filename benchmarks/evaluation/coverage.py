@@ -21,9 +21,9 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import beta
 
-from dino_path.evaluation import metrics
-from dino_path.evaluation.confusion import summarise
-from dino_path.evaluation.intervals import score_interval
+from dino_path.evaluation.measures import metrics
+from dino_path.evaluation.measures.confusion import summarise
+from dino_path.evaluation.measures.intervals import score_interval
 
 NUM_RESAMPLES = 300
 MEAN_IMAGES = 20

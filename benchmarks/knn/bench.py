@@ -71,7 +71,7 @@ def _status_mib(key: str) -> float:
 
 
 def run_ours(name: str, data: tuple[np.ndarray, ...]) -> dict[str, float]:
-    from dino_path.evaluation.knn import NeighbourIndex, knn_classify
+    from dino_path.evaluation.protocols.knn import NeighbourIndex, knn_classify
 
     train, labels, queries, query_labels = data
     ks = KS if FOUR in name else (K,)

@@ -24,8 +24,8 @@ import torch
 
 from dino_path.cli.program import EXIT_STOPPED
 from dino_path.config import Config, EvaluationConfig
-from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.running import running_knn
+from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.evaluation.protocols.running import running_knn
 from dino_path.run import RunFolder
 from dino_path.settings import load_config
 from dino_path.training.networks import build_network

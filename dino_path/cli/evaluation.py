@@ -35,9 +35,9 @@ from dino_path.launch import is_first
 
 if TYPE_CHECKING:
     from dino_path.config import Config
-    from dino_path.evaluation.datasets import LabelledSet
-    from dino_path.evaluation.earlier_results import Stem
-    from dino_path.evaluation.metrics import Metrics
+    from dino_path.evaluation.labelled.datasets import LabelledSet
+    from dino_path.evaluation.measures.metrics import Metrics
+    from dino_path.evaluation.results.earlier import Stem
 
 EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process whose share was small waits for the others
 
@@ -84,13 +84,13 @@ def _train_baselines(
 ) -> list[tuple[dict[str, Any], str]]:
     """One baseline, or one for each draw of the labels or each fold: what became of each, and a line that says it."""
     announce(f"reading {data}")
-    from dino_path.evaluation.datasets import load_labelled
-    from dino_path.evaluation.division import divide
+    from dino_path.evaluation.labelled.datasets import load_labelled
+    from dino_path.evaluation.labelled.division import divide
 
     division = divide(load_labelled(data, resolved.evaluation), resolved.evaluation)
     loading()
     from dino_path.distributed import choose_device
-    from dino_path.evaluation.supervised import train_supervised, write_pooled
+    from dino_path.evaluation.baseline.supervised import train_supervised, write_pooled
 
     results = train_supervised(
         division, resolved, fraction=fraction, out=out, device=choose_device(device, 0), num_workers=workers
@@ -175,7 +175,7 @@ def evaluate(
     labelled, out = _check_evaluation(protocol, specs, data, out, resolved, baseline, shares)
     loading()
     from dino_path.distributed import open_world
-    from dino_path.evaluation.table import extract_together
+    from dino_path.evaluation.results.table import extract_together
 
     with open_world(device, timeout_s=EXTRACTION_TIMEOUT_S) as world:
         if world.size > 1:
@@ -221,8 +221,8 @@ def _check_evaluation(
     if out is not None:
         check_output_folder(out)
     announce(f"reading {data}")
-    from dino_path.evaluation.datasets import load_labelled
-    from dino_path.evaluation.earlier_results import Evaluation, refuse_to_lose, results_folder
+    from dino_path.evaluation.labelled.datasets import load_labelled
+    from dino_path.evaluation.results.earlier import Evaluation, refuse_to_lose, results_folder
 
     labelled = load_labelled(data, config.evaluation)
     out = out or results_folder(specs, labelled, "fractions" if shares else protocol)
@@ -246,9 +246,9 @@ def _evaluate(
     common: dict[str, Any],
 ) -> str:
     """The results as a page of Markdown; they are in their files as well."""
-    from dino_path.evaluation.fewshot import evaluate_fewshot
-    from dino_path.evaluation.fractions import evaluate_fractions
-    from dino_path.evaluation.table import evaluate_table
+    from dino_path.evaluation.results.fewshot import evaluate_fewshot
+    from dino_path.evaluation.results.fractions import evaluate_fractions
+    from dino_path.evaluation.results.table import evaluate_table
 
     match stem:
         case "fractions":

@@ -15,7 +15,7 @@ from dino_path.errors import CheckpointError, ConfigError, TileStoreError
 
 if TYPE_CHECKING:
     from dino_path.config import Config
-    from dino_path.evaluation.datasets import LabelledSet
+    from dino_path.evaluation.labelled.datasets import LabelledSet
 
 
 def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> None:
@@ -116,8 +116,8 @@ def check_images(paths: Sequence[Path]) -> None:
 
 def check_baseline(folder: Path, labelled: LabelledSet, config: Config) -> None:
     """There is a finished baseline for the data."""
-    from dino_path.evaluation.baseline_files import BaselineFolder
-    from dino_path.evaluation.division import divide
+    from dino_path.evaluation.baseline.files import BaselineFolder
+    from dino_path.evaluation.labelled.division import divide
 
     first = divide(labelled, config.evaluation).folders(folder)[0]
     BaselineFolder(first).read_result()
@@ -132,7 +132,7 @@ def check_continued_run(config: Config) -> None:
 
 def check_labelled(data: str, config: Config, *, coming_store: Path | None = None) -> None:
     """There are labelled images; a store that tiling has yet to make is taken on trust."""
-    from dino_path.evaluation.datasets import check_listing
+    from dino_path.evaluation.labelled.datasets import check_listing
 
     if coming_store is None or Path(data.removeprefix("store:")).resolve() != coming_store.resolve():
         check_listing(data, config.evaluation)

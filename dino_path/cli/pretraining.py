@@ -269,7 +269,7 @@ def pretrain(
         resolved = keep_global_batch(resolved, world.size)
         knn = None
         if resolved.monitor.knn_data is not None and world.is_first:
-            from dino_path.evaluation.running import running_knn
+            from dino_path.evaluation.protocols.running import running_knn
 
             knn = running_knn(resolved, device=world.device)
         checkpoint = run_pretraining(resolved, world, knn=knn)

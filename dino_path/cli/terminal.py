@@ -77,7 +77,7 @@ def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def say_markdown(page: str) -> None:
-    """Print a page of ours (evaluation/results.py): headings, tables and a list of notes."""
+    """Print a page of ours (evaluation/results/writing.py): headings, tables and a list of notes."""
     lines = page.splitlines()
     while lines:
         line = lines.pop(0)

@@ -1,1 +1,5 @@
-"""Evaluation: labelled data, splits, k-NN, probes, the supervised baseline, metrics."""
+"""Evaluation: what features are worth on labelled images, in folders that stand in the order of the data.
+
+`measures` (numbers with their intervals), `labelled` (images and splits), `protocols` (frozen features -> scores of the
+test images), `baseline` (the supervised network), `results` (tables and their files).
+"""

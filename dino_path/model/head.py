@@ -180,9 +180,7 @@ class DinoNetwork(nn.Module):
             patches_MD = tokens.flatten(0, 1).index_select(0, chosen + num_prefix * (of_image + 1))
         features_BD = torch.cat([first, *(self.backbone(batch) for batch in views[1:])])
         projection, patch_projection = self._project(features_BD, patches_MD)
-        return NetworkOutput(
-            features_BD, projection, tokens if with_patches else None, num_prefix, patch_projection
-        )
+        return NetworkOutput(features_BD, projection, tokens if with_patches else None, num_prefix, patch_projection)
 
     def _project(self, features_BD: Tensor, patches_MD: Tensor | None) -> tuple[Projection | None, Projection | None]:
         """Of [CLS] and of patches."""

@@ -47,8 +47,8 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     as it is.
 
     Args:
-        knn: accuracy of a backbone for `monitor.knn_data`, on rank 0 (evaluation/running.py; this room may not import
-            that one). Needed on rank 0, and looked at, where `monitor.knn_data` is set.
+        knn: accuracy of a backbone for `monitor.knn_data`, on rank 0 (evaluation/protocols/running.py; this room may
+            not import that one). Needed on rank 0, and looked at, where `monitor.knn_data` is set.
 
     Raises:
         ConfigError, TileStoreError, CheckpointError: refused before the first step.

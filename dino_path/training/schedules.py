@@ -46,7 +46,9 @@ class StepSettings:
 
     def logged(self) -> dict[str, float]:
         """The numbers among them, for the record."""
-        return {name: value for name, value in asdict(self).items() if value is not None and not isinstance(value, bool)}
+        return {
+            name: value for name, value in asdict(self).items() if value is not None and not isinstance(value, bool)
+        }
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,11 @@ class Schedules:
             f" {self.momentum.peak:g} -> {self.momentum.final:g}, prototypes frozen for {self.freeze_steps} steps",
             f"teacher temperature {self.teacher_temp.warmup_from:g} -> {self.teacher_temp.peak:g}"
             f" in {self.teacher_temp.warmup_steps} steps",
-            *([f"KDE's weight 0 -> whole between steps {' and '.join(map(str, self.kde_ramp))}"]
-              if self.kde_ramp is not None and self.kde_ramp[1] > 0 else []),
+            *(
+                [f"KDE's weight 0 -> whole between steps {' and '.join(map(str, self.kde_ramp))}"]
+                if self.kde_ramp is not None and self.kde_ramp[1] > 0
+                else []
+            ),
         ]
 
 

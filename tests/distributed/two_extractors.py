@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from dino_path.cli import main
-from dino_path.evaluation import cache
+from dino_path.evaluation.protocols import cache
 
 
 def run(data: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/config.md says what config.py says."""
+"""docs/config.md says what the config says."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -25,6 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "reporting": set(),
     "cluster": set(),
 }
+# The folders of a room, in the order in which they may import from one another.
+FOLDERS = {"evaluation": ("measures", "labelled", "protocols", "baseline", "results")}
 DOORS: dict[str, set[str]] = {
     "openslide": {"slides"},
     "tifffile": {"slides"},
@@ -125,6 +127,20 @@ def test_no_exception_outlives_its_reason() -> None:
 
 def test_the_floor_imports_no_room() -> None:
     assert [pair for pair in PAIRS if pair[0] in FLOOR and pair[1] not in FLOOR and pair[1] in ROOMS] == []
+
+
+@pytest.mark.parametrize("room", sorted(FOLDERS))
+def test_the_folders_of_a_room_import_only_folders_before_them(room: str) -> None:
+    order = FOLDERS[room]
+    assert {item.stem for item in (PACKAGE / room).iterdir()} - {"__init__", "__pycache__"} == {*order}
+    whom = {
+        (folder, name.split(".")[2])
+        for folder in order
+        for file in (PACKAGE / room / folder).rglob("*.py")
+        for name in imports_of(file)
+        if name.startswith(f"dino_path.{room}.")
+    }
+    assert [(who, other) for who, other in whom if order.index(other) > order.index(who)] == []
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))

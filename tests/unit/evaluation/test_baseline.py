@@ -7,10 +7,10 @@ import torch
 
 from dino_path.config import BaselineConfig, EvaluationConfig
 from dino_path.errors import CheckpointError, DataError
-from dino_path.evaluation import baseline as baseline_module
-from dino_path.evaluation.baseline import Training, train_baseline
-from dino_path.evaluation.baseline_files import BaselineFolder
-from dino_path.evaluation.datasets import load_labelled
+from dino_path.evaluation.baseline import training as baseline_module
+from dino_path.evaluation.baseline.files import BaselineFolder
+from dino_path.evaluation.baseline.training import Training, train_baseline
+from dino_path.evaluation.labelled.datasets import load_labelled
 from dino_path.features.extractor import extract_features, load_extractor
 
 CPU = torch.device("cpu")

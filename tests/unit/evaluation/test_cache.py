@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from dino_path.config import EvaluationConfig
-from dino_path.evaluation import cache as cache_module
-from dino_path.evaluation.cache import FeatureCache, Images
-from dino_path.evaluation.datasets import load_labelled
+from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.evaluation.protocols import cache as cache_module
+from dino_path.evaluation.protocols.cache import FeatureCache, Images
 from dino_path.features.extractor import extract_features, load_extractor
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError, TileStoreError
-from dino_path.evaluation.datasets import load_labelled
+from dino_path.evaluation.labelled.datasets import load_labelled
 
 CONFIG = EvaluationConfig()
 

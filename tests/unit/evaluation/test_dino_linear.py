@@ -6,10 +6,10 @@ from torch import nn
 
 from dino_path.config import EvaluationConfig
 from dino_path.errors import ConfigError
-from dino_path.evaluation import dino_linear as module
-from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.dino_linear import RandomCrops, block_tokens, train_linear_layer
-from dino_path.evaluation.table import evaluate_table
+from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.evaluation.protocols import dino_linear as module
+from dino_path.evaluation.protocols.dino_linear import RandomCrops, block_tokens, train_linear_layer
+from dino_path.evaluation.results.table import evaluate_table
 from dino_path.features.extractor import Extractor, load_extractor
 from dino_path.preprocessing import Preprocessing
 

@@ -7,14 +7,14 @@ import torch
 
 from dino_path.config import BaselineConfig, Config, EvaluationConfig
 from dino_path.errors import DataError
-from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.division import divide
-from dino_path.evaluation.fewshot import evaluate_fewshot
-from dino_path.evaluation.fractions import evaluate_fractions
-from dino_path.evaluation.protocols import run_protocol
-from dino_path.evaluation.splits import draw_folds
-from dino_path.evaluation.supervised import read_supervised, train_supervised, write_pooled
-from dino_path.evaluation.table import evaluate_table
+from dino_path.evaluation.baseline.supervised import read_supervised, train_supervised, write_pooled
+from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.evaluation.labelled.division import divide
+from dino_path.evaluation.labelled.splits import draw_folds
+from dino_path.evaluation.protocols.by_name import run_protocol
+from dino_path.evaluation.results.fewshot import evaluate_fewshot
+from dino_path.evaluation.results.fractions import evaluate_fractions
+from dino_path.evaluation.results.table import evaluate_table
 
 CPU = torch.device("cpu")
 CONFIG = EvaluationConfig(num_bootstrap=100, input_px=32, cross_validation=3, linear_crops=1, num_episodes=100)

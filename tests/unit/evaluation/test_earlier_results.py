@@ -100,7 +100,7 @@ def test_folders_that_are_not_named_come_from_data_and_protocol_and_share_featur
 
 
 def test_the_results_of_a_runs_model_go_into_the_run(class_folders: Path, tmp_path: Path) -> None:
-    from dino_path.evaluation.baseline_model import write_baseline_model
+    from dino_path.evaluation.baseline.model_folder import write_baseline_model
     from dino_path.model.backbone import build_backbone
 
     run = tmp_path / "run"

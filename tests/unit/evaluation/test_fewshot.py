@@ -7,10 +7,10 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import normalize
 
 from dino_path.config import BaselineConfig, EvaluationConfig
-from dino_path.evaluation import fewshot
-from dino_path.evaluation.baseline import train_baseline
-from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.fewshot import episodes_of, evaluate_fewshot, simple_shot
+from dino_path.evaluation.baseline.training import train_baseline
+from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.evaluation.results import fewshot
+from dino_path.evaluation.results.fewshot import episodes_of, evaluate_fewshot, simple_shot
 
 CPU = torch.device("cpu")
 CONFIG = EvaluationConfig(num_bootstrap=100, num_episodes=100, shots=(1, 3, 50), input_px=32)

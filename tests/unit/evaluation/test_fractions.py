@@ -7,12 +7,12 @@ import torch
 
 from dino_path.config import BaselineConfig, EvaluationConfig
 from dino_path.errors import DataError
-from dino_path.evaluation import linear
-from dino_path.evaluation.baseline import train_baseline
-from dino_path.evaluation.baseline_files import BaselineFolder
-from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.fractions import evaluate_fractions
-from dino_path.evaluation.splits import draw_labelled
+from dino_path.evaluation.baseline.files import BaselineFolder
+from dino_path.evaluation.baseline.training import train_baseline
+from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.evaluation.labelled.splits import draw_labelled
+from dino_path.evaluation.protocols import linear
+from dino_path.evaluation.results.fractions import evaluate_fractions
 
 CPU = torch.device("cpu")
 CONFIG = EvaluationConfig(num_bootstrap=100, input_px=32)

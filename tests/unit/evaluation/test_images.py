@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from dino_path.evaluation import images
-from dino_path.evaluation.images import SquareImages, augment, image_edge_px
+from dino_path.evaluation.labelled import images
+from dino_path.evaluation.labelled.images import SquareImages, augment, image_edge_px
 from dino_path.tiles.images import ImageFiles
 
 

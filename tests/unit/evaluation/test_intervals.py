@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dino_path.evaluation.confusion import areas, areas_left_out
-from dino_path.evaluation.intervals import LeftOut, Score, degrees_of_freedom, difference_interval, score_interval
-from dino_path.evaluation.metrics import Units, measure, paired_difference
+from dino_path.evaluation.measures.confusion import areas, areas_left_out
+from dino_path.evaluation.measures.intervals import (
+    LeftOut,
+    Score,
+    degrees_of_freedom,
+    difference_interval,
+    score_interval,
+)
+from dino_path.evaluation.measures.metrics import Units, measure, paired_difference
 
 
 def left_out(values, freedom=None):

@@ -3,8 +3,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
-from dino_path.evaluation import knn
-from dino_path.evaluation.knn import NeighbourIndex, centred, knn_classify, sum_votes, unit_length
+from dino_path.evaluation.protocols import knn
+from dino_path.evaluation.protocols.knn import NeighbourIndex, centred, knn_classify, sum_votes, unit_length
 
 
 @pytest.fixture

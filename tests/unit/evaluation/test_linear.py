@@ -5,8 +5,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from dino_path.evaluation import linear
-from dino_path.evaluation.linear import C_GRID, linear_probe, logistic, logistic_uni
+from dino_path.evaluation.protocols import linear
+from dino_path.evaluation.protocols.linear import C_GRID, linear_probe, logistic, logistic_uni
 
 
 def make(num_images, num_features, num_classes=3, noise=1.0, seed=0):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from dino_path.evaluation.confusion import areas, confusion_matrix, summarise
-from dino_path.evaluation.intervals import Score
-from dino_path.evaluation.metrics import Units, mean_over_draws, measure, paired_difference
+from dino_path.evaluation.measures.confusion import areas, confusion_matrix, summarise
+from dino_path.evaluation.measures.intervals import Score
+from dino_path.evaluation.measures.metrics import Units, mean_over_draws, measure, paired_difference
 
 
 @pytest.fixture

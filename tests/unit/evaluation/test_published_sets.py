@@ -9,7 +9,7 @@ import pytest
 
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
-from dino_path.evaluation.datasets import load_labelled
+from dino_path.evaluation.labelled.datasets import load_labelled
 
 CONFIG = EvaluationConfig()
 META = ["", "coord_y", "coord_x", "tumor_patch", "center_tumor_patch", "wsi"]

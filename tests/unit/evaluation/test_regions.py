@@ -8,9 +8,9 @@ from slide_files import stained_image, write_slide_file
 
 from dino_path.config import EvaluationConfig, TilesConfig
 from dino_path.errors import DataError, SlideError
-from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.region_labels import covered_share, label_tiles, label_tiles_by_mask
-from dino_path.evaluation.regions import read_regions
+from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.evaluation.labelled.region_labels import covered_share, label_tiles, label_tiles_by_mask
+from dino_path.evaluation.labelled.regions import read_regions
 from dino_path.records.slide import SlideRecord
 from dino_path.slides.annotations.outlines import Polygon
 from dino_path.slides.find import SlideRow

@@ -9,8 +9,8 @@ from conftest import WriteImage
 
 from dino_path.cli import main
 from dino_path.config import Config
-from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.running import running_knn
+from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.evaluation.protocols.running import running_knn
 from dino_path.features.extractor import MeanColour
 from dino_path.run import RunFolder
 from dino_path.settings import load_config

@@ -7,9 +7,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from dino_path.config import EvaluationConfig
-from dino_path.evaluation.datasets import LabelledSet, load_labelled
-from dino_path.evaluation.signature import NEIGHBOURS, slide_signature
-from dino_path.evaluation.table import evaluate_table
+from dino_path.evaluation.labelled.datasets import LabelledSet, load_labelled
+from dino_path.evaluation.protocols.signature import NEIGHBOURS, slide_signature
+from dino_path.evaluation.results.table import evaluate_table
 
 CPU = torch.device("cpu")
 

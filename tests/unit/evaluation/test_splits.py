@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dino_path.errors import DataError
-from dino_path.evaluation.splits import draw_part, linked_units
+from dino_path.evaluation.labelled.splits import draw_part, linked_units
 
 
 def draw(labels, units, fraction=0.3, seed=0):

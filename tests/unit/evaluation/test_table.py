@@ -7,11 +7,11 @@ import torch
 
 from dino_path.config import BaselineConfig, EvaluationConfig
 from dino_path.errors import CheckpointError, ConfigError, DataError
-from dino_path.evaluation import cache
-from dino_path.evaluation import table as table_module
-from dino_path.evaluation.baseline import train_baseline
-from dino_path.evaluation.datasets import load_labelled
-from dino_path.evaluation.table import evaluate_table
+from dino_path.evaluation.baseline.training import train_baseline
+from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.evaluation.protocols import cache
+from dino_path.evaluation.results import table as table_module
+from dino_path.evaluation.results.table import evaluate_table
 
 CPU = torch.device("cpu")
 CONFIG = EvaluationConfig(num_bootstrap=100, input_px=32)

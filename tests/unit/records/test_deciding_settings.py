@@ -8,7 +8,7 @@ from slide_files import tissue_image, write_slide_file
 
 from dino_path.config import BaselineConfig, TilesConfig
 from dino_path.errors import TileStoreError
-from dino_path.evaluation import baseline
+from dino_path.evaluation.baseline import training as baseline
 from dino_path.records.deciding_settings import deciding_settings
 from dino_path.settings import as_plain
 from dino_path.slides.find import SlideRow

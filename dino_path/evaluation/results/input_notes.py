@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from dino_path.evaluation.images import image_edge_px
+from dino_path.evaluation.labelled.images import image_edge_px
 from dino_path.features.extractor import Extractor
 from dino_path.tiles.source import TileSource
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
-from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.records.evaluation import AnyEvaluation, FewShotRecord, FractionsRecord, ResultsRecord, read_evaluation
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain

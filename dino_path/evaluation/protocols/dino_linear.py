@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from dino_path.config import EvaluationConfig
 from dino_path.errors import ConfigError
-from dino_path.evaluation.cache import FeatureCache, Features, Images
-from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.division import Division
-from dino_path.evaluation.images import image_edge_px
+from dino_path.evaluation.labelled.datasets import LabelledSet
+from dino_path.evaluation.labelled.division import Division
+from dino_path.evaluation.labelled.images import image_edge_px
+from dino_path.evaluation.protocols.cache import FeatureCache, Features, Images
 from dino_path.features.extractor import Extractor
 from dino_path.features.images import stain_normalised
 from dino_path.tiles.source import TileSource

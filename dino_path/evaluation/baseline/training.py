@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from dino_path.config import BaselineConfig
 from dino_path.errors import CheckpointError, DataError
-from dino_path.evaluation.baseline_files import BaselineFolder
-from dino_path.evaluation.baseline_model import write_baseline_model
-from dino_path.evaluation.confusion import confusion_matrix, summarise
-from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.images import AUGMENTATION, SquareImages, augment, image_edge_px
-from dino_path.evaluation.metrics import Metrics, measure
+from dino_path.evaluation.baseline.files import BaselineFolder
+from dino_path.evaluation.baseline.model_folder import write_baseline_model
+from dino_path.evaluation.labelled.datasets import LabelledSet
+from dino_path.evaluation.labelled.images import AUGMENTATION, SquareImages, augment, image_edge_px
+from dino_path.evaluation.measures.confusion import confusion_matrix, summarise
+from dino_path.evaluation.measures.metrics import Metrics, measure
 from dino_path.model.backbone import build_backbone, count_parameters
 from dino_path.model.pretrained import load_start
 from dino_path.preprocessing import Preprocessing, Triple

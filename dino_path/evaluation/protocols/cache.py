@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig
 from dino_path.errors import ConfigError
-from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.features.extractor import Extractor, iterate_features, load_extractor
 from dino_path.progress import meter
 from dino_path.run import atomic_write

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.intervals import Score
-from dino_path.evaluation.knn import NeighbourIndex, sum_votes
-from dino_path.evaluation.metrics import Units, mean_score
+from dino_path.evaluation.labelled.datasets import LabelledSet
+from dino_path.evaluation.measures.intervals import Score
+from dino_path.evaluation.measures.metrics import Units, mean_score
+from dino_path.evaluation.protocols.knn import NeighbourIndex, sum_votes
 
 logger = logging.getLogger(__name__)
 

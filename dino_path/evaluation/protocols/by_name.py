@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig, FeatureProtocol
 from dino_path.errors import DataError
-from dino_path.evaluation.confusion import confusion_matrix, summarise
-from dino_path.evaluation.datasets import VALIDATION_FRACTION, LabelledSet
-from dino_path.evaluation.knn import NeighbourIndex, centred, knn_classify
-from dino_path.evaluation.linear import C_GRID, PRIOR_VARIANCE, linear_probe, logistic, logistic_uni
+from dino_path.evaluation.labelled.datasets import VALIDATION_FRACTION, LabelledSet
+from dino_path.evaluation.measures.confusion import confusion_matrix, summarise
+from dino_path.evaluation.protocols.knn import NeighbourIndex, centred, knn_classify
+from dino_path.evaluation.protocols.linear import C_GRID, PRIOR_VARIANCE, linear_probe, logistic, logistic_uni
 
 logger = logging.getLogger(__name__)
 

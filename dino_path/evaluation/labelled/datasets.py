@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
-from dino_path.evaluation.layouts import (
+from dino_path.evaluation.labelled.layouts import (
     SPLITS,
     GroupKind,
     Listing,
@@ -26,10 +26,10 @@ from dino_path.evaluation.layouts import (
     read_manifest,
     refuse_unknown_layout,
 )
-from dino_path.evaluation.metrics import Units
-from dino_path.evaluation.published import read_bach, read_breakhis, read_mhist, read_nct_crc, read_pcam
-from dino_path.evaluation.regions import read_store
-from dino_path.evaluation.splits import Ints, draw_labelled, draw_part, linked_units
+from dino_path.evaluation.labelled.published import read_bach, read_breakhis, read_mhist, read_nct_crc, read_pcam
+from dino_path.evaluation.labelled.regions import read_store
+from dino_path.evaluation.labelled.splits import Ints, draw_labelled, draw_part, linked_units
+from dino_path.evaluation.measures.metrics import Units
 from dino_path.progress import meter
 from dino_path.run import atomic_write
 from dino_path.tiles.images import ImageFiles

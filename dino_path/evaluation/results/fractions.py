@@ -19,15 +19,21 @@ import torch
 from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig, FeatureProtocol
-from dino_path.evaluation.cache import FeatureCache, Features, Images, load_models
-from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.division import Division, divide, pooled
-from dino_path.evaluation.input_notes import input_notes
-from dino_path.evaluation.intervals import Score
-from dino_path.evaluation.metrics import mean_over_draws
-from dino_path.evaluation.protocols import TITLES, run_protocol
-from dino_path.evaluation.results import SUPERVISED, baseline_missing, markdown_page, markdown_table, write_results
-from dino_path.evaluation.supervised import read_draws, read_supervised, refuse_missing
+from dino_path.evaluation.baseline.supervised import read_draws, read_supervised, refuse_missing
+from dino_path.evaluation.labelled.datasets import LabelledSet
+from dino_path.evaluation.labelled.division import Division, divide, pooled
+from dino_path.evaluation.measures.intervals import Score
+from dino_path.evaluation.measures.metrics import mean_over_draws
+from dino_path.evaluation.protocols.by_name import TITLES, run_protocol
+from dino_path.evaluation.protocols.cache import FeatureCache, Features, Images, load_models
+from dino_path.evaluation.results.input_notes import input_notes
+from dino_path.evaluation.results.writing import (
+    SUPERVISED,
+    baseline_missing,
+    markdown_page,
+    markdown_table,
+    write_results,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.errors import DataError
-from dino_path.evaluation.datasets import LabelledSet
+from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.records.baseline import BASELINE, NEEDED, REMEDY, BaselineRecord
 from dino_path.run import atomic_write
 

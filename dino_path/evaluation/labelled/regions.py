@@ -12,8 +12,8 @@ import numpy as np
 
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
-from dino_path.evaluation.layouts import SPLIT_NAMES, SPLITS, GroupKind, Listing
-from dino_path.evaluation.region_labels import label_tiles, label_tiles_by_mask
+from dino_path.evaluation.labelled.layouts import SPLIT_NAMES, SPLITS, GroupKind, Listing
+from dino_path.evaluation.labelled.region_labels import label_tiles, label_tiles_by_mask
 from dino_path.progress import progress
 from dino_path.slides.annotations.files import (
     OUTLINE_ENDINGS,

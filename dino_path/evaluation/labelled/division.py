@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
-from dino_path.evaluation.confusion import Ints
-from dino_path.evaluation.datasets import GIVEN_SPLIT, LabelledSet, digest_of_split
-from dino_path.evaluation.metrics import Units
-from dino_path.evaluation.splits import draw_folds
+from dino_path.evaluation.labelled.datasets import GIVEN_SPLIT, LabelledSet, digest_of_split
+from dino_path.evaluation.labelled.splits import draw_folds
+from dino_path.evaluation.measures.confusion import Ints
+from dino_path.evaluation.measures.metrics import Units
 from dino_path.run import atomic_write
 
 FEW_UNITS = 10  # tested by a drawn split: then every table suggests a cross-validation

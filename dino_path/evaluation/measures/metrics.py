@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_path.evaluation.confusion import (
+from dino_path.evaluation.measures.confusion import (
     Floats,
     Ints,
     areas,
@@ -27,7 +27,7 @@ from dino_path.evaluation.confusion import (
     mean_where_known,
     summarise,
 )
-from dino_path.evaluation.intervals import (
+from dino_path.evaluation.measures.intervals import (
     LEAST_FREEDOM,
     LeftOut,
     Score,

@@ -14,14 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from dino_path.config import EvaluationConfig
-from dino_path.evaluation.cache import FeatureCache, Features, Images, load_models
-from dino_path.evaluation.confusion import Ints, confusion_matrix, summarise
-from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.division import Division, divide
-from dino_path.evaluation.input_notes import input_notes
-from dino_path.evaluation.metrics import LOWER, UPPER
-from dino_path.evaluation.results import SUPERVISED, baseline_missing, markdown_page, markdown_table, write_results
-from dino_path.evaluation.supervised import Supervised, read_supervised
+from dino_path.evaluation.baseline.supervised import Supervised, read_supervised
+from dino_path.evaluation.labelled.datasets import LabelledSet
+from dino_path.evaluation.labelled.division import Division, divide
+from dino_path.evaluation.measures.confusion import Ints, confusion_matrix, summarise
+from dino_path.evaluation.measures.metrics import LOWER, UPPER
+from dino_path.evaluation.protocols.cache import FeatureCache, Features, Images, load_models
+from dino_path.evaluation.results.input_notes import input_notes
+from dino_path.evaluation.results.writing import (
+    SUPERVISED,
+    baseline_missing,
+    markdown_page,
+    markdown_table,
+    write_results,
+)
 
 MAX_SCORES_PER_CHUNK = 2**24
 METRICS = ("accuracy", "balanced_accuracy")

@@ -17,24 +17,24 @@ from numpy.typing import NDArray
 
 from dino_path.config import COMPARISON_SPECS, EvaluationConfig, FrozenProtocol
 from dino_path.distributed import World
-from dino_path.evaluation.cache import FeatureCache, Images, load_models
-from dino_path.evaluation.datasets import LabelledSet
-from dino_path.evaluation.dino_linear import dino_linear, dino_linear_images
-from dino_path.evaluation.division import Division, divide, pooled
-from dino_path.evaluation.intervals import Score
-from dino_path.evaluation.metrics import METRICS, measure, paired_difference
-from dino_path.evaluation.protocols import TITLES, run_protocol, settings_of_splits
-from dino_path.evaluation.results import (
+from dino_path.evaluation.baseline.supervised import read_supervised
+from dino_path.evaluation.labelled.datasets import LabelledSet
+from dino_path.evaluation.labelled.division import Division, divide, pooled
+from dino_path.evaluation.measures.intervals import Score
+from dino_path.evaluation.measures.metrics import METRICS, measure, paired_difference
+from dino_path.evaluation.protocols.by_name import TITLES, run_protocol, settings_of_splits
+from dino_path.evaluation.protocols.cache import FeatureCache, Images, load_models
+from dino_path.evaluation.protocols.dino_linear import dino_linear, dino_linear_images
+from dino_path.evaluation.protocols.signature import Signature, slide_signature
+from dino_path.evaluation.results.row import Row
+from dino_path.evaluation.results.table_notes import table_notes
+from dino_path.evaluation.results.writing import (
     SUPERVISED,
     baseline_missing,
     markdown_page,
     markdown_table,
     write_results,
 )
-from dino_path.evaluation.row import Row
-from dino_path.evaluation.signature import Signature, slide_signature
-from dino_path.evaluation.supervised import read_supervised
-from dino_path.evaluation.table_notes import table_notes
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dino_path.evaluation.division import Division
-from dino_path.evaluation.input_notes import input_notes
-from dino_path.evaluation.protocols import TITLES
-from dino_path.evaluation.results import SUPERVISED, baseline_missing
-from dino_path.evaluation.row import Row
-from dino_path.evaluation.signature import NEIGHBOURS, Signature
-from dino_path.evaluation.supervised import Supervised
+from dino_path.evaluation.baseline.supervised import Supervised
+from dino_path.evaluation.labelled.division import Division
+from dino_path.evaluation.protocols.by_name import TITLES
+from dino_path.evaluation.protocols.signature import NEIGHBOURS, Signature
+from dino_path.evaluation.results.input_notes import input_notes
+from dino_path.evaluation.results.row import Row
+from dino_path.evaluation.results.writing import SUPERVISED, baseline_missing
 from dino_path.features.extractor import Extractor
 
 MPP_TOLERANCE = 0.1  # relative; beyond it the row says that model and data differ in scale

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dino_path.errors import DataError
-from dino_path.evaluation.h5_images import H5Images, read_h5
-from dino_path.evaluation.layouts import Listing, join_parts, no_such_path, read_folder
+from dino_path.evaluation.labelled.h5_images import H5Images, read_h5
+from dino_path.evaluation.labelled.layouts import Listing, join_parts, no_such_path, read_folder
 from dino_path.tiles.images import ImageFiles, image_files
 from dino_path.tiles.tables import read_table
 

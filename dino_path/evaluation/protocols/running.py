@@ -11,8 +11,8 @@ from torch import nn
 
 from dino_path.config import Config
 from dino_path.distributed import usable_cores
-from dino_path.evaluation.datasets import VALIDATION_FRACTION, load_labelled
-from dino_path.evaluation.knn import knn_classify
+from dino_path.evaluation.labelled.datasets import VALIDATION_FRACTION, load_labelled
+from dino_path.evaluation.protocols.knn import knn_classify
 from dino_path.features.extractor import Extractor, iterate_features
 from dino_path.preprocessing import training_preprocessing
 from dino_path.tiles.source import Subset

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dino_path.config import EvaluationConfig
-from dino_path.evaluation.division import Division
-from dino_path.evaluation.earlier_results import Stem
+from dino_path.evaluation.labelled.division import Division
+from dino_path.evaluation.results.earlier import Stem
 from dino_path.features.extractor import Extractor
 from dino_path.records.environment import present_environment
 from dino_path.records.evaluation import FewShotRecord, FractionsRecord, ResultsRecord, write_evaluation

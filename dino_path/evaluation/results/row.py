@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.config import FrozenProtocol
-from dino_path.evaluation.intervals import Score
-from dino_path.evaluation.metrics import Metrics
+from dino_path.evaluation.measures.intervals import Score
+from dino_path.evaluation.measures.metrics import Metrics
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from dino_path.config import Config
-from dino_path.evaluation.baseline import BaselineResult, train_baseline
-from dino_path.evaluation.baseline_files import BaselineFolder
-from dino_path.evaluation.division import Division, pooled
-from dino_path.evaluation.metrics import Metrics, measure
+from dino_path.evaluation.baseline.files import BaselineFolder
+from dino_path.evaluation.baseline.training import BaselineResult, train_baseline
+from dino_path.evaluation.labelled.division import Division, pooled
+from dino_path.evaluation.measures.metrics import Metrics, measure
 from dino_path.records.baseline import POOLED_BASELINE, PooledBaselineRecord
 from dino_path.records.environment import present_environment
 from dino_path.records.labelled import DataRecord, MetricsRecord

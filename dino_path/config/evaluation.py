@@ -1,0 +1,101 @@
+"""What a model is worth: `evaluation`, and `baseline`, which it is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dino_path.config.section import Fraction, Section
+
+FeatureProtocol = Literal["knn", "knn-uni", "linear", "logistic", "linear-uni"]
+FrozenProtocol = Literal[FeatureProtocol, "linear-dino"]
+PROTOCOL_TITLES = {  # in reports and model cards; `evaluate` has shorter ones for its columns
+    "knn": "k-NN",
+    "knn-uni": "k-NN as in UNI",
+    "linear": "linear probe",
+    "logistic": "logistic regression",
+    "linear-uni": "logistic regression as in UNI",
+    "linear-dino": "linear layer as in DINO",
+    "end-to-end": "supervised, end to end",
+}
+# What a model is given as, where it is there to be compared with: no model that dino_path trained.
+COMPARISON_SPECS = ("untrained:", "timm:", "mean-colour", "colour-statistics")
+IndexKind = Literal["flat", "ivf", "hnsw"]
+Count = Annotated[int, Field(ge=1)]
+
+
+class EvaluationConfig(Section):
+    """Frozen-feature protocols; docs/evaluation.md says what they are."""
+
+    protocols: tuple[FrozenProtocol, ...] = Field(
+        ("knn", "linear"),
+        min_length=1,
+        description="what `evaluate table` runs: knn, knn-uni, linear, logistic, linear-uni, linear-dino",
+    )
+    linear_crops: int = Field(
+        10, ge=1, description="crops of each training image that `linear-dino` goes round; 100: a new one every epoch"
+    )
+    knn_k: int = Field(20, ge=1, description="neighbours; clamped to the size of the training set")
+    knn_ks: tuple[Count, ...] = Field(
+        (10, 20, 100, 200), description="further numbers of neighbours, reported beside `knn_k`; nothing is chosen"
+    )
+    knn_temperature: float = Field(0.07, gt=0, description="of the votes exp(similarity / T)")
+    knn_index: IndexKind = Field(
+        "flat", description="`flat` is exact; `ivf` and `hnsw` are for millions of images, and their recall is measured"
+    )
+    shots: tuple[Count, ...] = Field((1, 5, 10, 20), description="labelled images per class in few-shot episodes")
+    num_episodes: int = Field(1000, ge=100, description="few-shot episodes for each number of shots")
+    fraction_protocols: tuple[FeatureProtocol, ...] = Field(
+        ("logistic", "knn"), min_length=1, description="what `evaluate table --fractions` runs"
+    )
+    fraction_draws: int = Field(5, ge=5, description="draws of the labelled images for each label fraction below 1")
+    num_bootstrap: int = Field(1000, ge=100, description="resamples behind each confidence interval")
+    test_fraction: float = Field(0.3, gt=0, lt=1, description="of the groups, where the data bring no split")
+    cross_validation: int | None = Field(
+        None,
+        ge=2,
+        description="folds of patients (slides, images), stratified by class: each is tested once by a model of the"
+        " others, for cohorts too small to hold out a part; None: one split",
+    )
+    cross_validation_repeats: int = Field(1, ge=1, description="how often the folds are drawn anew; all are pooled")
+    seed: int = Field(0, ge=0, description="of splits, bootstrap and whatever else is drawn")
+    batch_size: int = Field(128, ge=1, description="images per forward pass")
+    input_px: int | None = Field(
+        None, ge=16, description="resize images to this edge; None: the model's own, as embed does. Results say which"
+    )
+    regions: Path | None = Field(
+        None,
+        description="folder of outlines (<slide_id>.geojson, .xml, ...) or pictures (<slide_id>.png, .tif: class"
+        " numbers over the whole slide, 0 for none): labels the tiles of a `store:`; formats in tiling.md",
+    )
+    region_classes: dict[str, int] = Field(
+        {},
+        description="the classes that count, and their numbers in pictures of regions (outlines have no use for the"
+        " number); empty: all, a picture's named by their number",
+    )
+    min_region_fraction: float = Field(
+        0.75, gt=0.5, le=1, description="share of a tile that one region class must cover to label it"
+    )
+    breakhis_magnification: Literal["40X", "100X", "200X", "400X"] = Field(
+        "40X", description="which images of `breakhis:` are read"
+    )
+    allow_duplicates: bool = Field(
+        False, description="accept a given split that has the very same image in training and test"
+    )
+
+
+class BaselineConfig(Section):
+    """The supervised ResNet-50 on the same splits."""
+
+    backbone: str = Field("resnet50", description="a timm model name")
+    weights: str | None = Field(None, description="None: from scratch; `timm`: timm's own; else a model folder")
+    num_epochs: int = Field(30, ge=1, description="at most; validation decides which epoch is kept")
+    batch_size: int = Field(32, ge=2, description="images per step")
+    lr: float = Field(1e-3, gt=0, description="peak of a one-cycle AdamW")
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW")
+    label_smoothing: Fraction = Field(0.1, description="of the cross-entropy")
+    validation_fraction: float = Field(0.2, gt=0, lt=1, description="of the training groups")
+    patience: int = Field(8, ge=1, description="epochs without gain on validation before it stops")
+    input_px: int | None = Field(None, ge=16, description="None: the size of the images")

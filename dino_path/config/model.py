@@ -1,0 +1,46 @@
+"""The backbone: `model`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dino_path.config.section import Fraction, Positive, Section
+
+
+class ModelConfig(Section):
+    """The backbone: any that timm builds."""
+
+    backbone: str = Field("vit_small_patch16_224", description="a timm model name")
+    arguments: dict[str, bool | int | float | str] = Field(
+        {}, description="further arguments of timm.create_model, such as embed_dim, depth, patch_size"
+    )
+    shifted_patch_tokenization: bool = Field(
+        False, description="ViTs on little data: each patch is seen with four half-patch shifts (arXiv:2112.13492)"
+    )
+    locality_self_attention: bool = Field(
+        False, description="ViTs on little data: no token attends to itself, heads learn their temperature (ibid.)"
+    )
+    weights: str | None = Field(
+        None,
+        description="None: from scratch; `timm`: timm's own weights; a model folder, such as a timm model downloaded"
+        " whole; a .safetensors file with timm's key names; or a file of facebookresearch/dino: a bare backbone, or a"
+        " training checkpoint, whose head is taken too",
+    )
+    drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
+    drop_path_schedule: Literal["linear", "constant"] = Field(
+        "linear",
+        description="`linear`: rises from 0 in the first block to the rate in the last; `constant`: the rate in every"
+        " block, as in DINOv2's ViT-L and larger",
+    )
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean; travels with the export")
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.229, 0.224, 0.225), description="RGB std; travels with the export"
+    )
+
+    @property
+    def backbone_arguments(self) -> dict[str, bool | int | float | str]:
+        """`arguments`, and the settings of our own that change the backbone, where they are on."""
+        ours = ("shifted_patch_tokenization", "locality_self_attention")
+        return {**self.arguments, **{name: True for name in ours if getattr(self, name)}}

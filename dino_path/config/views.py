@@ -1,0 +1,70 @@
+"""How a tile becomes views: `views`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from dino_path.config.section import Fraction, FractionRange, PositiveRange, Range, Section
+
+
+class ViewsConfig(Section):
+    """One tile -> 2 global and `num_local` local views. Probabilities are per view."""
+
+    recipe: Literal["histology", "dino"] = Field(
+        "histology",
+        description="fills the settings below that are not given; `dino` is the paper's augmentation",
+    )
+    global_px: int = Field(224, ge=16, description="edge of a global view")
+    local_px: int = Field(96, ge=8, description="edge of a local view")
+    num_local: int = Field(8, ge=0, description="local views per tile")
+    global_scale: FractionRange = Field((0.4, 1.0), description="area of a global crop, as a share of the tile")
+    local_scale: FractionRange = Field((0.05, 0.4), description="area of a local crop, as a share of the tile")
+    global_um: PositiveRange | None = Field(
+        None,
+        description="size of a global crop in microns (square root of its area, which is uniform), instead of"
+        " `global_scale`: views of many magnifications, from tiles cut larger than views. The tiles' mpp must be known",
+    )
+    local_um: PositiveRange | None = Field(None, description="size of a local crop in microns, likewise")
+    aspect: Range = Field((3 / 4, 4 / 3), description="aspect ratio of the crops")
+    flip_prob: Fraction = Field(0.5, description="horizontal flip (`dino`); see `dihedral`")
+    dihedral: bool = Field(True, description="all eight flips and quarter turns, uniformly: tissue has no up")
+    stain_normalisation: Literal["reinhard", "macenko"] | None = Field(
+        None,
+        description="each tile's colours moved to a fixed target first, estimated on the tile alone (noisy where it has"
+        " little of a stain). The model folder carries it, and features are made of the same colours",
+    )
+    stain_prob: Fraction = Field(0.8, description="jitter of the haematoxylin, eosin and residual densities")
+    stain_sigma: float = Field(0.2, ge=0, lt=1, description="each stain's density is scaled by U(1 - sigma, 1 + sigma)")
+    stain_bias: float = Field(0.02, ge=0, description="and shifted by U(-bias, bias), in optical density")
+    colour_prob: Fraction = Field(0.8, description="brightness, contrast, saturation and hue jitter")
+    brightness: float = Field(0.2, ge=0, description="strength: a factor from U(1 - s, 1 + s)")
+    contrast: float = Field(0.2, ge=0, description="strength, likewise")
+    saturation: float = Field(0.1, ge=0, description="strength, likewise")
+    hue: float = Field(0.02, ge=0, le=0.5, description="largest shift, as a share of the colour circle")
+    grey_prob: Fraction = Field(0.0, description="conversion to grey")
+    blur_prob: tuple[Fraction, Fraction, Fraction] = Field(
+        (0.5, 0.1, 0.5), description="Gaussian blur: first global, second global, local views"
+    )
+    blur_sigma: Range = Field((0.1, 2.0), description="standard deviation of the blur, in pixels of the view")
+    solarize_prob: Fraction = Field(0.0, description="solarisation at 128, second global view only")
+    colour_on_device: bool = Field(
+        False,
+        description="workers only decode, crop and resize; turns, stain, colour, blur and solarisation are computed on"
+        " the training device, for whole batches. The same views but for rounding; worth it with a GPU and few cores",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_recipe(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("recipe") == "dino":
+            return {**DINO_RECIPE, **given}
+        return given
+
+
+# The augmentation of the DINO paper, main_dino.py (facebookresearch/dino 7c446df), as differences to `histology`.
+DINO_RECIPE: dict[str, Any] = {
+    "dihedral": False, "flip_prob": 0.5, "stain_prob": 0.0, "colour_prob": 0.8, "brightness": 0.4, "contrast": 0.4,
+    "saturation": 0.2, "hue": 0.1, "grey_prob": 0.2, "blur_prob": (1.0, 0.1, 0.5), "solarize_prob": 0.2,
+}  # fmt: skip

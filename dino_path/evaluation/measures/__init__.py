@@ -1,0 +1,1 @@
+"""How good predictions are: confusion matrices, metrics, and their intervals over patients."""

@@ -1,0 +1,1 @@
+"""Frozen features of labelled images, and what classifies them."""
