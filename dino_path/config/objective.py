@@ -95,6 +95,18 @@ class ObjectiveConfig(Section):
     kde: KdeConfig = KdeConfig()
     targets: TargetsConfig = TargetsConfig()
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names under which the literature knows what is on."""
+        used = {
+            "DINO": self.dino.weight > 0,
+            "iBOT": self.ibot.weight > 0,
+            "KoLeo": self.koleo.weight > 0,
+            "KDE": self.kde.weight > 0,
+            "Sinkhorn-Knopp": self.targets.method == "sinkhorn-knopp",
+        }
+        return tuple(name for name, is_used in used.items() if is_used)
+
     @model_validator(mode="after")
     def _can_be_optimised(self) -> ObjectiveConfig:
         if self.dino.weight == 0 == self.ibot.weight:

@@ -36,10 +36,17 @@ Out of scope: diagnosis, treatment, or any other clinical decision. **This is no
 scanners, organs and resolutions that the training slides did not show may give poor features; test on your own data
 before you rely on them."""
 
-CITATION = """## Citation
-
-The method: M. Caron, H. Touvron, I. Misra, H. Jégou, J. Mairal, P. Bojanowski, A. Joulin: Emerging Properties in
-Self-Supervised Vision Transformers. ICCV 2021."""
+SOURCES = {  # of the names in `ObjectiveConfig.methods`
+    "DINO": "M. Caron, H. Touvron, I. Misra, H. Jégou, J. Mairal, P. Bojanowski, A. Joulin: Emerging Properties in\n"
+    "Self-Supervised Vision Transformers. ICCV 2021.",
+    "iBOT": "J. Zhou, C. Wei, H. Wang, W. Shen, C. Xie, A. Yuille, T. Kong: iBOT: Image BERT Pre-Training with Online\n"
+    "Tokenizer. ICLR 2022.",
+    "KoLeo": "A. Sablayrolles, M. Douze, C. Schmid, H. Jégou: Spreading vectors for similarity search. ICLR 2019.",
+    "KDE": "E. Zimmermann, E. Vorontsov, J. Viret et al.: Virchow2: Scaling Self-Supervised Mixed Magnification\n"
+    "Models in Pathology. arXiv:2408.00738.",
+    "Sinkhorn-Knopp": "M. Caron, I. Misra, J. Mairal, P. Goyal, P. Bojanowski, A. Joulin: Unsupervised Learning of\n"
+    "Visual Features by Contrasting Cluster Assignments. NeurIPS 2020.",
+}
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,11 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
         provenance: how the weights came about, as plain values.
         results: contents of the `results.json` that `dino-path evaluate table` writes.
     """
-    trainer = provenance.get("trained_by", OURSELVES)
+    trainer, method = provenance.get("trained_by", OURSELVES), str(provenance.get("method", "DINO"))
     parts = [
         HEADER.format(remark=NO_LICENSE if facts.license == UNKNOWN_LICENSE else "", license=facts.license),
         f"# {facts.architecture}, self-supervised" + (" on histology" if trainer == OURSELVES else ""),
-        f"A frozen feature extractor, pretrained with DINO (Caron et al. 2021) by {trainer}. It turns a tile into "
+        f"A frozen feature extractor, pretrained with {method} by {trainer}. It turns a tile into "
         f"{facts.num_features} numbers. It expects {_micro(facts.preprocessing.text())}.",
         _expectations(facts),
         _usage(facts),
@@ -75,9 +82,17 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
         *_results(results),
         USES,
         _licence(facts),
-        CITATION,
+        _citation(method.split(" + ")),
     ]
     return "\n\n".join(text for part in parts if (text := part.strip("\n"))) + "\n"
+
+
+def _citation(methods: Sequence[str]) -> str:
+    """Who found what the training used."""
+    known = [(name, SOURCES[name]) for name in methods if name in SOURCES]
+    if len(known) == 1:
+        return f"## Citation\n\nThe method: {known[0][1]}"
+    return "## Citation\n\n" + "\n".join(f"- {name}: {source}" for name, source in known)
 
 
 def _micro(text: str) -> str:

@@ -123,8 +123,10 @@ def _provenance(checkpoint: Checkpoint, config: Config, run: RunFolder, *, netwo
     """How the weights came about, as plain values; no date, so that the same checkpoint gives the same folder."""
     environment = _environment_of(run)
     versions = environment.versions if environment else {}
+    objective = config.objective
+    head = objective.dino if objective.dino.weight > 0 else objective.ibot
     return {
-        "method": "DINO",
+        "method": " + ".join(objective.methods),
         "network": network,
         "steps": checkpoint.step,
         "global_batch_size": checkpoint.global_batch_size,
@@ -133,7 +135,7 @@ def _provenance(checkpoint: Checkpoint, config: Config, run: RunFolder, *, netwo
         "tiles_in_store": checkpoint.num_tiles,
         "views": f"2 x {config.views.global_px} px, {config.views.num_local} x {config.views.local_px} px, "
         f"recipe {config.views.recipe}",
-        "prototypes": config.objective.dino.num_prototypes,
+        "prototypes": head.num_prototypes,
         "optimizer": f"{config.optim.optimizer}, base_lr {config.optim.base_lr:g}, weight decay "
         f"{config.optim.weight_decay:g} to {config.optim.final_weight_decay:g}",
         "started_from": _started_from(checkpoint, config),

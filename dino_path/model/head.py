@@ -76,6 +76,10 @@ class DinoHead(nn.Module):
             }
         )
 
+    @property
+    def num_prototypes(self) -> int:
+        return len(self.last_layer["weight_v"])
+
     def forward(self, features_BD: Tensor) -> Projection:
         """Only the MLP follows autocast."""
         hidden = self.mlp(features_BD)
@@ -190,7 +194,7 @@ class DinoNetwork(nn.Module):
             return self.head(features_BD) if self.head is not None else None, self.patch_head(patches_MD)
         assert self.head is not None
         both: Projection = self.head(torch.cat([features_BD, patches_MD]))
-        of_cls, of_patches = both.bottleneck.split([len(features_BD), len(patches_MD)])
+        of_cls, of_patches = torch.split(both.bottleneck, [len(features_BD), len(patches_MD)])
         return Projection(of_cls, both.prototypes), Projection(of_patches, both.prototypes)
 
     @contextmanager

@@ -93,7 +93,7 @@ def load_published(network: DinoNetwork, path: Path) -> None:
     """
     checkpoint = read_published(path, None)
     load_weights(network.backbone, checkpoint.backbone, source=str(path))
-    if checkpoint.network is None:
+    if checkpoint.network is None or network.head is None:
         return
     try:
         network.head.load_state_dict(checkpoint.head)

@@ -34,7 +34,9 @@ def _above_ln_k(record: dict[str, object], ln_k: float | None) -> float | None:
     gap, loss = record.get("loss_minus_ln_k"), record.get("loss")
     if isinstance(gap, int | float):
         return float(gap)
-    return float(loss) - ln_k if isinstance(loss, int | float) and ln_k is not None else None
+    if "teacher_entropy" not in record or not isinstance(loss, int | float) or ln_k is None:
+        return None
+    return float(loss) - ln_k
 
 
 def as_untrained(evaluation: AnyEvaluation) -> Iterator[str]:

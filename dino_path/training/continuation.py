@@ -58,7 +58,7 @@ def start_from_other_run(learner: Learner, config: Config, tiles: TileSource) ->
         ConfigError: `model.weights` names another start.
     """
     origin = _read_origin(config)
-    _refuse_other_networks(origin)
+    _refuse_other_networks(origin, config)
     _refuse_two_starts(config, origin)
     _refuse_different_reads(origin, learner.world)
     load_networks(learner, origin.checkpoint)
@@ -146,8 +146,8 @@ def _take_moments(learner: Learner, origin: Origin) -> str:
     return "the optimizer's moments begin at zero, for it groups other parameters, or is another optimizer"
 
 
-def _refuse_other_networks(origin: Origin) -> None:
-    names = network_settings(origin.changed)
+def _refuse_other_networks(origin: Origin, config: Config) -> None:
+    names = [name for name in network_settings(origin.config, config) if name in origin.changed]
     if names:
         raise CheckpointError(
             str(origin.path),

@@ -40,10 +40,10 @@ def unlearned_text(run: RunFolder, config: Config) -> str | None:
     """That the run has learned nothing, where its last loss is as large as guessing makes it."""
     num_prototypes, records = config.objective.dino.num_prototypes, run.read_metrics()
     guessing = math.log(num_prototypes)
-    loss = records[-1]["loss"] if records else None
-    if loss is None or loss < UNLEARNED_SHARE * guessing:
+    gap = records[-1].get("loss_minus_ln_k") if records else None  # of DINO's term, unweighted
+    if gap is None or guessing + gap < UNLEARNED_SHARE * guessing:
         return None
     return (
-        f"NOT LEARNED: after {records[-1]['step'] + 1} steps the loss is {loss:.3f}, and guessing gives"
+        f"NOT LEARNED: after {records[-1]['step'] + 1} steps DINO's loss is {guessing + gap:.3f}, and guessing gives"
         f" ln {num_prototypes} = {guessing:.3f}. Train longer, or start another run with --apply-advice"
     )

@@ -174,11 +174,13 @@ def describe_run(
         write_start(run.start_file, lineage(starts), [vars(start) for start in starts])
         logger.info("started from %s", lineage(starts))
     write_environment(run.environment_file)
-    backbone, head = learner.student.backbone, learner.student.head
+    student = learner.student
     logger.info(
-        "%s: %.2f M parameters, head %.2f M, %d prototypes; %s on %s, %d process(es)%s",
-        config.model.backbone, count_parameters(backbone) / 1e6, count_parameters(head) / 1e6,
-        config.objective.dino.num_prototypes, learner.precision, learner.world.device, learner.world.size,
+        "%s: %.2f M parameters, heads %s; %s on %s, %d process(es)%s",
+        config.model.backbone, count_parameters(student.backbone) / 1e6,
+        ", ".join(f"{count_parameters(head) / 1e6:.2f} M with {head.num_prototypes} prototypes"
+                  for head in student.heads),
+        learner.precision, learner.world.device, learner.world.size,
         ", each with its share of the networks (fsdp2)" if learner.training.sharding else "",
     )  # fmt: skip
     balance = config.training.balance if config.training else None

@@ -18,8 +18,8 @@ from dino_path.training.sharding import local, norms
 def build_optimizer(student: DinoNetwork, optim: OptimConfig) -> torch.optim.Optimizer:
     """AdamW or SGD; a group holds the parameters that share a learning rate and are decayed, or not.
 
-    Biases and everything one-dimensional are not decayed. As published, position embeddings, class token, mask token and
-    prototypes are; without `optim.decay_embeddings` the tokens and what timm's `no_weight_decay` names are not.
+    Biases and everything one-dimensional are not decayed. As published, position embeddings, class token, mask token
+    and prototypes are; without `optim.decay_embeddings` the tokens and what timm's `no_weight_decay` names are not.
     Prototypes that `optim.freeze_by` freezes by their learning rate are groups of their own.
     """
     spared = set() if optim.decay_embeddings else {"mask_token.weight"}
@@ -50,8 +50,8 @@ def build_optimizer(student: DinoNetwork, optim: OptimConfig) -> torch.optim.Opt
 def lr_factors(student: DinoNetwork, optim: OptimConfig) -> dict[str, float]:
     """What each of the student's parameters multiplies the learning rate by.
 
-    `optim.layer_decay` to the power of the layers above: L + 1 - l for a parameter of layer l of L, where embeddings and
-    tokens are layer 0, the blocks 1 to L, and the last norm and the heads L + 1 (Bao et al. 2021; dinov2
+    `optim.layer_decay` to the power of the layers above: L + 1 - l for a parameter of layer l of L, where embeddings
+    and tokens are layer 0, the blocks 1 to L, and the last norm and the heads L + 1 (Bao et al. 2021; dinov2
     `param_groups.py`). timm knows the layers of all its models. `optim.patch_embed_lr` comes on top.
     """
     layers = layers_of(student.backbone) if optim.layer_decay < 1 else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
     Raises:
         CheckpointError: naming all that differs.
     """
-    changed = changed_settings(settings_of(path, checkpoint), config)
+    before = settings_of(path, checkpoint)
+    changed = changed_settings(before, config)
     differing = [f"{key} ({change})" for key, change in changed.items()]
     if checkpoint.tiles_digest != tiles.digest:
         differing.append(f"the tiles ({checkpoint.num_tiles} -> {len(tiles)}, or others of the same number)")
@@ -72,7 +73,7 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
     if not differing:
         return
     remedy = "Use the same settings, or another `out`."
-    if not changed.keys() & {"training.continue_from", "training.schedules"} and not network_settings(changed):
+    if not changed.keys() & {"training.continue_from", "training.schedules"} and not network_settings(before, config):
         assert config.out is not None
         is_longer = changed.keys() <= _LENGTHS and len(differing) == len(changed)
         what = "train on to the new length" if is_longer else "train on from its weights, heads and moments"
@@ -86,10 +87,24 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
     )
 
 
-def network_settings(names: Iterable[str]) -> list[str]:
-    """Those of the settings that decide which tensors the networks have, and what is computed of them."""
-    of_head = {f"objective.dino.{name}" for name in HeadConfig.model_fields if name != "norm_last_layer"}
-    return [name for name in names if name in _OF_BACKBONE | of_head]
+def network_settings(before: Config, now: Config) -> list[str]:
+    """The settings with other values that decide which tensors the networks have, and what is computed of them."""
+    then, here = _of_networks(before), _of_networks(now)
+    return sorted(key for key in {*then, *here} if then.get(key) != here.get(key))
+
+
+def _of_networks(config: Config) -> dict[str, Any]:
+    """Dotted settings of the backbone, and of the heads that the terms with a weight have."""
+    found = {key: value for key, value in _decisive(as_plain(config)).items() if key in _OF_BACKBONE}
+    dino, ibot = config.objective.dino, config.objective.ibot
+    head = ibot.head if ibot.weight > 0 else None
+    found |= {"objective.dino.weight": dino.weight > 0, "objective.ibot.weight": ibot.weight > 0}
+    heads = {"dino": dino if dino.weight > 0 or head == "shared" else None, "ibot": ibot if head == "own" else None}
+    for term, settings in heads.items():
+        if settings is not None:
+            names = [name for name in HeadConfig.model_fields if name != "norm_last_layer"]
+            found |= {f"objective.{term}.{name}": getattr(settings, name) for name in names}
+    return found | {"objective.ibot.head": head}
 
 
 def _unused_beside(folder: Path) -> Path:

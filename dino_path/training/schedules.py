@@ -46,9 +46,8 @@ class StepSettings:
 
     def logged(self) -> dict[str, float]:
         """The numbers among them, for the record."""
-        return {
-            name: value for name, value in asdict(self).items() if value is not None and not isinstance(value, bool)
-        }
+        values = asdict(self)
+        return {name: value for name, value in values.items() if value is not None and not isinstance(value, bool)}
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def train_step(
     step: int,
     wants_stop: bool = False,
 ) -> StepReport:
-    """One update: targets, loss, gradients, student, then teacher, then center (facebookresearch/dino, train_one_epoch).
+    """One update: targets, loss, gradients, student, teacher, center (facebookresearch/dino, train_one_epoch).
 
     With several micro-batches it is the update of one batch of them all: the teacher sees all of them first, since
     Sinkhorn-Knopp balances its targets over the whole batch; the loss, and the means that terms remember such as the
