@@ -95,6 +95,8 @@ class NetworkOutput(NamedTuple):
     """(B', P + N, D) of the B' images of the first resolution, where patches were asked for."""
     num_prefix: int = 0
     """P, tokens before those of the patches."""
+    patch_projection: Projection | None = None
+    """Of the M hidden patches, in the order of the masks' indices, where a term has asked for masks."""
 
     @property
     def patches(self) -> Tensor:

@@ -46,7 +46,7 @@ class Learner:
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.precision = resolve_precision(training, world.device)
-        self.objective = Objective(build_terms(objective, training, world.device))
+        self.objective = Objective(build_terms(objective, training, world))
         check_needs(self.student.backbone, model.backbone, self.objective.needs)
         self._forward_student = prepare_networks(self.student, self.teacher, model.backbone, training, world)
         self.parts = self.student.parts()

@@ -41,10 +41,14 @@ class StepSettings:
     momentum: float
     teacher_temp: float
     last_layer_frozen: bool
+    kde_ramp: float | None = None
+    """Share of the KDE term's weight, 0 to 1; None: the objective has no such term."""
 
     def logged(self) -> dict[str, float]:
         """The numbers among them, for the record."""
-        return {name: value for name, value in asdict(self).items() if not isinstance(value, bool)}
+        return {
+            name: value for name, value in asdict(self).items() if value is not None and not isinstance(value, bool)
+        }
 
 
 @dataclass(frozen=True)
