@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from runs import keep_only_step, state_in
-from tiny import ALONE, differences, tiny_batches, tiny_config, tiny_learner, tiny_schedules
+from tiny import ALONE, differences, outputs_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 from toy_term import add_toy_term
 
 from dino_path.errors import ConfigError
@@ -28,7 +28,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_loss_is_the_weighted_sum_and_its_shares_are_logged(tiles_folder: Path) -> None:
     config = tiny_config(tiles_folder, OUT, "objective.dino.weight=2")
     learner, settings = tiny_learner(config), tiny_schedules(config).at(3)
-    outputs = learner.forward(tiny_batches(config).batch(0))
+    outputs = outputs_of(learner, tiny_batches(config).batch(0))
     loss, numbers = learner.objective.measure(outputs, settings)
     dino, toy = (learner.objective.terms[name].measure(outputs, settings).loss for name in ("dino", "toy"))
     torch.testing.assert_close(loss, 2 * dino + 0.5 * toy)
