@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # before the fork: it takes seconds
 from forked import run_ranks
 from objective_batches import SETTINGS, objective_config, objective_of, random_batch
 
