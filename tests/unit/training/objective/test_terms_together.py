@@ -63,10 +63,14 @@ def test_what_is_logged_is_what_is_optimised(method: str) -> None:
     assert value["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
     assert value["loss"] == pytest.approx(sum(value[f"{name}_loss"] for name in weights), rel=1e-12)
     assert value["dino_loss"] == pytest.approx(2.0 * (value["teacher_entropy"] + value["kl"]), rel=1e-12)
-    assert value["ibot_loss"] == pytest.approx(0.7 * 4 / 8 * (value["ibot_entropy"] + value["ibot_kl"]), rel=1e-12)
+    assert value["ibot_loss"] == pytest.approx(0.7 * (value["ibot_entropy"] + value["ibot_kl"]), rel=1e-12)
+    assert value["ibot_masked_views"] == pytest.approx(4 / 8)
     assert value["koleo_loss"] == pytest.approx(0.1 * value["koleo"], rel=1e-12)
     assert value["kde_loss"] == pytest.approx(0.3 * 0.25 * value["kde"], rel=1e-12)
-    assert 0 < value["ibot_entropy"] < math.log(NUM_PATCH_PROTOTYPES)
+    of_masked = objective.derived(value)
+    assert of_masked["ibot_entropy"] == pytest.approx(2 * value["ibot_entropy"])
+    assert of_masked["ibot_kl"] == pytest.approx(2 * value["ibot_kl"])
+    assert 0 < of_masked["ibot_entropy"] < math.log(NUM_PATCH_PROTOTYPES)
     assert 1 < value["ibot_prototypes_used"] < NUM_PATCH_PROTOTYPES
 
 
@@ -102,6 +106,15 @@ def test_with_and_without_all_logits_the_objective_is_the_same(method: str) -> N
     assert all(gradient.any() for gradient in plain[1])
 
 
+def test_records_without_a_masked_view_have_their_names_and_name_no_collapse() -> None:
+    objective = objective_of(objective_config(ibot=1), ALONE)
+    outputs = random_batch(([0, 0], [0, 0])).outputs()
+    objective.prepare([outputs.teacher], SETTINGS)
+    averages = {name: float(value) for name, value in objective.measure(outputs, SETTINGS)[1].items()}
+    assert objective.derived(averages) == {"ibot_entropy": 0, "ibot_kl": 0}
+    assert objective.find_collapse(averages) is None
+
+
 def test_a_shared_head_has_the_prototypes_of_the_cls_head() -> None:
     config = objective_config(dino=1, ibot=1)
     term = objective_of(config, ALONE).terms["ibot"]
@@ -134,7 +147,7 @@ LN_K = math.log(NUM_PATCH_PROTOTYPES)
     ],
 )
 def test_ibots_collapse_is_named_and_health_is_not(signs: dict[str, float], mode: str | None) -> None:
-    healthy = {"ibot_entropy": 1.2, "ibot_kl": 0.4, "ibot_prototypes_used": 9.0}
+    healthy = {"ibot_entropy": 1.2, "ibot_kl": 0.4, "ibot_prototypes_used": 9.0, "ibot_masked_views": 0.5}
     collapse = objective_of(objective_config(ibot=1), ALONE).find_collapse(healthy | signs)
     assert (collapse.mode if collapse else None) == mode
 
@@ -149,7 +162,7 @@ def test_remedies_name_settings_that_there_are() -> None:
             names = {f"{prefix}{name.removeprefix('teacher_' if prefix else '')}": n for name, n in signs.items()}
             if prefix and signs is uniform:
                 names["ibot_entropy"] = LN_K
-            collapse = term.find_collapse(names)
+            collapse = term.find_collapse(names | {"ibot_masked_views": 0.5})
             assert collapse is not None
             settings = re.findall(r"\b(?:objective|optim|training)\.[\w.]*\w", collapse.remedy)
             assert len(settings) >= 3
