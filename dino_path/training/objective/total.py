@@ -99,7 +99,7 @@ class Objective:
         """Further numbers for a record, of its averages."""
         found: dict[str, float] = {}
         for term in self.terms.values():
-            found |= term.derived(averages.get(f"{term.name}_loss", averages["loss"]))
+            found |= term.derived(averages.get(f"{term.name}_loss", averages["loss"]), averages)
         return found
 
     def find_collapse(self, averages: Mapping[str, float]) -> Collapse | None:
