@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from dino_path.records.metrics import StepRecord
 from dino_path.reporting.evaluations import AnyEvaluation, Evaluation
 from dino_path.reporting.sources import Run
 
@@ -29,12 +30,12 @@ def no_learning(run: Run, ln_k: float | None) -> str | None:
     return sentence + (f" Advised at its start: {'; '.join(run.advice)}." if run.advice else "")
 
 
-def _above_ln_k(record: dict[str, object], ln_k: float | None) -> float | None:
+def _above_ln_k(record: StepRecord, ln_k: float | None) -> float | None:
     """The DINO loss less ln K; of records before there were terms, the loss is DINO's."""
-    gap, loss = record.get("loss_minus_ln_k"), record.get("loss")
-    if isinstance(gap, int | float):
-        return float(gap)
-    return float(loss) - ln_k if isinstance(loss, int | float) and ln_k is not None else None
+    gap = record.number("loss_minus_ln_k")
+    if gap is not None:
+        return gap
+    return record.loss - ln_k if record.loss is not None and ln_k is not None else None
 
 
 def as_untrained(evaluation: AnyEvaluation) -> Iterator[str]:
