@@ -19,6 +19,7 @@ from dino_path.errors import CheckpointError, DataError, NewerFormat
 from dino_path.moved_settings import lift_settings
 from dino_path.preprocessing import folder_preprocessing
 from dino_path.records.environment import ENVIRONMENT, read_environment
+from dino_path.records.metrics import StepRecord, read_metrics
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.start import read_start
 from dino_path.records.store import read_store_record
@@ -39,7 +40,7 @@ class Run:
     name: str
     config: Plain
     config_text: str
-    metrics: Sequence[Plain]
+    metrics: Sequence[StepRecord]
     environment: Plain
     started_from: str | None
     """The runs before it, in words; None where it started from none."""
@@ -85,7 +86,7 @@ def read_run(path: Path, *, name: str) -> Run:
         name=name,
         config=_parse_yaml(config_text, troubles),
         config_text=config_text,
-        metrics=_read_metrics(folder, troubles),
+        metrics=_read_metrics(folder.metrics_file, troubles),
         environment=_read_environment(folder.environment_file, troubles),
         started_from=_read_started_from(folder.start_file, troubles),
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
@@ -146,12 +147,14 @@ def _parse_yaml(text: str, troubles: list[str]) -> Plain:
     return lift_settings(tree)[0] if isinstance(tree, dict) else {}
 
 
-def _read_metrics(folder: RunFolder, troubles: list[str]) -> list[Plain]:
+def _read_metrics(file: Path, troubles: list[str]) -> Sequence[StepRecord]:
     try:
-        return [record for record in folder.read_metrics() if "step" in record]
-    except ValueError as error:
-        troubles.append(f"metrics.jsonl cannot be read ({error})")
-        return []
+        found = read_metrics(file)
+    except (DataError, NewerFormat) as error:
+        troubles.append(f"{file.name} cannot be used: it {error.found}")
+        return ()
+    troubles.extend(f"{file.name} cannot be read whole: {line}" for line in found.unreadable)
+    return found.records
 
 
 def _read_advice(file: Path) -> tuple[str, ...]:

@@ -15,13 +15,14 @@ from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
 from dino_path.records.format import Format, Record, Tree
 from dino_path.records.labelled import ScoreRecord
+from dino_path.records.metrics import METRICS
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START,
+    START, METRICS,
 ]  # fmt: skip
 
 
@@ -169,6 +170,7 @@ FIELDS = {
     "few-shot episodes": (2, "df5ca137"),
     "baseline": (2, "47380238"),
     "cross-validated baseline": (2, "c39b9804"),
+    "metrics": (1, "5978ed96"),
     "environment": (1, "e7952035"),
 }
 
