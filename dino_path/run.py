@@ -150,6 +150,16 @@ class RunFolder:
         return self.path / "start.json"
 
     @property
+    def guide_file(self) -> Path:
+        """Which frozen model it learns from; only where it does."""
+        return self.path / "guide.json"
+
+    @property
+    def guide_features(self) -> Path:
+        """That model's features of all tiles, where they are kept (`objective.distill.cached`)."""
+        return self.path / "guide_features"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dino_path.config import ObjectiveConfig, TrainingConfig
 from dino_path.distributed import World
+from dino_path.records.guide import GuideRecord
 from dino_path.training import learner
 from dino_path.training.objective.term import Collapse, Needs, Outputs, Term, TermValue
 from dino_path.training.objective.total import build_terms
@@ -27,7 +28,7 @@ class ToyTerm(Term):
     """Keeps the student's patches near the running mean of the teacher's: no use, but it takes part in everything."""
 
     name = "toy"
-    needs = Needs(patches=True)
+    needs = Needs(teacher=True, patches=True)
 
     def __init__(self, config: ToyConfig, num_features: int, device: torch.device) -> None:
         super().__init__(config.weight)
@@ -39,6 +40,7 @@ class ToyTerm(Term):
         return TermValue(loss, {"toy_length": patches.detach().norm(dim=-1).mean()})
 
     def to_average(self, outputs: Outputs) -> dict[str, Tensor]:
+        assert outputs.teacher is not None
         return {"mean": F.normalize(outputs.teacher.patches, dim=-1).mean((0, 1))}
 
     def update(self, means: Mapping[str, Tensor]) -> None:
@@ -54,8 +56,10 @@ class ToyTerm(Term):
         return f"toy {averages['toy_length']:.2f}"
 
 
-def terms_with_toy(config: ObjectiveConfig, training: TrainingConfig, world: World) -> list[Term]:
-    return [*build_terms(config, training, world), ToyTerm(ToyConfig(), 32, world.device)]
+def terms_with_toy(
+    config: ObjectiveConfig, training: TrainingConfig, world: World, guide: GuideRecord | None
+) -> list[Term]:
+    return [*build_terms(config, training, world, guide), ToyTerm(ToyConfig(), 32, world.device)]
 
 
 def add_toy_term(patch: pytest.MonkeyPatch) -> None:

@@ -58,9 +58,12 @@ def check_store(config: Config) -> None:
 
 
 def check_pretraining(config: Config) -> None:
-    """Tiles, backbone, the weights of a start and the data of the running k-NN, as far as paths and names tell."""
+    """Tiles, backbone, weights of a start, a model to learn from and the data of the running k-NN, as far as paths and
+    names tell."""
+    from dino_path.features.specs import look_at_model
     from dino_path.model.names import architecture
     from dino_path.tiles.expected import refuse_unfinished
+    from dino_path.training.distill_settings import check_distillation
 
     assert config.store is not None
     check_store(config)
@@ -69,6 +72,11 @@ def check_pretraining(config: Config) -> None:
     weights = config.model.weights
     if weights is not None and weights != "timm" and not Path(weights).is_file():
         check_models([weights])
+    distill = config.objective.distill
+    if distill.weight > 0:
+        check_distillation(config)
+        assert distill.teacher is not None
+        look_at_model(distill.teacher)
     if config.monitor.knn_data is not None:
         check_labelled(config.monitor.knn_data, config)
 

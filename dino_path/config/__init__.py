@@ -25,6 +25,7 @@ from dino_path.config.model import ModelConfig
 from dino_path.config.monitor import MonitorConfig, WandbConfig
 from dino_path.config.objective import (
     DinoConfig,
+    DistillConfig,
     HeadConfig,
     IbotConfig,
     KdeConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "Config",
     "CpuStage",
     "DinoConfig",
+    "DistillConfig",
     "Duration",
     "EvaluationConfig",
     "FeatureProtocol",

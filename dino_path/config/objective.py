@@ -75,6 +75,34 @@ class KdeConfig(Section):
     ramp_end: AsDuration = Field(Duration(amount=0, unit="steps"), description="and rises linearly until here")
 
 
+class DistillConfig(Section):
+    """A frozen model to learn from: the student's features are to become its features, through a projection."""
+
+    weight: float = Field(0.0, ge=0, description="of this term in the loss; 0: off")
+    teacher: str | None = Field(
+        None,
+        description="the frozen model, as `embed` takes one: a model folder, or `timm:` and a timm model name. It sees"
+        " the global views by its own mean, std and input size",
+    )
+    patches: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the patch tokens' part beside that of [CLS]; 0: [CLS] alone, as CNNs need it. Above 0"
+        " the frozen model sees the views at an edge that gives it as many patches as the student has",
+    )
+    cached: bool = Field(
+        False,
+        description="make the frozen model's features once for each whole tile, before the first step, and keep them in"
+        " the run folder: for a model that is too slow or too large for every step. Views must be whole tiles then",
+    )
+
+    @model_validator(mode="after")
+    def _of_what(self) -> DistillConfig:
+        if self.weight > 0 and self.teacher is None:
+            raise ValueError("distill.weight is above 0 and distill.teacher is not given: name the model to learn from")
+        return self
+
+
 class TargetsConfig(Section):
     """How the teacher's logits become the distributions that the student is to match."""
 
@@ -93,7 +121,13 @@ class ObjectiveConfig(Section):
     ibot: IbotConfig = IbotConfig()
     koleo: KoleoConfig = KoleoConfig()
     kde: KdeConfig = KdeConfig()
+    distill: DistillConfig = DistillConfig()
     targets: TargetsConfig = TargetsConfig()
+
+    @property
+    def has_prototypes(self) -> bool:
+        """Whether a term compares what prototypes say: then there are heads, and the teacher sees every view."""
+        return self.dino.weight > 0 or self.ibot.weight > 0
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -103,12 +137,15 @@ class ObjectiveConfig(Section):
             "iBOT": self.ibot.weight > 0,
             "KoLeo": self.koleo.weight > 0,
             "KDE": self.kde.weight > 0,
-            "Sinkhorn-Knopp": self.targets.method == "sinkhorn-knopp",
+            "Sinkhorn-Knopp": self.has_prototypes and self.targets.method == "sinkhorn-knopp",
+            "distillation": self.distill.weight > 0,
         }
         return tuple(name for name, is_used in used.items() if is_used)
 
     @model_validator(mode="after")
     def _can_be_optimised(self) -> ObjectiveConfig:
-        if self.dino.weight == 0 == self.ibot.weight:
-            raise ValueError("dino.weight and ibot.weight are both 0: nothing would tell the student what to learn")
+        if not self.has_prototypes and self.distill.weight == 0:
+            raise ValueError(
+                "dino.weight, ibot.weight and distill.weight are all 0: nothing would tell the student what to learn"
+            )
         return self

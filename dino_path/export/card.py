@@ -46,6 +46,8 @@ SOURCES = {  # of the names in `ObjectiveConfig.methods`
     "Models in Pathology. arXiv:2408.00738.",
     "Sinkhorn-Knopp": "M. Caron, I. Misra, J. Mairal, P. Goyal, P. Bojanowski, A. Joulin: Unsupervised Learning of\n"
     "Visual Features by Contrasting Cluster Assignments. NeurIPS 2020.",
+    "distillation": "M. Ranzinger, G. Heinrich, J. Kautz, P. Molchanov: AM-RADIO: Agglomerative Vision Foundation\n"
+    "Model. CVPR 2024.",
 }
 
 
@@ -89,7 +91,8 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
 
 def _citation(methods: Sequence[str]) -> str:
     """Who found what the training used."""
-    known = [(name, SOURCES[name]) for name in methods if name in SOURCES]
+    names = [method.partition(" of ")[0] for method in methods]  # `distillation of MODEL`
+    known = [(name, SOURCES[name]) for name in names if name in SOURCES]
     if len(known) == 1:
         return f"## Citation\n\nThe method: {known[0][1]}"
     return "## Citation\n\n" + "\n".join(f"- {name}: {source}" for name, source in known)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_path.config import Config
-from dino_path.errors import DataError, NewerFormat
+from dino_path.errors import CheckpointError, DataError, NewerFormat
 from dino_path.export.card import UNKNOWN_LICENSE
 from dino_path.export.format_names import Format, Precision
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
@@ -18,6 +18,7 @@ from dino_path.model.published import Network, read_published, timm_model_of
 from dino_path.preprocessing import Preprocessing, Triple, training_preprocessing
 from dino_path.records.environment import EnvironmentRecord, read_environment
 from dino_path.records.evaluation import RESULTS
+from dino_path.records.guide import GUIDE, GuideRecord
 from dino_path.run import RunFolder, newest_checkpoint
 from dino_path.settings import digest, section_from_file
 from dino_path.walk import Found, files_below
@@ -125,8 +126,18 @@ def _provenance(checkpoint: Checkpoint, config: Config, run: RunFolder, *, netwo
     versions = environment.versions if environment else {}
     objective = config.objective
     head = objective.dino if objective.dino.weight > 0 else objective.ibot
+    guide = _guide_of(run) if objective.distill.weight > 0 else None
+    method = " + ".join(objective.methods)
     return {
-        "method": " + ".join(objective.methods),
+        "method": method if guide is None else method.replace("distillation", f"distillation of {guide.name}"),
+        "distilled_from": guide
+        and {
+            "model": guide.name,
+            "parameters": guide.num_parameters,
+            "features": guide.num_features,
+            "input": f"{guide.input_px} px",
+            "digest": guide.digest[:16],
+        },
         "network": network,
         "steps": checkpoint.step,
         "global_batch_size": checkpoint.global_batch_size,
@@ -135,7 +146,7 @@ def _provenance(checkpoint: Checkpoint, config: Config, run: RunFolder, *, netwo
         "tiles_in_store": checkpoint.num_tiles,
         "views": f"2 x {config.views.global_px} px, {config.views.num_local} x {config.views.local_px} px, "
         f"recipe {config.views.recipe}",
-        "prototypes": head.num_prototypes,
+        "prototypes": head.num_prototypes if objective.has_prototypes else None,
         "optimizer": f"{config.optim.optimizer}, base_lr {config.optim.base_lr:g}, weight decay "
         f"{config.optim.weight_decay:g} to {config.optim.final_weight_decay:g}",
         "started_from": _started_from(checkpoint, config),
@@ -143,6 +154,15 @@ def _provenance(checkpoint: Checkpoint, config: Config, run: RunFolder, *, netwo
         "git_commit": environment.git_commit if environment else None,
         "versions": {key: versions[key] for key in VERSIONS_TOLD if versions.get(key)},
     }
+
+
+def _guide_of(run: RunFolder) -> GuideRecord | None:
+    """The model that the run learned from; None where that is not known any more."""
+    try:
+        return GUIDE.read(run.guide_file)
+    except (CheckpointError, NewerFormat) as error:
+        logger.warning("the model card does not say what was distilled. %s", error)
+        return None
 
 
 def _started_from(checkpoint: Checkpoint, config: Config) -> str:

@@ -6,11 +6,9 @@ Shape suffixes: N images of a source, B of a batch, H and W their edges in pixel
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,9 +19,7 @@ from torch import Tensor, nn
 from dino_path.errors import CheckpointError, ConfigError, TileStoreError
 from dino_path.features.images import read_batches, stain_normalised
 from dino_path.features.specs import CONTROL_NAMES
-from dino_path.model.folder import read_model_folder
-from dino_path.model.folder_weights import build_untrained, load_backbone
-from dino_path.model.pretrained import TimmBackbone, load_timm_weights, untrained_timm_backbone
+from dino_path.model.frozen import freeze, load_frozen, model_digest
 from dino_path.preprocessing import Preprocessing
 from dino_path.progress import meter
 from dino_path.tiles.source import TileSource
@@ -32,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-UNTRAINED_SEED = 0
-GENERIC_FOLDER_NAMES = ("model", "export", "")
 
 
 @dataclass(frozen=True)
@@ -67,10 +60,8 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
     """The extractor that `spec` names, at fp32.
 
     Args:
-        spec: a model folder | `untrained:` + model folder (the same architecture, weights drawn with a fixed seed) |
-            `timm:` + model name (timm's weights; those of a file with `@FILE` at its end) | `untrained:timm:` + model
-            name | `mean-colour` (what colour alone can tell) | `colour-statistics` (colour and contrast, without any
-            shape).
+        spec: as `load_frozen` takes it | `mean-colour` (what colour alone can tell) | `colour-statistics` (colour and
+            contrast, without any shape).
 
     Raises:
         CheckpointError: nothing that can be loaded stands behind `spec`.
@@ -79,22 +70,8 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
         black, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         preprocessing = Preprocessing(black, one, input_px=None)
         return _freeze(spec, CONTROLS[spec](), spec, preprocessing, device)
-    if spec.startswith("timm:"):
-        name = spec.removeprefix("timm:")
-        plain, _, file = name.partition("@")
-        shown = f"{plain} ({Path(file).stem})" if file else plain
-        return _from_timm(shown, load_timm_weights(name), device)
-    if spec.startswith("untrained:timm:"):
-        name = spec.removeprefix("untrained:timm:")
-        return _from_timm(f"untrained-{name}", untrained_timm_backbone(name, seed=UNTRAINED_SEED), device)
-    path = Path(spec.removeprefix("untrained:"))
-    folder = read_model_folder(path)
-    if spec.startswith("untrained:"):
-        name, module = f"untrained-{_folder_name(path)}", build_untrained(folder, seed=UNTRAINED_SEED)
-    else:
-        name, module = _folder_name(path), load_backbone(folder)
-    identity = json.dumps([folder.architecture, folder.arguments], sort_keys=True)
-    return _freeze(name, module, identity, folder.preprocessing, device)
+    model = load_frozen(spec)
+    return _freeze(model.name, model.module, model.identity, model.preprocessing, device)
 
 
 class MeanColour(nn.Module):
@@ -266,38 +243,15 @@ def _check_input_px(extractor: Extractor, input_px: int, device: torch.device) -
         ) from None
 
 
-def _from_timm(name: str, backbone: TimmBackbone, device: torch.device) -> Extractor:
-    return _freeze(name, backbone.module, name, backbone.preprocessing, device)
-
-
 def _freeze(
     name: str, module: nn.Module, identity: str, preprocessing: Preprocessing, device: torch.device
 ) -> Extractor:
-    module.requires_grad_(False).eval()
-    num_features = module.num_features
+    num_features = freeze(module).num_features
     assert isinstance(num_features, int)
     return Extractor(
         name=name,
         module=module.to(device),
         preprocessing=preprocessing,
-        digest=_digest(module, identity, preprocessing),
+        digest=model_digest(module, identity, preprocessing),
         num_features=num_features,
     )
-
-
-def _digest(module: nn.Module, identity: str, preprocessing: Preprocessing) -> str:
-    """SHA-256 of architecture, weights and preprocessing: the key under which features may be kept."""
-    what = [identity, preprocessing.mean, preprocessing.std, preprocessing.input_px]
-    if preprocessing.stain_normalisation:  # where there is none, the digests of features that exist stay as they are
-        what.append(preprocessing.stain_normalisation)
-    total = hashlib.sha256(json.dumps(what).encode())
-    for key, tensor in sorted(module.state_dict().items()):
-        total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
-    return total.hexdigest()
-
-
-def _folder_name(path: Path) -> str:
-    """The folder's own name, or its parent's where that says more (`runs/vits16/model` -> `vits16`)."""
-    path = path.resolve()
-    return path.parent.name if path.name in GENERIC_FOLDER_NAMES else path.name

@@ -33,6 +33,14 @@ class _Preprocessing(BaseModel):
     std: Triple
 
 
+class _Origin(BaseModel):
+    """The keys of what made a model of ours that we rely on."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    distilled_from: dict[str, Any] | None = None
+
+
 class _FolderConfig(BaseModel):
     """The keys of `config.json` that we rely on."""
 
@@ -44,6 +52,7 @@ class _FolderConfig(BaseModel):
     mpp: float | None = Field(None, gt=0)
     tile_px: int | None = Field(None, gt=0)
     stain_normalisation: StainNormalisation | None = None
+    dino_path: _Origin = _Origin()
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,14 @@ class ModelFolder:
 
     Attributes:
         arguments: further arguments of timm.create_model; no num_classes, classifiers are left out.
+        distilled_from: first digits of the digest of the frozen model that it learned from; empty: none.
     """
 
     path: Path
     architecture: str
     arguments: dict[str, Any]
     preprocessing: Preprocessing
+    distilled_from: str = ""
 
 
 def read_model_folder(path: Path) -> ModelFolder:
@@ -81,6 +92,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         architecture=config.architecture,
         arguments={name: value for name, value in config.model_args.items() if name != "num_classes"},
         preprocessing=folder_preprocessing(config.model_dump()),
+        distilled_from=str((config.dino_path.distilled_from or {}).get("digest", "")),
     )
 
 

@@ -1,7 +1,7 @@
 """DINO's projection head, and the network of backbone and head that student and teacher share.
 
 Shape suffixes: B images, N patches of an image, M chosen patches, D backbone features, H width of the bottleneck,
-K prototypes.
+K prototypes, G features of a frozen model to learn from.
 """
 
 from __future__ import annotations
@@ -91,6 +91,32 @@ class DinoHead(nn.Module):
             )
 
 
+class Match(NamedTuple):
+    """What a network says that a frozen model's features are, of the B' images of the first resolution."""
+
+    cls: Tensor
+    """(B', G)"""
+    patches: Tensor | None
+    """(B', N, G); None where patches are not compared."""
+
+
+class MatchHead(nn.Module):
+    """From a network's features to those of a frozen model: one linear layer for [CLS], and one for patches.
+
+    Linear, so that what is matched is in the features themselves: the export drops these layers.
+    """
+
+    def __init__(self, num_features: int, guide_features: int, *, has_patches: bool) -> None:
+        super().__init__()
+        self.cls = nn.Linear(num_features, guide_features)
+        self.patches = nn.Linear(num_features, guide_features) if has_patches else None
+
+    def forward(self, features_BD: Tensor, patches_BND: Tensor | None) -> Match:
+        if self.patches is None:
+            return Match(self.cls(features_BD), None)
+        return Match(self.cls(features_BD), self.patches(patches_BND))
+
+
 class NetworkOutput(NamedTuple):
     """What a network makes of B images. A tuple, which torch's wrappers around networks can look into."""
 
@@ -104,6 +130,8 @@ class NetworkOutput(NamedTuple):
     """P, tokens before those of the patches."""
     patch_projection: Projection | None = None
     """Of the M patches that were chosen, in their order."""
+    match: Match | None = None
+    """Where one was asked for."""
 
     @property
     def patches(self) -> Tensor:
@@ -135,6 +163,7 @@ class DinoNetwork(nn.Module):
         head: of [CLS]; None: nothing is asked of it.
         mask_token: for a network that sees masked images.
         patch_head: of chosen patches; None: they go through `head`.
+        match_head: for a network that learns from a frozen model.
     """
 
     def __init__(
@@ -144,12 +173,14 @@ class DinoNetwork(nn.Module):
         *,
         mask_token: MaskToken | None = None,
         patch_head: DinoHead | None = None,
+        match_head: MatchHead | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.mask_token = mask_token
         self.patch_head = patch_head
+        self.match_head = match_head
 
     @property
     def heads(self) -> list[DinoHead]:
@@ -162,6 +193,7 @@ class DinoNetwork(nn.Module):
         with_patches: bool = False,
         hidden: Tensor | None = None,
         chosen: Tensor | None = None,
+        with_match: bool = False,
     ) -> NetworkOutput:
         """Features of all views in order, and their projection; one backbone pass per resolution, one pass per head.
 
@@ -170,10 +202,12 @@ class DinoNetwork(nn.Module):
             with_patches: the patch tokens of the first batch too; the backbone must be a ViT.
             hidden: (B_0, N) bool, patches of the first batch that the network does not see.
             chosen: (M,) int64, patches whose projection is wanted, as places in the flattened (B_0 * N).
+            with_match: what `match_head`, where there is one, makes of the first batch.
         """
         tokens, num_prefix, patches_MD = None, 0, None
+        match_head = self.match_head if with_match else None
         with self._hiding(hidden):
-            if with_patches or chosen is not None:
+            if with_patches or chosen is not None or (match_head is not None and match_head.patches is not None):
                 first, tokens = features_and_tokens(self.backbone, views[0])
                 num_prefix = int(self.backbone.num_prefix_tokens)  # type: ignore[arg-type]
             else:
@@ -184,7 +218,11 @@ class DinoNetwork(nn.Module):
             patches_MD = tokens.flatten(0, 1).index_select(0, chosen + num_prefix * (of_image + 1))
         features_BD = torch.cat([first, *(self.backbone(batch) for batch in views[1:])])
         projection, patch_projection = self._project(features_BD, patches_MD)
-        return NetworkOutput(features_BD, projection, tokens if with_patches else None, num_prefix, patch_projection)
+        match = None
+        if match_head is not None:
+            match = match_head(first, tokens[:, num_prefix:] if tokens is not None else None)
+        kept = tokens if with_patches else None
+        return NetworkOutput(features_BD, projection, kept, num_prefix, patch_projection, match)
 
     def _project(self, features_BD: Tensor, patches_MD: Tensor | None) -> tuple[Projection | None, Projection | None]:
         """Of [CLS] and of patches."""
@@ -221,6 +259,8 @@ class DinoNetwork(nn.Module):
             if head is not None:
                 found[f"{prefix}head"] = [*head.mlp.parameters()]
                 found[f"{prefix}prototypes"] = [*head.last_layer.values()]
+        if self.match_head is not None:
+            found["match_head"] = [*self.match_head.parameters()]
         return found
 
 

@@ -88,7 +88,7 @@ def _value_of(tree: Any, dotted: str) -> Any:
 
 def _advice_on_model(config: Config, num_tiles: int) -> list[Advice]:
     prototypes = next((count for limit, count in PROTOTYPES_FOR_TILES if num_tiles <= limit), None)
-    if prototypes is None or config.objective.dino.num_prototypes <= prototypes:
+    if not config.objective.has_prototypes or prototypes is None or config.objective.dino.num_prototypes <= prototypes:
         return []
     reason = f"{config.objective.dino.num_prototypes} prototypes are many for {num_tiles} tiles"
     return [Advice(reason, {"objective.dino.num_prototypes": str(prototypes)})]
@@ -106,6 +106,8 @@ def _advice_on_schedules(config: Config, clock: Clock) -> list[Advice]:
     if optim.lr_warmup.steps(clock) > MAX_WARMUP_SHARE * num_steps:
         reason = f"the learning rate rises for {optim.lr_warmup.steps(clock)} of {num_steps} steps"
         found.append(Advice(reason, {"optim.lr_warmup": ADVISED_WARMUP}))
+    if not config.objective.has_prototypes:
+        return found
     if optim.freeze_last_layer.steps(clock) > MAX_FREEZE_SHARE * num_steps:
         reason = f"the prototypes are frozen for {optim.freeze_last_layer.steps(clock)} of {num_steps} steps"
         found.append(Advice(reason, {"optim.freeze_last_layer": ADVISED_FREEZE}))

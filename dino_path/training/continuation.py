@@ -19,7 +19,7 @@ from dino_path.run import RunFolder
 from dino_path.tiles.source import TileSource
 from dino_path.training.checkpoints import Position, load_networks, newest_readable, warn_of_other_circumstances
 from dino_path.training.learner import Learner
-from dino_path.training.same_run import changed_settings, network_settings, settings_of
+from dino_path.training.same_run import changed_settings, network_settings, other_guide, settings_of
 from dino_path.training.schedules import Schedules, run_schedules
 from dino_path.training.sharding import load_whole_optimizer
 
@@ -58,7 +58,7 @@ def start_from_other_run(learner: Learner, config: Config, tiles: TileSource) ->
         ConfigError: `model.weights` names another start.
     """
     origin = _read_origin(config)
-    _refuse_other_networks(origin, config)
+    _refuse_other_networks(origin, config, learner)
     _refuse_two_starts(config, origin)
     _refuse_different_reads(origin, learner.world)
     load_networks(learner, origin.checkpoint)
@@ -146,12 +146,13 @@ def _take_moments(learner: Learner, origin: Origin) -> str:
     return "the optimizer's moments begin at zero, for it groups other parameters, or is another optimizer"
 
 
-def _refuse_other_networks(origin: Origin, config: Config) -> None:
+def _refuse_other_networks(origin: Origin, config: Config, learner: Learner) -> None:
     names = [name for name in network_settings(origin.config, config) if name in origin.changed]
-    if names:
+    differing = [f"{name} ({origin.changed[name]})" for name in names] + other_guide(origin.checkpoint, learner)
+    if differing:
         raise CheckpointError(
             str(origin.path),
-            f"is of other networks: {'; '.join(f'{name} ({origin.changed[name]})' for name in names)}.",
+            f"is of other networks: {'; '.join(differing)}.",
             "training.continue_from takes over student, teacher, heads and centers whole.",
             "Set these as that run had them. Or take its backbone alone: `dino-path export` it, and give the model"
             " folder as model.weights.",

@@ -12,6 +12,7 @@ from dino_path.config import ModelConfig, ObjectiveConfig, OptimConfig, Training
 from dino_path.distributed import World
 from dino_path.model.backbone import build_backbone
 from dino_path.model.head import NetworkOutput
+from dino_path.training.guide import Guide
 from dino_path.training.networks import (
     build_network,
     check_needs,
@@ -19,6 +20,7 @@ from dino_path.training.networks import (
     prepare_networks,
     resolve_precision,
 )
+from dino_path.training.objective.term import Guidance
 from dino_path.training.objective.total import Objective, build_terms
 from dino_path.training.optimizer import build_optimizer
 from dino_path.training.sharding import whole
@@ -28,7 +30,11 @@ from dino_path.views.masks import ViewMasks
 
 
 class Learner:
-    """Two networks, the objective with what its terms remember, the optimizer, and the count of skipped steps."""
+    """Two networks, the objective with what its terms remember, the optimizer, and the count of skipped steps.
+
+    Args:
+        guide: the frozen model that `objective.distill` names, where that has a weight.
+    """
 
     def __init__(
         self,
@@ -37,17 +43,22 @@ class Learner:
         optim: OptimConfig,
         training: TrainingConfig,
         world: World,
+        guide: Guide | None = None,
     ) -> None:
         torch.manual_seed(training.seed)
-        self.model, self.optim, self.training, self.world = model, optim, training, world
-        self.student = build_network(model, objective, drop_path_rate=model.drop_path_rate)
+        self.model, self.optim, self.training, self.world, self.guide = model, optim, training, world, guide
+        facts = guide.facts if guide is not None else None
+        guide_features = facts.num_features if facts is not None else None
+        self.student = build_network(
+            model, objective, drop_path_rate=model.drop_path_rate, guide_features=guide_features
+        )
         if model.weights is not None:
             load_start_weights(self.student, model)
-        self.teacher = build_network(model, objective, drop_path_rate=0.0)
+        self.teacher = build_network(model, objective, drop_path_rate=0.0, guide_features=guide_features)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.precision = resolve_precision(training, world.device)
-        self.objective = Objective(build_terms(objective, training, world))
+        self.objective = Objective(build_terms(objective, training, world, facts))
         check_needs(self.student.backbone, model.backbone, self.objective.needs)
         self._forward_student = prepare_networks(self.student, self.teacher, model.backbone, training, world)
         self.parts = self.student.parts()
@@ -102,6 +113,14 @@ class Learner:
             )
         return output
 
+    @torch.no_grad()
+    def consult(self, global_views: Tensor, batch: ViewBatch) -> Guidance | None:
+        """What the guide makes of the global views of a micro-batch; None where there is none."""
+        if self.guide is None:
+            return None
+        with self.autocast():
+            return self.guide(global_views * self.std + self.mean, batch.tiles)
+
     def study(self, global_views: Tensor, batch: ViewBatch) -> NetworkOutput:
         """What the student makes of all views of a micro-batch; it does not see the masked patches."""
         views, masks = [global_views], batch.masks
@@ -113,5 +132,6 @@ class Learner:
                 with_patches=self.objective.needs.patches,
                 hidden=masks.hidden if masks is not None else None,
                 chosen=masks.indices if masks is not None else None,
+                with_match=self.guide is not None,
             )
         return output

@@ -19,6 +19,7 @@ from dino_path.model.checkpoint import Start, lineage
 from dino_path.model.sizes import patch_grid
 from dino_path.progress import meter
 from dino_path.records.environment import write_environment
+from dino_path.records.guide import GUIDE
 from dino_path.records.start import write_start
 from dino_path.run import RunFolder, atomic_write
 from dino_path.settings import as_yaml
@@ -28,7 +29,10 @@ from dino_path.training.acceleration import has_fast_bf16
 from dino_path.training.advice import advice
 from dino_path.training.checkpoints import restore, save_checkpoint
 from dino_path.training.continuation import start_from_other_run
+from dino_path.training.distill_settings import check_distillation
 from dino_path.training.finished import finished_text
+from dino_path.training.guide import open_guide
+from dino_path.training.guide_features import keep_features
 from dino_path.training.learner import Learner
 from dino_path.training.other_run import check_start
 from dino_path.training.schedules import Schedules, run_schedules
@@ -66,10 +70,11 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     tiles = open_tiles(config.store, split=config.slides.split, exclude=config.slides.exclude)
     tiles = tiles_as_begun(run, tiles, config.store)
     check_start(config)
+    check_distillation(config)
     check_view_sizes(config)
     has_state = bool(training.continue_from or run.checkpoint_files())  # its start weights would be written over
     model = config.model.model_copy(update={"weights": None}) if has_state else config.model
-    learner = Learner(model, config.objective, config.optim, training, world)
+    learner = Learner(model, config.objective, config.optim, training, world, open_guide(config, tiles, world))
     with only_writer(run.path) if world.is_first else nullcontext():
         return _train(config, learner, run, tiles, knn=knn)
 
@@ -97,6 +102,8 @@ def _train(
     if world.is_first:
         describe_run(run, config, learner, schedules, starts, num_tiles=len(tiles))
         keep_image_list(run, tiles, config.store, start=start)
+    if config.objective.distill.cached and learner.guide is not None:
+        learner.guide = keep_features(learner, learner.guide, run, config, tiles)
     if starts_from_other:  # so that this run goes on without that one, whatever becomes of it
         save_checkpoint(run, learner, config, tiles, step=start, starts=starts)
     unreadable = UnreadableTiles(run, tiles, config.store)
@@ -185,12 +192,15 @@ def describe_run(
         write_start(run.start_file, lineage(starts), [vars(start) for start in starts])
         logger.info("started from %s", lineage(starts))
     write_environment(run.environment_file)
+    if learner.guide is not None:
+        GUIDE.write(run.guide_file, learner.guide.facts)
     student = learner.student
+    heads = [f"{count_parameters(head) / 1e6:.2f} M with {head.num_prototypes} prototypes" for head in student.heads]
+    if student.match_head is not None:
+        heads.append(f"{count_parameters(student.match_head) / 1e6:.2f} M to the features of the model it learns from")
     logger.info(
         "%s: %.2f M parameters, heads %s; %s on %s, %d process(es)%s",
-        config.model.backbone, count_parameters(student.backbone) / 1e6,
-        ", ".join(f"{count_parameters(head) / 1e6:.2f} M with {head.num_prototypes} prototypes"
-                  for head in student.heads),
+        config.model.backbone, count_parameters(student.backbone) / 1e6, ", ".join(heads),
         learner.precision, learner.world.device, learner.world.size,
         ", each with its share of the networks (fsdp2)" if learner.training.sharding else "",
     )  # fmt: skip

@@ -13,7 +13,7 @@ from dino_path.distributed import World
 from dino_path.errors import ConfigError
 from dino_path.model.backbone import build_backbone, has_patch_tokens
 from dino_path.model.batch_norm import share_batch_norms
-from dino_path.model.head import DinoHead, DinoNetwork, MaskToken
+from dino_path.model.head import DinoHead, DinoNetwork, MaskToken, MatchHead
 from dino_path.model.pretrained import load_start
 from dino_path.model.published import load_published
 from dino_path.model.weights import load_weights, read_weights
@@ -27,11 +27,16 @@ from dino_path.training.objective.term import Needs
 from dino_path.training.sharding import local, shard
 
 
-def build_network(model: ModelConfig, objective: ObjectiveConfig, *, drop_path_rate: float) -> DinoNetwork:
+def build_network(
+    model: ModelConfig, objective: ObjectiveConfig, *, drop_path_rate: float, guide_features: int | None = None
+) -> DinoNetwork:
     """A freshly initialised backbone with the heads and the mask token that the objective asks for.
 
+    Args:
+        guide_features: of the model to learn from; None: there is none, whatever the objective says.
+
     Raises:
-        ConfigError: timm cannot build the backbone, or iBOT is asked of one without patch tokens.
+        ConfigError: timm cannot build the backbone, or patch tokens are asked of one that has none.
     """
     backbone = build_backbone(
         model.backbone,
@@ -40,13 +45,15 @@ def build_network(model: ModelConfig, objective: ObjectiveConfig, *, drop_path_r
         drop_path_is_constant=model.drop_path_schedule == "constant",
     )
     ibot = objective.ibot if objective.ibot.weight > 0 else None
-    check_needs(backbone, model.backbone, Needs(masks=ibot is not None))
+    matches_patches = guide_features is not None and objective.distill.patches > 0
+    check_needs(backbone, model.backbone, Needs(masks=ibot is not None), matches_patches=matches_patches)
     num_features, is_shared = int(backbone.num_features), ibot is not None and ibot.head == "shared"  # type: ignore[arg-type]
     return DinoNetwork(
         backbone,
         build_head(num_features, objective.dino) if objective.dino.weight > 0 or is_shared else None,
         mask_token=MaskToken(num_features) if ibot is not None else None,
         patch_head=build_head(num_features, ibot) if ibot is not None and not is_shared else None,
+        match_head=MatchHead(num_features, guide_features, has_patches=matches_patches) if guide_features else None,
     )
 
 
@@ -78,20 +85,28 @@ def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
     load_weights(network.backbone, weights, source=f"model.weights={model.weights}")
 
 
-def check_needs(backbone: nn.Module, name: str, needs: Needs) -> None:
+def check_needs(backbone: nn.Module, name: str, needs: Needs, *, matches_patches: bool = False) -> None:
     """Refuse a backbone that cannot give what the objective's terms need.
+
+    Args:
+        matches_patches: whether its patch tokens are to be those of a guide.
 
     Raises:
         ConfigError: patch tokens are needed, and it has none.
     """
-    if (needs.patches or needs.masks) and not has_patch_tokens(backbone):
-        what = "iBOT (objective.ibot.weight)" if needs.masks else "A term of the objective"
-        raise ConfigError(
-            f"model.backbone={name}",
-            f"a {type(backbone).__name__} has no patch tokens.",
-            f"{what} needs them, and a ViT has them.",
-            "Take a ViT, or set objective.ibot.weight=0: DINO trains any backbone.",
-        )
+    if not (needs.patches or needs.masks or matches_patches) or has_patch_tokens(backbone):
+        return
+    what, remedy = "A term of the objective", "set objective.ibot.weight=0: DINO trains any backbone."
+    if needs.masks:
+        what = "iBOT (objective.ibot.weight)"
+    elif matches_patches:
+        what, remedy = "objective.distill.patches", "set objective.distill.patches=0: [CLS] is distilled into any."
+    raise ConfigError(
+        f"model.backbone={name}",
+        f"a {type(backbone).__name__} has no patch tokens.",
+        f"{what} needs them, and a ViT has them.",
+        f"Take a ViT, or {remedy}",
+    )
 
 
 def prepare_networks(
@@ -131,7 +146,15 @@ def resolve_precision(training: TrainingConfig, device: torch.device) -> str:
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, over parameters (not buffers), after the step."""
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float, *, has_pass: bool = True) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, over parameters, after the step.
+
+    Args:
+        has_pass: the teacher sees the views itself, and its batch norms keep statistics of its own, as published. One
+            that does not gets the student's.
+    """
     ours, theirs = ([local(parameter) for parameter in network.parameters()] for network in (teacher, student))
     torch._foreach_lerp_(ours, theirs, 1.0 - momentum)
+    if not has_pass:
+        for buffer, other in zip(teacher.buffers(), student.buffers(), strict=True):
+            buffer.copy_(other)

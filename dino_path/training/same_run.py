@@ -19,7 +19,8 @@ from dino_path.training.learner import Learner
 # Settings that may change between two starts of one run: they do not change what is computed, but for rounding. How
 # the global batch is divided may change too; its size may not.
 _FREE_SECTIONS = ("monitor", "evaluation", "baseline", "wandb", "cluster", "tiles")
-_FREE_SETTINGS = {"slides.exclude"} | {  # which chooses tiles, and the tiles are compared
+# Of `slides.exclude` and `objective.distill.teacher` what they name is compared: the tiles, and the model.
+_FREE_SETTINGS = {"slides.exclude", "objective.distill.teacher"} | {
     f"training.{name}" for name in (
         "num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device",
         "batch_size_per_gpu", "accumulate_steps", "activation_checkpointing", "compile",
@@ -70,6 +71,7 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
         differing.append(f"the tiles ({checkpoint.num_tiles} -> {len(tiles)}, or others of the same number)")
     if checkpoint.global_batch_size != learner.global_batch_size:
         differing.append(f"global batch size ({checkpoint.global_batch_size} -> {learner.global_batch_size})")
+    differing += other_guide(checkpoint, learner)
     if not differing:
         return
     remedy = "Use the same settings, or another `out`."
@@ -87,6 +89,15 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
     )
 
 
+def other_guide(checkpoint: Checkpoint, learner: Learner) -> list[str]:
+    """What differs between the frozen model that a checkpoint learned from and the present one, where both have one."""
+    then, guide = checkpoint.objective.get("distill", {}).get("guide"), learner.guide
+    if then is None or guide is None or bytes(then.tolist()).hex() == guide.facts.digest:
+        return []
+    digest = bytes(then.tolist()).hex()
+    return [f"objective.distill.teacher (model {digest[:12]} -> {guide.facts.name}, {guide.facts.digest[:12]})"]
+
+
 def network_settings(before: Config, now: Config) -> list[str]:
     """The settings with other values that decide which tensors the networks have, and what is computed of them."""
     then, here = _of_networks(before), _of_networks(now)
@@ -98,7 +109,10 @@ def _of_networks(config: Config) -> dict[str, Any]:
     found = {key: value for key, value in _decisive(as_plain(config)).items() if key in _OF_BACKBONE}
     dino, ibot = config.objective.dino, config.objective.ibot
     head = ibot.head if ibot.weight > 0 else None
+    distill = config.objective.distill
     found |= {"objective.dino.weight": dino.weight > 0, "objective.ibot.weight": ibot.weight > 0}
+    found |= {"objective.distill.weight": distill.weight > 0}
+    found |= {"objective.distill.patches": distill.weight > 0 and distill.patches > 0}
     heads = {"dino": dino if dino.weight > 0 or head == "shared" else None, "ibot": ibot if head == "own" else None}
     for term, settings in heads.items():
         if settings is not None:

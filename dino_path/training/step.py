@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dino_path.distributed import World
+from dino_path.model.head import NetworkOutput
 from dino_path.training.learner import Learner
 from dino_path.training.networks import update_teacher
 from dino_path.training.objective.term import Outputs
@@ -25,8 +26,8 @@ class StepReport:
     numbers: dict[str, Tensor]
     """Scalars on the device, by their names in the record: the loss and what its terms log, as means over the
     micro-batches; `grad_norm` of all gradients before clipping, and `grad_norm_<part>` of the student's parts."""
-    teacher_features: Tensor
-    """(B, D) of the first global view of every tile."""
+    features: Tensor
+    """(B, D) of the first global view of every tile, the teacher's; the student's where the teacher has no pass."""
     is_skipped: bool
     """The loss was not finite on some rank: nothing was updated."""
     is_stopping: bool
@@ -49,9 +50,10 @@ def train_step(
 
     With several micro-batches it is the update of one batch of them all: the teacher sees all of them first, since
     Sinkhorn-Knopp balances its targets over the whole batch; the loss, and the means that terms remember such as the
-    center, are means over them, and all meet the same targets and teacher. The global random state is set from
-    (seed, step, rank) first, so that stochastic depth depends on nothing else and a resumed run repeats it. A loss that
-    is not finite on any rank moves nothing on all of them.
+    center, are means over them, and all meet the same targets and teacher. Where no term asks for the teacher's pass
+    there is none, and it only follows the student. The global random state is set from (seed, step, rank) first, so
+    that stochastic depth depends on nothing else and a resumed run repeats it. A loss that is not finite on any rank
+    moves nothing on all of them.
 
     Args:
         wants_stop: this rank asks all to stop after this step; see `StepReport.is_stopping`.
@@ -65,16 +67,21 @@ def train_step(
     buffers_before = [buffer.clone() for buffer in buffers]
 
     views = [learner.global_views(batch) for batch in micro_batches]
-    taught = [learner.teach(seen, batch.masks) for seen, batch in zip(views, micro_batches, strict=True)]
-    features = torch.cat([teacher.features[: len(teacher.features) // 2].float() for teacher in taught])
-    objective.prepare(taught, settings)
+    taught: list[NetworkOutput] = []
+    if objective.needs.teacher:
+        taught = [learner.teach(seen, batch.masks) for seen, batch in zip(views, micro_batches, strict=True)]
+        objective.prepare(taught, settings)
 
+    features: list[Tensor] = []
     measured: list[dict[str, Tensor]] = []
     means: dict[str, Tensor] = {}  # over the global batch, of what the terms remember: DINO's next center
     for number, batch in enumerate(micro_batches, 1):
         is_last = number == len(micro_batches)
         with nullcontext() if is_last else learner.gradients_stay_here():
-            outputs = Outputs(learner.study(views.pop(0), batch), taught.pop(0), batch.masks)
+            seen, teacher = views.pop(0), taught.pop(0) if taught else None
+            guidance = learner.consult(seen, batch)
+            outputs = Outputs(learner.study(seen, batch), teacher, batch.masks, guidance)
+            features.append((teacher or outputs.student).features[: len(batch.tiles)].detach().float())
             loss, numbers = objective.measure(outputs, settings)
             measured.append(numbers)
             for name, value in objective.to_average(outputs).items():
@@ -84,7 +91,7 @@ def train_step(
                 # on the host by the time it is wanted, without the device ever running out of work.
                 sums = [world.start_sum(value) for value in means.values()]
                 verdict = _verdict([each["loss"] for each in measured], world, wants_stop=wants_stop)
-            del outputs  # its prototypes, 67 MB each of 65,536, are of no use to the backward pass
+            del outputs, teacher, guidance  # its prototypes, 67 MB each of 65,536, are of no use to the backward pass
             (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
 
     num_bad, num_stopping = verdict.read()
@@ -104,7 +111,7 @@ def train_step(
                     parameter.grad = None
         part_norms = clip_gradients(learner.parts, learner.optim)
         learner.optimizer.step()
-        update_teacher(learner.teacher, learner.student, settings.momentum)
+        update_teacher(learner.teacher, learner.student, settings.momentum, has_pass=objective.needs.teacher)
         objective.update({name: value / world.size for name, value in means.items()})
     norms = {f"grad_norm_{part}": norm for part, norm in zip(learner.parts, part_norms, strict=True)}
     return StepReport(
@@ -113,7 +120,7 @@ def train_step(
             "grad_norm": torch.stack(part_norms).norm(),
             **norms,
         },
-        teacher_features=features,
+        features=torch.cat(features),
         is_skipped=is_skipped,
         is_stopping=num_stopping > 0,
     )

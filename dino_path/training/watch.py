@@ -72,7 +72,7 @@ class Watch:
         if report.is_skipped:
             self._report_skipped(step, micro_batches)
         else:
-            self.window.add(report.teacher_features)
+            self.window.add(report.features)
         clock = self.schedules.clock
         if (step + 1) % self.config.monitor.log_every_steps == 0 or step + 1 == clock.num_steps:
             self._close_interval(step, settings)

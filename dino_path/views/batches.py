@@ -207,7 +207,7 @@ def iterate_batches(
         sampler=range(start * batches.accumulate_steps, num_steps * batches.accumulate_steps),
         num_workers=num_workers,
         prefetch_factor=2 if num_workers else None,
-        worker_init_fn=partial(_prepare_worker, os.getpid()),
+        worker_init_fn=partial(prepare_worker, os.getpid()),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else the loader draws from the global random state
     )
@@ -247,7 +247,7 @@ def _received(batch: ViewBatch, arrival: torch.cuda.Event) -> ViewBatch:
     return batch
 
 
-def _prepare_worker(parent: int, _: int) -> None:
+def prepare_worker(parent: int, _: int) -> None:
     """One thread per worker: OpenCV and torch would otherwise start one per core in every worker.
 
     SLURM sends its warnings to every process. The main one answers them at the end of its step, and until then it

@@ -26,6 +26,7 @@ from dino_path.evaluation.protocols.by_name import TITLES, run_protocol, setting
 from dino_path.evaluation.protocols.cache import FeatureCache, Images, load_models
 from dino_path.evaluation.protocols.dino_linear import dino_linear, dino_linear_images
 from dino_path.evaluation.protocols.signature import Signature, slide_signature
+from dino_path.evaluation.results.distilled import distilled_notes
 from dino_path.evaluation.results.row import Row
 from dino_path.evaluation.results.table_notes import table_notes
 from dino_path.evaluation.results.writing import (
@@ -164,6 +165,7 @@ def evaluate_table(
         division, rows, signatures, [extractor for _, extractor in extractors.values()], supervised,
         input_px=config.input_px,
     )  # fmt: skip
+    notes = (*notes, *distilled_notes(extractors, rows, division, input_px=config.input_px))
     table = Table(
         labelled_name=division.name,
         rows=tuple(rows),

@@ -46,7 +46,7 @@ class DinoTerm(HeadTerm):
 
     def _loss(self, outputs: Outputs, teacher_temp: float) -> DinoLoss:
         """With or without all logits at once."""
-        student, teacher, center = (*map(self.projection, (outputs.student, outputs.teacher)), self.targets.center)
+        (student, teacher), center = self.projections(outputs), self.targets.center
         if self.is_fused:
             return fused_dino_loss(student, teacher, center, student_temp=self.student_temp, teacher_temp=teacher_temp)
         logits = student.logits(), teacher.logits()

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from dino_path.model.head import NetworkOutput, Projection
 from dino_path.training.objective.targets import Targets
-from dino_path.training.objective.term import Outputs, Term
+from dino_path.training.objective.term import Needs, Outputs, Term
 from dino_path.training.schedules import StepSettings
 
 
 class HeadTerm(Term):
     """A term with targets: their center is summed over ranks and, if it is a running mean, kept in checkpoints."""
+
+    needs = Needs(teacher=True)
 
     def __init__(self, weight: float, targets: Targets) -> None:
         super().__init__(weight)
@@ -26,11 +28,16 @@ class HeadTerm(Term):
     def projection(output: NetworkOutput) -> Projection:
         """The one that this term compares."""
 
+    def projections(self, outputs: Outputs) -> tuple[Projection, Projection]:
+        """The student's and the teacher's."""
+        assert outputs.teacher is not None, "head terms ask for the teacher's pass"
+        return self.projection(outputs.student), self.projection(outputs.teacher)
+
     def prepare(self, teachers: Sequence[NetworkOutput], settings: StepSettings) -> None:
         self.targets.prepare([self.projection(each) for each in teachers], settings.teacher_temp)
 
     def to_average(self, outputs: Outputs) -> dict[str, Tensor]:
-        return self.targets.to_average(self.projection(outputs.teacher))
+        return self.targets.to_average(self.projections(outputs)[1])
 
     def update(self, means: Mapping[str, Tensor]) -> None:
         self.targets.update(means)

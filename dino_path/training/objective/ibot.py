@@ -29,7 +29,7 @@ class IbotTerm(HeadTerm):
     """
 
     name = "ibot"
-    needs = Needs(masks=True)
+    needs = Needs(teacher=True, masks=True)
 
     def __init__(self, config: ObjectiveConfig, training: TrainingConfig, world: World) -> None:
         num_prototypes = (config.dino if config.ibot.head == "shared" else config.ibot).num_prototypes
@@ -53,7 +53,7 @@ class IbotTerm(HeadTerm):
 
     def measure(self, outputs: Outputs, settings: StepSettings) -> TermValue:
         assert outputs.masks is not None, "the views have no masks"
-        student, teacher = map(self.projection, (outputs.student, outputs.teacher))
+        student, teacher = self.projections(outputs)
         center, weights, num_views = self.targets.center, outputs.masks.weights, 2 * outputs.num_tiles
         if self.is_fused:
             found = fused_ibot_loss(

@@ -1,6 +1,6 @@
 """What every term of the objective is: what it reads, what it gives, what it keeps.
 
-Shape suffixes: V student views, B tiles, D backbone features, N patches of a global view.
+Shape suffixes: V student views, B tiles, D backbone features, N patches of a global view, G features of a guide.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -18,12 +19,23 @@ from dino_path.views.masks import ViewMasks
 
 @dataclass(frozen=True)
 class Needs:
-    """What a term asks of the networks' passes; the backbone's features are always there."""
+    """What a term asks of the networks' passes; the features of the student's backbone are always there."""
 
+    teacher: bool = False
+    """The teacher's pass. Without it the teacher only follows the student, and comes at no cost."""
     patches: bool = False
     """The global views' patch tokens, of both networks."""
     masks: bool = False
     """Patches that the student does not see, and both networks' projections of those."""
+
+
+class Guidance(NamedTuple):
+    """What a guide, a frozen model, makes of the 2 * B global views, none of their patches hidden; without gradient."""
+
+    cls: Tensor
+    """(2 * B, G)"""
+    patches: Tensor | None
+    """(2 * B, N, G); None where patches are not compared."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +44,21 @@ class Outputs:
 
     student: NetworkOutput
     """Of V * B views, view by view, the two global views first; with gradient."""
-    teacher: NetworkOutput
-    """Of the 2 * B global views in the same order, none of their patches hidden; without gradient."""
+    teacher: NetworkOutput | None
+    """Of the 2 * B global views in the same order, none of their patches hidden; without gradient. None where no term
+    has asked for it."""
     masks: ViewMasks | None = None
     """Which patches of its global views the student did not see, where a term has asked for masks."""
+    guidance: Guidance | None = None
+    """Of the same views, where there is a guide."""
 
     @property
     def num_tiles(self) -> int:
-        return len(self.teacher.features) // 2
+        """B"""
+        if self.teacher is not None:
+            return len(self.teacher.features) // 2
+        assert self.guidance is not None
+        return len(self.guidance.cls) // 2
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from torch import Tensor
 from dino_path.config import ObjectiveConfig, TrainingConfig
 from dino_path.distributed import World
 from dino_path.model.head import NetworkOutput
+from dino_path.records.guide import GuideRecord
 from dino_path.training.objective.dino import DinoTerm
+from dino_path.training.objective.distill import DistillTerm
 from dino_path.training.objective.ibot import IbotTerm
 from dino_path.training.objective.kde import KdeTerm
 from dino_path.training.objective.koleo import KoleoTerm
@@ -22,8 +24,13 @@ from dino_path.training.schedules import StepSettings
 TermStates = dict[str, dict[str, Tensor]]
 
 
-def build_terms(config: ObjectiveConfig, training: TrainingConfig, world: World) -> list[Term]:
+def build_terms(
+    config: ObjectiveConfig, training: TrainingConfig, world: World, guide: GuideRecord | None = None
+) -> list[Term]:
     """The terms with a weight, in the order in which they are added up. A new one has its line here, and nowhere else.
+
+    Args:
+        guide: what `objective.distill.teacher` is, where that term has a weight.
 
     Raises:
         ConfigError: a term that has a weight has nothing to measure in batches of the given size.
@@ -37,6 +44,9 @@ def build_terms(config: ObjectiveConfig, training: TrainingConfig, world: World)
         terms.append(KoleoTerm(config.koleo, training))
     if config.kde.weight > 0:
         terms.append(KdeTerm(config.kde, training))
+    if config.distill.weight > 0:
+        assert guide is not None, "a model to learn from comes with the term"
+        terms.append(DistillTerm(config.distill, guide, world.device))
     return terms
 
 
@@ -46,7 +56,9 @@ class Objective:
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = {term.name: term for term in terms}
         self.needs = Needs(
-            patches=any(term.needs.patches for term in terms), masks=any(term.needs.masks for term in terms)
+            teacher=any(term.needs.teacher for term in terms),
+            patches=any(term.needs.patches for term in terms),
+            masks=any(term.needs.masks for term in terms),
         )
 
     @torch.no_grad()

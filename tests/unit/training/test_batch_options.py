@@ -73,7 +73,7 @@ def test_accumulated_steps_equal_those_of_the_whole_batch(tiles_folder: Path) ->
     for report, part in zip(reports, parts, strict=True):
         for name in ("loss", "teacher_entropy", "kl", "grad_norm", "grad_norm_backbone"):
             torch.testing.assert_close(part.numbers[name], report.numbers[name], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(part.teacher_features, report.teacher_features, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(part.features, report.features, rtol=1e-5, atol=1e-6)
 
 
 def test_one_micro_batch_that_is_not_finite_skips_the_whole_step(
