@@ -103,8 +103,10 @@ def patch_grid(name: str, arguments: Mapping[str, Argument], view_px: int) -> tu
     raise ConfigError(
         f"model.backbone={name}",
         found,
-        "Masks hide patches: a ViT is needed, and views.global_px must be a multiple of its patch size.",
-        "Take vit_small_patch16_224 or the like, change views.global_px, or set objective.ibot.weight=0.",
+        "iBOT hides patches and objective.distill.patches compares them: a ViT is needed, and views.global_px must be a"
+        " multiple of its patch size.",
+        "Take vit_small_patch16_224 or the like, change views.global_px, or set objective.ibot.weight=0 and"
+        " objective.distill.patches=0.",
     )
 
 

@@ -36,7 +36,7 @@ def build_network(
         guide_features: of the model to learn from; None: there is none, whatever the objective says.
 
     Raises:
-        ConfigError: timm cannot build the backbone, or patch tokens are asked of one that has none.
+        ConfigError: timm cannot build the backbone, or iBOT is asked of one without patch tokens.
     """
     backbone = build_backbone(
         model.backbone,
@@ -45,15 +45,16 @@ def build_network(
         drop_path_is_constant=model.drop_path_schedule == "constant",
     )
     ibot = objective.ibot if objective.ibot.weight > 0 else None
-    matches_patches = guide_features is not None and objective.distill.patches > 0
-    check_needs(backbone, model.backbone, Needs(masks=ibot is not None), matches_patches=matches_patches)
+    check_needs(backbone, model.backbone, Needs(masks=ibot is not None))
     num_features, is_shared = int(backbone.num_features), ibot is not None and ibot.head == "shared"  # type: ignore[arg-type]
     return DinoNetwork(
         backbone,
         build_head(num_features, objective.dino) if objective.dino.weight > 0 or is_shared else None,
         mask_token=MaskToken(num_features) if ibot is not None else None,
         patch_head=build_head(num_features, ibot) if ibot is not None and not is_shared else None,
-        match_head=MatchHead(num_features, guide_features, has_patches=matches_patches) if guide_features else None,
+        match_head=MatchHead(num_features, guide_features, has_patches=objective.distill.patches > 0)
+        if guide_features is not None
+        else None,
     )
 
 
@@ -85,28 +86,20 @@ def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
     load_weights(network.backbone, weights, source=f"model.weights={model.weights}")
 
 
-def check_needs(backbone: nn.Module, name: str, needs: Needs, *, matches_patches: bool = False) -> None:
+def check_needs(backbone: nn.Module, name: str, needs: Needs) -> None:
     """Refuse a backbone that cannot give what the objective's terms need.
-
-    Args:
-        matches_patches: whether its patch tokens are to be those of a guide.
 
     Raises:
         ConfigError: patch tokens are needed, and it has none.
     """
-    if not (needs.patches or needs.masks or matches_patches) or has_patch_tokens(backbone):
-        return
-    what, remedy = "A term of the objective", "set objective.ibot.weight=0: DINO trains any backbone."
-    if needs.masks:
-        what = "iBOT (objective.ibot.weight)"
-    elif matches_patches:
-        what, remedy = "objective.distill.patches", "set objective.distill.patches=0: [CLS] is distilled into any."
-    raise ConfigError(
-        f"model.backbone={name}",
-        f"a {type(backbone).__name__} has no patch tokens.",
-        f"{what} needs them, and a ViT has them.",
-        f"Take a ViT, or {remedy}",
-    )
+    if (needs.patches or needs.masks) and not has_patch_tokens(backbone):
+        what = "iBOT (objective.ibot.weight)" if needs.masks else "A term of the objective"
+        raise ConfigError(
+            f"model.backbone={name}",
+            f"a {type(backbone).__name__} has no patch tokens.",
+            f"{what} needs them, and a ViT has them.",
+            "Take a ViT, or set objective.ibot.weight=0: DINO trains any backbone.",
+        )
 
 
 def prepare_networks(

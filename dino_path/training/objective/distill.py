@@ -21,7 +21,7 @@ from dino_path.training.objective.dino_loss import at_least_fp32
 from dino_path.training.objective.term import Outputs, Term, TermValue
 from dino_path.training.schedules import StepSettings
 
-LEAST_VARIANCE = 1e-6  # of a feature, as a share of the mean variance: a constant one is then 0, and no division by 0
+LEAST_VARIANCE = 1e-6  # of a feature, as a share of its mean square: rounding of a constant one is not blown up
 
 
 class Standardisation:
@@ -40,8 +40,7 @@ class Standardisation:
     def __call__(self, rows_RG: Tensor) -> Tensor:
         """(R, G), at least fp32; the rows as they are before the first step."""
         rows_RG = at_least_fp32(rows_RG)
-        variance = (self.mean_square - self.mean.square()).clamp(min=0)
-        variance = variance + LEAST_VARIANCE * variance.mean()
+        variance = (self.mean_square - self.mean.square()).clamp(min=0) + LEAST_VARIANCE * self.mean_square
         std = torch.where(variance > 0, variance, 1).sqrt()
         return (rows_RG - self.mean.to(rows_RG.dtype)) / std.to(rows_RG.dtype)
 
