@@ -11,6 +11,7 @@ from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World
 from dino_path.settings import load_config
 from dino_path.tiles.source import open_tiles
+from dino_path.training.guide import open_guide
 from dino_path.training.learner import Learner
 from dino_path.training.objective.term import Outputs
 from dino_path.training.schedules import Schedules, resolve_clock, resolve_schedules
@@ -60,7 +61,11 @@ def training_of(config: Config) -> TrainingConfig:
 
 
 def tiny_learner(config: Config, world: World = ALONE) -> Learner:
-    return Learner(config.model, config.objective, config.optim, training_of(config), world)
+    guide = None
+    if config.objective.distill.weight > 0:
+        assert config.store is not None
+        guide = open_guide(config, open_tiles(config.store), world)
+    return Learner(config.model, config.objective, config.optim, training_of(config), world, guide)
 
 
 def tiny_schedules(config: Config, num_tiles: int = 12) -> Schedules:

@@ -25,7 +25,8 @@ class StepRecord(Record):
     Attributes:
         step: number of the last step, from 0.
         loss, feature_std, rankme, grad_norm: None where no step of the interval was taken. Spread and effective rank
-            are of the teacher's features, over a window; the norm is of all gradients, before clipping.
+            are of the teacher's features (the student's, where the teacher has no pass), over a window; the norm is of
+            all gradients, before clipping.
         lr, weight_decay, momentum: of the last step.
         num_steps: length of the run. None in lines from before it was noted.
         epoch, tiles_seen: since the run began, after the last step.

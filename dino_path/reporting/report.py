@@ -266,8 +266,9 @@ def _line(run: Run, field: str) -> Line:
 
 
 def _ln_k(runs: Sequence[Run]) -> tuple[str, float] | None:
-    """ln K, where all runs have the same K."""
-    counts = {_setting(run.config, "objective.dino.num_prototypes") for run in runs}
+    """ln K, where all runs have the same K, and DINO's loss."""
+    has_dino = all(_setting(run.config, "objective.dino.weight") != 0 for run in runs)
+    counts = {_setting(run.config, "objective.dino.num_prototypes") if has_dino else None for run in runs}
     only = ln_of(counts.pop()) if len(counts) == 1 else None
     return None if only is None else ("ln K", only)
 

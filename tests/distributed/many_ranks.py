@@ -37,6 +37,10 @@ RESNET = (
     "objective.dino.head_batch_norm=true",
     "optim.optimizer=sgd",
 )
+DISTILLED = (
+    "objective.dino.weight=0", "views.num_local=0", "objective.distill.weight=1",
+    "objective.distill.teacher=untrained:timm:vit_tiny_patch16_224",
+)  # fmt: skip
 # What is trained, on all ranks and by one process with the same global batch.
 CASES: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -48,6 +52,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "sharded, elementwise": ("training.sharding=fsdp2", "training.activation_checkpointing=elementwise"),
     "second term": (),
     "sharded, second term, accumulated": ("training.sharding=fsdp2", *ACCUMULATED),
+    "distilled": DISTILLED,
+    "sharded, distilled, accumulated": ("training.sharding=fsdp2", *DISTILLED, *ACCUMULATED),
 }
 IN_BF16 = {
     "bf16": ("training.precision=bf16",),

@@ -14,6 +14,7 @@ from dino_path.records.embedding import EMBEDDING
 from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
 from dino_path.records.format import Format, Record, Tree
+from dino_path.records.guide import GUIDE, GUIDE_FEATURES
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.metrics import METRICS
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
@@ -22,7 +23,7 @@ from dino_path.records.store import EXPECTED, STORE, read_expected
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START, METRICS,
+    START, METRICS, GUIDE, GUIDE_FEATURES,
 ]  # fmt: skip
 
 
@@ -172,6 +173,8 @@ FIELDS = {
     "cross-validated baseline": (2, "c39b9804"),
     "metrics": (1, "5978ed96"),
     "environment": (1, "e7952035"),
+    "guide.json": (1, "a62ca6e0"),
+    "features.json": (1, "a1b84862"),
 }
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from frozen_models import MEAN, STD, write_guide
 from runs import keep_only_step, metrics_of, state_in
 from safetensors.torch import save_file
-from tiny import ALONE, differences, tiny_batches, tiny_config, tiny_schedules, write_tiles
+from tiny import ALONE, differences, tiny_batches, tiny_config, tiny_learner, tiny_schedules, write_tiles
 
 from dino_path.config import Config
 from dino_path.errors import CheckpointError, ConfigError, DinoPathError, TileStoreError
@@ -54,14 +54,9 @@ def opened(config: Config, *, mpp: float | None = None) -> LiveGuide:
     return found
 
 
-def learner_of(config: Config) -> Learner:
-    assert config.training is not None
-    return Learner(config.model, config.objective, config.optim, config.training, ALONE, opened(config))
-
-
 def test_the_frozen_model_sees_the_views_by_its_own_mean_std_and_patch_size(tiles_folder: Path, guide: Path) -> None:
     config = distil_config(tiles_folder, OUT, guide)
-    learner, batch = learner_of(config), tiny_batches(config).batch(0)
+    learner, batch = tiny_learner(config), tiny_batches(config).batch(0)
     guidance = learner.consult(learner.global_views(batch), batch)
     assert guidance is not None
     pixels = batch.global_views.permute(0, 3, 1, 2).float() / 255
@@ -119,7 +114,7 @@ def test_beside_dino_and_ibot_it_is_one_share_of_the_loss(tiles_folder: Path, tm
 
 def test_a_skipped_step_moves_no_running_statistics(tiles_folder: Path, guide: Path) -> None:
     config = distil_config(tiles_folder, OUT, guide)
-    learner, batches, settings = learner_of(config), tiny_batches(config), tiny_schedules(config).at(3)
+    learner, batches, settings = tiny_learner(config), tiny_batches(config), tiny_schedules(config).at(3)
     train_step(learner, [batches.batch(0)], settings, step=0)
     before = {name: value.clone() for name, value in learner.objective.state()["distill"].items()}
     learner.std = learner.std * torch.nan
@@ -131,7 +126,7 @@ def test_micro_batches_are_one_batch(tiles_folder: Path, guide: Path) -> None:
     weights = []
     for division in ((), ("training.batch_size_per_gpu=1", "training.accumulate_steps=4")):
         config = distil_config(tiles_folder, OUT, guide, "model.drop_path_rate=0", *division)
-        learner, batches, settings = learner_of(config), tiny_batches(config), tiny_schedules(config).at(3)
+        learner, batches, settings = tiny_learner(config), tiny_batches(config), tiny_schedules(config).at(3)
         count = learner.training.accumulate_steps
         for step in range(2):
             micro = [batches.batch(step * count + number) for number in range(count)]
@@ -172,7 +167,7 @@ def test_a_cnn_learns_from_a_cnn_of_timms_name_and_its_average_has_batch_norms(
     cnn = ("model.backbone=resnet10t", "model.arguments={}", "model.drop_path_rate=0", "training.num_steps=2")
     spec = f"timm:resnet10t@{file}"
     with pytest.raises(ConfigError, match=r"model.backbone=resnet10t: it has no patch tokens(.|\n)*distill.patches=0"):
-        learner_of(distil_config(tiles_folder, OUT, write_guide(tmp_path / "vit"), *cnn[:3]))
+        tiny_learner(distil_config(tiles_folder, OUT, write_guide(tmp_path / "vit"), *cnn[:3]))
     with pytest.raises(ConfigError, match=r"teacher=resnet10t \(weights\): a ResNet has no patch tokens"):
         opened(distil_config(tiles_folder, OUT, spec))
     pretrain(distil_config(tiles_folder, tmp_path / "run", spec, *cnn, "objective.distill.patches=0"), ALONE)
@@ -266,7 +261,7 @@ def test_missing_and_damaged_pieces_alone_are_made_again(
     monkeypatch.setattr(guide_features, "PIECE", 4)
     store = write_tiles(tmp_path / "tiles", count=10)
     config = distil_config(store, tmp_path / "run", guide, *PLAIN, "objective.distill.cached=true")
-    learner = learner_of(config)
+    learner = tiny_learner(config)
     first = kept(config, learner)
     tiles = torch.tensor([9, 0, 5])
     before = first(torch.empty(0), tiles)
@@ -287,12 +282,27 @@ def test_missing_and_damaged_pieces_alone_are_made_again(
         kept(config, learner)
 
 
+def test_processes_share_the_pieces(tmp_path: Path, guide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guide_features, "PIECE", 4)
+    store, made = write_tiles(tmp_path / "tiles", count=10), []
+    config = distil_config(store, tmp_path / "run", guide, *PLAIN, "objective.distill.cached=true")
+    for rank in (1, 0):
+        learner = tiny_learner(config)
+        share = {"rank": rank, "size": 2, "is_first": rank == 0, "barrier": lambda: None}
+        learner.world = SimpleNamespace(**share, device=ALONE.device)  # type: ignore[assignment]
+        if rank == 1:  # both look before either writes
+            monkeypatch.setattr(KeptGuide, "missing", lambda _: [0, 1, 2])
+        kept(config, learner)
+        made.append(sorted(file.name for file in (tmp_path / "run/guide_features").glob("cls_*")))
+    assert made == [["cls_000001.npy"], [f"cls_{piece:06d}.npy" for piece in range(3)]]
+
+
 def test_a_tile_without_features_is_named_when_it_can_be_read_again(tmp_path: Path, guide: Path) -> None:
     store = write_tiles(tmp_path / "tiles", count=4)
     good = (store / "002.png").read_bytes()
     (store / "002.png").write_bytes(b"no image")
     config = distil_config(store, tmp_path / "run", guide, *PLAIN, "objective.distill.cached=true")
-    found = kept(config, learner_of(config))
+    found = kept(config, tiny_learner(config))
     assert found(torch.empty(0), torch.tensor([1, 3])).cls.isfinite().all()
     (store / "002.png").write_bytes(good)
     with pytest.raises(TileStoreError, match=r"cls_000000.npy: has no features of tile 2(.|\n)*Delete this file"):
@@ -303,7 +313,7 @@ def test_features_that_are_no_numbers_and_disks_that_are_too_small_are_refused(
     tiles_folder: Path, tmp_path: Path, guide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = distil_config(tiles_folder, tmp_path / "run", guide, *PLAIN, "objective.distill.cached=true")
-    learner = learner_of(config)
+    learner = tiny_learner(config)
     assert isinstance(learner.guide, LiveGuide)
     monkeypatch.setattr(guide_features.shutil, "disk_usage", lambda _: SimpleNamespace(free=12 * 48 * (4 + 16 * 2) - 1))
     with pytest.raises(CheckpointError, match=r"the features take 0.0 GB, and 0.0 GB are free"):
