@@ -44,7 +44,8 @@ aten = torch.ops.aten
 KINDS = {
     "ours": "dino_path", "colour": "dino_path, colour on the GPU", "plain": "dino_path, all logits at once",
     "elementwise": "dino_path, activation_checkpointing=elementwise",
-    "blocks": "dino_path, activation_checkpointing=true", "peer": "facebookresearch/dino",
+    "blocks": "dino_path, activation_checkpointing=true", "distilled": "dino_path, DINO and distillation of a ViT-S",
+    "peer": "facebookresearch/dino",
 }  # fmt: skip
 BLOCK_BYTES = 512  # torch's CUDA allocator gives no less
 NO_KERNEL = ("detach", "_unsafe_view", "empty", "new_empty", "empty_like", "empty_strided")
@@ -192,6 +193,8 @@ def contender_of(kind: str, work: Work, peer: Path | None) -> Contender:
             return our_contender(work, "bf16", activation_checkpointing="elementwise")
         case "blocks":
             return our_contender(work, "bf16", activation_checkpointing=True)
+        case "distilled":
+            return our_contender(work, "bf16", teacher="untrained:timm:vit_small_patch16_224")
     return our_contender(work, "bf16")
 
 

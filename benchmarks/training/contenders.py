@@ -19,9 +19,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dino_path.config import DinoConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainingConfig
+from dino_path.config import (
+    Config,
+    DinoConfig,
+    DistillConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    TrainingConfig,
+    ViewsConfig,
+)
 from dino_path.distributed import World
 from dino_path.training.acceleration import attend_explicitly
+from dino_path.training.guide import open_guide
 from dino_path.training.learner import Learner
 from dino_path.training.networks import update_teacher
 from dino_path.training.objective.term import Outputs
@@ -109,19 +119,24 @@ def random_batch(work: Work, parameters: tuple[torch.Tensor, torch.Tensor] | Non
     return ViewBatch(global_views, local_views, *left, torch.arange(work.batch))
 
 
-def our_learner(work: Work, precision: str, **options: Any) -> Learner:
-    """`options`: of TrainingConfig."""
+def our_learner(work: Work, precision: str, *, teacher: str | None = None, **options: Any) -> Learner:
+    """`teacher`: of `objective.distill`, beside DINO; `options`: of TrainingConfig."""
     world = World(rank=0, size=1, local_rank=0, device=work.device)
     model = ModelConfig(backbone=f"{work.arch}_patch16_224")
-    objective = ObjectiveConfig(dino=DinoConfig(num_prototypes=work.prototypes))
+    objective = ObjectiveConfig(
+        dino=DinoConfig(num_prototypes=work.prototypes),
+        distill=DistillConfig(weight=1.0 if teacher else 0.0, teacher=teacher),
+    )
     training = TrainingConfig(num_steps=1, precision=precision, **options)  # type: ignore[arg-type]
-    return Learner(model, objective, OptimConfig(), training, world)
+    config = Config(model=model, objective=objective, views=ViewsConfig(global_px=work.global_px))
+    guide = open_guide(config, Namespace(mpp=None), world)  # type: ignore[arg-type]
+    return Learner(model, objective, OptimConfig(), training, world, guide)
 
 
 def our_contender(
     work: Work, precision: str, *, parameters: tuple[torch.Tensor, torch.Tensor] | None = None, **options: Any
 ) -> Contender:
-    """`options`: of TrainingConfig; `parameters`: of the views, as `random_batch` takes them."""
+    """`options`: of `our_learner`; `parameters`: of the views, as `random_batch` takes them."""
     learner, batch = our_learner(work, precision, **options), random_batch(work, parameters)
     if work.device.type == "cuda":
         batch = batch.pin_memory()

@@ -33,6 +33,7 @@ def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> Non
         case "pretrain":
             check_store(config)
             check_continued_run(config)
+            check_settings_of_distillation(config)
         case "baseline":
             check_labelled(given["data"], config)
         case "evaluate":
@@ -63,7 +64,6 @@ def check_pretraining(config: Config) -> None:
     from dino_path.features.specs import look_at_model
     from dino_path.model.names import architecture
     from dino_path.tiles.expected import refuse_unfinished
-    from dino_path.training.distill_settings import check_distillation
 
     assert config.store is not None
     check_store(config)
@@ -72,9 +72,9 @@ def check_pretraining(config: Config) -> None:
     weights = config.model.weights
     if weights is not None and weights != "timm" and not Path(weights).is_file():
         check_models([weights])
+    check_settings_of_distillation(config)
     distill = config.objective.distill
     if distill.weight > 0:
-        check_distillation(config)
         assert distill.teacher is not None
         look_at_model(distill.teacher)
     if config.monitor.knn_data is not None:
@@ -136,6 +136,13 @@ def check_continued_run(config: Config) -> None:
     from dino_path.training.other_run import check_start
 
     check_start(config)
+
+
+def check_settings_of_distillation(config: Config) -> None:
+    """They do not contradict one another; the model to learn from may be what a job before it makes."""
+    from dino_path.training.distill_settings import check_distillation
+
+    check_distillation(config)
 
 
 def check_labelled(data: str, config: Config, *, coming_store: Path | None = None) -> None:

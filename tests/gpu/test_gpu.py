@@ -134,6 +134,12 @@ def test_a_step_never_waits_for_all_that_is_queued(tiles_folder: Path, colour: s
         assert bool(report.loss.isfinite())
 
 
+def test_a_student_learns_on_the_gpu_from_a_frozen_model_as_on_the_cpu(tiles_folder: Path) -> None:
+    teacher = "objective.distill.teacher=untrained:timm:vit_tiny_patch16_224"
+    cpu, gpu = on_both(tiles_folder, "training.precision=fp32", "objective.distill.weight=1", teacher)
+    assert gpu == pytest.approx(cpu, rel=1e-4)
+
+
 @pytest.fixture
 def nccl() -> Iterator[None]:
     """A process group of one on NCCL."""

@@ -22,13 +22,13 @@ pytestmark = [
 def test_no_step_mixes_devices_or_waits_and_recomputing_spares_memory() -> None:
     command = [sys.executable, str(SCRIPT), "--archs", "vit_tiny", "--batches", "8", "16"]
     done = subprocess.run(
-        [*command, "--prototypes", "512", "--kinds", "ours", "colour", "elementwise"],
+        [*command, "--prototypes", "512", "--kinds", "ours", "colour", "elementwise", "distilled"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| vit_tiny")]
-    assert len(rows) == 3
-    as_it_is, colour, elementwise = (float(row[4]) for row in rows)
+    assert len(rows) == 4
+    as_it_is, colour, elementwise, _ = (float(row[4]) for row in rows)
     assert colour == as_it_is
     assert 0.7 * as_it_is < elementwise < 0.85 * as_it_is
     assert all(re.fullmatch(r"0 \|", row[-1]) for row in rows)
