@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, default=HERE / "stain.yaml")
     parser.add_argument("--only", choices=["distilled", "alone"], help="train this student alone")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     folders = [Path(word) for word in arguments.words if "=" not in word]
     tiles, manifests = prepare(folders, arguments.out)
