@@ -44,7 +44,7 @@ def measured(objective: Objective, *divisions: tuple[int, int]) -> tuple[dict[st
 def test_terms_without_weight_are_left_out_and_dino_comes_first() -> None:
     everything = objective_of(objective_config(dino=1, ibot=1, koleo=0.1, kde=0.1), ALONE)
     assert [*everything.terms] == ["dino", "ibot", "koleo", "kde"]
-    assert everything.needs == Needs(masks=True)
+    assert everything.needs == Needs(teacher=True, masks=True)
     assert [*objective_of(objective_config(ibot=1), ALONE).terms] == ["ibot"]
     plain = objective_of(objective_config(dino=1), ALONE)
     assert [*plain.terms] == ["dino"]
