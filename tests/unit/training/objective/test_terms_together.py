@@ -48,7 +48,7 @@ def test_terms_without_weight_are_left_out_and_dino_comes_first() -> None:
     assert [*objective_of(objective_config(ibot=1), ALONE).terms] == ["ibot"]
     plain = objective_of(objective_config(dino=1), ALONE)
     assert [*plain.terms] == ["dino"]
-    assert plain.needs == Needs()
+    assert plain.needs == Needs(teacher=True)
 
 
 @methods
