@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,8 +30,13 @@ from dino_path.errors import ConfigError
 from dino_path.launch import is_first
 
 if TYPE_CHECKING:
+    import torch
+
     from dino_path.config import TilesConfig
+    from dino_path.features.extractor import Extractor, Precision
+    from dino_path.features.layouts import LayoutName
     from dino_path.slides.find import SlideRow
+    from dino_path.tiles.images import ImageFiles
     from dino_path.tiles.source import TileSource
     from dino_path.walk import Unreadable
 
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     cls=Command,
     epilog="""
     dino-path export runs/vits16 --out runs/vits16/model
+    dino-path export runs/vits16 --out model --features cls+mean
     dino-path export runs/vits16 --out model --format onnx --precision fp16 --license cc-by-nc-4.0
     dino-path export runs/vits16/checkpoints/step_00050000.pt --out earlier
     """,
@@ -48,6 +54,10 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint file")],
     out: Annotated[Path, typer.Option(help="model folder")],
     network: Annotated[Literal["teacher", "student"], typer.Option(help="which of the two networks")] = "teacher",
+    features: Annotated[
+        Literal["cls", "mean", "cls+mean"] | None,
+        typer.Option(help="[CLS], mean of the patch tokens, or both; default: as the network pools, cls for most ViTs"),
+    ] = None,
     formats: Annotated[
         str, typer.Option("--format", help="timm, onnx, pt2 with commas between; timm is always written")
     ] = "timm",
@@ -81,8 +91,9 @@ def export(
     from dino_path.export.checkpoint import export_checkpoint
 
     result = export_checkpoint(
-        run, out, network=network, formats=kinds, precision=precision, license=license, input_px=input_px
-    )
+        run, out, network=network, formats=kinds, precision=precision, license=license, features=features,
+        input_px=input_px,
+    )  # fmt: skip
     address = None
     if push_to_hub is not None:
         from dino_path.export.hub import push_to_hub as push
@@ -102,12 +113,13 @@ def export(
     cls=Command,
     epilog="""
     dino-path import-checkpoint dino_deitsmall16_pretrain.pth --out dino-vits16
+    dino-path import-checkpoint dinov2_vits14_reg4_pretrain.pth --out dinov2-vits14
     dino-path import-checkpoint checkpoint.pth --out model --network student --mpp 0.5
     """,
 )
 def import_checkpoint(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="checkpoint of facebookresearch/dino: of a training, or a backbone")
+        Path, typer.Argument(metavar="FILE", help="published weights: a backbone, or a checkpoint of a training")
     ],
     out: Annotated[Path, typer.Option(help="model folder")],
     arch: Annotated[str | None, typer.Option(help="timm model name; default: told by the file")] = None,
@@ -120,9 +132,9 @@ def import_checkpoint(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a model folder of a facebookresearch/dino file.
+    """Make a model folder of published weights.
 
-    The folder is what 'dino-path export' writes.
+    Of facebookresearch's dino, dinov2 and dinov3, and of timm. The folder is what 'dino-path export' writes.
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {file}")
@@ -146,12 +158,18 @@ def import_checkpoint(
     epilog="""
     dino-path embed runs/vits16/model tiles --out features
     dino-path embed runs/vits16/model slides/ --out features --layout trident,clam
+    dino-path embed cls+mean:runs/vits16/model tiles --out features --tokens
     dino-path embed timm:resnet50.a1_in1k slides.csv tiles.mpp=0.5 tiles.size_px=224 --out features
     """,
 )
 def embed(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...; before it cls:, mean: or cls+mean:"
+            " for other features of its tokens than its own",
+        ),
     ],
     inputs: Annotated[
         list[str],
@@ -166,6 +184,9 @@ def embed(
         int | None, typer.Option(min=1, help="default: 512 on CUDA, halved until it fits, else 64")
     ] = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="in which the model runs")] = "fp32",
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="patch tokens too: fp16, hundreds of times the features' size")
+    ] = False,
     allow_other_mpp: Annotated[
         bool, typer.Option("--allow-other-mpp", help="embed tiles at another mpp than the model's")
     ] = False,
@@ -189,10 +210,62 @@ def embed(
     words, overrides = split_arguments(inputs)
     check_models([model])
     found = _look_at_inputs(model, words, config, overrides, allow_other_mpp=allow_other_mpp)
+    if tokens:
+        _refuse_tokens_of_images(found, words[0])
     loading()
+    made = _embed(
+        found, model, Path(words[0]), out, layouts=layouts, batch_size=batch_size, precision=precision, device=device,
+        num_workers=workers, allow_other_mpp=allow_other_mpp, with_tokens=tokens,
+    )  # fmt: skip
+    if made is None:
+        return
+    if as_json:
+        say_json({**made.record, "unreadable": [str(one) for one in found.unreadable]})
+    else:
+        say(made.text)
+        _list_lost(found.unreadable)
+    if made.some_failed or found.unreadable:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _refuse_tokens_of_images(found: _Inputs, name: str) -> None:
+    from dino_path.tiles.store import TileStore
+
+    if found.tiles is not None and not isinstance(found.tiles, TileStore):
+        raise ConfigError(
+            "--tokens",
+            f"{name} is a folder of images.",
+            "Patch tokens are written slide by slide.",
+            "Give a tile store or slides, or leave --tokens out.",
+        )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What `embed` made, as JSON and as text, and whether some slides failed."""
+
+    record: dict[str, Any]
+    text: str
+    some_failed: bool = False
+
+
+def _embed(
+    found: _Inputs,
+    model: str,
+    root: Path,
+    out: Path,
+    *,
+    layouts: Sequence[LayoutName],
+    batch_size: int | None,
+    precision: Precision,
+    device: Literal["auto", "cpu", "cuda"],
+    num_workers: int,
+    allow_other_mpp: bool,
+    with_tokens: bool,
+) -> _Made | None:
+    """Write the features; None in all processes but the first."""
     from dino_path.distributed import open_world
     from dino_path.features.embed import embed_store
-    from dino_path.features.embed_images import embed_images
     from dino_path.features.extractor import load_extractor
     from dino_path.features.from_slides import find_tiles
     from dino_path.tiles.images import ImageFiles
@@ -205,38 +278,37 @@ def embed(
         tiles = found.tiles
         if tiles is None:
             assert found.settings is not None
-            tiles = find_tiles(found.rows, found.settings, out, world=world, num_workers=max(workers, 1))
-        if not isinstance(tiles, TileStore):
-            assert isinstance(tiles, ImageFiles)
-            failed, record, text = False, {}, ""
-            if world.is_first:  # one file, one process
-                file = embed_images(
-                    extractor, tiles, out, root=Path(words[0]), batch_size=images_at_a_time, device=world.device,
-                    num_workers=workers,
-                )  # fmt: skip
-                record, text = {"num_images": len(tiles), "file": file}, f"{len(tiles):,} images -> {file}"
-                text += f"\ninput: {extractor.preprocessing.of_tiles(None, tiles.mpp).text()}"
-        else:
+            tiles = find_tiles(found.rows, found.settings, out, world=world, num_workers=max(num_workers, 1))
+        if isinstance(tiles, TileStore):
             summary = embed_store(
-                extractor,
-                tiles,
-                out,
-                layouts=layouts,
-                batch_size=images_at_a_time,
-                world=world,
-                num_workers=workers,
-                allow_other_mpp=allow_other_mpp,
-            )
-            failed, record, text = bool(summary.failed), asdict(summary), summary.text()
-    if not world.is_first:
-        return
-    if as_json:
-        say_json({**record, "unreadable": [str(one) for one in found.unreadable]})
-    else:
-        say(text)
-        _list_lost(found.unreadable)
-    if failed or found.unreadable:
-        raise typer.Exit(EXIT_SOME_FAILED)
+                extractor, tiles, out, layouts=layouts, batch_size=images_at_a_time, world=world,
+                num_workers=num_workers, allow_other_mpp=allow_other_mpp, with_tokens=with_tokens,
+            )  # fmt: skip
+            made = _Made(asdict(summary), summary.text(), some_failed=bool(summary.failed))
+            return made if world.is_first else None
+        assert isinstance(tiles, ImageFiles)
+        if not world.is_first:  # one file, one process
+            return None
+        return _embed_folder(extractor, tiles, root, out, images_at_a_time, world.device, num_workers)
+
+
+def _embed_folder(
+    extractor: Extractor,
+    images: ImageFiles,
+    root: Path,
+    out: Path,
+    batch_size: int,
+    device: torch.device,
+    num_workers: int,
+) -> _Made:
+    """Write the features of a folder of images, `root`."""
+    from dino_path.features.embed_images import embed_images
+
+    file = embed_images(
+        extractor, images, out, root=root, batch_size=batch_size, device=device, num_workers=num_workers
+    )
+    text = f"{len(images):,} images -> {file}\ninput: {extractor.preprocessing.of_tiles(None, images.mpp).text()}"
+    return _Made({"num_images": len(images), "file": file}, text)
 
 
 def _list_lost(lost: Sequence[Unreadable]) -> None:

@@ -70,7 +70,9 @@ def check_pretraining(config: Config) -> None:
     refuse_unfinished(config.store)
     architecture(config.model.backbone)
     weights = config.model.weights
-    if weights is not None and weights != "timm" and not Path(weights).is_file():
+    if weights is not None and (Path(weights) / "checkpoints").is_dir():
+        check_checkpoint(Path(weights))
+    elif weights is not None and weights != "timm" and not Path(weights).is_file():
         check_models([weights])
     check_settings_of_distillation(config)
     distill = config.objective.distill
@@ -103,7 +105,7 @@ def check_foreign_checkpoint(file: Path, arch: str | None) -> None:
         raise CheckpointError(
             str(file),
             "cannot be read (there is no such file).",
-            "A checkpoint of facebookresearch/dino is needed: the file of a training, or a published backbone.",
+            "A file of published weights is needed: a backbone, or a checkpoint of a training.",
             "Check the path. For a checkpoint of `dino-path pretrain` use `dino-path export`.",
         )
     if arch is not None:
@@ -165,8 +167,10 @@ def check_models(specs: Sequence[str]) -> None:
 
 def check_models_to_come(specs: Sequence[str]) -> None:
     """Of models that a job will read: paths are there. A single word may be what a job before it makes."""
+    from dino_path.records.feature_kinds import split_kind
+
     for spec in specs:
-        path = Path(spec.removeprefix("untrained:"))
+        path = Path(split_kind(spec)[1].removeprefix("untrained:"))
         if ":" not in str(path) and len(path.parts) > 1 and not path.exists():
             raise CheckpointError(
                 str(path), "no such folder.", "A model folder is needed.", "Make one with `dino-path export`."

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_path.config import PROTOCOL_TITLES
-from dino_path.model.folder import WEIGHTS_NAME
 from dino_path.model.locality import OUR_ARGUMENTS, is_plain
 from dino_path.preprocessing import Preprocessing
+from dino_path.records.model_folder import WEIGHTS_NAME
 
 UNKNOWN_LICENSE = "unknown"
 HEADER = """---
@@ -36,11 +36,14 @@ Out of scope: diagnosis, treatment, or any other clinical decision. **This is no
 scanners, organs and resolutions that the training slides did not show may give poor features; test on your own data
 before you rely on them."""
 
-SOURCES = {  # of the names in `ObjectiveConfig.methods`
+SOURCES = {  # of the names in `ObjectiveConfig.methods`, and of what others trained
     "DINO": "M. Caron, H. Touvron, I. Misra, H. Jégou, J. Mairal, P. Bojanowski, A. Joulin: Emerging Properties in\n"
     "Self-Supervised Vision Transformers. ICCV 2021.",
     "iBOT": "J. Zhou, C. Wei, H. Wang, W. Shen, C. Xie, A. Yuille, T. Kong: iBOT: Image BERT Pre-Training with Online\n"
     "Tokenizer. ICLR 2022.",
+    "DINOv2": "M. Oquab, T. Darcet, T. Moutakanni et al.: DINOv2: Learning Robust Visual Features without\n"
+    "Supervision. TMLR 2024.",
+    "DINOv3": "O. Siméoni, H. V. Vo, M. Seitzer et al.: DINOv3. arXiv:2508.10104.",
     "KoLeo": "A. Sablayrolles, M. Douze, C. Schmid, H. Jégou: Spreading vectors for similarity search. ICLR 2019.",
     "KDE": "E. Zimmermann, E. Vorontsov, J. Viret et al.: Virchow2: Scaling Self-Supervised Mixed Magnification\n"
     "Models in Pathology. arXiv:2408.00738.",
@@ -53,15 +56,23 @@ SOURCES = {  # of the names in `ObjectiveConfig.methods`
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the card states of the model itself; units as in `ExportSource`."""
+    """What the card states of the model itself; units as in `ExportSource`.
+
+    Attributes:
+        features: how many, and which vector of a tile they are.
+        timm_lines: Python that makes them of `transform(tile)` with a timm `model`.
+        graphs: names of further files that hold the model.
+    """
 
     architecture: str
     model_args: Mapping[str, Any]
     num_features: int
+    features: str
+    timm_lines: Sequence[str]
     num_parameters: int
     preprocessing: Preprocessing
     license: str = UNKNOWN_LICENSE
-    graphs: tuple[str, ...] = ()  # names of further files that hold the model
+    graphs: tuple[str, ...] = ()
 
 
 def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
@@ -76,7 +87,7 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
         HEADER.format(remark=NO_LICENSE if facts.license == UNKNOWN_LICENSE else "", license=facts.license),
         f"# {facts.architecture}, self-supervised" + (" on histology" if trainer == OURSELVES else ""),
         f"A frozen feature extractor, pretrained with {method} by {trainer}. It turns a tile into "
-        f"{facts.num_features} numbers. It expects {_micro(facts.preprocessing.text())}.",
+        f"{facts.features}. It expects {_micro(facts.preprocessing.text())}.",
         _expectations(facts),
         _usage(facts),
         *(GRAPH_USES[name].format(input_px=facts.preprocessing.input_px) for name in facts.graphs),
@@ -93,6 +104,8 @@ def _citation(methods: Sequence[str]) -> str:
     """Who found what the training used."""
     names = [method.partition(" of ")[0] for method in methods]  # `distillation of MODEL`
     known = [(name, SOURCES[name]) for name in names if name in SOURCES]
+    if not known:
+        return ""
     if len(known) == 1:
         return f"## Citation\n\nThe method: {known[0][1]}"
     return "## Citation\n\n" + "\n".join(f"- {name}: {source}" for name, source in known)
@@ -118,7 +131,7 @@ def _expectations(facts: ModelFacts) -> str:
     rows = [
         ("architecture", f"`{facts.architecture}` (timm)"),
         ("parameters", f"{facts.num_parameters:,}"),
-        ("features", f"{facts.num_features} per tile"),
+        ("features of a tile", facts.features),
         ("resolution of the tiles", mpp),
         ("edge of the tiles", unknown if known.tile_px is None else f"{known.tile_px} px"),
         *([("stain normalisation", f"{known.stain_normalisation}, of each whole tile, before it is resized")]
@@ -164,6 +177,7 @@ mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (extractor.preprocessing.
 with torch.inference_mode():
     features = extractor.module((tiles - mean) / std)  # (1, {facts.num_features})
 ```"""
+    made = "\n    ".join(facts.timm_lines)
     arguments = ", ".join(
         [repr(facts.architecture), "num_classes=0", *(f"{k}={v!r}" for k, v in facts.model_args.items())]
     )
@@ -180,7 +194,7 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 tile = Image.open("tile.png").convert("RGB")  # a tile{_as_trained(facts)}
 {_normalise_stain(facts)}with torch.inference_mode():
-    features = model(transform(tile)[None])  # (1, {facts.num_features})
+    {made}  # (1, {facts.num_features})
 ```
 
 With an older timm, as some slide toolkits pin it:

@@ -18,6 +18,7 @@ from dino_path.model.published import Network, read_published, timm_model_of
 from dino_path.preprocessing import Preprocessing, Triple, training_preprocessing
 from dino_path.records.environment import EnvironmentRecord, read_environment
 from dino_path.records.evaluation import RESULTS
+from dino_path.records.feature_kinds import FeatureKind
 from dino_path.records.guide import GUIDE, GuideRecord
 from dino_path.run import RunFolder, newest_checkpoint
 from dino_path.settings import digest, section_from_file
@@ -27,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 VERSIONS_TOLD = ("dino-path", "torch", "timm")
 
-# What facebookresearch/dino normalises by, in training and evaluation.
+METHODS = {"dino": "DINO", "dinov2": "DINOv2", "dinov3": "DINOv3"}  # of facebookresearch's programs
+
+# What facebookresearch's programs normalise by, in training and evaluation, and timm's ViTs such as UNI.
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
@@ -40,6 +43,7 @@ def export_checkpoint(
     formats: tuple[Format, ...] = ("timm",),
     precision: Precision = "fp32",
     license: str = UNKNOWN_LICENSE,
+    features: FeatureKind | None = None,
     input_px: int | None = None,
 ) -> ExportResult:
     """Write the backbone of a checkpoint as a model folder.
@@ -47,18 +51,20 @@ def export_checkpoint(
     Args:
         path: a checkpoint file, or a run folder (its newest checkpoint).
         formats, precision: see `export_model`.
-        license: see `ExportSource`.
+        license, features: see `ExportSource`.
         input_px: edge that the model asks its tiles to be resized to; None: that of the training's global views.
 
     Raises:
-        CheckpointError: no checkpoint of ours, or the written folder does not give its features.
+        CheckpointError: no checkpoint of ours, its network has no features of this kind, or the written folder does not
+            give its features.
         ConfigError: a format cannot be written here.
         DataError: `out` exists and is not a model folder.
     """
     file = newest_checkpoint(path)
     checkpoint = read_checkpoint(file)
     run = RunFolder(file.resolve().parent.parent)
-    source = replace(export_source(checkpoint, run, name=str(file), network=network), license=license)
+    source = export_source(checkpoint, run, name=str(file), network=network)
+    source = replace(source, license=license, features=features)
     if input_px is not None:
         source = replace(source, preprocessing=replace(source.preprocessing, input_px=input_px))
     return export_model(source, out, formats=formats, precision=precision)
@@ -67,10 +73,10 @@ def export_checkpoint(
 def import_checkpoint(
     path: Path, out: Path, *, arch: str | None, network: Network | None, mpp: float | None
 ) -> ExportResult:
-    """Write the backbone of a facebookresearch/dino checkpoint as a model folder.
+    """Write the backbone of published weights (see `published`) as a model folder.
 
     At the image size of its position embedding the features are theirs; at other sizes timm resamples the position
-    embedding with antialiasing, which theirs does not.
+    embedding with antialiasing, which dino, and dinov2 without registers, do not.
 
     Args:
         arch: timm model name; None: told by the weights or the settings in the file.
@@ -82,19 +88,24 @@ def import_checkpoint(
         DataError: `out` exists and is not a model folder.
     """
     checkpoint = read_published(path, network)
-    backbone, arguments, input_px = timm_model_of(checkpoint, arch)
+    model = timm_model_of(checkpoint, arch)
+    method, trainer = (
+        (METHODS[checkpoint.trainer], f"facebookresearch/{checkpoint.trainer}")
+        if checkpoint.trainer is not None
+        else ("an unknown method", "others (the file does not say who)")
+    )
     provenance = {
-        "method": "DINO",
-        "trained_by": "facebookresearch/dino",
+        "method": method,
+        "trained_by": trainer,
         "file": path.name,
         "network": checkpoint.network,
         "epochs": checkpoint.epoch,
     }
     source = ExportSource(
-        backbone=backbone,
-        arguments=arguments,
+        backbone=model.name,
+        arguments=model.arguments,
         state_dict=checkpoint.backbone,
-        preprocessing=Preprocessing(IMAGENET_MEAN, IMAGENET_STD, input_px, mpp),
+        preprocessing=Preprocessing(IMAGENET_MEAN, IMAGENET_STD, model.input_px, mpp),
         provenance=provenance,
         source=str(path),
     )

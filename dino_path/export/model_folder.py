@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,25 @@ from dino_path.errors import CheckpointError
 from dino_path.export.card import UNKNOWN_LICENSE, ModelFacts, model_card
 from dino_path.export.format_names import NAMES, Format, Precision, refuse_impossible
 from dino_path.export.formats import DTYPES, TOLERANCES, write_graph
-from dino_path.export.overwriting import read_json, refuse_to_overwrite
+from dino_path.export.overwriting import refuse_to_overwrite
 from dino_path.export.reload import TOLERANCE, Loader, ReloadCheck, check_reload
 from dino_path.model.backbone import Argument, backbone_arguments, build_backbone, count_parameters
-from dino_path.model.folder import (
-    CARD_NAME,
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    read_model_folder,
-)
+from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import build_untrained
 from dino_path.model.locality import is_plain
 from dino_path.model.names import architecture
+from dino_path.model.tokens import features_text, kind_of, own_kind, timm_arguments, timm_lines, with_features
 from dino_path.model.weights import load_weights
 from dino_path.preprocessing import Preprocessing
-from dino_path.run import atomic_write, write_json
+from dino_path.records.feature_kinds import KIND_TITLES, FeatureKind
+from dino_path.records.model_folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    read_model_record,
+    write_model_record,
+)
+from dino_path.run import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ class ExportSource:
         preprocessing: of the training tiles; `input_px` is not None.
         provenance: what made it, as plain values (network, steps, tiles seen, config digest, commit, versions).
         results: contents of the evaluations' `results.json`, for the card.
+        features: kind of features that the folder gives; None: as timm pools them.
         license: the Hub's name of a licence, such as `cc-by-nc-4.0`.
         source: the file of the weights, for messages.
     """
@@ -60,6 +65,7 @@ class ExportSource:
     preprocessing: Preprocessing
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[Mapping[str, Any]] = ()
+    features: FeatureKind | None = None
     license: str = UNKNOWN_LICENSE
     source: str = ""
 
@@ -69,6 +75,7 @@ class ExportResult:
     """The written folder and what the reload showed.
 
     Attributes:
+        features: their kind; None: as the network pools them.
         preprocessing: what the model expects of its images.
         graphs: largest relative difference of each graph that was written.
         notes: what became of a model that was there before, as sentences.
@@ -76,6 +83,7 @@ class ExportResult:
 
     folder: Path
     num_features: int
+    features: FeatureKind | None
     num_parameters: int
     reload: ReloadCheck
     preprocessing: Preprocessing
@@ -85,8 +93,9 @@ class ExportResult:
     def text(self) -> str:
         """For the command line: the model, what it expects, and a line for each graph and note."""
         lines = [
-            f"{self.folder}: {self.num_parameters / 1e6:.2f} M parameters, {self.num_features} features;"
-            f" reloaded by {self.reload.loader}, largest relative difference {self.reload.relative_difference:.1e}",
+            f"{self.folder}: {self.num_parameters / 1e6:.2f} M parameters, {self.num_features} features"
+            f" ({KIND_TITLES[self.features]}); reloaded by {self.reload.loader}, largest relative difference"
+            f" {self.reload.relative_difference:.1e}",
             f"it expects {self.preprocessing.text()}",
         ]
         for kind, difference in self.graphs.items():
@@ -107,7 +116,8 @@ def export_model(
         precision: of the stored weights. timm and dino_path load them into fp32 networks all the same.
 
     Raises:
-        CheckpointError: the weights do not fit the backbone, or what was reloaded differs from it.
+        CheckpointError: the weights do not fit the backbone, it has no features of the kind, or what was reloaded
+            differs from it.
         ConfigError: a format cannot be written here.
         DataError: `out` exists and is not a model folder of ours.
     """
@@ -115,15 +125,20 @@ def export_model(
     refuse_impossible(formats, precision)
     logger.info("building %s with its weights", state.backbone)
     backbone = _backbone_with_weights(state)
+    by_timm = timm_arguments(backbone, state.features)
+    if by_timm:
+        state = replace(state, arguments={**state.arguments, **by_timm})
+        backbone = _backbone_with_weights(state)
+    extractor = with_features(backbone, state.features, name=state.source or state.backbone)
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         building.mkdir(parents=True)
-        write_json(building / CONFIG_NAME, timm_config(state, backbone))
+        _write_config(building / CONFIG_NAME, state, backbone, extractor)
         _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
         logger.info("loading it back in a fresh process, which imports torch anew")
-        check = check_reload(building, backbone, state.preprocessing, loader=loader, tolerance=tolerance)
+        check = check_reload(building, extractor, state.preprocessing, loader=loader, tolerance=tolerance)
         input_px = state.preprocessing.input_px
         assert input_px is not None
         graphs: dict[Format, float] = {}
@@ -131,14 +146,22 @@ def export_model(
             if kind == "timm":  # written above
                 continue
             logger.info("writing %s, and loading it back in a fresh process", NAMES[kind])
-            graphs[kind] = write_graph(kind, building, copy.deepcopy(backbone), input_px, precision=precision)
-        notes = (*_keep_or_give_up_graphs(out, building), *_left_to_the_user(state, formats))
+            graphs[kind] = write_graph(kind, building, copy.deepcopy(extractor), input_px, precision=precision)
+        notes = (*_keep_or_give_up_graphs(out, building, own_kind(backbone)), *_left_to_the_user(state, formats))
         write_card(building, state.results)
         _move(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    num_features = int(backbone.num_features)  # type: ignore[arg-type]
-    return ExportResult(out, num_features, count_parameters(backbone), check, state.preprocessing, graphs, notes)
+    return ExportResult(
+        out,
+        num_features=int(extractor.num_features),  # type: ignore[arg-type]
+        features=kind_of(extractor),
+        num_parameters=count_parameters(backbone),
+        reload=check,
+        preprocessing=state.preprocessing,
+        graphs=graphs,
+        notes=notes,
+    )
 
 
 def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -150,56 +173,44 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         CheckpointError: not a model folder.
     """
-    found = read_model_folder(folder)
-    backbone = build_untrained(found, seed=0)
+    found, record = read_model_folder(folder), read_model_record(folder / CONFIG_NAME)
+    backbone = with_features(build_untrained(found, seed=0), found.features, name=str(folder))
     facts = ModelFacts(
         architecture=found.architecture,
         model_args=found.arguments,
+        features=features_text(backbone),
         num_features=int(backbone.num_features),  # type: ignore[arg-type]
+        timm_lines=timm_lines(backbone, "transform(tile)[None]"),
         num_parameters=count_parameters(backbone),
         preprocessing=found.preprocessing,
-        license=read_json(folder / CONFIG_NAME).get("pretrained_cfg", {}).get("license") or UNKNOWN_LICENSE,
+        license=record.pretrained_cfg.license or UNKNOWN_LICENSE,
         graphs=tuple(name for name in NAMES.values() if (folder / name).exists()),
     )
-    provenance = read_json(folder / CONFIG_NAME).get("dino_path", {})
     with atomic_write(folder / CARD_NAME) as stream:
-        stream.write(model_card(facts, provenance, results))
+        stream.write(model_card(facts, record.dino_path or {}, results))
 
 
-def timm_config(state: ExportSource, backbone: nn.Module) -> dict[str, Any]:
-    """The content of `config.json`: timm's keys, and beside them ours, which timm ignores."""
-    preprocessing = state.preprocessing
+def _write_config(file: Path, state: ExportSource, backbone: nn.Module, extractor: nn.Module) -> None:
     registered: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     arguments: dict[str, Any] = {**backbone_arguments(state.backbone), **state.arguments}
     is_fixed = bool(registered.get("fixed_input_size")) and not arguments.get("dynamic_img_size", False)
     if is_fixed:
         arguments.setdefault("img_size", registered["input_size"][-1])
-    return {
-        "architecture": architecture(state.backbone),
-        "num_classes": 0,
-        "num_features": backbone.num_features,
-        "model_args": arguments,
-        "pretrained_cfg": {
-            "tag": "dino_path",
-            "custom_load": False,
-            "input_size": [3, preprocessing.input_px, preprocessing.input_px],
+    write_model_record(
+        file,
+        architecture(state.backbone),
+        arguments,
+        state.preprocessing,
+        num_features=int(extractor.num_features),  # type: ignore[arg-type]
+        features=kind_of(extractor),
+        tag="dino_path",
+        timm_keys={
             "fixed_input_size": is_fixed,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "num_classes": 0,
-            "pool_size": registered.get("pool_size"),
-            "first_conv": registered.get("first_conv"),
-            "classifier": registered.get("classifier"),
             "license": state.license,
+            **{name: registered.get(name) for name in ("pool_size", "first_conv", "classifier")},
         },
-        "mpp": preprocessing.mpp,
-        "tile_px": preprocessing.tile_px,
-        "stain_normalisation": preprocessing.stain_normalisation,
-        "dino_path": dict(state.provenance),
-    }
+        made=state.provenance,
+    )
 
 
 def _left_to_the_user(state: ExportSource, formats: Sequence[Format]) -> tuple[str, ...]:
@@ -235,12 +246,16 @@ def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> None:
     file.write_bytes(save(weights, metadata={"format": "pt"}))  # `save_file` leaves a file that only its owner may read
 
 
-def _keep_or_give_up_graphs(out: Path, building: Path) -> tuple[str, ...]:
-    """Take over the graphs of an older export that are of these very weights; say what is replaced and what goes."""
+def _keep_or_give_up_graphs(out: Path, building: Path, own: FeatureKind | None) -> tuple[str, ...]:
+    """Take over the graphs of an older export that are of these very weights; say what is replaced and what goes.
+
+    Args:
+        own: kind of features that timm's own pooling gives, which folders of version 1 do not name.
+    """
     if not (out / CONFIG_NAME).is_file():
         return ()
     left = [name for name in NAMES.values() if (out / name).is_file() and not (building / name).exists()]
-    if _is_same_network(out, building):
+    if _is_same_network(out, building, own):
         for name in left:
             shutil.copy2(out / name, building / name)
         return tuple(f"{out / name}, of the same weights, stays" for name in left)
@@ -254,25 +269,28 @@ def _keep_or_give_up_graphs(out: Path, building: Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _is_same_network(out: Path, building: Path) -> bool:
-    """Whether two folders hold the same weights in the same network: graphs of one are graphs of the other."""
-    old, new = (read_json(folder / CONFIG_NAME) for folder in (out, building))
+def _is_same_network(out: Path, building: Path, own: FeatureKind | None) -> bool:
+    """Whether two folders hold the same weights and give the same features: graphs of one are graphs of the other."""
+    old, new = (read_model_record(folder / CONFIG_NAME) for folder in (out, building))
     keys = ("architecture", "model_args", "num_features")
-    sizes = [config.get("pretrained_cfg", {}).get("input_size") for config in (old, new)]
-    if any(old.get(key) != new.get(key) for key in keys) or sizes[0] != sizes[1]:
+    if any(getattr(old, key) != getattr(new, key) for key in keys):
+        return False
+    if (old.features or own) != (new.features or own):
+        return False
+    if old.pretrained_cfg.input_size != new.pretrained_cfg.input_size:
         return False
     return filecmp.cmp(out / WEIGHTS_NAME, building / WEIGHTS_NAME, shallow=False)
 
 
 def _described(folder: Path) -> str:
     """What a model of ours says it is, in a few words."""
-    config = read_json(folder / CONFIG_NAME)
-    provenance = config.get("dino_path", {})
+    record = read_model_record(folder / CONFIG_NAME)
+    provenance = record.dino_path or {}
     steps = provenance.get("steps")
     trained = provenance.get("file") or (
         "" if steps is None else f"{provenance.get('network', 'weights')} after {steps:,} steps"
     )
-    return ", ".join(str(part) for part in (config.get("architecture"), trained) if part)
+    return ", ".join(str(part) for part in (record.architecture, trained) if part)
 
 
 def _move(building: Path, out: Path) -> None:

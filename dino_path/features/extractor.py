@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from dino_path.errors import CheckpointError, ConfigError, TileStoreError
 from dino_path.features.images import read_batches, stain_normalised
 from dino_path.features.specs import CONTROL_NAMES
-from dino_path.model.frozen import freeze, load_frozen, model_digest
+from dino_path.model.frozen import FrozenModel, frozen_model, load_frozen
+from dino_path.model.tokens import features_and_patches, kind_of, plain_backbone
 from dino_path.preprocessing import Preprocessing
 from dino_path.progress import meter
+from dino_path.records.feature_kinds import FeatureKind, split_kind
 from dino_path.tiles.source import TileSource
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,16 @@ class Extractor:
     num_features: int
     precision: Precision = "fp32"
 
+    @property
+    def kind(self) -> FeatureKind | None:
+        """Which vector it gives; None: as the network pools them."""
+        return kind_of(self.module)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The timm model, whatever is made of its tokens."""
+        return plain_backbone(self.module)
+
     def at(self, precision: Precision) -> Extractor:
         """The same model, run at another precision: another digest, for its features differ."""
         if precision == self.precision:
@@ -64,14 +76,14 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
             contrast, without any shape).
 
     Raises:
-        CheckpointError: nothing that can be loaded stands behind `spec`.
+        CheckpointError: nothing that can be loaded stands behind `spec`, or it has no features of this kind.
     """
-    if spec in CONTROLS:
+    kind, control = split_kind(spec)
+    if control in CONTROLS:
         black, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         preprocessing = Preprocessing(black, one, input_px=None)
-        return _freeze(spec, CONTROLS[spec](), spec, preprocessing, device)
-    model = load_frozen(spec)
-    return _freeze(model.name, model.module, model.identity, model.preprocessing, device)
+        return _extractor(frozen_model(control, CONTROLS[control](), preprocessing, control, kind=kind), device)
+    return _extractor(load_frozen(spec), device)
 
 
 class MeanColour(nn.Module):
@@ -183,12 +195,22 @@ class Forward:
         """Features (B, D) of (B, H, W, C) uint8 images, or of images that differ in size (one by one)."""
         if isinstance(images, list):
             return np.concatenate([self(image[None]) for image in images])
-        parts: list[NDArray[np.float32]] = []
+        (features_BD,) = self._in_parts(images, self._features)
+        return features_BD.numpy()
+
+    def features_and_patches(self, images_BHWC: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        """Features (B, D) and patch tokens (B, patches, D of a token) of one pass."""
+        features_BD, tokens = self._in_parts(images_BHWC, self._features_and_patches)
+        return features_BD.numpy(), tokens.numpy()
+
+    def _in_parts(self, images: Tensor, run: Callable[[Tensor], tuple[Tensor, ...]]) -> list[Tensor]:
+        """What `run` gives of all images, on the CPU."""
+        parts: list[tuple[Tensor, ...]] = []
         start = 0
         while start < len(images):
             part_BHWC = images[start : start + (self.most_images or len(images))]
             try:
-                parts.append(self._features(part_BHWC))
+                parts.append(run(part_BHWC))
             except torch.OutOfMemoryError:
                 if len(part_BHWC) == 1:
                     raise
@@ -200,31 +222,47 @@ class Forward:
                 )  # fmt: skip
                 continue
             start += len(part_BHWC)
-        return np.concatenate(parts)
+        return [torch.cat(same) for same in zip(*parts, strict=True)]
 
     @torch.inference_mode()
-    def _features(self, images_BHWC: Tensor) -> NDArray[np.float32]:
-        images_BCHW = images_BHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+    def _features(self, images_BHWC: Tensor) -> tuple[Tensor]:
+        with self._autocast():
+            features_BD: Tensor = self._extractor.module(self._normalised(images_BHWC))
+        return (features_BD.float().cpu(),)
+
+    @torch.inference_mode()
+    def _features_and_patches(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            features_BD, tokens = features_and_patches(self._extractor.module, self._normalised(images_BHWC))
+        return features_BD.float().cpu(), tokens.half().cpu()
+
+    def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self._extractor.precision]
-        with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
-            features_BD: Tensor = self._extractor.module((images_BCHW - self._mean) / self._std)
-        return features_BD.float().cpu().numpy()
+        return torch.autocast(self._device.type, dtype, enabled=dtype is not None)
+
+    def _normalised(self, images_BHWC: Tensor) -> Tensor:
+        images_BCHW = images_BHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        return (images_BCHW - self._mean) / self._std
 
 
 def refuse_not_finite(
-    extractor: Extractor, source: TileSource, numbers: NDArray[np.int64], features_BD: NDArray[np.float32]
+    extractor: Extractor,
+    source: TileSource,
+    numbers: NDArray[np.int64],
+    features: NDArray[np.float32] | NDArray[np.float16],
+    what: str = "features",
 ) -> None:
-    """Check the features of these images.
+    """Check the features (B, ...) of these images.
 
     Raises:
         CheckpointError: some are no numbers.
     """
-    is_good = np.isfinite(features_BD).all(axis=1)
+    is_good = np.isfinite(features).reshape(len(features), -1).all(axis=1)
     if not is_good.all():
         raise CheckpointError(
             extractor.name,
-            f"its features of {source.name(int(numbers[np.argmin(is_good)]))} are not finite.",
-            "A model with finite weights is needed, and a precision that its features fit in.",
+            f"its {what} of {source.name(int(numbers[np.argmin(is_good)]))} are not finite.",
+            f"A model with finite weights is needed, and a precision that its {what} fit in.",
             "Use bf16 or fp32 where it was fp16; else export an earlier checkpoint: metrics.jsonl shows where the loss"
             " broke.",
         )
@@ -243,15 +281,13 @@ def _check_input_px(extractor: Extractor, input_px: int, device: torch.device) -
         ) from None
 
 
-def _freeze(
-    name: str, module: nn.Module, identity: str, preprocessing: Preprocessing, device: torch.device
-) -> Extractor:
-    num_features = freeze(module).num_features
+def _extractor(model: FrozenModel, device: torch.device) -> Extractor:
+    num_features = model.module.num_features
     assert isinstance(num_features, int)
     return Extractor(
-        name=name,
-        module=module.to(device),
-        preprocessing=preprocessing,
-        digest=model_digest(module, identity, preprocessing),
+        name=model.name,
+        module=model.module.to(device),
+        preprocessing=model.preprocessing,
+        digest=model.digest,
         num_features=num_features,
     )

@@ -13,7 +13,9 @@ from torch import nn
 from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import build_untrained, load_backbone
 from dino_path.model.pretrained import TimmBackbone, load_timm_weights, untrained_timm_backbone
+from dino_path.model.tokens import TokenFeatures, own_kind, plain_backbone, with_features
 from dino_path.preprocessing import Preprocessing
+from dino_path.records.feature_kinds import FeatureKind, split_kind
 
 UNTRAINED_SEED = 0
 GENERIC_FOLDER_NAMES = ("model", "export", "")
@@ -46,19 +48,20 @@ def load_frozen(spec: str) -> FrozenModel:
     Args:
         spec: a model folder | `untrained:` + model folder (the same architecture, weights drawn with a fixed seed) |
             `timm:` + model name (timm's weights; those of a file with `@FILE` at its end) | `untrained:timm:` + model
-            name.
+            name. Before any of them `cls:`, `mean:` or `cls+mean:` for this kind of features, not the model's own.
 
     Raises:
-        CheckpointError: nothing that can be loaded stands behind `spec`.
+        CheckpointError: nothing that can be loaded stands behind `spec`, or it has no features of this kind.
     """
+    kind, spec = split_kind(spec)
     if spec.startswith("timm:"):
         name = spec.removeprefix("timm:")
         plain, _, file = name.partition("@")
         shown = f"{plain} ({Path(file).stem})" if file else plain
-        return _of_timm(shown, load_timm_weights(name))
+        return _of_timm(shown, load_timm_weights(name), kind)
     if spec.startswith("untrained:timm:"):
         name = spec.removeprefix("untrained:timm:")
-        return _of_timm(f"untrained-{name}", untrained_timm_backbone(name, seed=UNTRAINED_SEED))
+        return _of_timm(f"untrained-{name}", untrained_timm_backbone(name, seed=UNTRAINED_SEED), kind)
     path = Path(spec.removeprefix("untrained:"))
     folder = read_model_folder(path)
     if spec.startswith("untrained:"):
@@ -66,12 +69,31 @@ def load_frozen(spec: str) -> FrozenModel:
     else:
         name, module = _folder_name(path), load_backbone(folder)
     identity = json.dumps([folder.architecture, folder.arguments], sort_keys=True)
-    return FrozenModel(name, freeze(module), folder.preprocessing, identity)
+    return frozen_model(name, module, folder.preprocessing, identity, own=folder.features, kind=kind)
 
 
-def freeze(module: nn.Module) -> nn.Module:
-    """The module itself, in eval mode, without gradients."""
-    return module.requires_grad_(False).eval()
+def frozen_model(
+    name: str,
+    backbone: nn.Module,
+    preprocessing: Preprocessing,
+    identity: str,
+    *,
+    own: FeatureKind | None = None,
+    kind: FeatureKind | None,
+) -> FrozenModel:
+    """The frozen model of a backbone.
+
+    Args:
+        own: kind of features that belongs to the model; None: as timm pools them.
+        kind: that is asked for; None: its own.
+
+    Raises:
+        CheckpointError: it has no features of this kind.
+    """
+    module = with_features(backbone, kind or own, name=name).requires_grad_(False).eval()
+    if kind is not None and kind != (own or own_kind(backbone)):
+        name = f"{name}-{kind}"
+    return FrozenModel(name, module, preprocessing, identity)
 
 
 def model_digest(module: nn.Module, identity: str, preprocessing: Preprocessing) -> str:
@@ -79,15 +101,17 @@ def model_digest(module: nn.Module, identity: str, preprocessing: Preprocessing)
     what = [identity, preprocessing.mean, preprocessing.std, preprocessing.input_px]
     if preprocessing.stain_normalisation:  # where there is none, the digests of features that exist stay as they are
         what.append(preprocessing.stain_normalisation)
+    if isinstance(module, TokenFeatures):
+        what.append(module.kind)
     total = hashlib.sha256(json.dumps(what).encode())
-    for key, tensor in sorted(module.state_dict().items()):
+    for key, tensor in sorted(plain_backbone(module).state_dict().items()):
         total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     return total.hexdigest()
 
 
-def _of_timm(name: str, backbone: TimmBackbone) -> FrozenModel:
-    return FrozenModel(name, freeze(backbone.module), backbone.preprocessing, name)
+def _of_timm(name: str, backbone: TimmBackbone, kind: FeatureKind | None) -> FrozenModel:
+    return frozen_model(name, backbone.module, backbone.preprocessing, name, kind=kind)
 
 
 def _folder_name(path: Path) -> str:

@@ -16,9 +16,10 @@ from torch import Tensor
 from dino_path.config import Config
 from dino_path.distributed import World
 from dino_path.errors import ConfigError, TileStoreError
-from dino_path.model.backbone import count_parameters, features_and_tokens, has_patch_tokens
+from dino_path.model.backbone import count_parameters, has_patch_tokens
 from dino_path.model.frozen import FrozenModel, load_frozen
 from dino_path.model.sizes import patch_grid
+from dino_path.model.tokens import features_and_patches, plain_backbone
 from dino_path.preprocessing import Preprocessing
 from dino_path.records.guide import GuideRecord
 from dino_path.tiles.source import TileSource
@@ -59,8 +60,7 @@ class LiveGuide:
         images = (views - self.mean) / self.std
         if self.facts.num_patches is None:
             return Guidance(self.module(images), None)
-        cls, tokens = features_and_tokens(self.module, images)
-        return Guidance(cls, tokens[:, int(self.module.num_prefix_tokens) :])  # type: ignore[arg-type]
+        return Guidance(*features_and_patches(self.module, images))
 
 
 def open_guide(config: Config, tiles: TileSource, world: World) -> LiveGuide | None:
@@ -113,14 +113,15 @@ def _facts(model: FrozenModel, config: Config) -> GuideRecord:
 
 
 def _patch_px(model: FrozenModel) -> int:
-    if not has_patch_tokens(model.module):
+    backbone = plain_backbone(model.module)
+    if not has_patch_tokens(backbone):
         raise ConfigError(
             f"objective.distill.teacher={model.name}",
-            f"a {type(model.module).__name__} has no patch tokens.",
+            f"a {type(backbone).__name__} has no patch tokens.",
             "objective.distill.patches compares patch tokens, and a ViT has them.",
             "Set objective.distill.patches=0: [CLS], or a CNN's pooled features, are then all that is learned.",
         )
-    return int(model.module.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
+    return int(backbone.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
 
 
 @torch.no_grad()
@@ -131,8 +132,7 @@ def _try(model: FrozenModel, edge_px: int, num_patches: int | None, config: Conf
         if num_patches is None:
             model.module(blank)
             return
-        _, tokens = features_and_tokens(model.module, blank)
-        num_found = tokens.shape[1] - int(model.module.num_prefix_tokens)  # type: ignore[arg-type]
+        num_found = features_and_patches(model.module, blank)[1].shape[1]
         if num_found == num_patches:
             return
         found = f"it makes {num_found} patches of views of {edge_px} px."

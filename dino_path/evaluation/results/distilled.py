@@ -15,6 +15,7 @@ from dino_path.evaluation.results.row import Row
 from dino_path.features.extractor import Extractor
 from dino_path.model.backbone import count_parameters
 from dino_path.model.folder import read_model_folder
+from dino_path.records.feature_kinds import split_kind
 
 TIMED_TILES, TIMED_PASSES = 8, 3
 
@@ -52,9 +53,10 @@ def distilled_notes(
 
 def _teacher_of(spec: str, models: Mapping[str, tuple[str, Extractor]]) -> str | None:
     """The model of the table that the model folder `spec` says it learned from."""
-    if spec.startswith((*COMPARISON_SPECS, "timm:")):
+    _, place = split_kind(spec)
+    if place.startswith(COMPARISON_SPECS):
         return None
-    digest = read_model_folder(Path(spec)).distilled_from
+    digest = read_model_folder(Path(place)).distilled_from
     return next((name for name, (_, one) in models.items() if digest and one.digest.startswith(digest)), None)
 
 

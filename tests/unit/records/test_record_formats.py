@@ -17,13 +17,14 @@ from dino_path.records.format import Format, Record, Tree
 from dino_path.records.guide import GUIDE, GUIDE_FEATURES
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.metrics import METRICS
+from dino_path.records.model_folder import MODEL
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START, METRICS, GUIDE, GUIDE_FEATURES,
+    START, METRICS, MODEL, GUIDE, GUIDE_FEATURES,
 ]  # fmt: skip
 
 
@@ -161,17 +162,18 @@ def test_epochs_of_a_baseline_count_from_1_whichever_way_version_1_counted() -> 
 
 # A change of what a file holds is a new version with a lift, and then a new line here.
 FIELDS = {
-    "embedding": (1, "458aa8e9"),
+    "embedding": (2, "3b893a31"),
     "start of a run": (1, "8d64cea7"),
     "slide record": (1, "8b7cdd72"),
     "tile store": (2, "c42a2f80"),
     "list of expected slides": (2, "fd2c8f1d"),
-    "results": (2, "f0ed8d4f"),
-    "label fractions": (2, "d922e326"),
-    "few-shot episodes": (2, "df5ca137"),
+    "results": (3, "d413a524"),
+    "label fractions": (3, "0c1c51d0"),
+    "few-shot episodes": (3, "f9c0397a"),
     "baseline": (2, "47380238"),
     "cross-validated baseline": (2, "c39b9804"),
     "metrics": (1, "5978ed96"),
+    "config.json of a model folder": (2, "a9a6478a"),
     "environment": (1, "e7952035"),
     "guide.json": (1, "a62ca6e0"),
     "features.json": (1, "a1b84862"),

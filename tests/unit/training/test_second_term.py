@@ -70,12 +70,12 @@ def test_a_run_logs_it_resumes_it_and_is_reported_with_it(
     assert last["kl"] == pytest.approx(last["dino_loss"] - last["teacher_entropy"], abs=1e-5)
     assert f"toy {last['toy_length']:.2f}  rank" in caplog.text
     whole = state_in(run.checkpoint_file(10))
-    assert whole["running_mean"].any()
+    assert whole["toy.running_mean"].any()
     keep_only_step(run, 5)
     pretrain(config, ALONE)
     assert differences(whole, state_in(run.checkpoint_file(10))) == []
     page = write_report([run.path], tmp_path / "report.html").read_text(encoding="utf-8")
-    for title in ("Toy loss", "Dino loss", "Toy length", "Teacher entropy"):
+    for title in ("Toy loss", "DINO", "Toy length", "Teacher entropy"):
         assert title in page
 
 
