@@ -92,7 +92,7 @@ def test_a_run_learns_from_it_alone_and_resumes_exactly(
     assert {"distill_patch_cosine", "grad_norm_match_head", "rankme"} <= records[-1].keys()
     assert "kl" not in records[-1]
     whole = state_in(run.checkpoint_file(10))
-    assert whole["cls_num_steps"] == 10
+    assert whole["distill.cls_num_steps"] == 10
     assert not torch.equal(whole["student_backbone.cls_token"], whole["teacher_backbone.cls_token"])
     keep_only_step(run, 5)
     pretrain(config, ALONE)
@@ -245,7 +245,7 @@ def test_kept_features_are_those_that_the_model_gives_in_every_step(
     names = [name for name in states[0] if name.startswith("student_backbone")]
     for name in names:
         torch.testing.assert_close(states[0][name], states[1][name], **tolerance)
-    torch.testing.assert_close(states[0]["cls_mean"], states[1]["cls_mean"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(states[0]["distill.cls_mean"], states[1]["distill.cls_mean"], rtol=1e-5, atol=1e-6)
 
 
 def kept(config: Config, learner: Learner) -> KeptGuide:
