@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections import Counter
@@ -12,8 +11,9 @@ from pathlib import Path
 
 from dino_path.cluster.jobs import jobs_of, state_of
 from dino_path.config import Config
-from dino_path.errors import CheckpointError
+from dino_path.errors import CheckpointError, NewerFormat
 from dino_path.records.metrics import StepRecord, read_metrics
+from dino_path.records.model_folder import CONFIG_NAME, read_model_record
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.store import read_expected
 from dino_path.run import RunFolder
@@ -142,17 +142,17 @@ def _num_steps(config: Config, record: StepRecord) -> int:
 
 def _models(path: Path, digests: Collection[str]) -> list[Path]:
     """What was exported of this run: `submit pipeline` writes RUN/model, a person a folder of any name beside it."""
-    files = [file for folder in _folders_near(path) if (file := folder / "config.json").is_file()]
-    return [file for file in files if file == path / "model" / "config.json" or _is_of_run(file, digests)]
+    files = [file for folder in _folders_near(path) if (file := folder / CONFIG_NAME).is_file()]
+    return [file for file in files if file == path / "model" / CONFIG_NAME or _is_of_run(file, digests)]
 
 
 def _is_of_run(model_config: Path, digests: Collection[str]) -> bool:
     """Whether a model folder says that it was made with the config of one of these digests."""
     try:
-        told = json.loads(model_config.read_text(encoding="utf-8"))["dino_path"]["config_digest"]
-    except (OSError, ValueError, KeyError, TypeError):  # another tool's config.json
+        made = read_model_record(model_config).dino_path or {}
+    except (CheckpointError, NewerFormat):  # another tool's config.json, or of no version that we know
         return False
-    return told in digests
+    return made.get("config_digest") in digests
 
 
 def _folders_near(path: Path) -> list[Path]:
