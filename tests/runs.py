@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,13 +22,22 @@ PATIENCE_S = 240
 def state_in(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint by name: both networks, center, optimizer moments."""
     record = read_checkpoint(checkpoint)
-    state = {name: value for of_term in record.objective.values() for name, value in of_term.items()}
+    state = objective_state(record.objective)
     for network, parts in (("student", record.student), ("teacher", record.teacher)):
         for part, weights in parts.items():
             state |= {f"{network}_{part}.{name}": value for name, value in weights.items()}
     for number, moments in record.optimizer["state"].items():
         state |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     return state
+
+
+def objective_state(terms: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What the terms remember by name; DINO's center is `center`, as before there were other terms."""
+    return {
+        name if term == "dino" else f"{term}.{name}": value
+        for term, of_term in terms.items()
+        for name, value in of_term.items()
+    }
 
 
 def keep_only_step(run: RunFolder, step: int) -> None:
