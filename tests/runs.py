@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ PATIENCE_S = 240
 def state_in(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint by name: both networks, center, optimizer moments."""
     record = read_checkpoint(checkpoint)
-    state = {name: value for of_term in record.objective.values() for name, value in of_term.items()}
+    state = objective_state(record.objective)
     for network, parts in (("student", record.student), ("teacher", record.teacher)):
         for part, weights in parts.items():
             state |= {f"{network}_{part}.{name}": value for name, value in weights.items()}
@@ -37,6 +38,15 @@ def metrics_of(run: RunFolder) -> list[dict[str, Any]]:
     found = read_metrics(run.metrics_file)
     assert found.unreadable == ()
     return [record.model_dump() for record in found.records]
+
+
+def objective_state(terms: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What the terms remember by name; DINO's center is `center`, as before there were other terms."""
+    return {
+        name if term == "dino" else f"{term}.{name}": value
+        for term, of_term in terms.items()
+        for name, value in of_term.items()
+    }
 
 
 def keep_only_step(run: RunFolder, step: int) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import metrics_of, state_in
-from tiny import ALONE, differences, tiny_config, write_tiles
+from tiny import ALL_TERMS, ALONE, PATCHES, differences, tiny_config, write_tiles
 from typer.testing import CliRunner
 
 from dino_path.cli import app
@@ -36,11 +37,13 @@ def says(log: pytest.LogCaptureFixture, line: str) -> bool:
     return any(line in message for message in log.messages)
 
 
-@pytest.mark.parametrize("whole_setting", ["", "views.colour_on_device=true", "optim.optimizer=sgd"])
+@pytest.mark.parametrize(
+    "further", [(), ("views.colour_on_device=true",), ("optim.optimizer=sgd",), (*ALL_TERMS, "optim.layer_decay=0.8")]
+)
 def test_a_run_continued_from_its_middle_ends_with_the_weights_of_the_undisturbed_one(
-    tiles_folder: Path, tmp_path: Path, whole_setting: str
+    tiles_folder: Path, tmp_path: Path, further: tuple[str, ...]
 ) -> None:
-    settings = (*SETTINGS, *filter(None, [whole_setting]))
+    settings = (*SETTINGS, *further)
     whole = go(tiles_folder, tmp_path / "whole", *settings)
     start = f"training.continue_from={whole.checkpoint_file(5)}"
     rest = go(tiles_folder, tmp_path / "rest", *settings, start)
@@ -150,6 +153,90 @@ def test_moments_are_taken_over_where_they_are_of_the_same_optimizer(
     lost = {name for name in expected if name.startswith("optimizer.")}
     assert differences(expected, found) == ([] if are_kept else sorted(lost))
     assert says(caplog, "goes on with its moments" if are_kept else "moments begin at zero")
+
+
+def test_a_restarted_run_of_all_terms_takes_everything_over(tiles_folder: Path, tmp_path: Path) -> None:
+    settings = (*ALL_TERMS, "training.num_steps=3", KEEP_ALL)
+    old = go(tiles_folder, tmp_path / "old", *settings)
+    new = go(
+        tiles_folder, tmp_path / "new", *settings,
+        f"training.continue_from={old.path}", "training.schedules=restart",
+    )  # fmt: skip
+    taken = state_in(new.checkpoint_file(0))
+    assert differences(state_in(old.checkpoint_file(3)), taken) == []
+    assert taken["ibot.center"].any()
+    assert not torch.equal(taken["ibot.center"], state_in(new.checkpoint_file(3))["ibot.center"])
+    assert [record["kde_ramp"] for record in new.read_metrics()] == [0, 0, 0.5], "its ramp begins at this run's step 0"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ("centering", "sinkhorn-knopp", "dino.center of that run is left behind: the objective keeps none now"),
+        ("sinkhorn-knopp", "centering", "ibot.center begins at zero: that run kept none"),
+    ],
+)
+def test_targets_of_another_kind_go_on_with_centers_of_their_own_and_say_so(
+    tiles_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, before: str, now: str, said: str
+) -> None:
+    caplog.set_level("INFO")
+    of = "objective.targets.method={}".format
+    old = go(tiles_folder, tmp_path / "old", *ALL_TERMS, of(before), "training.num_steps=2")
+    assert ("center" in state_in(old.checkpoint_file(2))) == (before == "centering")
+    settings = (*ALL_TERMS, of(now), f"training.continue_from={old.path}", "training.num_steps=4", KEEP_ALL)
+    new = go(tiles_folder, tmp_path / "new", *settings)
+    first, last = (state_in(new.checkpoint_file(step)) for step in (2, 4))
+    centers = {"center", "ibot.center"}
+    assert {*differences(state_in(old.checkpoint_file(2)), first)} == centers
+    assert centers & first.keys() == centers & last.keys() == (centers if now == "centering" else set())
+    assert not any(first[name].any() for name in centers & first.keys())
+    assert all(last[name].any() for name in centers & last.keys())
+    assert says(caplog, said)
+    assert says(caplog, f"changed: objective.targets.method ({before} -> {now})")
+    new.checkpoint_file(4).unlink()
+    go(tiles_folder, tmp_path / "new", *settings)
+    assert differences(last, state_in(new.checkpoint_file(4))) == []
+
+
+def test_a_checkpoint_of_this_run_without_a_center_is_refused(tiles_folder: Path, tmp_path: Path) -> None:
+    run = go(tiles_folder, tmp_path / "run", *ALL_TERMS, "training.num_steps=2")
+    file = run.checkpoint_file(2)
+    record = torch.load(file, weights_only=True)
+    record["objective"] = {"ibot": record["objective"]["ibot"], "toy": {"mean": torch.zeros(1)}}
+    torch.save(record, file)
+    with pytest.raises(CheckpointError, match=r"lacks dino\.center, has toy\.mean too"):
+        go(tiles_folder, run.path, *ALL_TERMS, "training.num_steps=2")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        ((), PATCHES, r"objective\.ibot\.weight \(0\.0 -> 1\.0\)"),
+        (PATCHES, (), r"objective\.ibot\.weight \(1\.0 -> 0\.0\)"),
+        (PATCHES, (*PATCHES, "objective.ibot.head=shared"), r"objective\.ibot\.head \(own -> shared\)"),
+        (PATCHES, (*PATCHES, "objective.ibot.num_prototypes=24"), r"objective\.ibot\.num_prototypes \(48 -> 24\)"),
+    ],
+)
+def test_patches_cannot_be_switched_on_or_off_by_continuing(
+    tiles_folder: Path, tmp_path: Path, before: tuple[str, ...], now: tuple[str, ...], named: str
+) -> None:
+    old = go(tiles_folder, tmp_path / "old", *before, "training.num_steps=1")
+    with pytest.raises(CheckpointError, match=f"is of other networks: .*{named}") as refusal:
+        go(tiles_folder, tmp_path / "new", *now, f"training.continue_from={old.path}")
+    assert "take its backbone alone: `dino-path export` it" in refusal.value.remedy
+
+
+def test_weights_of_terms_and_masks_may_change_in_a_continued_run(
+    tiles_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    old = go(tiles_folder, tmp_path / "old", *PATCHES, "training.num_steps=1")
+    changes = ("objective.koleo.weight=0.1", "objective.ibot.masks.shape=patches", "optim.layer_decay=0.9")
+    new = go(tiles_folder, tmp_path / "new", *PATCHES, *changes, f"training.continue_from={old.path}")
+    assert {"koleo_loss", "ibot_loss"} <= new.read_metrics()[0].keys()
+    for line in ("objective.koleo.weight (0.0 -> 0.1)", "objective.ibot.masks.shape (blocks -> patches)"):
+        assert says(caplog, f"changed: {line}")
+    assert says(caplog, "the optimizer's moments begin at zero, for it groups other parameters")
 
 
 def test_other_networks_are_refused_and_every_difference_is_named(tiles_folder: Path, tmp_path: Path) -> None:

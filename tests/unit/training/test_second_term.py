@@ -70,7 +70,7 @@ def test_a_run_logs_it_resumes_it_and_is_reported_with_it(
     assert last["kl"] == pytest.approx(last["dino_loss"] - last["teacher_entropy"], abs=1e-5)
     assert f"toy {last['toy_length']:.2f}  rank" in caplog.text
     whole = state_in(run.checkpoint_file(10))
-    assert whole["running_mean"].any()
+    assert whole["toy.running_mean"].any()
     keep_only_step(run, 5)
     pretrain(config, ALONE)
     assert differences(whole, state_in(run.checkpoint_file(10))) == []
