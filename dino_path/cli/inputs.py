@@ -67,7 +67,9 @@ def check_pretraining(config: Config) -> None:
     refuse_unfinished(config.store)
     architecture(config.model.backbone)
     weights = config.model.weights
-    if weights is not None and weights != "timm" and not Path(weights).is_file():
+    if weights is not None and (Path(weights) / "checkpoints").is_dir():
+        check_checkpoint(Path(weights))
+    elif weights is not None and weights != "timm" and not Path(weights).is_file():
         check_models([weights])
     if config.monitor.knn_data is not None:
         check_labelled(config.monitor.knn_data, config)
