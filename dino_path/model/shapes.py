@@ -133,7 +133,7 @@ def _vit(weights: Mapping[str, Tensor]) -> _Vit | None:
     registers = next((weights[name].shape[1] for name in REGISTERS if name in weights), 0)
     into, out = weights.get("blocks.0.mlp.fc1.weight"), weights.get("blocks.0.mlp.fc2.weight")
     is_packed = into is not None and out is not None and into.shape[0] == 2 * out.shape[1]
-    biases = [value for key, value in weights.items() if key.endswith("attn.qkv.bias")]
+    v3 = is_dinov3(weights) or ("blocks.0.gamma_1" in weights and "pos_embed" not in weights)
     return _Vit(
         width=projection.shape[0],
         depth=depth,
@@ -141,10 +141,16 @@ def _vit(weights: Mapping[str, Tensor]) -> _Vit | None:
         num_registers=registers,
         has_layer_scale="blocks.0.ls1.gamma" in weights or "blocks.0.gamma_1" in weights,
         is_gated=is_packed or any(name in weights for name in GATES),
-        is_dinov3=is_dinov3(weights) or ("blocks.0.gamma_1" in weights and "pos_embed" not in weights),
-        has_qkv_bias="blocks.0.attn.q_bias" in weights or any(has_query_or_value_bias(bias) for bias in biases),
+        is_dinov3=v3,
+        has_qkv_bias=v3 and _has_bias(weights),
         grid=_grid(weights, registers),
     )
+
+
+def _has_bias(weights: Mapping[str, Tensor]) -> bool:
+    """Whether queries and values of a DINOv3 have a bias."""
+    in_one = [value for key, value in weights.items() if key.endswith("attn.qkv.bias")]
+    return "blocks.0.attn.q_bias" in weights or any(has_query_or_value_bias(bias) for bias in in_one)
 
 
 def has_query_or_value_bias(bias: Tensor) -> bool:

@@ -130,7 +130,9 @@ def test_a_training_does_not_start_from_another_architecture(tmp_path: Path) -> 
         "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0] * 3, "std": [1] * 3},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="a model folder: its weights are of resnet10t, and resnet18 is to be trained"):
+    with pytest.raises(
+        CheckpointError, match="a model folder: its weights are of resnet10t, and resnet18 is to be trained"
+    ):
         load_start("resnet18", str(folder), {})
 
 
