@@ -97,7 +97,7 @@ def check_foreign_checkpoint(file: Path, arch: str | None) -> None:
         raise CheckpointError(
             str(file),
             "cannot be read (there is no such file).",
-            "A checkpoint of facebookresearch/dino is needed: the file of a training, or a published backbone.",
+            "A file of published weights is needed: a backbone, or a checkpoint of a training.",
             "Check the path. For a checkpoint of `dino-path pretrain` use `dino-path export`.",
         )
     if arch is not None:
