@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from dino_path.config import DINO_RECIPE, Config, Duration, Section
+from dino_path.config import RECIPES, Config, Duration, Section
 from dino_path.run import atomic_write
 
 INTRODUCTION = """\
@@ -57,8 +57,9 @@ def render() -> str:
         if section is not None:
             parts += section_parts(key, section)
         if key == "views":
-            values = ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in DINO_RECIPE.items())
-            parts.append(f"`recipe: dino` has other defaults: {values}.\n")
+            for recipe, defaults in RECIPES.items():
+                values = ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in defaults.items())
+                parts.append(f"`recipe: {recipe}` has other defaults: {values}.\n")
     return "\n".join(parts)
 
 

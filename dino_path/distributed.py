@@ -49,6 +49,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def max_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The largest of all ranks, number by number, in place; the tensor itself in a world of one."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
     def start_sum(self, tensor: torch.Tensor) -> PendingSum:
         """As `sum_`, but it returns at once; `tensor` holds the sum after `wait` of what comes back."""
         return PendingSum(dist.all_reduce(tensor, async_op=True) if self.size > 1 else None)

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny import TINY
 
 from dino_path.model.checkpoint import read_checkpoint
+from dino_path.records.metrics import read_metrics
 from dino_path.run import RunFolder
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -28,6 +30,13 @@ def state_in(checkpoint: Path) -> dict[str, torch.Tensor]:
     for number, moments in record.optimizer["state"].items():
         state |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     return state
+
+
+def metrics_of(run: RunFolder) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, which must all be readable."""
+    found = read_metrics(run.metrics_file)
+    assert found.unreadable == ()
+    return [record.model_dump() for record in found.records]
 
 
 def keep_only_step(run: RunFolder, step: int) -> None:

@@ -12,8 +12,9 @@ from dino_path.distributed import World
 from dino_path.settings import load_config
 from dino_path.tiles.source import open_tiles
 from dino_path.training.learner import Learner
+from dino_path.training.objective.term import Outputs
 from dino_path.training.schedules import Schedules, resolve_clock, resolve_schedules
-from dino_path.views.batches import ViewBatches
+from dino_path.views.batches import ViewBatch, ViewBatches
 
 torch.set_num_threads(1)  # models this small lose more by waiting for each other's threads than they gain
 
@@ -101,3 +102,9 @@ def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     """Names whose values are not equal to the bit, or that one side lacks."""
     names = sorted({*one, *other})
     return [name for name in names if name not in one or name not in other or not torch.equal(one[name], other[name])]
+
+
+def outputs_of(learner: Learner, batch: ViewBatch) -> Outputs:
+    """What both networks make of a micro-batch."""
+    views = learner.global_views(batch)
+    return Outputs(learner.study(views, batch), learner.teach(views, batch.masks), batch.masks)

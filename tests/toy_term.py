@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_path.config import ObjectiveConfig, TrainingConfig
+from dino_path.distributed import World
 from dino_path.training import learner
 from dino_path.training.objective.term import Collapse, Needs, Outputs, Term, TermValue
 from dino_path.training.objective.total import build_terms
@@ -53,8 +54,8 @@ class ToyTerm(Term):
         return f"toy {averages['toy_length']:.2f}"
 
 
-def terms_with_toy(config: ObjectiveConfig, training: TrainingConfig, device: torch.device) -> list[Term]:
-    return [*build_terms(config, training, device), ToyTerm(ToyConfig(), 32, device)]
+def terms_with_toy(config: ObjectiveConfig, training: TrainingConfig, world: World) -> list[Term]:
+    return [*build_terms(config, training, world), ToyTerm(ToyConfig(), 32, world.device)]
 
 
 def add_toy_term(patch: pytest.MonkeyPatch) -> None:

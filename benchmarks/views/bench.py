@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from PIL import Image
 
 from dino_path.config import ViewsConfig
 from dino_path.distributed import World
+from dino_path.records.metrics import read_metrics
 from dino_path.settings import load_config
 from dino_path.slides.synthetic import stain_image
 from dino_path.slides.textures import PAINTERS
@@ -252,11 +252,9 @@ def waiting(folder: Path, out: Path) -> None:
             settings = (f"training.num_workers={num_workers}", f"views.colour_on_device={str(on_device_too).lower()}")
             config = load_config(None, [*SMALL_MODEL, *settings], settings={"store": folder, "out": run})
             pretrain(config, World(rank=0, size=1, local_rank=0, device=device))
-            records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][
-                2:
-            ]  # the first two fill the queue
-            wait = statistics.median(record["data_wait"] for record in records)
-            rate = statistics.median(record["tiles_per_s"] for record in records)
+            records = read_metrics(run / "metrics.jsonl").records[2:]  # the first two fill the queue
+            wait = statistics.median(record.data_wait for record in records)
+            rate = statistics.median(record.tiles_per_s for record in records)
             place = "colour on device" if on_device_too else "colour in workers"
             print(f"{place}, {num_workers} workers{'':4s} {wait:6.1%} {rate:8.1f}")
 

@@ -215,7 +215,22 @@ def views(
     loading("torch and albumentations")
     from dino_path.views.sheet import recipes_to_show, write_sheet
 
-    write_sheet(out, source, recipes_to_show(resolved.views), balance=balance, num_tiles=num_tiles, seed=seed)
+    ibot, patch_px = resolved.objective.ibot, None
+    if ibot.weight > 0:
+        from dino_path.model.sizes import patch_grid
+
+        rows, _ = patch_grid(resolved.model.backbone, resolved.model.backbone_arguments, resolved.views.global_px)
+        patch_px = resolved.views.global_px // rows
+    write_sheet(
+        out,
+        source,
+        recipes_to_show(resolved.views),
+        balance=balance,
+        num_tiles=num_tiles,
+        seed=seed,
+        masks=ibot.masks,
+        patch_px=patch_px,
+    )
     say(f"contact sheet: {out}")
 
 

@@ -36,12 +36,13 @@ from dino_path.config.objective import (
 from dino_path.config.section import Section
 from dino_path.config.tiling import SlidesConfig, TilesConfig
 from dino_path.config.training import OptimConfig, TrainingConfig
-from dino_path.config.views import DINO_RECIPE, ViewsConfig
+from dino_path.config.views import DINO_RECIPE, RECIPES, ViewsConfig
 
 __all__ = [
     "COMPARISON_SPECS",
     "DINO_RECIPE",
     "PROTOCOL_TITLES",
+    "RECIPES",
     "BaselineConfig",
     "Clock",
     "ClusterConfig",

@@ -12,9 +12,10 @@ from dino_path.config.section import Fraction, FractionRange, PositiveRange, Ran
 class ViewsConfig(Section):
     """One tile -> 2 global and `num_local` local views. Probabilities are per view."""
 
-    recipe: Literal["histology", "dino"] = Field(
+    recipe: Literal["histology", "dino", "virchow2"] = Field(
         "histology",
-        description="fills the settings below that are not given; `dino` is the paper's augmentation",
+        description="fills the settings below that are not given; `dino` is the paper's augmentation, `virchow2` cuts"
+        " views from tiles of 392 px almost without resizing them",
     )
     global_px: int = Field(224, ge=16, description="edge of a global view")
     local_px: int = Field(96, ge=8, description="edge of a local view")
@@ -58,8 +59,8 @@ class ViewsConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_recipe(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("recipe") == "dino":
-            return {**DINO_RECIPE, **given}
+        if isinstance(given, dict) and isinstance(given.get("recipe"), str):
+            return {**RECIPES.get(given["recipe"], {}), **given}
         return given
 
 
@@ -68,3 +69,15 @@ DINO_RECIPE: dict[str, Any] = {
     "dihedral": False, "flip_prob": 0.5, "stain_prob": 0.0, "colour_prob": 0.8, "brightness": 0.4, "contrast": 0.4,
     "saturation": 0.2, "hue": 0.1, "grey_prob": 0.2, "blur_prob": (1.0, 0.1, 0.5), "solarize_prob": 0.2,
 }  # fmt: skip
+# Extended-context translation (Zimmermann et al. 2024, arXiv:2408.00738): views are cut from tiles of 392 px and moved
+# about in them, and hardly resized: 0.9 to 1.1 of the area of 224 or 98 px. No stain jitter there; no solarisation, as
+# in Virchow2G; turns by quarters beside the paper's flips.
+_WHOLE_PX2 = 392**2
+VIRCHOW2_RECIPE: dict[str, Any] = {
+    "global_px": 224, "local_px": 98, "num_local": 8, "aspect": (0.95, 1.05),
+    "global_scale": (round(0.9 * 224**2 / _WHOLE_PX2, 4), round(1.1 * 224**2 / _WHOLE_PX2, 4)),
+    "local_scale": (round(0.9 * 98**2 / _WHOLE_PX2, 4), round(1.1 * 98**2 / _WHOLE_PX2, 4)),
+    "stain_prob": 0.0, "colour_prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
+    "grey_prob": 0.2, "blur_prob": (1.0, 0.1, 0.5), "solarize_prob": 0.0,
+}  # fmt: skip
+RECIPES = {"dino": DINO_RECIPE, "virchow2": VIRCHOW2_RECIPE}

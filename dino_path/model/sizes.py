@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dino_path.model.backbone import Argument, build_backbone, count_parameters
+from dino_path.errors import ConfigError
+from dino_path.model.backbone import (
+    Argument,
+    build_backbone,
+    count_parameters,
+    features_and_tokens,
+    has_patch_tokens,
+)
 from dino_path.model.known_sizes import KNOWN
 
 FOOTNOTES = """M: million parameters, without a classifier.
@@ -68,6 +76,35 @@ def backbone_size(name: str, edges_px: Sequence[int], local_px: int) -> Backbone
         gflops={edge: _gflops(model, counted) for edge, counted in counted_px.items()},
         counted_px=counted_px,
         takes_local_views=_gflops(model, local_px) is not None,
+    )
+
+
+@torch.inference_mode()
+def patch_grid(name: str, arguments: Mapping[str, Argument], view_px: int) -> tuple[int, int]:
+    """(rows, columns) of the patches of a square view, asked of a model without memory for its weights.
+
+    Raises:
+        ConfigError: timm cannot build the model, it has no patch tokens on a square grid, or takes no such view.
+    """
+    with torch.device("meta"):
+        model = build_backbone(name, arguments).eval()
+    found = "it has no patch tokens."
+    if has_patch_tokens(model):
+        try:
+            _, tokens = features_and_tokens(model, torch.empty(1, 3, view_px, view_px, device="meta"))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            found = f"it does not take views of {view_px} px ({' '.join(str(error).split())[:200]})."
+        else:
+            num_patches = tokens.shape[1] - int(model.num_prefix_tokens)  # type: ignore[arg-type]
+            edge = math.isqrt(num_patches)
+            if edge**2 == num_patches:
+                return edge, edge
+            found = f"its {num_patches} patches of a view of {view_px} px are no square grid."
+    raise ConfigError(
+        f"model.backbone={name}",
+        found,
+        "Masks hide patches: a ViT is needed, and views.global_px must be a multiple of its patch size.",
+        "Take vit_small_patch16_224 or the like, change views.global_px, or set objective.ibot.weight=0.",
     )
 
 

@@ -21,6 +21,7 @@ from dino_path.errors import ConfigError, DinoPathError, TileStoreError
 from dino_path.processes import become_worker
 from dino_path.tiles.source import TileSource
 from dino_path.views.device import NUM_COLUMNS, pack
+from dino_path.views.masks import MaskDrawer, ViewMasks
 from dino_path.views.normalisation import normalise_stain
 from dino_path.views.parameters import ViewParameters, draw_views
 from dino_path.views.rendering import crop_and_resize, render_view
@@ -44,6 +45,8 @@ class ViewBatch:
     """(B,) int64, the tiles' indices in the source"""
     unreadable: tuple[tuple[int, TileStoreError], ...] = ()
     """Tiles that could not be read, and why; each one's place was taken by another, which stands in `tiles`"""
+    masks: ViewMasks | None = None
+    """What the student does not see of the global views; None: it sees all"""
 
     def pin_memory(self) -> ViewBatch:
         """For the DataLoader: the same batch in page-locked memory."""
@@ -54,14 +57,16 @@ class ViewBatch:
             self.local_parameters.pin_memory(),
             self.tiles,
             self.unreadable,
+            self.masks.pin_memory() if self.masks else None,
         )
 
     def sent_to(self, device: torch.device) -> ViewBatch:
-        """The same batch with its pixels on the device: queued, not waited for. The host still needs the parameters."""
+        """The same batch, pixels and masks on the device: queued, not waited for. The host keeps the parameters."""
         return replace(
             self,
             global_views=self.global_views.to(device, non_blocking=True),
             local_views=self.local_views.to(device, non_blocking=True),
+            masks=self.masks.sent_to(device) if self.masks else None,
         )
 
 
@@ -83,12 +88,15 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         rank: int,
         world_size: int,
         accumulate_steps: int,
+        masks: MaskDrawer | None = None,
     ) -> None:
+        assert masks is None or masks.global_batch_size == world_size * accumulate_steps * batch_size_per_gpu
         self.source = source
         self.config = config
         self.seed = seed
         self.batch_size = batch_size_per_gpu
         self.rank, self.world_size, self.accumulate_steps = rank, world_size, accumulate_steps
+        self.masks = masks
         self.order = tile_order(source, balance=balance, seed=seed)
         if source.mpp is None and self._sizes_um():
             raise ConfigError(
@@ -111,8 +119,10 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
             TileStoreError: a tile cannot be read, and neither can its substitutes.
         """
         step, piece = divmod(number, self.accumulate_steps)
-        first = ((step * self.world_size + self.rank) * self.accumulate_steps + piece) * self.batch_size
+        first_place = (self.rank * self.accumulate_steps + piece) * self.batch_size  # in the global batch
+        first = step * self.world_size * self.accumulate_steps * self.batch_size + first_place
         epochs, tiles = self.order(np.arange(first, first + self.batch_size))
+        masks = self.masks.draw(step, first_place, epochs, tiles) if self.masks else None
         config, size = self.config, self.batch_size
         global_views = np.empty((2, size, config.global_px, config.global_px, 3), np.uint8)
         local_views = np.empty((config.num_local, size, config.local_px, config.local_px, 3), np.uint8)
@@ -135,6 +145,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
             torch.from_numpy(packed[2:].reshape(config.num_local * size, num_columns)),
             torch.from_numpy(tiles),
             tuple(unreadable),
+            masks,
         )
 
     def tile_views(self, epoch: int, tile: int) -> list[NDArray[np.uint8]]:
@@ -150,7 +161,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         """The tile's number and pixels; those of a substitute where it cannot be read, and the tile goes on the list.
 
         The number of the unreadable tile alone decides which one substitutes it: no worker, rank or hour does. Its
-        views are drawn as the unreadable tile's would be, so that they differ from those at its own turn.
+        views and masks are drawn as the unreadable tile's would be, so that they differ from those at its own turn.
 
         Raises:
             TileStoreError: the substitutes cannot be read either.
@@ -231,8 +242,8 @@ def _received(batch: ViewBatch, arrival: torch.cuda.Event) -> ViewBatch:
     """A batch that the current stream may use: it waits for the copy, the host does not."""
     stream = torch.cuda.current_stream()
     stream.wait_event(arrival)
-    for views in (batch.global_views, batch.local_views):
-        views.record_stream(stream)  # else its memory could be given to the next copy while it is still read
+    for sent in (batch.global_views, batch.local_views, *(batch.masks.tensors() if batch.masks else ())):
+        sent.record_stream(stream)  # else its memory could be given to the next copy while it is still read
     return batch
 
 

@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dino_path.config import ViewsConfig
+from dino_path.config import MasksConfig, ViewsConfig
 from dino_path.run import atomic_write
 from dino_path.tiles.source import TileSource
 from dino_path.views.batches import ViewBatches
+from dino_path.views.masks import MaskDrawer
 from dino_path.views.parameters import ViewParameters
 from dino_path.views.rendering import render_view
 
 WIDTH_PX, MARGIN_PX, GAP_PX, FRAME_PX = 1600, 30, 10, 4
 TITLE_PX, HEADING_PX, TEXT_PX, LINE_PX = 32, 24, 14, 19  # heights of letters, and of a line of small ones
 WHITE, INK, PALE = (255, 255, 255), (25, 25, 30), (110, 110, 118)
+HIDDEN, GRID = (128, 128, 128), (190, 190, 190)
 MOST_COLUMNS = 8  # of local views; more of them go into further lines
 Colour = tuple[int, int, int]
 # Far from the pink and violet of tissue, and from each other.
@@ -51,8 +53,14 @@ def write_sheet(
     balance: Literal["slide", "patient"] | None,
     num_tiles: int,
     seed: int,
+    masks: MasksConfig,
+    patch_px: int | None,
 ) -> None:
     """Write a PNG, 1600 px wide: a block for each recipe, in it the first `num_tiles` tiles of the stream.
+
+    Args:
+        masks: are drawn as for a batch of `num_tiles` tiles.
+        patch_px: edge of the backbone's patches, in pixels of a view; None: no masks.
 
     Raises:
         ConfigError: `balance` asks for slides that are not known.
@@ -65,11 +73,15 @@ def write_sheet(
               " The frames on a tile show what each view was cut from; views are at true size to each other.",
               TEXT_PX, PALE),
     ]  # fmt: skip
+    if patch_px is not None:
+        blocks.append(_text(_masks_summary(masks), TEXT_PX, PALE))
     for name, config in recipes.items():
         blocks += [_text("", HEADING_PX), _text(name, HEADING_PX), _text(_summary(config), TEXT_PX, PALE)]
+        edge = config.global_px // patch_px if patch_px else 0  # in patches
+        drawer = MaskDrawer(masks, (edge, edge), seed=seed, global_batch_size=num_tiles) if edge else None
         batches = ViewBatches(
             source, config, balance=balance, seed=seed, batch_size_per_gpu=num_tiles, rank=0, world_size=1,
-            accumulate_steps=1,
+            accumulate_steps=1, masks=drawer,
         )  # fmt: skip
         blocks += _rows(batches)
     content = _below(blocks)
@@ -81,34 +93,64 @@ def write_sheet(
 
 def _rows(batches: ViewBatches) -> Iterator[Image.Image]:
     """The tiles of the first batch."""
-    source = batches.source
+    source, masks = batches.source, batches.masks
     epochs, tiles = batches.order(np.arange(batches.batch_size))
-    for epoch, tile in zip(epochs.tolist(), tiles.tolist(), strict=True):
+    hidden = masks.draw(0, 0, epochs, tiles).hidden.numpy().reshape(2, -1, *masks.grid) if masks else None
+    for place, (epoch, tile) in enumerate(zip(epochs.tolist(), tiles.tolist(), strict=True)):
         pixels = batches.tile_image(tile)
         views = batches.tile_parameters(epoch, tile, pixels)
-        yield _row(
-            pixels, views, [source.name(tile), f"seed {batches.seed}   epoch {epoch}"], batches.config, source.mpp
-        )
+        lines = [source.name(tile), f"seed {batches.seed}   epoch {epoch}"]
+        yield _row(pixels, views, None if hidden is None else hidden[:, place], lines, batches.config, source.mpp)
 
 
 def _row(
-    tile: NDArray[np.uint8], views: Sequence[ViewParameters], lines: list[str], config: ViewsConfig, mpp: float | None
+    tile: NDArray[np.uint8],
+    views: Sequence[ViewParameters],
+    hidden: NDArray[np.bool_] | None,
+    lines: list[str],
+    config: ViewsConfig,
+    mpp: float | None,
 ) -> Image.Image:
-    """The tile with its crops, the global views, and the local ones in as many columns as they need."""
+    """The tile with its crops, the global views, and the local ones in as many columns as they need.
+
+    Beside each global view it stands once more, as the student sees it, where `hidden` (2, rows, columns) is given.
+    """
     num_lines = max(1, round(config.global_px / config.local_px))
     num_columns = min(-(-config.num_local // num_lines), MOST_COLUMNS)
+    num_large = 3 if hidden is None else 5
     # One scale for all views fills the width. The tile is as large as a global view, whatever its own size.
-    frames, gaps = 2 * FRAME_PX * (3 + num_columns), GAP_PX * (2 + num_columns)
-    scale = (WIDTH_PX - 2 * MARGIN_PX - frames - gaps) / (3 * config.global_px + num_columns * config.local_px)
+    frames, gaps = 2 * FRAME_PX * (num_large + num_columns), GAP_PX * (num_large - 1 + num_columns)
+    scale = (WIDTH_PX - 2 * MARGIN_PX - frames - gaps) / (num_large * config.global_px + num_columns * config.local_px)
     edge = int(scale * config.global_px)
     cards = [_card(_marked(tile, views, edge), PALE, lines)]
     for number, view in enumerate(views):
         pixels = Image.fromarray(render_view(tile, view))
         size = int(scale * view.size_px)
         picture = pixels.resize((size, size), Image.Resampling.BICUBIC)
-        cards.append(_card(picture, _colour(number), _caption(number, view, tile, mpp)))
-    local = [_beside(cards[start : start + num_columns]) for start in range(3, len(cards), max(num_columns, 1))]
-    return _beside([*cards[:3], _below(local)] if local else cards)
+        cards.append(_card(picture, _colour(number), _caption(number, view, tile, mpp, size + 2 * FRAME_PX)))
+        if hidden is not None and number < 2:
+            cards.append(_card(_covered(picture, hidden[number]), _colour(number), _seen(number, hidden[number])))
+    local = cards[num_large:]
+    lines_of_local = [_beside(local[start : start + num_columns]) for start in range(0, len(local), num_columns or 1)]
+    return _beside([*cards[:num_large], _below(lines_of_local)] if local else cards)
+
+
+def _covered(picture: Image.Image, hidden: NDArray[np.bool_]) -> Image.Image:
+    """The view with its grid of patches, grey where the student does not see it."""
+    covered = picture.copy()
+    draw = ImageDraw.Draw(covered)
+    for row, column in np.ndindex(*hidden.shape):
+        left, right = (edge * covered.width // hidden.shape[1] for edge in (column, column + 1))
+        top, bottom = (edge * covered.height // hidden.shape[0] for edge in (row, row + 1))
+        draw.rectangle((left, top, right, bottom), fill=HIDDEN if hidden[row, column] else None, outline=GRID)
+    return covered
+
+
+def _seen(number: int, hidden: NDArray[np.bool_]) -> list[str]:
+    """How much of a global view the student sees."""
+    if not hidden.any():
+        return [f"student's global {number + 1}", "whole"]
+    return [f"student's global {number + 1}", f"{hidden.sum()} of {hidden.size} patches hidden ({hidden.mean():.0%})"]
 
 
 def _colour(number: int) -> Colour:
@@ -133,13 +175,13 @@ def _marked(tile: NDArray[np.uint8], views: Sequence[ViewParameters], edge_px: i
     return picture
 
 
-def _caption(number: int, view: ViewParameters, tile: NDArray[np.uint8], mpp: float | None) -> list[str]:
+def _caption(number: int, view: ViewParameters, tile: NDArray[np.uint8], mpp: float | None, width_px: int) -> list[str]:
     """What was done to a view: the crop's share and resolution, and for global views the operations."""
     share = view.width * view.height / (tile.shape[0] * tile.shape[1])
     pixel = math.sqrt(view.width * view.height) / view.size_px  # edge of the view's pixels, in pixels of the tile
     resolution = f"{pixel * mpp:.2f} um/px" if mpp else f"x {1 / pixel:.2f}"
     if number >= 2:
-        return [f"{number - 1}   {share:.0%}   {resolution}"]
+        return _filled([f"{number - 1}", f"{share:.0%}", resolution], width_px)
     done = {
         "stain": view.stain_scale is not None,
         "colour": view.colour_order is not None,
@@ -148,7 +190,8 @@ def _caption(number: int, view: ViewParameters, tile: NDArray[np.uint8], mpp: fl
         "solarized": view.is_solarized,
     }
     operations = ", ".join(name for name, is_done in done.items() if is_done)
-    return [f"global {number + 1}   {share:.0%} of the tile   {resolution}", operations or "colours as they were"]
+    shown = _filled([f"global {number + 1}", f"{share:.0%} of the tile", resolution], width_px)
+    return [*shown, operations or "colours as they were"]
 
 
 def _summary(config: ViewsConfig) -> str:
@@ -160,6 +203,15 @@ def _summary(config: ViewsConfig) -> str:
         f" {'all turns and flips' if config.dihedral else 'left-right flips'};"
         f" probabilities: stain {config.stain_prob:g}, colour {config.colour_prob:g}, grey {config.grey_prob:g},"
         f" blur {blur}, solarisation {config.solarize_prob:g}"
+    )
+
+
+def _masks_summary(masks: MasksConfig) -> str:
+    """What is hidden from the student."""
+    shape = {"blocks": "in blocks", "patches": "patch by patch"}[masks.shape]
+    return (
+        f"Grey is hidden from the student, {shape}: in {masks.view_fraction:.0%} of the global views, of each a share"
+        f" between {masks.ratio[0]:.0%} and {masks.ratio[1]:.0%}."
     )
 
 
@@ -196,6 +248,17 @@ def _card(picture: Image.Image, colour: Colour, lines: Sequence[str]) -> Image.I
         text = _shortened(line, width)
         draw.text((0, height + LINE_PX * number + 1), text, INK if number == 0 else PALE, _font(TEXT_PX))
     return card
+
+
+def _filled(words: Sequence[str], width_px: int) -> list[str]:
+    """Lines of words, as many in each as there is room for."""
+    lines: list[str] = []
+    for word in words:
+        if lines and _font(TEXT_PX).getlength(longer := f"{lines[-1]}   {word}") <= width_px:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _shortened(text: str, width_px: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Command, keep_only_step, state_in, two_ranks
+from runs import Command, keep_only_step, metrics_of, state_in, two_ranks
 from tiny import ALONE, differences, tiny_config
 
 from dino_path.run import RunFolder
@@ -67,7 +67,7 @@ def test_a_run_killed_twice_at_random_steps_ends_with_the_weights_of_an_undistur
     code, out, err = Command(tiles_folder, run.path, *WITH_WORKERS).end()
     assert (code, out.splitlines()[0]) == (0, f"checkpoint: {run.checkpoint_file(NUM_STEPS)}"), err
     assert differences(undisturbed, state_in(run.checkpoint_file(NUM_STEPS))) == []
-    assert [record["step"] for record in run.read_metrics()] == [*range(NUM_STEPS)]
+    assert [record["step"] for record in metrics_of(run)] == [*range(NUM_STEPS)]
     assert not list(run.path.rglob("*.tmp"))
     assert run.log_file.read_text().count("continuing from") == 2
 

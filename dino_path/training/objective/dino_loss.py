@@ -38,8 +38,8 @@ def dino_loss(
         teacher_logits: (2 * B, K), raw outputs for the two global views in the same order.
         center: (1, K) running mean of the teacher's logits; it is used here and updated after the step.
     """
-    s_VBK = _at_least_fp32(student_logits) / student_temp
-    t_TBK = torch.softmax((_at_least_fp32(teacher_logits.detach()) - center) / teacher_temp, dim=-1)
+    s_VBK = at_least_fp32(student_logits) / student_temp
+    t_TBK = torch.softmax((at_least_fp32(teacher_logits.detach()) - center) / teacher_temp, dim=-1)
     num_tiles = teacher_logits.shape[0] // 2
     s_VBK = s_VBK.view(-1, num_tiles, s_VBK.shape[-1])
     t_TBK = t_TBK.view(2, num_tiles, t_TBK.shape[-1])
@@ -56,5 +56,5 @@ def dino_loss(
     return DinoLoss(loss=loss, teacher_entropy=entropy, kl=loss.detach() - entropy, prototypes_used=used)
 
 
-def _at_least_fp32(tensor: Tensor) -> Tensor:
+def at_least_fp32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -75,7 +75,7 @@ class _FusedLoss(torch.autograd.Function):
             student_RK, teacher_RK = rows_RK[: len(s_RH)], rows_RK[len(s_RH) :]
 
             torch.addmm(offset, t_RH, teacher_prototypes_KH.T, out=teacher_RK)
-            entropy += _softmax_(teacher_RK).sum()
+            entropy += softmax_(teacher_RK).sum()
             mean_teacher_K += teacher_RK.sum(0)
 
             torch.mm(s_RH, prototypes_KH.T, out=student_RK)
@@ -108,8 +108,8 @@ class _FusedLoss(torch.autograd.Function):
         return grad_loss * grad_bottleneck, grad_loss * grad_prototypes, None, None, None, None, None
 
 
-def _softmax_(logits_RK: Tensor) -> Tensor:
-    """Turn logits into probabilities in place; returns the entropy of each row, nats."""
+def softmax_(logits_RK: Tensor) -> Tensor:
+    """Turn logits (R, K) into probabilities in place; returns the entropy (R,) of each row, nats."""
     logits_RK -= torch.logsumexp(logits_RK, 1, keepdim=True)
     entropy_R: Tensor = -torch.linalg.vecdot(logits_RK.exp(), logits_RK)
     logits_RK.exp_()

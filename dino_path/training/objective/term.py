@@ -6,21 +6,24 @@ Shape suffixes: V student views, B tiles, D backbone features, N patches of a gl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from dino_path.model.head import NetworkOutput
 from dino_path.training.schedules import StepSettings
+from dino_path.views.masks import ViewMasks
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a term asks of the networks' passes; the features and the head's projection are always there."""
+    """What a term asks of the networks' passes; the backbone's features are always there."""
 
     patches: bool = False
     """The global views' patch tokens, of both networks."""
+    masks: bool = False
+    """Patches that the student does not see, and both networks' projections of those."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class Outputs:
     student: NetworkOutput
     """Of V * B views, view by view, the two global views first; with gradient."""
     teacher: NetworkOutput
-    """Of the 2 * B global views in the same order; without gradient."""
+    """Of the 2 * B global views in the same order, none of their patches hidden; without gradient."""
+    masks: ViewMasks | None = None
+    """Which patches of its global views the student did not see, where a term has asked for masks."""
 
     @property
     def num_tiles(self) -> int:
@@ -58,8 +63,9 @@ class Collapse:
 class Term(ABC):
     """One part of the loss. Most terms are a `measure`; the rest is for those that remember something.
 
-    Its order in a step: `measure` and `to_average` for each micro-batch; after the last one the averages travel over
-    the ranks while the backward pass runs; `update` gets them if the step was accepted, after the teacher has moved.
+    Its order in a step: `prepare` once; `measure` and `to_average` for each micro-batch; after the last one the
+    averages travel over the ranks while the backward pass runs; `update` gets them if the step was accepted, after the
+    teacher has moved.
     """
 
     name: str
@@ -68,6 +74,9 @@ class Term(ABC):
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
+
+    def prepare(self, teachers: Sequence[NetworkOutput], settings: StepSettings) -> None:  # noqa: B027
+        """Take in what the teacher made of all micro-batches of this rank; all ranks call, before the first loss."""
 
     @abstractmethod
     def measure(self, outputs: Outputs, settings: StepSettings) -> TermValue:
@@ -85,11 +94,12 @@ class Term(ABC):
         """What a checkpoint keeps, the same on every rank; the tensors themselves: a restore writes into them."""
         return {}
 
-    def derived(self, loss: float) -> dict[str, float]:
-        """Further numbers for the record.
+    def derived(self, loss: float, averages: Mapping[str, float]) -> dict[str, float]:
+        """Further numbers for the record; one under the name of an average takes its place.
 
         Args:
             loss: the mean of this term, weighted, over an interval.
+            averages: of all that is logged; each 0 where there is only to say which numbers there will be.
         """
         return {}
 

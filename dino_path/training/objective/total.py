@@ -10,16 +10,34 @@ import torch
 from torch import Tensor
 
 from dino_path.config import ObjectiveConfig, TrainingConfig
+from dino_path.distributed import World
+from dino_path.model.head import NetworkOutput
 from dino_path.training.objective.dino import DinoTerm
+from dino_path.training.objective.ibot import IbotTerm
+from dino_path.training.objective.kde import KdeTerm
+from dino_path.training.objective.koleo import KoleoTerm
 from dino_path.training.objective.term import Collapse, Needs, Outputs, Term
 from dino_path.training.schedules import StepSettings
 
 TermStates = dict[str, dict[str, Tensor]]
 
 
-def build_terms(config: ObjectiveConfig, training: TrainingConfig, device: torch.device) -> list[Term]:
-    """The terms in the order in which they are added up. A new one has its line here, and nowhere else."""
-    return [DinoTerm(config.dino, config.targets, is_fused=training.fused_loss, device=device)]
+def build_terms(config: ObjectiveConfig, training: TrainingConfig, world: World) -> list[Term]:
+    """The terms with a weight, in the order in which they are added up. A new one has its line here, and nowhere else.
+
+    Raises:
+        ConfigError: a term that has a weight has nothing to measure in batches of the given size.
+    """
+    terms: list[Term] = []
+    if config.dino.weight > 0:
+        terms.append(DinoTerm(config.dino, config.targets, is_fused=training.fused_loss, world=world))
+    if config.ibot.weight > 0:
+        terms.append(IbotTerm(config, training, world))
+    if config.koleo.weight > 0:
+        terms.append(KoleoTerm(config.koleo, training))
+    if config.kde.weight > 0:
+        terms.append(KdeTerm(config.kde, training))
+    return terms
 
 
 class Objective:
@@ -27,7 +45,15 @@ class Objective:
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = {term.name: term for term in terms}
-        self.needs = Needs(patches=any(term.needs.patches for term in terms))
+        self.needs = Needs(
+            patches=any(term.needs.patches for term in terms), masks=any(term.needs.masks for term in terms)
+        )
+
+    @torch.no_grad()
+    def prepare(self, teachers: Sequence[NetworkOutput], settings: StepSettings) -> None:
+        """Let the terms see what the teacher made of all micro-batches of this rank; all ranks call, once a step."""
+        for term in self.terms.values():
+            term.prepare(teachers, settings)
 
     def measure(self, outputs: Outputs, settings: StepSettings) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, with gradient, and all scalars for the record, without.
@@ -73,7 +99,7 @@ class Objective:
         """Further numbers for a record, of its averages."""
         found: dict[str, float] = {}
         for term in self.terms.values():
-            found |= term.derived(averages.get(f"{term.name}_loss", averages["loss"]))
+            found |= term.derived(averages.get(f"{term.name}_loss", averages["loss"]), averages)
         return found
 
     def find_collapse(self, averages: Mapping[str, float]) -> Collapse | None:

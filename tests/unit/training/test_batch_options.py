@@ -3,18 +3,18 @@
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules, training_of
+from torch import Tensor
 
 from dino_path.config import Config
 from dino_path.errors import ConfigError
+from dino_path.model.head import NetworkOutput
 from dino_path.training.acceleration import checkpoint_activations, compile_blocks
 from dino_path.training.learner import Learner
-from dino_path.training.objective.term import Outputs
 from dino_path.training.step import StepReport, train_step
 from dino_path.views.batches import ViewBatch
 
@@ -82,16 +82,18 @@ def test_one_micro_batch_that_is_not_finite_skips_the_whole_step(
     config = tiny_config(tiles_folder, OUT, *DIVIDED)
     learner, schedules = tiny_learner(config), tiny_schedules(config)
     train_step(learner, micro_batches(config, 0), schedules.at(0), step=0)
-    before, forward, calls = state_of(learner), learner.forward, []
+    before, study, calls = state_of(learner), learner.study, []
 
-    def broken_once(batch: ViewBatch) -> Outputs:
-        outputs = forward(batch)
+    def broken_once(global_views: Tensor, batch: ViewBatch) -> NetworkOutput:
+        output = study(global_views, batch)
         calls.append(batch)
-        projection = outputs.student.projection
-        broken = projection._replace(bottleneck=projection.bottleneck * (math.nan if len(calls) == 2 else 1))
-        return replace(outputs, student=outputs.student._replace(projection=broken))
+        assert output.projection is not None
+        broken = output.projection._replace(
+            bottleneck=output.projection.bottleneck * (math.nan if len(calls) == 2 else 1)
+        )
+        return output._replace(projection=broken)
 
-    monkeypatch.setattr(learner, "forward", broken_once)
+    monkeypatch.setattr(learner, "study", broken_once)
     report = train_step(learner, micro_batches(config, 1), schedules.at(1), step=1)
     assert len(calls) == 4
     assert report.is_skipped

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import state_in
+from runs import metrics_of, state_in
 from tiny import ALONE, differences, tiny_config, write_tiles
 from typer.testing import CliRunner
 
@@ -45,7 +45,7 @@ def test_a_run_continued_from_its_middle_ends_with_the_weights_of_the_undisturbe
     start = f"training.continue_from={whole.checkpoint_file(5)}"
     rest = go(tiles_folder, tmp_path / "rest", *settings, start)
     assert differences(state_in(whole.checkpoint_file(10)), state_in(rest.checkpoint_file(10))) == []
-    told, expected = rest.read_metrics(), whole.read_metrics()[5:]
+    told, expected = metrics_of(rest), metrics_of(whole)[5:]
     for name in ("step", "loss", "lr", "momentum", "epoch", "tiles_seen", "num_steps", "grad_norm"):
         assert [record[name] for record in told] == [record[name] for record in expected]
 
@@ -76,9 +76,9 @@ def test_schedules_are_extended_or_restarted_and_the_seam_is_said(
     caplog.set_level("INFO")
     old = go(tiles_folder, tmp_path / "old", KEEP_ALL)
     start = f"training.continue_from={old.path}"
-    extended = go(tiles_folder, tmp_path / "extended", start, "training.num_steps=14").read_metrics()
+    extended = metrics_of(go(tiles_folder, tmp_path / "extended", start, "training.num_steps=14"))
     assert [record["step"] for record in extended] == [10, 11, 12, 13]
-    as_one_run = go(tiles_folder, tmp_path / "one", "training.num_steps=14").read_metrics()
+    as_one_run = metrics_of(go(tiles_folder, tmp_path / "one", "training.num_steps=14"))
     for name in ("lr", "weight_decay", "momentum", "teacher_temp", "epoch", "tiles_seen"):
         assert [record[name] for record in extended] == [record[name] for record in as_one_run[10:]]
     assert says(caplog, "schedules=extend: as in one run of 14 steps, from its step 10 on; last there -> first here")
@@ -88,7 +88,7 @@ def test_schedules_are_extended_or_restarted_and_the_seam_is_said(
     restarted = go(tiles_folder, tmp_path / "restarted", start, "training.schedules=restart", "training.num_steps=4")
     alone = go(tiles_folder, tmp_path / "alone", "training.num_steps=4")
     for name in ("step", "lr", "weight_decay", "momentum", "teacher_temp", "epoch", "tiles_seen"):
-        of_each = ([record[name] for record in run.read_metrics()] for run in (restarted, alone))
+        of_each = ([record[name] for record in metrics_of(run)] for run in (restarted, alone))
         assert next(of_each) == next(of_each)
     assert says(caplog, "schedules=restart: 4 steps of their own, with warm-ups")
     assert says(caplog, "order and epochs begin anew at step 0; with training.seed=0 as before")
@@ -112,7 +112,7 @@ def test_other_tiles_begin_their_own_epochs_at_the_seam_and_lengths_in_epochs_ar
     settings = (f"training.continue_from={old.path}", "training.num_steps=null", "training.num_epochs=1.5", KEEP_ALL)
     new = go(more, tmp_path / "new", *settings)
     assert asked == [(0, 6)], "the stream of tiles begins anew"
-    records = new.read_metrics()
+    records = metrics_of(new)
     assert [record["step"] for record in records] == [*range(10, 16)]
     assert [record["epoch"] for record in records] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
     assert [record["tiles_seen"] for record in records] == [44, 48, 52, 56, 60, 64]
@@ -131,7 +131,7 @@ def test_another_global_batch_counts_tiles_over_both(tiles_folder: Path, tmp_pat
     old = go(tiles_folder, tmp_path / "old")
     length = ("training.num_steps=null", "training.num_tiles=64", "training.batch_size_per_gpu=8")
     new = go(tiles_folder, tmp_path / "new", f"training.continue_from={old.path}", *length)
-    assert [record["tiles_seen"] for record in new.read_metrics()] == [48, 56, 64]
+    assert [record["tiles_seen"] for record in metrics_of(new)] == [48, 56, 64]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_finished_run_called_with_another_length_says_what_to_type(tiles_folde
     words = refusal.value.remedy.rpartition(": ")[2]
     assert words == f"'out={tmp_path / 'a run-3'}' 'training.continue_from={old.path}'"
     longer = go(tiles_folder, tmp_path / "a run-3", f"training.continue_from={old.path}", "training.num_steps=4")
-    assert [record["step"] for record in longer.read_metrics()] == [2, 3]
+    assert [record["step"] for record in metrics_of(longer)] == [2, 3]
     with pytest.raises(CheckpointError) as refusal:  # networks cannot be continued from: nothing is offered
         go(tiles_folder, old.path, "objective.dino.num_prototypes=32")
     assert "continue_from" not in refusal.value.remedy

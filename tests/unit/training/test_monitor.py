@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import ALONE
 
 from dino_path.config import DinoConfig, TargetsConfig
 from dino_path.training.monitor import MAX_FEATURE_ROWS, FeatureWindow, feature_spread, find_feature_collapse, rankme
@@ -71,7 +72,7 @@ HEALTHY = {"teacher_entropy": 3.0, "kl": 0.4, "prototypes_used": 300.0}
 )
 def test_dinos_collapse_is_named_and_health_is_not(signs: dict[str, float], mode: str | None) -> None:
     config = DinoConfig(num_prototypes=4096)
-    term = DinoTerm(config, TargetsConfig(), is_fused=True, device=torch.device("cpu"))
+    term = DinoTerm(config, TargetsConfig(), is_fused=True, world=ALONE)
     collapse = term.find_collapse(HEALTHY | signs)
     assert (collapse.mode if collapse else None) == mode
     if collapse:

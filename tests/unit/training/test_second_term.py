@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import keep_only_step, state_in
-from tiny import ALONE, differences, tiny_batches, tiny_config, tiny_learner, tiny_schedules
+from runs import keep_only_step, metrics_of, state_in
+from tiny import ALONE, differences, outputs_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 from toy_term import add_toy_term
 
 from dino_path.errors import ConfigError
@@ -28,7 +28,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_loss_is_the_weighted_sum_and_its_shares_are_logged(tiles_folder: Path) -> None:
     config = tiny_config(tiles_folder, OUT, "objective.dino.weight=2")
     learner, settings = tiny_learner(config), tiny_schedules(config).at(3)
-    outputs = learner.forward(tiny_batches(config).batch(0))
+    outputs = outputs_of(learner, tiny_batches(config).batch(0))
     loss, numbers = learner.objective.measure(outputs, settings)
     dino, toy = (learner.objective.terms[name].measure(outputs, settings).loss for name in ("dino", "toy"))
     torch.testing.assert_close(loss, 2 * dino + 0.5 * toy)
@@ -64,7 +64,7 @@ def test_a_run_logs_it_resumes_it_and_is_reported_with_it(
     with caplog.at_level("INFO"):
         pretrain(config, ALONE)
     run = RunFolder(tmp_path / "run")
-    last = run.read_metrics()[-1]
+    last = metrics_of(run)[-1]
     assert last["loss"] == pytest.approx(last["dino_loss"] + last["toy_loss"], rel=1e-6)
     assert {"toy_loss", "toy_length", "dino_loss"} <= logged[-1].keys()
     assert last["kl"] == pytest.approx(last["dino_loss"] - last["teacher_entropy"], abs=1e-5)
@@ -103,5 +103,5 @@ def test_patches_are_those_of_the_global_views_and_change_no_feature(tiles_folde
 @pytest.mark.usefixtures("toy")
 def test_a_backbone_without_patches_is_refused_where_a_term_needs_them(tiles_folder: Path) -> None:
     config = tiny_config(tiles_folder, OUT, "model.backbone=resnet10t", "model.arguments={}")
-    with pytest.raises(ConfigError, match="resnet10t: it has no patch tokens"):
+    with pytest.raises(ConfigError, match="resnet10t: a ResNet has no patch tokens"):
         tiny_learner(config)

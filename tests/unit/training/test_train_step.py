@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import center_of, differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
+from tiny import center_of, differences, outputs_of, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dino_path.config import Config, OptimConfig
+from dino_path.model.head import NetworkOutput
 from dino_path.training.learner import Learner
-from dino_path.training.objective.term import Outputs
 from dino_path.training.optimizer import clip_gradients
 from dino_path.training.schedules import StepSettings
 from dino_path.training.step import _HostCopy, train_step
@@ -36,15 +36,15 @@ def learner(tiles_folder: Path) -> Learner:
 
 def with_broken_student(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what the student projects be infinite from now on."""
-    forward = learner.forward
+    study = learner.study
 
-    def broken(batch: ViewBatch) -> Outputs:
-        outputs = forward(batch)
-        projection = outputs.student.projection
-        infinite = projection._replace(bottleneck=projection.bottleneck + math.inf)
-        return replace(outputs, student=outputs.student._replace(projection=infinite))
+    def broken(global_views: Tensor, batch: ViewBatch) -> NetworkOutput:
+        output = study(global_views, batch)
+        assert output.projection is not None
+        infinite = output.projection._replace(bottleneck=output.projection.bottleneck + math.inf)
+        return output._replace(projection=infinite)
 
-    monkeypatch.setattr(learner, "forward", broken)
+    monkeypatch.setattr(learner, "study", broken)
 
 
 def test_student_and_teacher_start_alike_and_share_no_storage(learner: Learner) -> None:
@@ -215,7 +215,7 @@ def test_gradients_below_the_limit_stay_to_the_bit() -> None:
     for value in module.parameters():
         value.grad = torch.full_like(value, 0.1)
     before = [value.grad.clone() for value in module.parameters() if value.grad is not None]
-    clip_gradients([list(module.parameters())], OptimConfig(clip_norm=3.0))
+    clip_gradients({"all": list(module.parameters())}, OptimConfig(clip_norm=3.0))
     assert all(torch.equal(a, b.grad) for a, b in zip(before, module.parameters(), strict=True) if b.grad is not None)
 
 
@@ -241,10 +241,14 @@ def test_a_step_sees_the_same_views_whether_workers_or_the_device_finish_them(ti
         for where in ("false", "true")
     ]
     learner = tiny_learner(tiny_config(tiles_folder, Path("unused")))
-    finished, on_device = (learner.forward(batch).teacher.projection.logits() for batch in batches)
-    raw = learner.forward(replace(batches[1], global_parameters=torch.empty(8, 0), local_parameters=torch.empty(8, 0)))
+    raw_batch = replace(batches[1], global_parameters=torch.empty(8, 0), local_parameters=torch.empty(8, 0))
+    finished, on_device, raw = (
+        outputs.teacher.projection.logits()
+        for batch in (*batches, raw_batch)
+        if (outputs := outputs_of(learner, batch)).teacher.projection is not None
+    )
     assert torch.isfinite(on_device).all()
-    assert (on_device - finished).abs().mean() < 0.2 * (raw.teacher.projection.logits() - finished).abs().mean()
+    assert (on_device - finished).abs().mean() < 0.2 * (raw - finished).abs().mean()
 
 
 class Waits(TorchDispatchMode):
