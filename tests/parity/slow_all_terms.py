@@ -34,7 +34,13 @@ class SlowAllTerms:
         self.untouched: set[str] = set()
 
     def step(
-        self, views: list[list[Tensor]], hidden: list[list[list[int]]], settings: StepSettings, *, lr: float, ramp: float
+        self,
+        views: list[list[Tensor]],
+        hidden: list[list[list[int]]],
+        settings: StepSettings,
+        *,
+        lr: float,
+        ramp: float,
     ) -> dict[str, float]:
         """One update; returns the terms' shares of the loss, by their names.
 
@@ -56,7 +62,10 @@ class SlowAllTerms:
 
         tokens = {(v, b): self._global_tokens(self.student, views[v][b], hidden[v][b]) for v, b in places}
         features = [
-            [tokens[v, b][0] if v < 2 else self.student.backbone(self._pixels(image))[0] for b, image in enumerate(view)]
+            [
+                tokens[v, b][0] if v < 2 else self.student.backbone(self._pixels(image))[0]
+                for b, image in enumerate(view)
+            ]
             for v, view in enumerate(views)
         ]
         shares = {

@@ -108,9 +108,7 @@ def head_logits(head: nn.Module, x: Tensor) -> list[Tensor]:
     return [g[0] * (v * x).sum() / (v * v).sum().sqrt() for v, g in zip(prototypes, lengths, strict=True)]
 
 
-def adamw(
-    parameter: Tensor, gradient: Tensor, moments: Moments | None, *, lr: float, weight_decay: float
-) -> Moments:
+def adamw(parameter: Tensor, gradient: Tensor, moments: Moments | None, *, lr: float, weight_decay: float) -> Moments:
     """Move one parameter (Loshchilov & Hutter 2019, algorithm 2); returns its new moments."""
     first, second, count = moments or (torch.zeros_like(gradient), torch.zeros_like(gradient), 0)
     first = BETA1 * first + (1 - BETA1) * gradient
