@@ -1,4 +1,4 @@
-"""Hidden patches in every kind of ViT: the mask token enters before positions, and nothing of the pixels gets through."""
+"""Hidden patches in every kind of ViT: the mask token enters before positions, and no pixel gets through."""
 
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def test_projections_are_those_of_the_chosen_patches_in_their_order(kind: str) -
     hidden[0, [0, 5]] = hidden[1, [2, columns**2 - 1]] = True
     chosen = hidden.flatten().nonzero().flatten()
     output = network([images], with_patches=True, hidden=hidden, chosen=chosen)
-    expected = network.head(torch.stack([output.patches[0, 0], output.patches[0, 5], output.patches[1, 2], output.patches[1, -1]]))  # fmt: skip
+    first, second = output.patches
+    expected = network.head(torch.stack([first[0], first[5], second[2], second[-1]]))
     torch.testing.assert_close(output.patch_projection.logits(), expected.logits())
     torch.testing.assert_close(output.projection.logits(), network.head(output.features).logits())
 

@@ -68,7 +68,8 @@ def test_the_optimizer_uses_each_parameters_factor_and_decays_as_without(tiles_f
 )
 def test_layer_decay_rises_towards_the_head_in_other_backbones(name: str, arguments: dict[str, Argument]) -> None:
     backbone = build_backbone(name, arguments)
-    head = DinoHead(int(backbone.num_features), 8, hidden=8, bottleneck=4, num_layers=2, batch_norm=False, norm_last_layer=True)  # type: ignore[arg-type]  # fmt: skip
+    widths = {"hidden": 8, "bottleneck": 4, "num_layers": 2}
+    head = DinoHead(int(backbone.num_features), 8, **widths, batch_norm=False, norm_last_layer=True)  # type: ignore[arg-type]
     optim = tiny_config(Path(), Path("unused"), "optim.layer_decay=0.9").optim
     factors = lr_factors(DinoNetwork(backbone, head), optim)
     in_order = [factors[f"backbone.{name}"] for name, _ in backbone.named_parameters()]
