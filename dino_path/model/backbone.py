@@ -77,12 +77,6 @@ def layers_of(backbone: nn.Module) -> dict[str, int]:
     return {name: layer for name, layer in layers.items() if not name.startswith(("norm.", "fc_norm.", "head."))}
 
 
-def patch_grid(backbone: nn.Module, size_px: int) -> tuple[int, int]:
-    """(rows, columns) of patches that a ViT cuts an image of this edge into."""
-    height, width = backbone.patch_embed.patch_size  # type: ignore[union-attr, misc]
-    return size_px // int(height), size_px // int(width)
-
-
 def backbone_arguments(name: str) -> dict[str, Argument]:
     """The timm arguments that we add for multi-crop: position embeddings that follow the input size."""
     arch = architecture(name)

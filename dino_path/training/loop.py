@@ -16,6 +16,7 @@ from dino_path.errors import StoppedBySignal
 from dino_path.lock import only_writer
 from dino_path.model.backbone import build_backbone, check_input_sizes, count_parameters
 from dino_path.model.checkpoint import Start, lineage
+from dino_path.model.sizes import patch_grid
 from dino_path.progress import meter
 from dino_path.records.environment import write_environment
 from dino_path.records.start import write_start
@@ -36,6 +37,7 @@ from dino_path.training.step import train_step
 from dino_path.training.unreadable import UnreadableTiles, keep_image_list, tiles_as_begun
 from dino_path.training.watch import Watch
 from dino_path.views.batches import ViewBatch, ViewBatches, iterate_batches, sent_ahead
+from dino_path.views.masks import MaskDrawer
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def _train(
         save_checkpoint(run, learner, config, tiles, step=start, starts=starts)
     unreadable = UnreadableTiles(run, tiles, config.store)
     first, num_steps = start - clock.stream_start, clock.num_steps - clock.stream_start
-    batches = view_batches(config, training, tiles, world, start=first, num_steps=num_steps)
+    batches = view_batches(config, training, tiles, learner, start=first, num_steps=num_steps)
     with (
         stop_signals(is_told=world.is_first) as stop,
         Watch(config, learner, schedules, run, unreadable, start=start, knn=knn) as watch,
@@ -138,9 +140,17 @@ def _train(
 
 
 def view_batches(
-    config: Config, training: TrainingConfig, tiles: TileSource, world: World, *, start: int, num_steps: int
+    config: Config, training: TrainingConfig, tiles: TileSource, learner: Learner, *, start: int, num_steps: int
 ) -> Iterator[ViewBatch]:
     """This rank's micro-batches from step `start` on; steps are counted from where the stream of tiles begins."""
+    world, masks = learner.world, None
+    if learner.objective.needs.masks:
+        masks = MaskDrawer(
+            config.objective.ibot.masks,
+            patch_grid(config.model.backbone, config.model.backbone_arguments, config.views.global_px),
+            seed=training.seed,
+            global_batch_size=learner.global_batch_size,
+        )
     batches = ViewBatches(
         tiles,
         config.views,
@@ -150,6 +160,7 @@ def view_batches(
         rank=world.rank,
         world_size=world.size,
         accumulate_steps=training.accumulate_steps,
+        masks=masks,
     )
     pin_memory = world.device.type == "cuda"
     num_workers = min(usable_cores() - 1, 8) if training.num_workers is None else training.num_workers

@@ -103,5 +103,5 @@ def test_patches_are_those_of_the_global_views_and_change_no_feature(tiles_folde
 @pytest.mark.usefixtures("toy")
 def test_a_backbone_without_patches_is_refused_where_a_term_needs_them(tiles_folder: Path) -> None:
     config = tiny_config(tiles_folder, OUT, "model.backbone=resnet10t", "model.arguments={}")
-    with pytest.raises(ConfigError, match="resnet10t: it has no patch tokens"):
+    with pytest.raises(ConfigError, match="resnet10t: a ResNet has no patch tokens"):
         tiny_learner(config)
