@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from dino_path.training.step import train_step
 from dino_path.views.batches import ViewBatch
 from dino_path.views.masks import MaskDrawer, ViewMasks
 
+OBJECTIVES = ("dino", "dinov2")
 ARCHS = ("vit_tiny", "vit_small", "vit_base", "vit_large")  # all with patches of 16 px
 SETTINGS = StepSettings(lr=5e-4, weight_decay=0.04, momentum=0.996, teacher_temp=0.04, last_layer_frozen=False)
 # Targets: the center's update, or Sinkhorn-Knopp's rounds.
@@ -60,7 +61,7 @@ class Work:
     local_px: int
     num_local: int
     device: torch.device
-    objective: Literal["dino", "dinov2"] = "dino"
+    objective: str = "dino"
     """dinov2: [CLS] and masked patches with a head each, Sinkhorn-Knopp, KoLeo, LayerScale, trained prototype lengths."""
     drop_path_rate: float = 0.1
 
@@ -161,18 +162,22 @@ def our_contender(
     if work.device.type == "cuda":
         batch = batch.pin_memory()
 
+    def step() -> None:
+        train_step(learner, [batch.sent_to(work.device)], SETTINGS, step=0)
+
     def staged_step(watch: Stopwatch) -> None:
         watch.lap()
-        seen = learner.global_views(batch)
+        sent = batch.sent_to(work.device)
+        seen = learner.global_views(sent)
         watch.lap("views")
-        taught = learner.teach(seen, batch.masks)
+        taught = learner.teach(seen, sent.masks)
         watch.lap("teacher")
         learner.objective.prepare([taught], SETTINGS)
         watch.lap("targets")
         with contextlib.ExitStack() as stack:
             for head in learner.student.heads:
                 stack.enter_context(watch.around(head, before="student", inside="head"))
-            outputs = Outputs(learner.study(seen, batch), taught, batch.masks)
+            outputs = Outputs(learner.study(seen, sent), taught, sent.masks)
         loss, _ = learner.objective.measure(outputs, SETTINGS)
         watch.lap("loss")
         learner.optimizer.zero_grad(set_to_none=True)
@@ -186,7 +191,7 @@ def our_contender(
         learner.objective.update(learner.objective.to_average(outputs))
         watch.lap("targets")
 
-    return Contender(f"dino_path, {precision}", lambda: train_step(learner, [batch], SETTINGS, step=0), staged_step)
+    return Contender(f"dino_path, {precision}", step, staged_step)
 
 
 def peer_views(work: Work) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

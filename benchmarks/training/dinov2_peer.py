@@ -26,9 +26,11 @@ import argparse
 import importlib
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -109,7 +111,7 @@ class BlockDiagonalMask:
     def starts(self, device: torch.device) -> Tensor:
         """Where each image's tokens begin, and the end of the last."""
         if not hasattr(self, "_starts"):
-            self._starts = F.pad(torch.tensor(self.lengths, dtype=torch.int32).cumsum(0, torch.int32), (1, 0)).to(device)
+            self._starts = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=device)
         return self._starts
 
 
@@ -285,7 +287,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("peer", type=Path, metavar="CHECKOUT")
     peer = parser.parse_args().peer
-    work = Work("vit_tiny", 4, 1024, 64, 64, 2, torch.device("cpu"), objective="dinov2", drop_path_rate=0.0)
+    warnings.simplefilter("ignore")  # the peer is of 2023
+    work = Work("vit_tiny", 4, 1024, 224, 224, 2, torch.device("cpu"), objective="dinov2", drop_path_rate=0.0)
     with peer_without_gpu(work.device):
         model = build_peer(work, "fp32", peer)
         learner, batch = our_learner(work, "fp32"), random_batch(work)
@@ -313,7 +316,7 @@ def main() -> None:
     }
     print(f"{'loss':12s} {'dino_path':>12s} {'dinov2':>12s}")
     for name, share in theirs_by_term.items():
-        print(f"{name:12s} {float(numbers[f'{name}_loss']):12.6f} {float(share):12.6f}")
+        print(f"{name:12s} {numbers[f'{name}_loss'].item():12.6f} {share.item():12.6f}")
     print(f"\n{'gradient':12s} {'dino_path':>12s} {'dinov2':>12s}")
     ours = {
         "backbone": [learner.student.backbone, learner.student.mask_token],
@@ -325,7 +328,7 @@ def main() -> None:
             nn.utils.get_total_norm([p.grad for network in those for p in network.parameters() if p.grad is not None])
             for those in (networks, [model.student[name]])
         ]
-        print(f"{name:12s} {float(norms[0]):12.6f} {float(norms[1]):12.6f}")
+        print(f"{name:12s} {norms[0].item():12.6f} {norms[1].item():12.6f}")
 
 
 if __name__ == "__main__":
