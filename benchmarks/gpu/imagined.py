@@ -210,6 +210,8 @@ def count(kind: str, work: Work, peer: Path | None) -> Counts:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", choices=OBJECTIVES, default="dino")
+    parser.add_argument("--drop-path-rate", type=float, default=0.1, help="of both sides")
+    parser.add_argument("--drop-path-schedule", choices=("linear", "constant"), default="linear")
     parser.add_argument("--peer", type=Path, help="checkout of facebookresearch/dino, or of dinov2 for its objective")
     parser.add_argument("--archs", nargs="+", choices=ARCHS, default=["vit_small", "vit_base", "vit_large"])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
@@ -230,15 +232,14 @@ def main() -> int:
         "|---|---|---|---|---|---|---|---|"
     )
     num_waits = 0
+    of_all = (
+        arguments.prototypes, 224, 96, 8, GPU,
+        arguments.objective, arguments.drop_path_rate, arguments.drop_path_schedule,
+    )  # fmt: skip
     for arch in arguments.archs:
         counts = {
             kind: [
-                count(
-                    kind,
-                    Work(arch, batch, arguments.prototypes, 224, 96, 8, GPU, arguments.objective),
-                    arguments.peer,
-                )
-                for batch in (few, many)
+                count(kind, Work(arch, batch, *of_all), arguments.peer) for batch in (few, many)
             ]
             for kind in arguments.kinds
         }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ class Work:
     objective: str = "dino"
     """dinov2: [CLS] and masked patches with a head each, Sinkhorn-Knopp, KoLeo, LayerScale, trained prototype lengths."""
     drop_path_rate: float = 0.1
+    drop_path_schedule: Literal["linear", "constant"] = "linear"
 
 
 @dataclass
@@ -137,7 +138,7 @@ def random_masks(work: Work) -> ViewMasks:
 def our_learner(work: Work, precision: str, **options: Any) -> Learner:
     """`options`: of TrainingConfig."""
     world = World(rank=0, size=1, local_rank=0, device=work.device)
-    model = ModelConfig(backbone=f"{work.arch}_patch16_224", drop_path_rate=work.drop_path_rate)
+    model = ModelConfig(backbone=f"{work.arch}_patch16_224", drop_path_rate=work.drop_path_rate, drop_path_schedule=work.drop_path_schedule)
     objective, optim = ObjectiveConfig(dino=DinoConfig(num_prototypes=work.prototypes)), OptimConfig()
     if work.objective == "dinov2":
         model = model.model_copy(update={"arguments": {"init_values": 1e-5}})

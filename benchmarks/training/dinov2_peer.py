@@ -68,7 +68,7 @@ def settings_of(work: Work, precision: str, peer: Path) -> Settings:
     settings: Settings = json.loads(json.dumps(yaml.safe_load(text)), object_hook=Settings)
     changes: dict[str, dict[str, Any]] = {
         "student": {
-            "arch": work.arch, "patch_size": 16, "drop_path_rate": work.drop_path_rate, "drop_path_uniform": False,
+            "arch": work.arch, "patch_size": 16, "drop_path_rate": work.drop_path_rate, "drop_path_uniform": work.drop_path_schedule == "constant",
         },
         "crops": {"global_crops_size": work.global_px, "local_crops_number": work.num_local},
         "dino": {"head_n_prototypes": work.prototypes},
@@ -188,6 +188,7 @@ def import_peer(peer: Path, dtype: torch.dtype) -> Any:
         transformers.DinoVisionTransformer, embed_dim=192, depth=12, num_heads=3,
         block_fn=partial(transformers.Block, attn_class=transformers.MemEffAttention),
     )  # fmt: skip
+    importlib.import_module("dinov2.layers.block").attn_bias_cache.clear()  # of another run's imagined GPU
     return importlib.import_module("dinov2.train.ssl_meta_arch")
 
 
