@@ -238,9 +238,7 @@ def main() -> int:
     )  # fmt: skip
     for arch in arguments.archs:
         counts = {
-            kind: [
-                count(kind, Work(arch, batch, *of_all), arguments.peer) for batch in (few, many)
-            ]
+            kind: [count(kind, Work(arch, batch, *of_all), arguments.peer) for batch in (few, many)]
             for kind in arguments.kinds
         }
         for kind, (one, other) in counts.items():

@@ -87,7 +87,9 @@ def main() -> None:
     warnings.simplefilter("ignore")  # the peers are of 2021 and 2023
     print(
         f"{arguments.arch}/16, {arguments.batch} tiles, 2 x {arguments.global_px} + {arguments.num_local} x"
-        f" {arguments.local_px} px, {arguments.prototypes} prototypes, objective {arguments.objective}; torch {torch.__version__}, CPU, one thread"
+        f" {arguments.local_px} px, {arguments.prototypes} prototypes, objective {arguments.objective},"
+        f" stochastic depth {arguments.drop_path_rate:g} {arguments.drop_path_schedule}; torch {torch.__version__}, CPU,"
+        " one thread"
     )
     work = Work(
         arguments.arch, arguments.batch, arguments.prototypes, arguments.global_px, arguments.local_px,

@@ -62,7 +62,7 @@ class Work:
     num_local: int
     device: torch.device
     objective: str = "dino"
-    """dinov2: [CLS] and masked patches with a head each, Sinkhorn-Knopp, KoLeo, LayerScale, trained prototype lengths."""
+    """dinov2: [CLS] and masked patches, a head for each, Sinkhorn-Knopp, KoLeo, LayerScale, trained prototype lengths"""
     drop_path_rate: float = 0.1
     drop_path_schedule: Literal["linear", "constant"] = "linear"
 
@@ -138,7 +138,11 @@ def random_masks(work: Work) -> ViewMasks:
 def our_learner(work: Work, precision: str, **options: Any) -> Learner:
     """`options`: of TrainingConfig."""
     world = World(rank=0, size=1, local_rank=0, device=work.device)
-    model = ModelConfig(backbone=f"{work.arch}_patch16_224", drop_path_rate=work.drop_path_rate, drop_path_schedule=work.drop_path_schedule)
+    model = ModelConfig(
+        backbone=f"{work.arch}_patch16_224",
+        drop_path_rate=work.drop_path_rate,
+        drop_path_schedule=work.drop_path_schedule,
+    )
     objective, optim = ObjectiveConfig(dino=DinoConfig(num_prototypes=work.prototypes)), OptimConfig()
     if work.objective == "dinov2":
         model = model.model_copy(update={"arguments": {"init_values": 1e-5}})
@@ -150,7 +154,10 @@ def our_learner(work: Work, precision: str, **options: Any) -> Learner:
         )
         optim = OptimConfig(layer_decay=0.9, patch_embed_lr=0.2, clip_scope="module", freeze_by="zero_lr")
     training = TrainingConfig(
-        num_steps=1, precision=precision, batch_size_per_gpu=work.batch, **options  # type: ignore[arg-type]
+        num_steps=1,
+        precision=precision,
+        batch_size_per_gpu=work.batch,
+        **options,  # type: ignore[arg-type]
     )
     return Learner(model, objective, optim, training, world)
 

@@ -1,4 +1,4 @@
-"""facebookresearch/dinov2's own step, for benchmarks/training and benchmarks/gpu; alone it proves that ours is the same.
+"""facebookresearch/dinov2's own step, for benchmarks/training and gpu; run alone it compares its loss with ours.
 
     uv run python benchmarks/training/dinov2_peer.py CHECKOUT_OF_facebookresearch/dinov2
 
@@ -68,7 +68,8 @@ def settings_of(work: Work, precision: str, peer: Path) -> Settings:
     settings: Settings = json.loads(json.dumps(yaml.safe_load(text)), object_hook=Settings)
     changes: dict[str, dict[str, Any]] = {
         "student": {
-            "arch": work.arch, "patch_size": 16, "drop_path_rate": work.drop_path_rate, "drop_path_uniform": work.drop_path_schedule == "constant",
+            "arch": work.arch, "patch_size": 16,
+            "drop_path_rate": work.drop_path_rate, "drop_path_uniform": work.drop_path_schedule == "constant",
         },
         "crops": {"global_crops_size": work.global_px, "local_crops_number": work.num_local},
         "dino": {"head_n_prototypes": work.prototypes},
@@ -87,6 +88,7 @@ class BlockDiagonalMask:
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = lengths
         self._batch_sizes: list[int] = []  # of each resolution; the peer writes it
+        self._starts: Tensor | None = None
 
     @classmethod
     def from_seqlens(cls, lengths: Sequence[int]) -> BlockDiagonalMask:
@@ -104,13 +106,12 @@ class BlockDiagonalMask:
         lengths = [self.lengths[first] for first in firsts]
         sizes = [length * number for length, number in zip(lengths, self._batch_sizes, strict=True)]
         return [
-            part.view(-1, length, *row.shape[2:])
-            for part, length in zip(row.split(sizes, dim=1), lengths, strict=True)
+            part.view(-1, length, *row.shape[2:]) for part, length in zip(row.split(sizes, dim=1), lengths, strict=True)
         ]
 
     def starts(self, device: torch.device) -> Tensor:
         """Where each image's tokens begin, and the end of the last."""
-        if not hasattr(self, "_starts"):
+        if self._starts is None:  # as xformers keeps them: the peer has one mask for each shape
             self._starts = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=device)
         return self._starts
 
@@ -298,9 +299,7 @@ def main() -> None:
             named = {
                 name.replace("backbone.mask_token", "mask_token.weight")
                 .replace("dino_head.", "head.")
-                .replace("ibot_head.", "patch_head.")
-                .replace("last_layer.parametrizations.weight.original0", "last_layer.weight_g")
-                .replace("last_layer.parametrizations.weight.original1", "last_layer.weight_v"): each
+                .replace("ibot_head.", "patch_head."): each
                 for name, each in state.items()
             }
             network.load_state_dict(named)
