@@ -88,8 +88,8 @@ def main() -> None:
     print(
         f"{arguments.arch}/16, {arguments.batch} tiles, 2 x {arguments.global_px} + {arguments.num_local} x"
         f" {arguments.local_px} px, {arguments.prototypes} prototypes, objective {arguments.objective},"
-        f" stochastic depth {arguments.drop_path_rate:g} {arguments.drop_path_schedule}; torch {torch.__version__}, CPU,"
-        " one thread"
+        f" stochastic depth {arguments.drop_path_rate:g} {arguments.drop_path_schedule};"
+        f" torch {torch.__version__}, CPU, one thread"
     )
     work = Work(
         arguments.arch, arguments.batch, arguments.prototypes, arguments.global_px, arguments.local_px,

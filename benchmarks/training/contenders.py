@@ -62,7 +62,7 @@ class Work:
     num_local: int
     device: torch.device
     objective: str = "dino"
-    """dinov2: [CLS] and masked patches, a head for each, Sinkhorn-Knopp, KoLeo, LayerScale, trained prototype lengths"""
+    """dinov2: [CLS] and masked patches, a head for each with trained lengths, Sinkhorn-Knopp, KoLeo, LayerScale"""
     drop_path_rate: float = 0.1
     drop_path_schedule: Literal["linear", "constant"] = "linear"
 
