@@ -79,15 +79,6 @@ def identity_of(path: Path, known: Identity | None = None) -> Identity:
     return Identity(stamp, content_digest(path))
 
 
-def is_unchanged(path: Path, known: Identity) -> bool:
-    """Whether a file has the content that it had: by its stamp, or else by its digest.
-
-    Raises:
-        OSError: a file is missing or cannot be read.
-    """
-    return identity_of(path, known).digest == known.digest
-
-
 def files_of(path: Path) -> tuple[Path, ...]:
     """The file itself and those that belong to it, sorted: a slide of some formats is several files.
 

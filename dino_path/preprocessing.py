@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from dino_path.config import Config
 
@@ -64,17 +63,4 @@ def training_preprocessing(config: Config, *, tile_px: int | None, mpp: float | 
         mpp=mpp,
         tile_px=tile_px,
         stain_normalisation=config.views.stain_normalisation,
-    )
-
-
-def folder_preprocessing(model_config: Mapping[str, Any]) -> Preprocessing:
-    """What the `config.json` of a model folder says, once it is known to hold the keys that timm needs."""
-    timm_keys = model_config["pretrained_cfg"]
-    return Preprocessing(
-        mean=tuple(timm_keys["mean"]),
-        std=tuple(timm_keys["std"]),
-        input_px=timm_keys["input_size"][1],
-        mpp=model_config.get("mpp"),
-        tile_px=model_config.get("tile_px"),
-        stain_normalisation=model_config.get("stain_normalisation"),
     )

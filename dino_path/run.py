@@ -173,21 +173,6 @@ class RunFolder:
         """All checkpoints, oldest first."""
         return files_like(self.checkpoints, "step_????????.pt")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of `metrics.jsonl`, in order; empty when there are none yet."""
-        if not self.metrics_file.exists():
-            return []
-        with self.metrics_file.open(encoding="utf-8") as stream:
-            return [json.loads(line) for line in stream if line.endswith("\n")]
-
-    def truncate_metrics(self, step: int) -> None:
-        """Drop records at or after `step`, so that a resumed run repeats none (and no torn last line)."""
-        if not self.metrics_file.exists():
-            return
-        kept = [record for record in self.read_metrics() if record["step"] < step]
-        with atomic_write(self.metrics_file) as stream:
-            stream.writelines(json.dumps(record) + "\n" for record in kept)
-
 
 def newest_checkpoint(path: Path) -> Path:
     """The checkpoint file that `path` (a run folder or a checkpoint) stands for.

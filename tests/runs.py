@@ -6,12 +6,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny import TINY
 
 from dino_path.model.checkpoint import read_checkpoint
+from dino_path.records.metrics import read_metrics
 from dino_path.run import RunFolder
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -21,13 +24,29 @@ PATIENCE_S = 240
 def state_in(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint by name: both networks, center, optimizer moments."""
     record = read_checkpoint(checkpoint)
-    state = {name: value for of_term in record.objective.values() for name, value in of_term.items()}
+    state = objective_state(record.objective)
     for network, parts in (("student", record.student), ("teacher", record.teacher)):
         for part, weights in parts.items():
             state |= {f"{network}_{part}.{name}": value for name, value in weights.items()}
     for number, moments in record.optimizer["state"].items():
         state |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     return state
+
+
+def metrics_of(run: RunFolder) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, which must all be readable."""
+    found = read_metrics(run.metrics_file)
+    assert found.unreadable == ()
+    return [record.model_dump() for record in found.records]
+
+
+def objective_state(terms: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What the terms remember by name; DINO's center is `center`, as before there were other terms."""
+    return {
+        name if term == "dino" else f"{term}.{name}": value
+        for term, of_term in terms.items()
+        for name, value in of_term.items()
+    }
 
 
 def keep_only_step(run: RunFolder, step: int) -> None:

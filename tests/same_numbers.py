@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import state_in, two_ranks
+from runs import metrics_of, state_in, two_ranks
 from tiny import ALONE, tiny_config, write_tiles
 
 from dino_path.run import RunFolder
@@ -74,7 +74,7 @@ def numbers_of(run: RunFolder) -> dict[str, Any]:
         part = parts.setdefault(name.split(".")[0], hashlib.sha256())
         part.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         part.update(value.contiguous().numpy().tobytes())
-    steps = [{name: float(record[name]).hex() for name in NUMBERS} for record in run.read_metrics()]
+    steps = [{name: float(record[name]).hex() for name in NUMBERS} for record in metrics_of(run)]
     return {"steps": steps, "sha256": {part: digest.hexdigest() for part, digest in parts.items()}}
 
 

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World
+from dino_path.model.sizes import patch_grid
 from dino_path.settings import load_config
 from dino_path.tiles.source import open_tiles
 from dino_path.training.learner import Learner
 from dino_path.training.objective.term import Outputs
 from dino_path.training.schedules import Schedules, resolve_clock, resolve_schedules
 from dino_path.views.batches import ViewBatch, ViewBatches
+from dino_path.views.masks import MaskDrawer
 
 torch.set_num_threads(1)  # models this small lose more by waiting for each other's threads than they gain
 
@@ -27,6 +29,14 @@ TINY = (
     "optim.freeze_last_layer=2 steps",
     "training.num_steps=10", "training.batch_size_per_gpu=4", "training.num_workers=0", "training.device=cpu",
     "training.checkpoint_every_steps=5", "training.momentum=0.9", "monitor.log_every_steps=1", "wandb.mode=disabled",
+)  # fmt: skip
+PATCHES = (  # iBOT beside DINO; a global view has 16 patches
+    "objective.ibot.weight=1", "objective.ibot.num_prototypes=48", "objective.ibot.head_hidden=32",
+    "objective.ibot.head_bottleneck=16", "objective.ibot.norm_last_layer=false",
+)  # fmt: skip
+ALL_TERMS = (
+    *PATCHES, "objective.koleo.weight=0.1", "objective.kde.weight=0.05", "objective.kde.ramp_start=1 steps",
+    "objective.kde.ramp_end=3 steps",
 )  # fmt: skip
 
 
@@ -70,7 +80,11 @@ def tiny_schedules(config: Config, num_tiles: int = 12) -> Schedules:
 
 def tiny_batches(config: Config, *, rank: int = 0, world_size: int = 1) -> ViewBatches:
     assert config.store is not None
-    training = training_of(config)
+    training, masks = training_of(config), None
+    if config.objective.ibot.weight > 0:
+        size = training.batch_size_per_gpu * training.accumulate_steps * world_size
+        grid = patch_grid(config.model.backbone, config.model.backbone_arguments, config.views.global_px)
+        masks = MaskDrawer(config.objective.ibot.masks, grid, seed=training.seed, global_batch_size=size)
     return ViewBatches(
         open_tiles(config.store),
         config.views,
@@ -80,6 +94,7 @@ def tiny_batches(config: Config, *, rank: int = 0, world_size: int = 1) -> ViewB
         rank=rank,
         world_size=world_size,
         accumulate_steps=training.accumulate_steps,
+        masks=masks,
     )
 
 

@@ -38,6 +38,7 @@ import torch._dynamo
 from torch.profiler import ProfilerActivity, profile
 
 from dino_path.distributed import World, usable_cores
+from dino_path.records.metrics import read_metrics
 from dino_path.run import RunFolder
 from dino_path.settings import load_config
 from dino_path.slides.synthetic import stain_image
@@ -148,12 +149,12 @@ def our_loop(
         settings={"store": arguments.out / "tiles", "out": out},
     )  # fmt: skip
     pretrain(config, World(rank=0, size=1, local_rank=0, device=work.device))
-    records = RunFolder(out).read_metrics()[2:]
+    records = read_metrics(RunFolder(out).metrics_file).records[2:]
     for file in RunFolder(out).checkpoint_files():
         file.unlink()
     return (
-        statistics.median(record["tiles_per_s"] for record in records),
-        statistics.median(record["data_wait"] for record in records),
+        statistics.median(record.tiles_per_s for record in records),
+        statistics.median(record.data_wait for record in records),
     )
 
 

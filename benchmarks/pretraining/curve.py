@@ -26,6 +26,7 @@ from dino_path.cli.program import EXIT_STOPPED
 from dino_path.config import Config, EvaluationConfig
 from dino_path.evaluation.labelled.datasets import load_labelled
 from dino_path.evaluation.protocols.running import running_knn
+from dino_path.records.metrics import read_metrics
 from dino_path.run import RunFolder
 from dino_path.settings import load_config
 from dino_path.training.networks import build_network
@@ -86,9 +87,9 @@ def table(configs: list[Config]) -> str:
     for config in configs:
         assert config.out is not None
         column = {0: untrained_accuracy(config)}
-        for record in RunFolder(config.out).read_metrics():
-            if record.get("knn_accuracy") is not None:
-                column[int(record["tiles_seen"])] = float(record["knn_accuracy"])
+        for record in read_metrics(RunFolder(config.out).metrics_file).records:
+            if record.knn_accuracy is not None:
+                column[record.tiles_seen] = record.knn_accuracy
         columns.append(column)
     lines = ["| tiles seen | " + " | ".join(config.out.name for config in configs if config.out) + " |"]
     lines.append("|---" * (len(configs) + 1) + "|")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import sys
 import tempfile
@@ -32,8 +31,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dino_path.config import ViewsConfig
+from dino_path.config import MasksConfig, ViewsConfig
 from dino_path.distributed import World
+from dino_path.records.metrics import read_metrics
 from dino_path.settings import load_config
 from dino_path.slides.synthetic import stain_image
 from dino_path.slides.textures import PAINTERS
@@ -42,6 +42,7 @@ from dino_path.tiles.source import open_tiles
 from dino_path.training.loop import pretrain
 from dino_path.views.batches import ViewBatches, iterate_batches
 from dino_path.views.device import finish_views, pack
+from dino_path.views.masks import MaskDrawer
 from dino_path.views.normalisation import normalise_macenko, normalise_reinhard
 from dino_path.views.parameters import ViewParameters, draw_views
 from dino_path.views.rendering import blur, crop_and_resize, jitter_colour, render_view, turn_and_flip
@@ -90,6 +91,12 @@ def first_half(config: ViewsConfig, epoch: int, tiles: list[bytes]) -> None:
             pack(view)
 
 
+def our_masks(epoch: int, num_tiles: int) -> None:
+    """Blocks on half of the global views."""
+    masks = MaskDrawer(MasksConfig(), (14, 14), seed=0, global_batch_size=num_tiles)
+    masks.draw(epoch, 0, np.full(num_tiles, epoch), np.arange(num_tiles))
+
+
 def decode_alone(tiles: list[bytes]) -> None:
     for encoded in tiles:
         decode_tile(encoded, "tile")
@@ -116,6 +123,7 @@ def compare(tiles: list[bytes], peer: Path | None, num_rounds: int) -> None:
         "colour on device: workers' part": lambda epoch: first_half(HISTOLOGY, epoch, tiles),
         "recipe dino": lambda epoch: our_views(DINO, epoch, tiles),
         "recipe histology": lambda epoch: our_views(HISTOLOGY, epoch, tiles),
+        "masks alone (14 x 14 patches)": lambda epoch: our_masks(epoch, len(tiles)),
         "Reinhard alone": lambda _: [normalise_reinhard(decode_tile(tile, "tile")) for tile in tiles] and None,
         "Macenko alone": lambda _: [normalise_macenko(decode_tile(tile, "tile")) for tile in tiles] and None,
     }
@@ -252,11 +260,9 @@ def waiting(folder: Path, out: Path) -> None:
             settings = (f"training.num_workers={num_workers}", f"views.colour_on_device={str(on_device_too).lower()}")
             config = load_config(None, [*SMALL_MODEL, *settings], settings={"store": folder, "out": run})
             pretrain(config, World(rank=0, size=1, local_rank=0, device=device))
-            records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][
-                2:
-            ]  # the first two fill the queue
-            wait = statistics.median(record["data_wait"] for record in records)
-            rate = statistics.median(record["tiles_per_s"] for record in records)
+            records = read_metrics(run / "metrics.jsonl").records[2:]  # the first two fill the queue
+            wait = statistics.median(record.data_wait for record in records)
+            rate = statistics.median(record.tiles_per_s for record in records)
             place = "colour on device" if on_device_too else "colour in workers"
             print(f"{place}, {num_workers} workers{'':4s} {wait:6.1%} {rate:8.1f}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,8 +30,13 @@ from dino_path.errors import ConfigError
 from dino_path.launch import is_first
 
 if TYPE_CHECKING:
+    import torch
+
     from dino_path.config import TilesConfig
+    from dino_path.features.extractor import Extractor, Precision
+    from dino_path.features.layouts import LayoutName
     from dino_path.slides.find import SlideRow
+    from dino_path.tiles.images import ImageFiles
     from dino_path.tiles.source import TileSource
     from dino_path.walk import Unreadable
 
@@ -190,9 +195,46 @@ def embed(
     check_models([model])
     found = _look_at_inputs(model, words, config, overrides, allow_other_mpp=allow_other_mpp)
     loading()
+    made = _embed(
+        found, model, Path(words[0]), out, layouts=layouts, batch_size=batch_size, precision=precision, device=device,
+        num_workers=workers, allow_other_mpp=allow_other_mpp,
+    )  # fmt: skip
+    if made is None:
+        return
+    if as_json:
+        say_json({**made.record, "unreadable": [str(one) for one in found.unreadable]})
+    else:
+        say(made.text)
+        _list_lost(found.unreadable)
+    if made.some_failed or found.unreadable:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What `embed` made, as JSON and as text, and whether some slides failed."""
+
+    record: dict[str, Any]
+    text: str
+    some_failed: bool = False
+
+
+def _embed(
+    found: _Inputs,
+    model: str,
+    root: Path,
+    out: Path,
+    *,
+    layouts: Sequence[LayoutName],
+    batch_size: int | None,
+    precision: Precision,
+    device: Literal["auto", "cpu", "cuda"],
+    num_workers: int,
+    allow_other_mpp: bool,
+) -> _Made | None:
+    """Write the features; None in all processes but the first."""
     from dino_path.distributed import open_world
     from dino_path.features.embed import embed_store
-    from dino_path.features.embed_images import embed_images
     from dino_path.features.extractor import load_extractor
     from dino_path.features.from_slides import find_tiles
     from dino_path.tiles.images import ImageFiles
@@ -205,38 +247,37 @@ def embed(
         tiles = found.tiles
         if tiles is None:
             assert found.settings is not None
-            tiles = find_tiles(found.rows, found.settings, out, world=world, num_workers=max(workers, 1))
-        if not isinstance(tiles, TileStore):
-            assert isinstance(tiles, ImageFiles)
-            failed, record, text = False, {}, ""
-            if world.is_first:  # one file, one process
-                file = embed_images(
-                    extractor, tiles, out, root=Path(words[0]), batch_size=images_at_a_time, device=world.device,
-                    num_workers=workers,
-                )  # fmt: skip
-                record, text = {"num_images": len(tiles), "file": file}, f"{len(tiles):,} images -> {file}"
-                text += f"\ninput: {extractor.preprocessing.of_tiles(None, tiles.mpp).text()}"
-        else:
+            tiles = find_tiles(found.rows, found.settings, out, world=world, num_workers=max(num_workers, 1))
+        if isinstance(tiles, TileStore):
             summary = embed_store(
-                extractor,
-                tiles,
-                out,
-                layouts=layouts,
-                batch_size=images_at_a_time,
-                world=world,
-                num_workers=workers,
-                allow_other_mpp=allow_other_mpp,
-            )
-            failed, record, text = bool(summary.failed), asdict(summary), summary.text()
-    if not world.is_first:
-        return
-    if as_json:
-        say_json({**record, "unreadable": [str(one) for one in found.unreadable]})
-    else:
-        say(text)
-        _list_lost(found.unreadable)
-    if failed or found.unreadable:
-        raise typer.Exit(EXIT_SOME_FAILED)
+                extractor, tiles, out, layouts=layouts, batch_size=images_at_a_time, world=world,
+                num_workers=num_workers, allow_other_mpp=allow_other_mpp,
+            )  # fmt: skip
+            made = _Made(asdict(summary), summary.text(), some_failed=bool(summary.failed))
+            return made if world.is_first else None
+        assert isinstance(tiles, ImageFiles)
+        if not world.is_first:  # one file, one process
+            return None
+        return _embed_folder(extractor, tiles, root, out, images_at_a_time, world.device, num_workers)
+
+
+def _embed_folder(
+    extractor: Extractor,
+    images: ImageFiles,
+    root: Path,
+    out: Path,
+    batch_size: int,
+    device: torch.device,
+    num_workers: int,
+) -> _Made:
+    """Write the features of a folder of images, `root`."""
+    from dino_path.features.embed_images import embed_images
+
+    file = embed_images(
+        extractor, images, out, root=root, batch_size=batch_size, device=device, num_workers=num_workers
+    )
+    text = f"{len(images):,} images -> {file}\ninput: {extractor.preprocessing.of_tiles(None, images.mpp).text()}"
+    return _Made({"num_images": len(images), "file": file}, text)
 
 
 def _list_lost(lost: Sequence[Unreadable]) -> None:

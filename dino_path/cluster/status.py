@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dino_path.cluster.jobs import jobs_of, state_of
 from dino_path.config import Config
-from dino_path.errors import CheckpointError
+from dino_path.errors import CheckpointError, NewerFormat
+from dino_path.records.metrics import StepRecord, read_metrics
+from dino_path.records.model_folder import CONFIG_NAME, read_model_record
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.store import read_expected
 from dino_path.run import RunFolder
@@ -104,54 +104,55 @@ def _failures(records: Sequence[SlideRecord], store: Path) -> str:
 
 
 def _pretraining(run: RunFolder, config: Config) -> StageStatus:
-    records, checkpoints = run.read_metrics(), run.checkpoint_files()
-    if not records:
+    metrics, checkpoints = read_metrics(run.metrics_file), run.checkpoint_files()
+    if not metrics.records:
         return StageStatus("pretrain", "-", "no step yet")
-    last = records[-1]
-    step, num_steps = int(last["step"]) + 1, _num_steps(config, last)
+    last = metrics.records[-1]
+    step, num_steps = last.step + 1, _num_steps(config, last)
     age_s = time.time() - run.metrics_file.stat().st_mtime
     facts = [
         f"step {step}/{num_steps}",
-        f"loss {last['loss']:.3f}" if last["loss"] is not None else "no finite loss",
-        f"{last['tiles_per_s']:.0f} tiles/s",
+        f"loss {last.loss:.3f}" if last.loss is not None else "no finite loss",
+        f"{last.tiles_per_s:.0f} tiles/s",
         f"newest checkpoint {checkpoints[-1].stem}" if checkpoints else "no checkpoint yet",
     ]
-    facts += [f"collapse: {last['collapse']}"] if last["collapse"] else []
-    facts += [f"{last['num_skipped']} steps skipped"] if last["num_skipped"] else []
+    facts += [f"collapse: {last.collapse}"] if last.collapse else []
+    facts += [f"{last.num_skipped} steps skipped"] if last.num_skipped else []
+    facts += [f"{len(metrics.unreadable)} unreadable lines in metrics.jsonl"] if metrics.unreadable else []
     facts += [f"log {_quoted(run.log_file)}"] if run.log_file.is_file() else []
     if step < num_steps:
-        facts.append(f"last record {_duration(age_s)} ago, {_duration(last['eta_s'])} to go from there")
+        facts.append(f"last record {_duration(age_s)} ago, {_duration(last.eta_s)} to go from there")
     return StageStatus("pretrain", "done" if step >= num_steps else f"{step / num_steps:.0%}", ", ".join(facts))
 
 
-def _num_steps(config: Config, record: dict[str, Any]) -> int:
+def _num_steps(config: Config, record: StepRecord) -> int:
     """The run's length in steps, whatever it was given in."""
-    if "num_steps" in record:
-        return int(record["num_steps"])
+    if record.num_steps is not None:
+        return record.num_steps
     training = config.training
     assert training is not None
-    step = int(record["step"]) + 1
+    step = record.step + 1
     if training.num_steps is not None:
         return training.num_steps
     if training.num_epochs is not None:
-        return max(1, round(training.num_epochs * step / float(record["epoch"])))
+        return max(1, round(training.num_epochs * step / record.epoch))
     assert training.num_tiles is not None
-    return max(1, round(training.num_tiles * step / float(record["tiles_seen"])))
+    return max(1, round(training.num_tiles * step / record.tiles_seen))
 
 
 def _models(path: Path, digests: Collection[str]) -> list[Path]:
     """What was exported of this run: `submit pipeline` writes RUN/model, a person a folder of any name beside it."""
-    files = [file for folder in _folders_near(path) if (file := folder / "config.json").is_file()]
-    return [file for file in files if file == path / "model" / "config.json" or _is_of_run(file, digests)]
+    files = [file for folder in _folders_near(path) if (file := folder / CONFIG_NAME).is_file()]
+    return [file for file in files if file == path / "model" / CONFIG_NAME or _is_of_run(file, digests)]
 
 
 def _is_of_run(model_config: Path, digests: Collection[str]) -> bool:
     """Whether a model folder says that it was made with the config of one of these digests."""
     try:
-        told = json.loads(model_config.read_text(encoding="utf-8"))["dino_path"]["config_digest"]
-    except (OSError, ValueError, KeyError, TypeError):  # another tool's config.json
+        made = read_model_record(model_config).dino_path or {}
+    except (CheckpointError, NewerFormat):  # another tool's config.json, or of no version that we know
         return False
-    return told in digests
+    return made.get("config_digest") in digests
 
 
 def _folders_near(path: Path) -> list[Path]:

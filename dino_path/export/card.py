@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_path.config import PROTOCOL_TITLES
-from dino_path.model.folder import WEIGHTS_NAME
 from dino_path.model.locality import OUR_ARGUMENTS, is_plain
 from dino_path.preprocessing import Preprocessing
+from dino_path.records.model_folder import WEIGHTS_NAME
 
 UNKNOWN_LICENSE = "unknown"
 HEADER = """---

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from dino_path.errors import LaunchError
 from dino_path.export.format_names import NAMES
-from dino_path.model.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
+from dino_path.records.model_folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 
 # The client's own error stands on its HTTP library's base class: requests' before 1.0, httpx's since.
 HTTP_ERROR = next(

@@ -20,21 +20,23 @@ from dino_path.errors import CheckpointError
 from dino_path.export.card import UNKNOWN_LICENSE, ModelFacts, model_card
 from dino_path.export.format_names import NAMES, Format, Precision, refuse_impossible
 from dino_path.export.formats import DTYPES, TOLERANCES, write_graph
-from dino_path.export.overwriting import read_json, refuse_to_overwrite
+from dino_path.export.overwriting import refuse_to_overwrite
 from dino_path.export.reload import TOLERANCE, Loader, ReloadCheck, check_reload
 from dino_path.model.backbone import Argument, backbone_arguments, build_backbone, count_parameters
-from dino_path.model.folder import (
-    CARD_NAME,
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    read_model_folder,
-)
+from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import build_untrained
 from dino_path.model.locality import is_plain
 from dino_path.model.names import architecture
 from dino_path.model.weights import load_weights
 from dino_path.preprocessing import Preprocessing
-from dino_path.run import atomic_write, write_json
+from dino_path.records.model_folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    read_model_record,
+    write_model_record,
+)
+from dino_path.run import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +120,7 @@ def export_model(
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         building.mkdir(parents=True)
-        write_json(building / CONFIG_NAME, timm_config(state, backbone))
+        _write_config(building / CONFIG_NAME, state, backbone)
         _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
@@ -150,7 +152,7 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         CheckpointError: not a model folder.
     """
-    found = read_model_folder(folder)
+    found, record = read_model_folder(folder), read_model_record(folder / CONFIG_NAME)
     backbone = build_untrained(found, seed=0)
     facts = ModelFacts(
         architecture=found.architecture,
@@ -158,48 +160,33 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         num_features=int(backbone.num_features),  # type: ignore[arg-type]
         num_parameters=count_parameters(backbone),
         preprocessing=found.preprocessing,
-        license=read_json(folder / CONFIG_NAME).get("pretrained_cfg", {}).get("license") or UNKNOWN_LICENSE,
+        license=record.pretrained_cfg.license or UNKNOWN_LICENSE,
         graphs=tuple(name for name in NAMES.values() if (folder / name).exists()),
     )
-    provenance = read_json(folder / CONFIG_NAME).get("dino_path", {})
     with atomic_write(folder / CARD_NAME) as stream:
-        stream.write(model_card(facts, provenance, results))
+        stream.write(model_card(facts, record.dino_path or {}, results))
 
 
-def timm_config(state: ExportSource, backbone: nn.Module) -> dict[str, Any]:
-    """The content of `config.json`: timm's keys, and beside them ours, which timm ignores."""
-    preprocessing = state.preprocessing
+def _write_config(file: Path, state: ExportSource, backbone: nn.Module) -> None:
     registered: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     arguments: dict[str, Any] = {**backbone_arguments(state.backbone), **state.arguments}
     is_fixed = bool(registered.get("fixed_input_size")) and not arguments.get("dynamic_img_size", False)
     if is_fixed:
         arguments.setdefault("img_size", registered["input_size"][-1])
-    return {
-        "architecture": architecture(state.backbone),
-        "num_classes": 0,
-        "num_features": backbone.num_features,
-        "model_args": arguments,
-        "pretrained_cfg": {
-            "tag": "dino_path",
-            "custom_load": False,
-            "input_size": [3, preprocessing.input_px, preprocessing.input_px],
+    write_model_record(
+        file,
+        architecture(state.backbone),
+        arguments,
+        state.preprocessing,
+        num_features=int(backbone.num_features),  # type: ignore[arg-type]
+        tag="dino_path",
+        timm_keys={
             "fixed_input_size": is_fixed,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "num_classes": 0,
-            "pool_size": registered.get("pool_size"),
-            "first_conv": registered.get("first_conv"),
-            "classifier": registered.get("classifier"),
             "license": state.license,
+            **{name: registered.get(name) for name in ("pool_size", "first_conv", "classifier")},
         },
-        "mpp": preprocessing.mpp,
-        "tile_px": preprocessing.tile_px,
-        "stain_normalisation": preprocessing.stain_normalisation,
-        "dino_path": dict(state.provenance),
-    }
+        made=state.provenance,
+    )
 
 
 def _left_to_the_user(state: ExportSource, formats: Sequence[Format]) -> tuple[str, ...]:
@@ -256,23 +243,24 @@ def _keep_or_give_up_graphs(out: Path, building: Path) -> tuple[str, ...]:
 
 def _is_same_network(out: Path, building: Path) -> bool:
     """Whether two folders hold the same weights in the same network: graphs of one are graphs of the other."""
-    old, new = (read_json(folder / CONFIG_NAME) for folder in (out, building))
+    old, new = (read_model_record(folder / CONFIG_NAME) for folder in (out, building))
     keys = ("architecture", "model_args", "num_features")
-    sizes = [config.get("pretrained_cfg", {}).get("input_size") for config in (old, new)]
-    if any(old.get(key) != new.get(key) for key in keys) or sizes[0] != sizes[1]:
+    if any(getattr(old, key) != getattr(new, key) for key in keys):
+        return False
+    if old.pretrained_cfg.input_size != new.pretrained_cfg.input_size:
         return False
     return filecmp.cmp(out / WEIGHTS_NAME, building / WEIGHTS_NAME, shallow=False)
 
 
 def _described(folder: Path) -> str:
     """What a model of ours says it is, in a few words."""
-    config = read_json(folder / CONFIG_NAME)
-    provenance = config.get("dino_path", {})
+    record = read_model_record(folder / CONFIG_NAME)
+    provenance = record.dino_path or {}
     steps = provenance.get("steps")
     trained = provenance.get("file") or (
         "" if steps is None else f"{provenance.get('network', 'weights')} after {steps:,} steps"
     )
-    return ", ".join(str(part) for part in (config.get("architecture"), trained) if part)
+    return ", ".join(str(part) for part in (record.architecture, trained) if part)
 
 
 def _move(building: Path, out: Path) -> None:

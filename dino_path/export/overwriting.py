@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from dino_path.errors import DataError
-from dino_path.model.folder import CONFIG_NAME, WEIGHTS_NAME
+from dino_path.errors import CheckpointError, DataError
+from dino_path.records.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelRecord, read_model_record
 
 
 def refuse_to_overwrite(out: Path) -> None:
     """Check that nothing but an older export of ours stands where a model folder is to be written.
 
     Raises:
-        DataError: something else does.
+        DataError: something else does. NewerFormat: a later dino_path wrote it.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    config = out / CONFIG_NAME
-    if not (config.is_file() and (out / WEIGHTS_NAME).is_file() and "architecture" in read_json(config)):
+    record = _model_record(out)
+    if record is None:
         found = "exists and is not a model folder."
-    elif "dino_path" not in read_json(config):
+    elif record.dino_path is None:
         found = "is a model folder that `dino-path export` has not written."
     else:
         return
@@ -33,9 +31,11 @@ def refuse_to_overwrite(out: Path) -> None:
     )
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def _model_record(folder: Path) -> ModelRecord | None:
+    """What a model folder says of its model; None where it is no model folder."""
+    if not (folder / WEIGHTS_NAME).is_file():
+        return None
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
+        return read_model_record(folder / CONFIG_NAME)
+    except CheckpointError:
+        return None

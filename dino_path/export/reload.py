@@ -38,9 +38,10 @@ data = timm.data.resolve_model_data_config(model)
 _LOAD_BY_US = """
 from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import load_backbone
+from dino_path.records.model_folder import CONFIG_NAME, read_model_record
 model = load_backbone(read_model_folder(Path(folder))).eval()
-config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-data = timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"])
+pretrained_cfg = read_model_record(Path(folder) / CONFIG_NAME).pretrained_cfg.model_dump()
+data = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
 """
 _ANSWER = """
 transform = timm.data.create_transform(**data, is_training=False)

@@ -1,49 +1,18 @@
-"""What a model folder says of its model: the layout that `timm.create_model("local-dir:FOLDER")` loads.
+"""A model folder: the layout that `timm.create_model("local-dir:FOLDER")` loads.
 
-`config.json` is timm's, and what timm does not know of the training tiles (`mpp`, `tile_px`, `stain_normalisation`)
-stands beside timm's keys: inside `pretrained_cfg` timm refuses what it does not know, at the top level it ignores it.
-Weights are read from `model.safetensors` only, which holds numbers and no code (`folder_weights.py`; here nothing needs
-torch).
+`config.json` is read and written in `records/model_folder.py`. Weights are read from `model.safetensors` only, which
+holds numbers and no code (`folder_weights.py`; here nothing needs torch).
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from dino_path.errors import CheckpointError
-from dino_path.preprocessing import Preprocessing, StainNormalisation, Triple, folder_preprocessing
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-CARD_NAME = "README.md"
-
-
-class _Preprocessing(BaseModel):
-    """The keys of `pretrained_cfg` that we rely on; timm writes many more."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    input_size: tuple[Literal[3], int, int]
-    mean: Triple
-    std: Triple
-
-
-class _FolderConfig(BaseModel):
-    """The keys of `config.json` that we rely on."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    architecture: str
-    model_args: dict[str, Any] = {}
-    pretrained_cfg: _Preprocessing
-    mpp: float | None = Field(None, gt=0)
-    tile_px: int | None = Field(None, gt=0)
-    stain_normalisation: StainNormalisation | None = None
+from dino_path.preprocessing import Preprocessing
+from dino_path.records.model_folder import CONFIG_NAME, WEIGHTS_NAME, read_model_record
 
 
 @dataclass(frozen=True)
@@ -65,22 +34,17 @@ def read_model_folder(path: Path) -> ModelFolder:
 
     Raises:
         CheckpointError: not a model folder, or its `config.json` is damaged or incomplete.
+        NewerFormat: a later dino_path wrote it.
     """
     file = path / CONFIG_NAME
     if not file.is_file():
         raise _not_a_model_folder(path)
-    try:
-        config = _FolderConfig.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise bad_config(file, f"it is not JSON ({error}).") from None
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise bad_config(file, f"{faults}.") from None
+    record = read_model_record(file)
     return ModelFolder(
         path=path,
-        architecture=config.architecture,
-        arguments={name: value for name, value in config.model_args.items() if name != "num_classes"},
-        preprocessing=folder_preprocessing(config.model_dump()),
+        architecture=record.architecture,
+        arguments={name: value for name, value in record.model_args.items() if name != "num_classes"},
+        preprocessing=record.preprocessing,
     )
 
 
@@ -123,13 +87,3 @@ def _not_a_model_folder(path: Path) -> CheckpointError:
         found = "no such folder."
         remedy = f"Check the path. For weights that timm downloads write `timm:{path.name}`."
     return CheckpointError(str(path), found, needed, remedy)
-
-
-def bad_config(file: Path, found: str) -> CheckpointError:
-    """A refusal of what `config.json` says."""
-    return CheckpointError(
-        str(file),
-        found,
-        "timm's keys architecture, model_args and pretrained_cfg (input_size, mean, std) are needed.",
-        "Write the folder again with `dino-path export`, or mend the file.",
-    )

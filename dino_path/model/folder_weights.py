@@ -7,8 +7,9 @@ from torch import nn
 
 from dino_path.errors import ConfigError
 from dino_path.model.backbone import build_backbone
-from dino_path.model.folder import CONFIG_NAME, WEIGHTS_NAME, ModelFolder, bad_config
+from dino_path.model.folder import ModelFolder
 from dino_path.model.weights import load_weights, read_weights
+from dino_path.records.model_folder import CONFIG_NAME, MODEL, WEIGHTS_NAME
 
 
 def build_untrained(folder: ModelFolder, *, seed: int) -> nn.Module:
@@ -22,7 +23,7 @@ def build_untrained(folder: ModelFolder, *, seed: int) -> nn.Module:
         try:
             return build_backbone(folder.architecture, folder.arguments)
         except ConfigError as error:
-            raise bad_config(folder.path / CONFIG_NAME, error.found) from None
+            raise MODEL.damaged(folder.path / CONFIG_NAME, error.found) from None
 
 
 def load_backbone(folder: ModelFolder) -> nn.Module:

@@ -44,15 +44,6 @@ EMBEDDING = Format(
 )
 
 
-def read_embedding(file: Path) -> EmbeddingRecord:
-    """What became of the slides.
-
-    Raises:
-        DataError: missing or damaged. NewerFormat: a later dino_path wrote it.
-    """
-    return EMBEDDING.read(file)
-
-
 def write_embedding(file: Path, record: EmbeddingRecord) -> None:
     """Write `embed_<encoder>.json`."""
     EMBEDDING.write(file, record)

@@ -30,6 +30,16 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def newer_format(file: Path, name: str, version: int, known: int) -> NewerFormat:
+    """The refusal of a file that a later dino_path wrote."""
+    return NewerFormat(
+        str(file),
+        f"was written by a newer dino_path ({name}, format {version}).",
+        f"This one reads formats up to {known}.",
+        "Update dino_path.",
+    )
+
+
 @dataclass(frozen=True)
 class Format(Generic[R]):
     """One kind of file.
@@ -90,12 +100,7 @@ class Format(Generic[R]):
         if type(version) is not int or version < self.oldest:
             raise self.damaged(file, f"{VERSION_KEY} {version!r}")
         if version > self.version:
-            raise NewerFormat(
-                str(file),
-                f"was written by a newer dino_path ({self.name}, format {version}).",
-                f"This one reads formats up to {self.version}.",
-                "Update dino_path.",
-            )
+            raise newer_format(file, self.name, version, self.version)
         tree = {key: value for key, value in tree.items() if key != VERSION_KEY}
         try:
             for lift in self.lifts[version - self.oldest :]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from dino_path.records.metrics import StepRecord
 from dino_path.reporting.evaluations import AnyEvaluation, Evaluation
 from dino_path.reporting.sources import Run
 
@@ -29,14 +30,14 @@ def no_learning(run: Run, ln_k: float | None) -> str | None:
     return sentence + (f" Advised at its start: {'; '.join(run.advice)}." if run.advice else "")
 
 
-def _above_ln_k(record: dict[str, object], ln_k: float | None) -> float | None:
+def _above_ln_k(record: StepRecord, ln_k: float | None) -> float | None:
     """The DINO loss less ln K; of records before there were terms, the loss is DINO's."""
-    gap, loss = record.get("loss_minus_ln_k"), record.get("loss")
-    if isinstance(gap, int | float):
-        return float(gap)
-    if "teacher_entropy" not in record or not isinstance(loss, int | float) or ln_k is None:
+    gap = record.number("loss_minus_ln_k")
+    if gap is not None:
+        return gap
+    if record.number("teacher_entropy") is None or record.loss is None or ln_k is None:
         return None
-    return float(loss) - ln_k
+    return record.loss - ln_k
 
 
 def as_untrained(evaluation: AnyEvaluation) -> Iterator[str]:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dino_path.errors import CheckpointError
+from dino_path.records.metrics import StepRecord
 from dino_path.reporting.charts import Line, line_chart
 from dino_path.reporting.evaluation_sections import evaluation_section, format_score, headline
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, read_evaluations
@@ -143,19 +144,18 @@ def nothing_learned(runs: Sequence[Run], evaluations: Sequence[AnyEvaluation]) -
 
 def run_facts(run: Run) -> Plain:
     """The few things one asks first: how far, on what, how well, how healthy."""
-    last = run.metrics[-1] if run.metrics else {}
+    last = run.metrics[-1] if run.metrics else None
     training = run.config.get("training") or {}
-    done = int(last["step"]) + 1 if last else 0
     return {
         "name": run.name,
         "backbone": (run.config.get("model") or {}).get("backbone"),
-        "steps": done,
+        "steps": last.step + 1 if last else 0,
         "num_steps": _planned_steps(training, last),
-        "tiles_seen": last.get("tiles_seen"),
-        "loss": last.get("loss"),
-        "rankme": last.get("rankme"),
-        "tiles_per_s": _median([r["tiles_per_s"] for r in run.metrics if r.get("tiles_per_s")]),
-        "num_skipped": last.get("num_skipped") or 0,
+        "tiles_seen": last and last.tiles_seen,
+        "loss": last and last.loss,
+        "rankme": last and last.rankme,
+        "tiles_per_s": _median([record.tiles_per_s for record in run.metrics]),
+        "num_skipped": last.num_skipped if last else 0,
         "collapses": _collapses(run),
     }
 
@@ -170,8 +170,8 @@ def _curves(runs: Sequence[Run]) -> dict[str, list[Curve]]:
         field: None
         for run in runs
         for record in run.metrics
-        for field, value in record.items()
-        if isinstance(value, int | float) and field not in known and not field.startswith("grad_norm_")
+        for field in record.numbers()
+        if field not in known and not field.startswith("grad_norm_")
     }
     further = [Curve(field, field.replace("_", " ").capitalize(), "") for field in numbers]
     return {group: [*curves, *(further if group == "Learning" else [])] for group, curves in CURVES.items()}
@@ -231,16 +231,17 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _planned_steps(training: Plain, last: Plain) -> int | None:
+def _planned_steps(training: Plain, last: StepRecord | None) -> int | None:
     """Length of the run: as its last record says; in an older one as configured, or from how far it says it is."""
-    if last.get("num_steps"):
-        return int(last["num_steps"])
+    if last is not None and last.num_steps is not None:
+        return last.num_steps
     if training.get("num_steps"):
         return int(training["num_steps"])
-    done = int(last.get("step", -1)) + 1
-    for amount, field in (("num_epochs", "epoch"), ("num_tiles", "tiles_seen")):
-        if training.get(amount) and last.get(field):
-            return max(done, round(done * float(training[amount]) / float(last[field])))
+    if last is not None:
+        done = last.step + 1
+        for amount, reached in (("num_epochs", last.epoch), ("num_tiles", last.tiles_seen)):
+            if training.get(amount) and reached:
+                return max(done, round(done * float(training[amount]) / reached))
     return None
 
 
@@ -248,9 +249,9 @@ def _collapses(run: Run) -> list[Plain]:
     """Each mode of collapse that the monitor named, with the first and last step that it named it at."""
     spans: dict[str, Plain] = {}
     for record in run.metrics:
-        if mode := record.get("collapse"):
-            span = spans.setdefault(str(mode), {"mode": str(mode), "first": record["step"], "last": record["step"]})
-            span["last"] = record["step"]
+        if mode := record.collapse:
+            span = spans.setdefault(mode, {"mode": mode, "first": record.step, "last": record.step})
+            span["last"] = record.step
     return list(spans.values())
 
 
@@ -260,8 +261,8 @@ def _median(values: Sequence[float]) -> float | None:
 
 def _line(run: Run, field: str) -> Line:
     """One field over the number of updates done."""
-    records = [record for record in run.metrics if isinstance(record.get(field), int | float)]
-    return Line(run.name, [float(r["step"]) + 1 for r in records], [float(r[field]) for r in records])
+    points = [(each.step + 1, value) for each in run.metrics if (value := each.number(field)) is not None]
+    return Line(run.name, [float(step) for step, _ in points], [value for _, value in points])
 
 
 def _ln_k(runs: Sequence[Run]) -> tuple[str, float] | None:

@@ -6,7 +6,6 @@ What is there but cannot be read becomes a line in the report.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,9 @@ import yaml
 
 from dino_path.errors import CheckpointError, DataError, NewerFormat
 from dino_path.moved_settings import lift_settings
-from dino_path.preprocessing import folder_preprocessing
 from dino_path.records.environment import ENVIRONMENT, read_environment
+from dino_path.records.metrics import StepRecord, read_metrics
+from dino_path.records.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelRecord, read_model_record
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.start import read_start
 from dino_path.records.store import read_store_record
@@ -39,7 +39,7 @@ class Run:
     name: str
     config: Plain
     config_text: str
-    metrics: Sequence[Plain]
+    metrics: Sequence[StepRecord]
     environment: Plain
     started_from: str | None
     """The runs before it, in words; None where it started from none."""
@@ -66,6 +66,16 @@ class Store:
         return sum(slide.num_tiles for slide in self.slides)
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model folder: its name, what it says, what it expects of its images in words, and the size of its weights."""
+
+    folder: str
+    record: ModelRecord
+    expects: str
+    weights_bytes: int
+
+
 def read_run(path: Path, *, name: str) -> Run:
     """Read a run folder.
 
@@ -85,7 +95,7 @@ def read_run(path: Path, *, name: str) -> Run:
         name=name,
         config=_parse_yaml(config_text, troubles),
         config_text=config_text,
-        metrics=_read_metrics(folder, troubles),
+        metrics=_read_metrics(folder.metrics_file, troubles),
         environment=_read_environment(folder.environment_file, troubles),
         started_from=_read_started_from(folder.start_file, troubles),
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
@@ -107,24 +117,23 @@ def read_store(path: Path) -> Store:
     return Store(path.resolve().name, tiles, slides, tuple(_read_overlays(path, slides)))
 
 
-def read_model(path: Path) -> Plain:
-    """The `config.json` of a model folder.
+def read_model(path: Path) -> Model:
+    """What a model folder says.
 
     Raises:
-        CheckpointError: no model folder there.
+        CheckpointError: no model folder there. NewerFormat: a later dino_path wrote it.
     """
+    record = read_model_record(path / CONFIG_NAME)
     try:
-        config: Plain = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        expects = folder_preprocessing(config).text().replace("um/px", "µm/px")
-        weights_bytes = (path / "model.safetensors").stat().st_size
-        return {**config, "folder": path.name, "expects": expects, "weights_bytes": weights_bytes}
-    except (OSError, ValueError, TypeError, LookupError) as error:
+        weights_bytes = (path / WEIGHTS_NAME).stat().st_size
+    except OSError as error:
         raise CheckpointError(
             str(path),
-            f"cannot be read as a model folder ({error}).",
+            f"holds no weights of a model folder ({error}).",
             "A folder that `dino-path export` has written is needed.",
             "Check the path, or export again.",
         ) from None
+    return Model(path.name, record, record.preprocessing.text().replace("um/px", "µm/px"), weights_bytes)
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
@@ -146,12 +155,14 @@ def _parse_yaml(text: str, troubles: list[str]) -> Plain:
     return lift_settings(tree)[0] if isinstance(tree, dict) else {}
 
 
-def _read_metrics(folder: RunFolder, troubles: list[str]) -> list[Plain]:
+def _read_metrics(file: Path, troubles: list[str]) -> Sequence[StepRecord]:
     try:
-        return [record for record in folder.read_metrics() if "step" in record]
-    except ValueError as error:
-        troubles.append(f"metrics.jsonl cannot be read ({error})")
-        return []
+        found = read_metrics(file)
+    except (DataError, NewerFormat) as error:
+        troubles.append(f"{file.name} cannot be used: it {error.found}")
+        return ()
+    troubles.extend(f"{file.name} cannot be read whole: {line}" for line in found.unreadable)
+    return found.records
 
 
 def _read_advice(file: Path) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dino_path.errors import DataError, SlideError
+from dino_path.records.tables import SLIDES
 from dino_path.table_file import (
     PATIENTS,
     Table,
@@ -55,6 +56,7 @@ def read_slide_table(path: Path) -> list[ListedSlide]:
     """
     try:
         table = read_csv_table(path)
+        table = replace(table, columns=SLIDES.lifted(table.columns, path))
         is_own = table.columns.keys() >= OWN_TABLE
         settled = settle_columns(_without_results(table) if is_own else table, COLUMNS)
     except DataError as error:
@@ -84,7 +86,7 @@ def _without_results(table: Table) -> Table:
     """The store's own table with the columns alone that it takes."""
     columns = {name: cells for name, cells in table.columns.items()
                if name in COLUMNS.known or name.startswith("tiles.")}  # fmt: skip
-    return Table(table.path, columns, table.lines, table.notes, table.has_decimal_commas)
+    return replace(table, columns=columns)
 
 
 def _rows(table: Table) -> Iterator[ListedSlide]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from dino_path.errors import TileStoreError
-from dino_path.run import atomic_write
+from dino_path.records.tables import IMAGE_LIST
 from dino_path.tiles.images import ImageFiles
 
 logger = logging.getLogger(__name__)
@@ -25,12 +23,8 @@ def most_unreadable(num_tiles: int) -> int:
 
 def write_image_list(file: Path, images: ImageFiles, folder: Path) -> None:
     """Keep the names below `folder` and the sizes of a run's images."""
-    with atomic_write(file) as stream:
-        rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(["path", "bytes"])
-        rows.writerows(
-            [path.relative_to(folder).as_posix(), size] for path, size in zip(images.paths, images.sizes, strict=True)
-        )
+    sizes = zip(images.paths, images.sizes, strict=True)
+    IMAGE_LIST.write(file, ("path", "bytes"), ((path.relative_to(folder).as_posix(), size) for path, size in sizes))
 
 
 def images_as_begun(file: Path, found: ImageFiles, folder: Path, unreadable: Collection[str]) -> ImageFiles:
@@ -66,16 +60,11 @@ def images_as_begun(file: Path, found: ImageFiles, folder: Path, unreadable: Col
 
 
 def _read_image_list(file: Path) -> dict[str, int]:
+    columns = IMAGE_LIST.read(file)
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
-            return {row["path"]: int(row["bytes"]) for row in csv.DictReader(stream)}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise TileStoreError(
-            str(file),
-            f"cannot be read ({' '.join(str(error).split())}).",
-            "The list of images that this run began with is needed, as `dino-path pretrain` wrote it.",
-            "Restore it from a backup; or delete it if no image has changed since.",
-        ) from None
+        return dict(zip(columns["path"], map(int, columns["bytes"]), strict=True))
+    except (ValueError, KeyError) as error:
+        raise IMAGE_LIST.damaged(file, f"{type(error).__name__}: {error}") from None
 
 
 def note_unreadable(file: Path, name: str, reason: str, *, step: int) -> None:

@@ -5,7 +5,6 @@ Any number of tasks write them, each when it ends, from the records that stand t
 
 from __future__ import annotations
 
-import csv
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 
 from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.records.tables import SLIDES
 from dino_path.run import atomic_write
 from dino_path.slides.images.jpeg import BadJpeg, decode_jpeg
 from dino_path.slides.resolution import FROM_CSV
@@ -57,10 +57,9 @@ def _record_times(folder: StoreFolder) -> dict[Path, int]:
 
 
 def _write_table(folder: StoreFolder, records: Sequence[SlideRecord]) -> None:
-    with atomic_write(folder.summary_file) as stream:
-        writer = csv.DictWriter(stream, [*INPUTS, *RESULTS], extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_row(record) for record in records)
+    names = (*INPUTS, *RESULTS)
+    rows = map(_row, records)
+    SLIDES.write(folder.summary_file, names, ([row.get(name, "") for name in names] for row in rows))
 
 
 def _row(record: SlideRecord) -> dict[str, Any]:

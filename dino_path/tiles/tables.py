@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from dino_path.errors import DataError
+from dino_path.records.tables import TableFormat
 from dino_path.table_file import CSV_SUFFIXES, MISSING, Table, Vocabulary, read_csv_table, settle_columns
 
 TABLE_SUFFIXES = (*CSV_SUFFIXES, ".parquet")
@@ -29,13 +31,18 @@ def read_table(path: Path, *, needed: Sequence[str]) -> dict[str, Sequence[str]]
     return columns
 
 
-def read_known_table(path: Path, vocabulary: Vocabulary, *, needed: Sequence[str]) -> Table:
+def read_known_table(path: Path, vocabulary: Vocabulary, kind: TableFormat, *, needed: Sequence[str]) -> Table:
     """The columns of `vocabulary` as `read_table` gives them, with notes on what is odd and what is not read.
+
+    Args:
+        kind: what a table of ours is here, should it be one.
 
     Raises:
         DataError: as there; or a column may mean a known one that is not there.
+        NewerFormat: a later dino_path wrote it.
     """
     table = _read(path)
+    table = replace(table, columns=kind.lifted(table.columns, path))
     settled = settle_columns(table, vocabulary)
     _refuse_lacking(path, settled.columns, needed, list(table.columns))
     return settled

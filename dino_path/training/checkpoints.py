@@ -18,6 +18,7 @@ from dino_path.tiles.contents import contents_digest
 from dino_path.tiles.source import TileSource
 from dino_path.tiles.store import TileStore
 from dino_path.training.learner import Learner
+from dino_path.training.objective.total import StateDifference
 from dino_path.training.same_run import refuse_other_run
 from dino_path.training.sharding import load_whole, load_whole_optimizer, whole
 
@@ -111,7 +112,7 @@ def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource)
         return Position(0)
     path, checkpoint = newest_readable(run.checkpoints, files)
     refuse_other_run(path, checkpoint, config, tiles, learner)
-    load_networks(learner, checkpoint)
+    _refuse_other_state(path, load_networks(learner, checkpoint))
     load_whole_optimizer(learner.optimizer, checkpoint.optimizer)
     learner.num_skipped = checkpoint.num_skipped
     warn_of_other_circumstances(path, checkpoint, config, tiles, learner)
@@ -138,12 +139,29 @@ def newest_readable(folder: Path, files: Sequence[Path]) -> tuple[Path, Checkpoi
     )
 
 
-def load_networks(learner: Learner, checkpoint: Checkpoint) -> None:
-    """Both networks and what the objective's terms remember, of a checkpoint of the same architecture."""
+def load_networks(learner: Learner, checkpoint: Checkpoint) -> StateDifference:
+    """Both networks and what the objective's terms remember, of a checkpoint of the same architecture.
+
+    Returns:
+        What the terms and the checkpoint remember apart from one another.
+    """
     for network, parts in ((learner.student, checkpoint.student), (learner.teacher, checkpoint.teacher)):
         for name, module in network.named_children():
             load_whole(module, parts[name])
-    learner.objective.load_state(checkpoint.objective)
+    return learner.objective.load_state(checkpoint.objective)
+
+
+def _refuse_other_state(path: Path, difference: StateDifference) -> None:
+    """Refuse a checkpoint of this run that does not hold just what the run's terms remember."""
+    found = [f"lacks {name}" for name in difference.missing] + [f"has {name} too" for name in difference.unused]
+    if found:
+        raise CheckpointError(
+            str(path),
+            f"{', '.join(found)}.",
+            "A checkpoint holds just what the terms of its own settings keep; this one was changed, or is of another"
+            " version.",
+            "Remove this file, so that the checkpoint before it is used, or install the version that wrote it.",
+        )
 
 
 def warn_of_other_circumstances(

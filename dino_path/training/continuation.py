@@ -61,7 +61,7 @@ def start_from_other_run(learner: Learner, config: Config, tiles: TileSource) ->
     _refuse_other_networks(origin, config)
     _refuse_two_starts(config, origin)
     _refuse_different_reads(origin, learner.world)
-    load_networks(learner, origin.checkpoint)
+    difference = load_networks(learner, origin.checkpoint)
     moments = _take_moments(learner, origin)
     position = _position(origin, config, tiles, learner)
     schedules = run_schedules(config, position.starts, num_tiles=len(tiles), world_size=learner.world.size)
@@ -72,6 +72,10 @@ def start_from_other_run(learner: Learner, config: Config, tiles: TileSource) ->
     for key, change in origin.changed.items():
         if key not in _OWN:
             logger.info("changed: %s (%s)", key, change)
+    for name in difference.missing:
+        logger.info("%s begins at zero: that run kept none", name)
+    for name in difference.unused:
+        logger.info("%s of that run is left behind: the objective keeps none now", name)
     logger.info("%s", _tiles_line(origin, position, config, tiles, learner))
     logger.info("%s", _schedules_line(origin, position, schedules))
     return position

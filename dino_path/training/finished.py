@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from dino_path.config import Config
+from dino_path.records.metrics import read_metrics
 from dino_path.run import RunFolder
 from dino_path.settings import load_config
 
@@ -38,12 +39,12 @@ def finished_text(run: RunFolder, checkpoint: Path) -> str:
 
 def unlearned_text(run: RunFolder, config: Config) -> str | None:
     """That the run has learned nothing, where its last loss is as large as guessing makes it."""
-    num_prototypes, records = config.objective.dino.num_prototypes, run.read_metrics()
+    num_prototypes, records = config.objective.dino.num_prototypes, read_metrics(run.metrics_file).records
     guessing = math.log(num_prototypes)
-    gap = records[-1].get("loss_minus_ln_k") if records else None  # of DINO's term, unweighted
+    gap = records[-1].number("loss_minus_ln_k") if records else None  # of DINO's term, unweighted
     if gap is None or guessing + gap < UNLEARNED_SHARE * guessing:
         return None
     return (
-        f"NOT LEARNED: after {records[-1]['step'] + 1} steps DINO's loss is {guessing + gap:.3f}, and guessing gives"
+        f"NOT LEARNED: after {records[-1].step + 1} steps DINO's loss is {guessing + gap:.3f}, and guessing gives"
         f" ln {num_prototypes} = {guessing:.3f}. Train longer, or start another run with --apply-advice"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import uuid
@@ -10,29 +9,32 @@ from types import TracebackType
 from typing import Any, Self
 
 from dino_path.config import Config
+from dino_path.records.metrics import StepRecord, cut_metrics, metrics_line
 from dino_path.run import RunFolder, atomic_write
 from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)
-Record = dict[str, float | int | str | None]
 
 
 class Records:
     """An open log of one run; use as a context manager. A resume appends without repeating a step."""
 
     def __init__(self, run: RunFolder, config: Config, *, start_step: int) -> None:
-        run.truncate_metrics(start_step)
+        for line in (before := cut_metrics(run.metrics_file, start_step)).unreadable:
+            logger.warning("%s: %s; it is left out, and the run goes on", run.metrics_file, line)
+        if before.is_cut_off:
+            logger.warning("%s: its last line was cut off; it is left out, and the run goes on", run.metrics_file)
         self._stream = run.metrics_file.open("a", encoding="utf-8")
         self._wandb = _start_wandb(run, config)
 
-    def write(self, record: Record) -> None:
-        """Append one record; it must have `step`."""
-        self._stream.write(json.dumps(record) + "\n")
+    def write(self, record: StepRecord) -> None:
+        """Append one record."""
+        self._stream.write(metrics_line(record))
         self._stream.flush()
         if self._wandb is not None:
-            values = {key: value for key, value in record.items() if key != "step" and value is not None}
+            values = {name: value for name, value in record if name != "step" and value is not None}
             try:
-                self._wandb.log(values, step=record["step"])
+                self._wandb.log(values, step=record.step)
             except _wandb_errors() as error:
                 logger.warning("W&B stopped (%s); training and metrics.jsonl go on.", error)
                 self._wandb = None

@@ -13,11 +13,12 @@ from torch import nn
 
 from dino_path.config import Config
 from dino_path.errors import CollapseDetected, NonFiniteLoss
+from dino_path.records.metrics import StepRecord
 from dino_path.run import RunFolder
 from dino_path.training.learner import Learner
 from dino_path.training.monitor import FeatureWindow, feature_spread, find_feature_collapse, rankme
 from dino_path.training.objective.term import Collapse
-from dino_path.training.records import Record, Records
+from dino_path.training.records import Records
 from dino_path.training.schedules import Schedules, StepSettings
 from dino_path.training.step import StepReport
 from dino_path.training.unreadable import UnreadableTiles
@@ -94,24 +95,23 @@ class Watch:
         elapsed_s = time.perf_counter() - self.interval_start_s
         num_steps, averages = len(self.reports), self._averages()
         clock, world = self.schedules.clock, self.learner.world
-        record: Record = {
-            "step": step,
+        collapse = self._find_collapse(step, averages)
+        record = StepRecord(
+            step=step,
             **(averages or self._nothing()),
             **settings.logged(),
-            "num_steps": clock.num_steps,
-            "epoch": clock.epoch(step + 1),
-            "tiles_seen": clock.tiles_seen(step + 1),
-            "tiles_per_s": num_steps * clock.global_batch_size / elapsed_s,
-            "data_wait": self.wait_s / elapsed_s,
-            "eta_s": (clock.num_steps - step - 1) * elapsed_s / num_steps,
-            "peak_memory_gb": peak_memory_gb(world.device),
-            "num_skipped": self.learner.num_skipped,
-            "num_unreadable": self._num_replaced(),
-            **self._running_knn(step),
-            "collapse": None,
-        }
-        collapse = self._find_collapse(step, averages)
-        record["collapse"] = collapse.mode if collapse else None
+            num_steps=clock.num_steps,
+            epoch=clock.epoch(step + 1),
+            tiles_seen=clock.tiles_seen(step + 1),
+            tiles_per_s=num_steps * clock.global_batch_size / elapsed_s,
+            data_wait=self.wait_s / elapsed_s,
+            eta_s=(clock.num_steps - step - 1) * elapsed_s / num_steps,
+            peak_memory_gb=peak_memory_gb(world.device),
+            num_skipped=self.learner.num_skipped,
+            num_unreadable=self._num_replaced(),
+            collapse=collapse.mode if collapse else None,
+            knn_accuracy=self._running_knn(step),
+        )
         health = health_line(averages, self.learner.objective.notes)
         if self.records is not None:
             self.records.write(record)
@@ -136,7 +136,7 @@ class Watch:
         averages = dict(zip((*names, *OF_FEATURES), values, strict=True))
         return averages | self.learner.objective.derived(averages)
 
-    def _nothing(self) -> Record:
+    def _nothing(self) -> dict[str, None]:
         """The names of the averages, for an interval without an update."""
         names = dict.fromkeys((*self.reports[0].numbers, *OF_FEATURES), 0.0)
         return dict.fromkeys(names | self.learner.objective.derived(names))
@@ -146,13 +146,13 @@ class Watch:
         number, self.unreadable.num_replaced = self.unreadable.num_replaced, 0
         return int(self.learner.world.sum_(torch.tensor(float(number), device=self.learner.world.device)))
 
-    def _running_knn(self, step: int) -> Record:
-        """The k-NN accuracy of the teacher, where it is due; measured on a copy, it disturbs nothing."""
+    def _running_knn(self, step: int) -> float | None:
+        """The k-NN accuracy of the teacher; None where it is not due. Measured on a copy, it disturbs nothing."""
         is_due = (step + 1) % self.config.monitor.knn_every_steps == 0 or step + 1 == self.schedules.clock.num_steps
         if self.config.monitor.knn_data is None or not is_due:
-            return {}
+            return None
         backbone = self.learner.teacher_backbone()
-        return {"knn_accuracy": self.knn(backbone)} if self.knn is not None and backbone is not None else {}
+        return self.knn(backbone) if self.knn is not None and backbone is not None else None
 
     def _find_collapse(self, step: int, averages: Mapping[str, float]) -> Collapse | None:
         """The collapse, once the run is past a tenth."""
@@ -202,14 +202,13 @@ def health_line(averages: Mapping[str, float], notes: Callable[[Mapping[str, flo
     return "  ".join([f"loss {averages['loss']:.3f}", *notes(averages), f"rank {averages['rankme']:.0f}"])
 
 
-def log_line(record: Record, num_steps: int, *, health: str) -> str:
+def log_line(record: StepRecord, num_steps: int, *, health: str) -> str:
     """One line of the log: the facts of metrics.jsonl that one looks at."""
-    done = int(record["step"] or 0) + 1
-    eta_s = int(record["eta_s"] or 0)
+    done, eta_s = record.step + 1, int(record.eta_s)
     hours, minutes, seconds = eta_s // 3600, eta_s % 3600 // 60, eta_s % 60
     eta = f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
-    knn = f"  k-NN {record['knn_accuracy']:.3f}" if "knn_accuracy" in record else ""
+    knn = f"  k-NN {record.knn_accuracy:.3f}" if record.knn_accuracy is not None else ""
     return (
-        f"step {done}/{num_steps}  {done / num_steps:.1%}  {health}{knn}  lr {record['lr']:.1e}"
-        f"  {record['tiles_per_s']:.0f} tiles/s  wait {record['data_wait']:.0%}  eta {eta}"
+        f"step {done}/{num_steps}  {done / num_steps:.1%}  {health}{knn}  lr {record.lr:.1e}"
+        f"  {record.tiles_per_s:.0f} tiles/s  wait {record.data_wait:.0%}  eta {eta}"
     )

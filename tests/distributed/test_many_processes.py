@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from many_ranks import ACCUMULATED, CASES, GLOBAL_BATCH, NUM_STEPS, SETTINGS, SKIPPING, terms_of, train
-from runs import keep_only_step, state_in
+from runs import keep_only_step, metrics_of, state_in
 from tiny import ALONE, differences, tiny_config, write_tiles
 
 from dino_path.model.checkpoint import read_checkpoint
@@ -119,7 +119,7 @@ def test_a_run_of_many_processes_writes_one_folder_with_the_means_of_all(
     out: Path, ranks: list[dict[str, Any]], alone: RunFolder, name: str
 ) -> None:
     run = RunFolder(out / name)
-    many, one = run.read_metrics(), alone.read_metrics()
+    many, one = metrics_of(run), metrics_of(alone)
     assert [record["step"] for record in many] == [*range(NUM_STEPS)]
     assert [record["tiles_seen"] for record in many] == [4, 8, 12, 16]
     for field in ("loss", "teacher_entropy", "kl", "lr", "grad_norm", "grad_norm_head"):
@@ -158,7 +158,7 @@ def test_what_many_processes_began_one_ends_with_the_same_global_batch(
 
 
 def test_ranks_that_take_more_tiles_in_a_step_than_there_are_end_together(out: Path) -> None:
-    assert [record["tiles_seen"] for record in RunFolder(out / "few").read_metrics()] == [4, 8, 12, 16]
+    assert [record["tiles_seen"] for record in metrics_of(RunFolder(out / "few"))] == [4, 8, 12, 16]
 
 
 def test_in_bf16_sharded_ranks_equal_ranks_that_hold_all(ranks: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._dynamo
 import torch.distributed as dist
+from runs import metrics_of
 from tiny import ALONE, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -184,6 +185,6 @@ def test_a_run_killed_halfway_ends_as_the_run_that_was_not(tiles_folder: Path, t
         if is_cut:
             run.checkpoint_file(10).unlink()
             pretrain(config, GPU)
-        losses.append({record["step"]: record["loss"] for record in run.read_metrics()})
+        losses.append({record["step"]: record["loss"] for record in metrics_of(run)})
     assert sorted(losses[0]) == sorted(losses[1]) == [*range(10)]
     assert [losses[1][step] for step in range(10)] == pytest.approx([losses[0][step] for step in range(10)], rel=1e-2)

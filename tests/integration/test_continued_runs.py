@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import Command, state_in, two_ranks
+from runs import Command, metrics_of, state_in, two_ranks
 from tiny import ALONE, differences, tiny_config
 
 from dino_path.run import RunFolder
@@ -40,7 +40,7 @@ def test_a_continued_run_is_stopped_killed_and_resumed_to_the_same_weights(tiles
     assert (
         differences(state_in(whole.checkpoint_file(NUM_STEPS)), state_in(command.run.checkpoint_file(NUM_STEPS))) == []
     )
-    assert [record["step"] for record in command.run.read_metrics()] == [*range(50, NUM_STEPS)]
+    assert [record["step"] for record in metrics_of(command.run)] == [*range(50, NUM_STEPS)]
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Command, keep_only_step, state_in, two_ranks
-from tiny import ALONE, differences, tiny_config
+from runs import Command, keep_only_step, metrics_of, state_in, two_ranks
+from tiny import ALL_TERMS, ALONE, differences, tiny_config
 
 from dino_path.run import RunFolder
 from dino_path.training.loop import pretrain
@@ -31,13 +31,21 @@ def undisturbed(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "views"),
-    [(0, ""), (0, "views.colour_on_device=true"), pytest.param(2, "", marks=pytest.mark.slow)],
+    ("num_workers", "further"),
+    [
+        (0, ()),
+        (0, ("views.colour_on_device=true",)),
+        (0, (*ALL_TERMS, "objective.ibot.head=shared", "optim.freeze_by=zero_lr")),
+        pytest.param(2, (), marks=pytest.mark.slow),
+        pytest.param(
+            2, (*ALL_TERMS, "objective.targets.method=sinkhorn-knopp", "optim.layer_decay=0.8"), marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_five_steps_resumed_for_five_equal_ten(
-    tiles_folder: Path, tmp_path: Path, num_workers: int, views: str
+    tiles_folder: Path, tmp_path: Path, num_workers: int, further: tuple[str, ...]
 ) -> None:
-    settings = (*SETTINGS, *([views] if views else []))
+    settings = (*SETTINGS, *further)
     whole = pretrain(tiny_config(tiles_folder, tmp_path / "whole", *settings), ALONE)
     config = tiny_config(tiles_folder, tmp_path / "resumed", *settings, f"training.num_workers={num_workers}")
     pretrain(config, ALONE)
@@ -67,7 +75,7 @@ def test_a_run_killed_twice_at_random_steps_ends_with_the_weights_of_an_undistur
     code, out, err = Command(tiles_folder, run.path, *WITH_WORKERS).end()
     assert (code, out.splitlines()[0]) == (0, f"checkpoint: {run.checkpoint_file(NUM_STEPS)}"), err
     assert differences(undisturbed, state_in(run.checkpoint_file(NUM_STEPS))) == []
-    assert [record["step"] for record in run.read_metrics()] == [*range(NUM_STEPS)]
+    assert [record["step"] for record in metrics_of(run)] == [*range(NUM_STEPS)]
     assert not list(run.path.rglob("*.tmp"))
     assert run.log_file.read_text().count("continuing from") == 2
 

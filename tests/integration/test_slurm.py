@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import metrics_of
 from slide_files import tissue_image, write_jpeg_slide
 from slurm_cluster import Cluster, show, wait_for
 from tiny import TINY, tiny_config, write_tiles
@@ -35,7 +36,7 @@ def test_a_pretraining_on_two_nodes_is_submitted_meets_and_finishes(cluster: Clu
     assert "2 process(es)" in log
     run = RunFolder(config.out)
     assert run.checkpoint_file(10).exists()
-    assert [record["step"] for record in run.read_metrics()] == list(range(10))
+    assert [record["step"] for record in metrics_of(run)] == list(range(10))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import state_in
+from runs import metrics_of, state_in
 from slurm_cluster import Cluster, show, wait_for
 from tiny import ALONE, differences, tiny_config
 
@@ -62,7 +62,7 @@ def submitted(config: Config) -> str:
     job_id = submit("pretrain", config, [], out=config.out, dry_run=False).job_id
     assert job_id is not None
     end_s = time.monotonic() + 180
-    while len(RunFolder(config.out).read_metrics()) < 15:
+    while len(metrics_of(RunFolder(config.out))) < 15:
         assert time.monotonic() < end_s, "the job makes no steps"
         time.sleep(0.2)
     return job_id
@@ -74,7 +74,7 @@ def check_finished(run: RunFolder, job_id: str) -> None:
     log = (run.path / "slurm" / f"dino-pretrain-{job_id}.out").read_text()
     assert state == "COMPLETED", log
     assert int(show(job_id)["Restarts"]) >= 1, log
-    assert [record["step"] for record in run.read_metrics()] == list(range(NUM_STEPS))  # none repeated, none missing
+    assert [record["step"] for record in metrics_of(run)] == list(range(NUM_STEPS))  # none repeated, none missing
 
 
 @pytest.mark.parametrize("interrupt", [warn_of_the_time_limit, preempt, crash_its_node])

@@ -4,12 +4,13 @@ import copy
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dino_path.model.head import DinoNetwork
 from dino_path.training.schedules import StepSettings
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+Moments = tuple[Tensor, Tensor, int]  # first, second, number of updates
 
 
 class SlowDino:
@@ -20,7 +21,7 @@ class SlowDino:
         self.teacher = copy.deepcopy(student)
         self.mean, self.std = mean, std
         self.center = [0.0] * num_prototypes
-        self.moments: dict[str, tuple[Tensor, Tensor, int]] = {}
+        self.moments: dict[str, Moments] = {}
         self.clipped: set[str] = set()
         self.untouched: set[str] = set()
 
@@ -48,16 +49,7 @@ class SlowDino:
     def _logits(self, network: DinoNetwork, image: Tensor) -> list[Tensor]:
         """The K logits of one image."""
         pixels = image.permute(2, 0, 1)[None].float() / 255
-        x = network.backbone((pixels.double() - self.mean) / self.std)[0]
-        weights = dict(network.head.named_parameters())
-        layers = sorted(name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
-        for number, layer in enumerate(layers):
-            if number:
-                x = 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-            x = weights[f"{layer}.weight"] @ x + weights[f"{layer}.bias"]
-        x = x / (x * x).sum().sqrt()
-        prototypes, lengths = weights["last_layer.weight_v"], weights["last_layer.weight_g"]
-        return [g[0] * (v * x).sum() / (v * v).sum().sqrt() for v, g in zip(prototypes, lengths, strict=True)]
+        return head_logits(network.head, network.backbone((pixels.double() - self.mean) / self.std)[0])
 
     def _loss(
         self,
@@ -75,14 +67,14 @@ class SlowDino:
                 num_pairs += 1
                 for teacher_logits, student_logits in zip(teacher_view, student_view, strict=True):
                     centred = [value - c for value, c in zip(teacher_logits, self.center, strict=True)]
-                    targets = _softmax(centred, teacher_temp)
-                    guesses = _softmax(student_logits, student_temp)
+                    targets = softmax(centred, teacher_temp)
+                    guesses = softmax(student_logits, student_temp)
                     for target, guess in zip(targets, guesses, strict=True):
                         total = total - target * guess.log() / len(teacher_view)
         return total / num_pairs
 
     def _move_student(self, loss: Tensor, settings: StepSettings, clip_norm: float) -> None:
-        """Clip each gradient by its own norm, then AdamW (Loshchilov & Hutter 2019, algorithm 2)."""
+        """Clip each gradient by its own norm, then AdamW."""
         named = {name: value for name, value in self.student.named_parameters() if value.requires_grad}
         gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
         for name, parameter in named.items():
@@ -93,17 +85,9 @@ class SlowDino:
             if factor < 1:
                 gradient = gradient * factor
             (self.clipped if factor < 1 else self.untouched).add(name)
-            first, second, count = self.moments.get(name, (torch.zeros_like(gradient), torch.zeros_like(gradient), 0))
-            first = BETA1 * first + (1 - BETA1) * gradient
-            second = BETA2 * second + (1 - BETA2) * gradient**2
-            count += 1
-            self.moments[name] = (first, second, count)
             is_decayed = not (name.endswith(".bias") or parameter.ndim == 1)
-            with torch.no_grad():
-                if is_decayed:
-                    parameter.mul_(1 - settings.lr * settings.weight_decay)
-                step = first / (1 - BETA1**count) / ((second / (1 - BETA2**count)).sqrt() + EPSILON)
-                parameter.sub_(settings.lr * step)
+            decay = settings.weight_decay if is_decayed else 0.0
+            self.moments[name] = adamw(parameter, gradient, self.moments.get(name), lr=settings.lr, weight_decay=decay)
 
     def _move_center(self, rows: list[list[Tensor]], center_momentum: float) -> None:
         for k in range(len(self.center)):
@@ -111,7 +95,32 @@ class SlowDino:
             self.center[k] = center_momentum * self.center[k] + (1 - center_momentum) * mean
 
 
-def _softmax(logits: list[Tensor], temperature: float) -> list[Tensor]:
+def head_logits(head: nn.Module, x: Tensor) -> list[Tensor]:
+    """The K logits of one feature vector."""
+    weights = dict(head.named_parameters())
+    layers = sorted(name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
+    for number, layer in enumerate(layers):
+        if number:
+            x = 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+        x = weights[f"{layer}.weight"] @ x + weights[f"{layer}.bias"]
+    x = x / (x * x).sum().sqrt()
+    prototypes, lengths = weights["last_layer.weight_v"], weights["last_layer.weight_g"]
+    return [g[0] * (v * x).sum() / (v * v).sum().sqrt() for v, g in zip(prototypes, lengths, strict=True)]
+
+
+def adamw(parameter: Tensor, gradient: Tensor, moments: Moments | None, *, lr: float, weight_decay: float) -> Moments:
+    """Move one parameter (Loshchilov & Hutter 2019, algorithm 2); returns its new moments."""
+    first, second, count = moments or (torch.zeros_like(gradient), torch.zeros_like(gradient), 0)
+    first = BETA1 * first + (1 - BETA1) * gradient
+    second = BETA2 * second + (1 - BETA2) * gradient**2
+    count += 1
+    with torch.no_grad():
+        parameter.mul_(1 - lr * weight_decay)
+        parameter.sub_(lr * first / (1 - BETA1**count) / ((second / (1 - BETA2**count)).sqrt() + EPSILON))
+    return first, second, count
+
+
+def softmax(logits: list[Tensor], temperature: float) -> list[Tensor]:
     powers = [(value / temperature).exp() for value in logits]
     total = torch.stack(powers).sum()
     return [power / total for power in powers]

@@ -8,6 +8,7 @@ from slow_reference import SlowDino
 from tiny import center_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 
 from dino_path.training.learner import Learner
+from dino_path.training.objective.targets import Centering
 from dino_path.training.step import train_step
 from dino_path.views.batches import ViewBatch
 
@@ -26,8 +27,10 @@ def in_float64(learner: Learner) -> Learner:
     learner.student.double()
     learner.teacher.double()
     learner.mean, learner.std = learner.mean.double(), learner.std.double()
-    targets = learner.objective.terms["dino"].targets  # type: ignore[attr-defined]
-    targets.center = targets.center.double()
+    for term in learner.objective.terms.values():
+        targets = getattr(term, "targets", None)
+        if isinstance(targets, Centering):
+            targets.center = targets.center.double()
     return learner
 
 

@@ -204,6 +204,7 @@ def test_tile_says_of_a_slide_without_tissue_that_it_is_empty(run: Run, tmp_path
         (["tiles", "--out", "sheet.jpg"], ["--out sheet.jpg: is no PNG file"]),
         (["tiles", "slides.split=train"], ["Only the slides of a tile store have splits"]),
         (["tiles", "training.num_steps=1", "training.balance=slide"], ["not known which slides they are from"]),
+        (["tiles", "objective.ibot.weight=1", "model.backbone=resnet18"], ["it has no patch tokens"]),
     ],
 )
 def test_views_refuses(run: Run, tiles_folder: Path, tmp_path: Path, words: list[str], parts: list[str]) -> None:
@@ -219,6 +220,9 @@ def test_views_draws_a_sheet_of_a_store_and_of_a_folder(run: Run, slide: Path, t
     assert (answer.code, answer.out) == (0, "contact sheet: new/sheet.png\n")
     assert Path("new/sheet.png").read_bytes().startswith(b"\x89PNG")
     assert run("views", tiles_folder, "--out", "folder.png", "--num-tiles", 1).code == 0
+    masked = ("objective.ibot.weight=1", "model.backbone=vit_tiny_patch16_224", "model.arguments={patch_size: 32}")
+    assert run("views", tiles_folder, "--out", "masks.png", "--num-tiles", 1, *masked).code == 0
+    assert Path("masks.png").read_bytes() != Path("folder.png").read_bytes()
 
 
 # --- pretrain -----------------------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def test_a_run_whose_loss_stays_at_that_of_guessing_says_so_in_its_last_line(run
     # A student as even as this one gives ln K whatever the teacher says.
     code, out, _ = run(*words, "out=even", "training.student_temp=1000", "--quiet")
     assert code == 0
-    assert out.splitlines()[-1].startswith("NOT LEARNED: after 2 steps the loss is 4.15")
+    assert out.splitlines()[-1].startswith("NOT LEARNED: after 2 steps DINO's loss is 4.15")
     assert "NOT LEARNED" not in run(*words, "out=sharp")[1]
 
 

@@ -117,10 +117,48 @@ def test_resnet50_has_its_own_crops_sgd_and_a_constant_weight_decay() -> None:
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
-def test_a_recipe_uses_histology_views_and_refuses_a_node_without_gpus(file: Path) -> None:
+def test_a_recipe_uses_views_of_tissue_and_refuses_a_node_without_gpus(file: Path) -> None:
     config = load(file)
-    assert config.views.recipe == "histology"
+    assert config.views.recipe in ("histology", "virchow2")
     assert config.views.dihedral
     assert config.training is not None
     assert config.training.device == "cuda"
     assert config.training.num_workers == config.cluster.cpus_per_gpu
+
+
+DINOV2 = ["vits16_dinov2_1gpu", "vits14_reg4_adapt_1gpu", "vitb14_dinov2_8gpu", "vitl14_dinov2_4x8gpu"]
+
+
+@pytest.mark.parametrize("name", DINOV2)
+def test_recipes_of_dinov2s_objective_have_its_terms_optimizer_and_view_sizes_that_patches_tile(name: str) -> None:
+    config = load(FOLDER / f"{name}.yaml")
+    assert config.objective.methods == ("DINO", "iBOT", "KDE", "Sinkhorn-Knopp")
+    assert (config.optim.lr_scaling, config.optim.clip_scope, config.optim.freeze_by) == ("sqrt", "module", "zero_lr")
+    assert config.optim.patch_embed_lr == 0.2
+    patch_px = 16 if "16" in name else 14
+    assert config.views.global_px % patch_px == config.views.local_px % patch_px == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "peak_lr", "momentum"),
+    [
+        ("vits16_dinov2_1gpu", 256, 4e-3 * 0.5, 0.992),
+        ("vits14_reg4_adapt_1gpu", 128, 1e-4, 0.994),
+        ("vitb14_dinov2_8gpu", 1024, 2e-4, 0.994),
+        ("vitl14_dinov2_4x8gpu", 3072, 2e-4 * 3**0.5, 0.994),
+    ],
+)
+def test_their_learning_rates_are_the_published_ones_scaled_by_the_square_root_of_the_batch(
+    name: str, batch: int, peak_lr: float, momentum: float
+) -> None:
+    resolved = schedules(load(FOLDER / f"{name}.yaml"))
+    assert resolved.clock.global_batch_size == batch
+    assert resolved.lr.peak == pytest.approx(peak_lr, rel=2e-3)
+    assert resolved.momentum.peak == momentum
+
+
+def test_virchow2s_views_are_cut_from_392_px_at_nearly_their_own_size() -> None:
+    views = load(FOLDER / "vitb14_dinov2_8gpu.yaml").views
+    for edge, scale in ((views.global_px, views.global_scale), (views.local_px, views.local_scale)):
+        assert [share * 392**2 / edge**2 for share in scale] == pytest.approx([0.9, 1.1], rel=2e-3)
+    assert views.aspect == (0.95, 1.05)

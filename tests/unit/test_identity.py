@@ -14,9 +14,12 @@ from dino_path.identity import (
     content_digest,
     files_of,
     identity_of,
-    is_unchanged,
     stamp_of,
 )
+
+
+def is_unchanged(file: Path, known: Identity) -> bool:
+    return identity_of(file, known).digest == known.digest
 
 
 def noise(path: Path, size: int, seed: int = 0) -> Path:

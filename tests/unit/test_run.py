@@ -41,23 +41,6 @@ def test_json_keeps_its_order_and_ends_with_a_line_end(tmp_path: Path) -> None:
     assert [*json.loads(text)] == ["z", "a"]
 
 
-def test_metrics_are_cut_at_the_step_of_the_checkpoint(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.metrics_file.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(8)) + '{"step": 8, "lo')
-    assert len(run.read_metrics()) == 8, "a torn last line is no record"
-    run.truncate_metrics(5)
-    assert [record["step"] for record in run.read_metrics()] == [0, 1, 2, 3, 4]
-    assert run.metrics_file.read_text().endswith('{"step": 4}\n')
-    run.truncate_metrics(0)
-    assert run.metrics_file.read_text() == ""
-
-
-def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
-    RunFolder(tmp_path).truncate_metrics(3)
-    assert RunFolder(tmp_path).read_metrics() == []
-    assert [*tmp_path.iterdir()] == []
-
-
 def test_checkpoints_are_listed_oldest_first_and_without_unfinished_ones(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.checkpoints.mkdir()

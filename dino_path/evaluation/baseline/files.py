@@ -11,7 +11,6 @@ OUT/result.json         metrics with intervals, settings, split, history
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from numpy.typing import NDArray
 
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
-from dino_path.records.baseline import BASELINE, NEEDED, REMEDY, BaselineRecord
-from dino_path.run import atomic_write
+from dino_path.records.baseline import BASELINE, BaselineRecord
+from dino_path.records.tables import PREDICTIONS
 
 
 @dataclass(frozen=True)
@@ -75,19 +74,18 @@ class BaselineFolder:
 
     def write_predictions(self, labelled: LabelledSet, test: NDArray[np.int64], scores_NC: NDArray[np.float64]) -> None:
         """Write the class scores of the test images, given as their numbers in the set."""
-        with atomic_write(self.predictions_file) as stream:
-            table = csv.writer(stream, lineterminator="\n")
-            table.writerow(["content", "image", "label", "predicted", *(f"score_{name}" for name in labelled.classes)])
-            for index, scores in zip(test.tolist(), scores_NC, strict=True):
-                table.writerow(
-                    [
-                        labelled.content[index].decode(),
-                        labelled.source.name(index),
-                        labelled.classes[labelled.labels[index]],
-                        labelled.classes[int(scores.argmax())],
-                        *(f"{score:.9g}" for score in scores),
-                    ]
-                )
+        columns = ("content", "image", "label", "predicted", *(f"score_{name}" for name in labelled.classes))
+        rows = (
+            [
+                labelled.content[index].decode(),
+                labelled.source.name(index),
+                labelled.classes[labelled.labels[index]],
+                labelled.classes[int(scores.argmax())],
+                *(f"{score:.9g}" for score in scores),
+            ]
+            for index, scores in zip(test.tolist(), scores_NC, strict=True)
+        )
+        PREDICTIONS.write(self.predictions_file, columns, rows)
 
     def read_scores(self, labelled: LabelledSet) -> NDArray[np.float64]:
         """Class scores of the test images, in the order of the set, wherever the files lie now.
@@ -104,20 +102,10 @@ class BaselineFolder:
                 f"Both sides of a comparison need the same images, classes and split ({labelled.split_rule}).",
                 "Run `dino-path baseline` with the same --data and evaluation settings.",
             )
+        columns = PREDICTIONS.read(self.predictions_file)
         try:
-            with self.predictions_file.open(newline="", encoding="utf-8") as stream:
-                scores_of = {
-                    row["content"]: [float(row[f"score_{name}"]) for name in labelled.classes]
-                    for row in csv.DictReader(stream)
-                }
-            return np.array([scores_of[labelled.content[index].decode()] for index in labelled.part("test")])
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise self._no_baseline(f"predictions.csv does not fit ({type(error).__name__}: {error}).") from None
-
-    def _no_baseline(self, found: str) -> DataError:
-        return DataError(
-            str(self.path),
-            found,
-            NEEDED,
-            REMEDY,
-        )
+            scores_RC = np.array([columns[f"score_{name}"] for name in labelled.classes], np.float64).T
+            row_of = {content: row for row, content in enumerate(columns["content"])}
+            return scores_RC[[row_of[labelled.content[index].decode()] for index in labelled.part("test")]]
+        except (KeyError, ValueError, IndexError) as error:
+            raise PREDICTIONS.damaged(self.predictions_file, f"{type(error).__name__}: {error}") from None

@@ -5,7 +5,6 @@ Shape suffixes: N images.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from dino_path.evaluation.labelled.regions import read_store
 from dino_path.evaluation.labelled.splits import Ints, draw_labelled, draw_part, linked_units
 from dino_path.evaluation.measures.metrics import Units
 from dino_path.progress import meter
-from dino_path.run import atomic_write
+from dino_path.records.tables import LABELLED
 from dino_path.tiles.images import ImageFiles
 from dino_path.tiles.source import TileSource
 from dino_path.tiles.tables import TABLE_SUFFIXES
@@ -151,16 +150,13 @@ class LabelledSet:
         """
         is_files = isinstance(self.source, ImageFiles)
         group_column = [] if self.groups is None else [f"{self.group_kind}_id"]
-        with atomic_write(file) as stream:
-            rows = csv.writer(stream, lineterminator="\n")
-            rows.writerow(["path", "label", *group_column, "split", "content"])
-            for index, label in enumerate(self.labels):
-                name = self.source.name(index)
-                group = [] if self.groups is None else [self.groups[index]]
-                rows.writerow(
-                    [Path(name).resolve() if is_files else name, self.classes[label], *group, self.split[index],
-                     self.content[index].decode()]
-                )  # fmt: skip
+        names = map(self.source.name, range(len(self.labels)))
+        rows = (
+            [Path(name).resolve() if is_files else name, self.classes[self.labels[index]],
+             *([] if self.groups is None else [self.groups[index]]), self.split[index], self.content[index].decode()]
+            for index, name in enumerate(names)
+        )  # fmt: skip
+        LABELLED.write(file, ("path", "label", *group_column, "split", "content"), rows)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per split and class."""

@@ -5,7 +5,6 @@ Shape suffixes: N images of the set, M tested images (in a cross-validation ever
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from dino_path.evaluation.labelled.datasets import GIVEN_SPLIT, LabelledSet, dig
 from dino_path.evaluation.labelled.splits import draw_folds
 from dino_path.evaluation.measures.confusion import Ints
 from dino_path.evaluation.measures.metrics import Units
-from dino_path.run import atomic_write
+from dino_path.records.tables import LABELLED
 
 FEW_UNITS = 10  # tested by a drawn split: then every table suggests a cross-validation
 
@@ -122,16 +121,14 @@ class Division:
         for number, split in enumerate(self.splits):
             fold_RN[number // self.num_folds, split.part("test")] = number % self.num_folds + 1
         groups = self.labelled.groups
-        with atomic_write(out / "folds.csv") as stream:
-            rows = csv.writer(stream, lineterminator="\n")
-            group_column = [] if groups is None else [f"{self.labelled.group_kind}_id"]
-            rows.writerow(["path", "label", *group_column, "content", *(f"fold_of_repeat_{r + 1}" for r in repeats)])
-            for index, label in enumerate(self.labelled.labels):
-                group = [] if groups is None else [groups[index]]
-                rows.writerow(
-                    [self.labelled.source.name(index), self.labelled.classes[label], *group,
-                     self.labelled.content[index].decode(), *fold_RN[:, index]]
-                )  # fmt: skip
+        group_column = [] if groups is None else [f"{self.labelled.group_kind}_id"]
+        columns = ("path", "label", *group_column, "content", *(f"fold_of_repeat_{r + 1}" for r in repeats))
+        rows = (
+            [self.labelled.source.name(index), self.labelled.classes[label],
+             *([] if groups is None else [groups[index]]), self.labelled.content[index].decode(), *fold_RN[:, index]]
+            for index, label in enumerate(self.labelled.labels)
+        )  # fmt: skip
+        LABELLED.write(out / "folds.csv", columns, rows)
 
     def _kind(self) -> str:
         assert self.num_folds is not None

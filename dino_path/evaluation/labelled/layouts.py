@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from dino_path.errors import DataError
+from dino_path.records.tables import LABELLED
 from dino_path.table_file import Table, Vocabulary, path_of, why_no_file
 from dino_path.tiles.images import ImageFiles, image_files
 from dino_path.tiles.source import TileSource
@@ -86,7 +87,7 @@ def read_manifest(file: Path) -> Listing:
     """
     if not file.is_file():
         raise no_such_path(file)
-    table = read_known_table(file, MANIFEST, needed=("path", "label"))
+    table = read_known_table(file, MANIFEST, LABELLED, needed=("path", "label"))
     columns, notes = _labelled_rows(table)
     for name in ("path", "split"):
         _refuse_empty(file, columns, name)
@@ -247,7 +248,7 @@ def _with_groups(listing: Listing, folder: Path, paths: list[Path]) -> Listing:
     file = folder / GROUPS_FILE
     if not file.is_file():
         return listing
-    table = read_known_table(file, GROUPS_TABLE, needed=("path",))
+    table = read_known_table(file, GROUPS_TABLE, LABELLED, needed=("path",))
     columns = table.columns
     row_of = {path_of(path, folder).resolve(): row for row, path in enumerate(columns["path"])}
     rows = [row_of.get(path.resolve(), -1) for path in paths]

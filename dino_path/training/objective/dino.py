@@ -52,7 +52,7 @@ class DinoTerm(HeadTerm):
         logits = student.logits(), teacher.logits()
         return dino_loss(*logits, center, student_temp=self.student_temp, teacher_temp=teacher_temp)
 
-    def derived(self, loss: float) -> dict[str, float]:
+    def derived(self, loss: float, averages: Mapping[str, float]) -> dict[str, float]:
         return {"loss_minus_ln_k": loss / self.weight - self.ln_k}
 
     def find_collapse(self, averages: Mapping[str, float]) -> Collapse | None:

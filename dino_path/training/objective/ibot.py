@@ -15,7 +15,7 @@ from dino_path.errors import ConfigError
 from dino_path.model.head import NetworkOutput, Projection
 from dino_path.training.objective.fused_ibot_loss import fused_ibot_loss
 from dino_path.training.objective.head_term import HeadTerm, collapse_mode
-from dino_path.training.objective.ibot_loss import IbotLoss, ibot_loss
+from dino_path.training.objective.ibot_loss import ibot_loss
 from dino_path.training.objective.targets import PatchCentering, build_targets
 from dino_path.training.objective.term import Collapse, Needs, Outputs, TermValue
 from dino_path.training.schedules import StepSettings
@@ -38,15 +38,13 @@ class IbotTerm(HeadTerm):
         self.ln_k = math.log(num_prototypes)
         num_views = 2 * training.batch_size_per_gpu * training.accumulate_steps * world.size
         view_fraction = config.ibot.masks.view_fraction
-        num_masked = int(num_views * view_fraction)  # in every step
-        if num_masked == 0:
+        if int(num_views * view_fraction) == 0:
             raise ConfigError(
                 f"objective.ibot.masks.view_fraction={view_fraction:g}",
                 f"none of a step's {num_views} global views is masked.",
                 "iBOT needs a masked view in every step.",
                 f"Set it to {math.ceil(1000 / num_views) / 1000:g} or more, or objective.ibot.weight=0.",
             )
-        self.masked_share = num_masked / num_views
 
     @staticmethod
     def projection(output: NetworkOutput) -> Projection:
@@ -54,40 +52,45 @@ class IbotTerm(HeadTerm):
         return output.patch_projection
 
     def measure(self, outputs: Outputs, settings: StepSettings) -> TermValue:
-        found = self._loss(outputs, settings.teacher_temp)
-        logged = {  # over the micro-batches and ranks of a step these average to means over its masked views
-            "ibot_entropy": found.teacher_entropy / self.masked_share,
-            "ibot_kl": found.kl / self.masked_share,
-            "ibot_prototypes_used": found.prototypes_used,
-        }
-        return TermValue(found.loss, logged)
-
-    def _loss(self, outputs: Outputs, teacher_temp: float) -> IbotLoss:
-        """With or without all logits at once."""
         assert outputs.masks is not None, "the views have no masks"
         student, teacher = map(self.projection, (outputs.student, outputs.teacher))
         center, weights, num_views = self.targets.center, outputs.masks.weights, 2 * outputs.num_tiles
         if self.is_fused:
-            return fused_ibot_loss(
+            found = fused_ibot_loss(
                 student,
                 teacher,
                 center,
                 weights,
                 num_views=num_views,
                 student_temp=self.student_temp,
-                teacher_temp=teacher_temp,
+                teacher_temp=settings.teacher_temp,
             )
-        return ibot_loss(
-            student.logits(),
-            teacher.logits(),
-            center,
-            weights,
-            num_views=num_views,
-            student_temp=self.student_temp,
-            teacher_temp=teacher_temp,
-        )
+        else:
+            found = ibot_loss(
+                student.logits(),
+                teacher.logits(),
+                center,
+                weights,
+                num_views=num_views,
+                student_temp=self.student_temp,
+                teacher_temp=settings.teacher_temp,
+            )
+        logged = {
+            "ibot_entropy": found.teacher_entropy,
+            "ibot_kl": found.kl,
+            "ibot_prototypes_used": found.prototypes_used,
+            "ibot_masked_views": weights.sum() / num_views,  # those with a hidden patch, as a share of all
+        }
+        return TermValue(found.loss, logged)
+
+    def derived(self, loss: float, averages: Mapping[str, float]) -> dict[str, float]:
+        """Entropy and KL as means over masked views alone: a single micro-batch may have none, so not until here."""
+        share = averages["ibot_masked_views"] or 1.0
+        return {name: averages[name] / share for name in ("ibot_entropy", "ibot_kl")}
 
     def find_collapse(self, averages: Mapping[str, float]) -> Collapse | None:
+        if averages["ibot_masked_views"] == 0:
+            return None
         mode = collapse_mode(
             entropy=averages["ibot_entropy"],
             kl=averages["ibot_kl"],

@@ -94,11 +94,12 @@ class Term(ABC):
         """What a checkpoint keeps, the same on every rank; the tensors themselves: a restore writes into them."""
         return {}
 
-    def derived(self, loss: float) -> dict[str, float]:
-        """Further numbers for the record.
+    def derived(self, loss: float, averages: Mapping[str, float]) -> dict[str, float]:
+        """Further numbers for the record; one under the name of an average takes its place.
 
         Args:
             loss: the mean of this term, weighted, over an interval.
+            averages: of all that is logged; each 0 where there is only to say which numbers there will be.
         """
         return {}
 

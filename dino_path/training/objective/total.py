@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
@@ -20,6 +21,16 @@ from dino_path.training.objective.term import Collapse, Needs, Outputs, Term
 from dino_path.training.schedules import StepSettings
 
 TermStates = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class StateDifference:
+    """What the terms and a checkpoint do not have in common, as `<term>.<name>`."""
+
+    missing: list[str]
+    """The terms keep it, and the checkpoint lacks it: it stays as it was."""
+    unused: list[str]
+    """The checkpoint has it, and no term keeps it."""
 
 
 def build_terms(config: ObjectiveConfig, training: TrainingConfig, world: World) -> list[Term]:
@@ -89,17 +100,18 @@ class Objective:
     def state(self) -> TermStates:
         return {name: state for name, term in self.terms.items() if (state := term.state())}
 
-    def load_state(self, states: TermStates) -> None:
-        """Write a checkpoint's state into the terms; it has just those that `state` names."""
-        for name, state in self.state().items():
-            for key, tensor in state.items():
-                tensor.copy_(states[name][key])
+    def load_state(self, states: TermStates) -> StateDifference:
+        """Write a checkpoint's state into the terms that keep such; returns what one side has and the other has not."""
+        ours, theirs = _by_name(self.state()), _by_name(states)
+        for name in ours.keys() & theirs.keys():
+            ours[name].copy_(theirs[name])
+        return StateDifference(missing=sorted(ours.keys() - theirs.keys()), unused=sorted(theirs.keys() - ours.keys()))
 
     def derived(self, averages: Mapping[str, float]) -> dict[str, float]:
         """Further numbers for a record, of its averages."""
         found: dict[str, float] = {}
         for term in self.terms.values():
-            found |= term.derived(averages.get(f"{term.name}_loss", averages["loss"]))
+            found |= term.derived(averages.get(f"{term.name}_loss", averages["loss"]), averages)
         return found
 
     def find_collapse(self, averages: Mapping[str, float]) -> Collapse | None:
@@ -108,3 +120,7 @@ class Objective:
 
     def notes(self, averages: Mapping[str, float]) -> list[str]:
         return [note for term in self.terms.values() if (note := term.note(averages))]
+
+
+def _by_name(states: TermStates) -> dict[str, Tensor]:
+    return {f"{term}.{name}": tensor for term, state in states.items() for name, tensor in state.items()}

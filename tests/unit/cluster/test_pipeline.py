@@ -148,7 +148,8 @@ def test_status_says_how_far_each_stage_is(slurm: Path) -> None:
     assert f"step {json.loads(records[3])['step'] + 1}/10" in line
     (slurm / "my model").mkdir()
     for told in (digest(config), digest_of_plain(as_plain(config))):  # of now, and of earlier versions
-        model = {"architecture": "vit", "dino_path": {"config_digest": told}}
+        pretrained = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
+        model = {"architecture": "vit", "pretrained_cfg": pretrained, "dino_path": {"config_digest": told}}
         (slurm / "my model/config.json").write_text(json.dumps(model))
         assert {stage.stage: stage.facts for stage in run_status(run)}["export"] == "'my model/config.json'"
     (slurm / "other").mkdir()

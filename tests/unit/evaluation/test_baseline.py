@@ -177,7 +177,7 @@ def test_a_folder_that_is_no_baseline_is_refused(tmp_path, labelled):
 
 def test_predictions_are_one_row_per_test_image(trained, labelled):
     lines = (trained.out / "predictions.csv").read_text().splitlines()
-    assert lines[0] == "content,image,label,predicted,score_blood,score_leaf,score_sea"
+    assert lines[0] == "content,image,label,predicted,score_blood,score_leaf,score_sea,format_version"
     assert len(lines) == 1 + len(labelled.part("test"))
     assert np.array([line.split(",")[2] == line.split(",")[3] for line in lines[1:]]).mean() == pytest.approx(
         trained.metrics.accuracy.value

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WriteImage
+from runs import metrics_of
 
 from dino_path.cli import main
 from dino_path.config import Config
@@ -78,7 +79,7 @@ def test_the_command_watches_its_teacher(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code in (None, 0)
-    accuracies = [record["knn_accuracy"] for record in RunFolder(tmp_path / "run").read_metrics()]
+    accuracies = [record["knn_accuracy"] for record in metrics_of(RunFolder(tmp_path / "run"))]
     assert len(accuracies) == 2
     assert np.all((np.array(accuracies) >= 0) & (np.array(accuracies) <= 1))
     log = (tmp_path / "run/log.txt").read_text()

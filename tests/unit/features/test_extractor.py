@@ -177,7 +177,7 @@ def _unknown_architecture(folder: Path) -> None:
     [
         (_remove_weights, "pickled weights"),
         (_cut_weights, "cannot be read"),
-        (_break_json, "not JSON"),
+        (_break_json, "is damaged"),
         (_drop_mean, "pretrained_cfg.mean"),
         (_other_depth, "do not fit"),
         (_unknown_architecture, "no such model"),

@@ -2,8 +2,9 @@
 
 import pytest
 
+from dino_path.errors import ConfigError
 from dino_path.model.known_sizes import KNOWN
-from dino_path.model.sizes import FOOTNOTES, BackboneSize, backbone_size, size_table
+from dino_path.model.sizes import FOOTNOTES, BackboneSize, backbone_size, patch_grid, size_table
 
 # Zhai et al. 2022: width, depth, MLP, heads, million parameters, GFLOPs at 224 and 384 px.
 PUBLISHED = {
@@ -69,3 +70,41 @@ def test_any_timm_name_can_be_asked_for() -> None:
     assert isinstance(size, BackboneSize)
     assert (size.width, size.heads, size.takes_local_views) == (192, 3, False)
     assert {*PUBLISHED} < {*KNOWN}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "view_px", "edge"),
+    [
+        ("vit_tiny_patch16_224", {}, 224, 14),
+        ("vit_tiny_patch16_224", {"patch_size": 8}, 64, 8),
+        ("vit_small_patch14_reg4_dinov2", {"depth": 1}, 98, 7),
+        ("vit_tiny_patch16_224", {"shifted_patch_tokenization": True}, 32, 2),
+        ("vit_tiny_patch16_224", {"dynamic_img_pad": True}, 230, 15),
+        ("eva02_tiny_patch14_224", {}, 224, 16),
+    ],
+)
+def test_the_grid_of_patches_is_the_models_own(
+    name: str, arguments: dict[str, int | bool], view_px: int, edge: int
+) -> None:
+    assert patch_grid(name, arguments, view_px) == (edge, edge)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "view_px", "found"),
+    [
+        ("resnet18", {}, 224, "it has no patch tokens"),
+        ("vit_tiny_patch16_224", {}, 230, r"it does not take views of 230 px \(Input height"),
+        (
+            "vit_tiny_patch16_224",
+            {"patch_size": (8, 16)},
+            224,
+            "its 392 patches of a view of 224 px are no square grid",
+        ),
+    ],
+)
+def test_a_backbone_without_a_grid_of_patches_is_refused(
+    name: str, arguments: dict[str, int], view_px: int, found: str
+) -> None:
+    with pytest.raises(ConfigError, match=found) as refusal:
+        patch_grid(name, arguments, view_px)
+    assert "objective.ibot.weight=0" in refusal.value.remedy

@@ -15,13 +15,15 @@ from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
 from dino_path.records.format import Format, Record, Tree
 from dino_path.records.labelled import ScoreRecord
+from dino_path.records.metrics import METRICS
+from dino_path.records.model_folder import MODEL
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START,
+    START, METRICS, MODEL,
 ]  # fmt: skip
 
 
@@ -169,6 +171,8 @@ FIELDS = {
     "few-shot episodes": (2, "df5ca137"),
     "baseline": (2, "47380238"),
     "cross-validated baseline": (2, "c39b9804"),
+    "metrics": (1, "5978ed96"),
+    "config.json of a model folder": (1, "00c1c177"),
     "environment": (1, "e7952035"),
 }
 

@@ -1,6 +1,5 @@
 """A made-up run folder, evaluation and tile store, as the other rooms write them."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from dino_path.config import Config, TilesConfig
 from dino_path.records.environment import ENVIRONMENT, EnvironmentRecord, present_environment
 from dino_path.records.evaluation import FewShotRecord, FractionsRecord, ResultsRecord
 from dino_path.records.evaluation import write_evaluation as write_evaluation_record
+from dino_path.records.metrics import StepRecord, metrics_line
 from dino_path.records.slide import SlideRecord, write_slide_record
 from dino_path.records.store import StoreRecord, write_store_record
 from dino_path.settings import as_plain, as_yaml
@@ -38,17 +38,18 @@ def write_run(run: Path, *, num_records: int = 120, seed: int = 0, **training: A
         for number in range(num_records):
             part, step = number / num_records, 10 * number + 9
             fall = math.exp(-4 * part)
-            record = {
+            record = StepRecord.model_validate({
                 "step": step, "loss": 3.1 + 5.2 * fall + 0.15 * random.normal(),
                 "teacher_entropy": 2.4 + 5.4 * fall + 0.1 * random.normal(), "kl": 0.7 + 0.1 * random.normal(),
                 "rankme": 160 * (1 - fall) + 12 + random.normal(), "feature_std": 0.6 + 0.3 * part,
                 "prototypes_used": 400 + 1500 * part, "grad_norm": 2 * fall + 0.4 + 0.1 * abs(random.normal()),
                 "lr": 2.5e-4 * min(1, part * 10) * (1 + math.cos(math.pi * part)), "weight_decay": 0.04 + 0.36 * part,
-                "momentum": 0.996 + 0.004 * part, "teacher_temp": 0.04 + 0.03 * min(1, part * 3),
+                "momentum": 0.996 + 0.004 * part, "epoch": part, "teacher_temp": 0.04 + 0.03 * min(1, part * 3),
                 "tiles_seen": (step + 1) * 64, "tiles_per_s": 1800 + 60 * random.normal(),
-                "data_wait": abs(0.03 * random.normal()), "num_skipped": 0, "collapse": None,
-            }  # fmt: skip
-            stream.write(json.dumps(record) + "\n")
+                "data_wait": abs(0.03 * random.normal()), "eta_s": 5.0, "peak_memory_gb": 1.0, "num_skipped": 0,
+                "collapse": None,
+            })  # fmt: skip
+            stream.write(metrics_line(record))
     picture = np.full((300, 500, 4), 255, np.uint8)
     cv2.circle(picture, (250, 150), 100, (155, 69, 91, 255), -1)
     cv2.imwrite(str(run / "figures" / "attention_of_a_gland.png"), picture)

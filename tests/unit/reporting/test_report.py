@@ -85,7 +85,7 @@ def test_it_tells_the_facts_of_the_run(run: Path, tmp_path: Path) -> None:
 
 
 def test_every_field_of_the_metrics_has_its_chart(run: Path, tmp_path: Path) -> None:
-    assert report(run, out=tmp_path).tags.count("svg") == 13
+    assert report(run, out=tmp_path).tags.count("svg") == 14
 
 
 def test_an_evaluation_is_shown_with_intervals_beside_the_baseline(run: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_runs_are_drawn_together_and_differing_settings_are_marked(run: Path, tm
     html = (tmp_path / "report.html").read_text()
     [row] = re.findall(r'<tr class="differs"><td title="([^"]*)">', html)
     assert row == "training.momentum"
-    assert html.count('class="curve slot1"') == 13
+    assert html.count('class="curve slot1"') == 14
 
 
 def test_a_run_with_settings_of_an_earlier_version_shows_them_and_ln_k_as_before(run: Path, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_numbers_that_have_no_words_here_have_a_chart_each(run: Path, tmp_path: 
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
     page = report(run, out=tmp_path)
     assert "Koleo loss" in page.text
-    assert page.tags.count("svg") == 14
+    assert page.tags.count("svg") == 15
 
 
 def test_two_runs_of_one_name_get_their_parents_name_too(tmp_path: Path) -> None:
@@ -230,18 +230,18 @@ def test_two_runs_of_one_name_get_their_parents_name_too(tmp_path: Path) -> None
     assert "b/run" in page.text
 
 
-def test_an_unfinished_run_without_some_fields_is_shown_as_far_as_it_goes(run: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_without_some_numbers_is_shown_as_far_as_it_goes(run: Path, tmp_path: Path) -> None:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[:50]]
     for record in records:
-        del record["rankme"], record["data_wait"], record["tiles_seen"]
-        record["kl"] = None
+        del record["prototypes_used"]
+        record |= {"rankme": None, "kl": None}
     records[-1]["collapse"] = "uniform"
     records[-1]["num_skipped"] = 2
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"step": 51, "lo')
     (run / "environment.json").unlink()
     page = report(run, out=tmp_path)
     assert "500 of 1,200 steps, unfinished" in page.text
-    assert page.tags.count("svg") == 10
+    assert page.tags.count("svg") == 11
     assert "named a collapse (uniform), first at step 499" in page.text
     assert "2 step(s) had a loss that was not finite" in page.text
 
@@ -257,13 +257,14 @@ def test_what_cannot_be_read_is_said_on_the_page(run: Path, tmp_path: Path) -> N
     (run / "environment.json").write_text("{")
     (run / "eval").mkdir()
     (run / "eval" / "results.json").write_text("{}")
-    (run / "metrics.jsonl").write_text("not json\n")
+    (run / "metrics.jsonl").write_text("not json\n" + (run / "metrics.jsonl").read_text())
     page = report(run, out=tmp_path)
     for text in (
         "figures/broken.png cannot be read", "config.yaml cannot", "environment.json cannot be used: it is damaged",
-        "eval/results.json: is damaged", "metrics.jsonl cannot",
+        "eval/results.json: is damaged", "metrics.jsonl cannot be read whole: line 1 is no JSON",
     ):  # fmt: skip
         assert text in page.text
+    assert page.tags.count("svg") == 14, "the other lines are drawn"
 
 
 def test_names_from_files_cannot_bring_markup(run: Path, tmp_path: Path) -> None:

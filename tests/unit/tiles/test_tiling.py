@@ -32,7 +32,7 @@ def contents(store: Path) -> dict[str, str]:
         if file.parent.name == "slides":
             data = json.dumps({**json.loads(data), "seconds": 0}).encode()
         if file.name == "slides.csv":
-            data = b"\n".join(line.rpartition(b",")[0] for line in data.splitlines())
+            data = b"\n".join(line.rsplit(b",", 2)[0] for line in data.splitlines())
         hashes[str(file.relative_to(store))] = hashlib.sha256(data).hexdigest()
     return hashes
 

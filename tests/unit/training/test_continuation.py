@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import state_in
-from tiny import ALONE, differences, tiny_config, write_tiles
+import torch
+from runs import metrics_of, state_in
+from tiny import ALL_TERMS, ALONE, PATCHES, differences, tiny_config, write_tiles
 from typer.testing import CliRunner
 
 from dino_path.cli import app
@@ -36,16 +37,18 @@ def says(log: pytest.LogCaptureFixture, line: str) -> bool:
     return any(line in message for message in log.messages)
 
 
-@pytest.mark.parametrize("whole_setting", ["", "views.colour_on_device=true", "optim.optimizer=sgd"])
+@pytest.mark.parametrize(
+    "further", [(), ("views.colour_on_device=true",), ("optim.optimizer=sgd",), (*ALL_TERMS, "optim.layer_decay=0.8")]
+)
 def test_a_run_continued_from_its_middle_ends_with_the_weights_of_the_undisturbed_one(
-    tiles_folder: Path, tmp_path: Path, whole_setting: str
+    tiles_folder: Path, tmp_path: Path, further: tuple[str, ...]
 ) -> None:
-    settings = (*SETTINGS, *filter(None, [whole_setting]))
+    settings = (*SETTINGS, *further)
     whole = go(tiles_folder, tmp_path / "whole", *settings)
     start = f"training.continue_from={whole.checkpoint_file(5)}"
     rest = go(tiles_folder, tmp_path / "rest", *settings, start)
     assert differences(state_in(whole.checkpoint_file(10)), state_in(rest.checkpoint_file(10))) == []
-    told, expected = rest.read_metrics(), whole.read_metrics()[5:]
+    told, expected = metrics_of(rest), metrics_of(whole)[5:]
     for name in ("step", "loss", "lr", "momentum", "epoch", "tiles_seen", "num_steps", "grad_norm"):
         assert [record[name] for record in told] == [record[name] for record in expected]
 
@@ -76,9 +79,9 @@ def test_schedules_are_extended_or_restarted_and_the_seam_is_said(
     caplog.set_level("INFO")
     old = go(tiles_folder, tmp_path / "old", KEEP_ALL)
     start = f"training.continue_from={old.path}"
-    extended = go(tiles_folder, tmp_path / "extended", start, "training.num_steps=14").read_metrics()
+    extended = metrics_of(go(tiles_folder, tmp_path / "extended", start, "training.num_steps=14"))
     assert [record["step"] for record in extended] == [10, 11, 12, 13]
-    as_one_run = go(tiles_folder, tmp_path / "one", "training.num_steps=14").read_metrics()
+    as_one_run = metrics_of(go(tiles_folder, tmp_path / "one", "training.num_steps=14"))
     for name in ("lr", "weight_decay", "momentum", "teacher_temp", "epoch", "tiles_seen"):
         assert [record[name] for record in extended] == [record[name] for record in as_one_run[10:]]
     assert says(caplog, "schedules=extend: as in one run of 14 steps, from its step 10 on; last there -> first here")
@@ -88,7 +91,7 @@ def test_schedules_are_extended_or_restarted_and_the_seam_is_said(
     restarted = go(tiles_folder, tmp_path / "restarted", start, "training.schedules=restart", "training.num_steps=4")
     alone = go(tiles_folder, tmp_path / "alone", "training.num_steps=4")
     for name in ("step", "lr", "weight_decay", "momentum", "teacher_temp", "epoch", "tiles_seen"):
-        of_each = ([record[name] for record in run.read_metrics()] for run in (restarted, alone))
+        of_each = ([record[name] for record in metrics_of(run)] for run in (restarted, alone))
         assert next(of_each) == next(of_each)
     assert says(caplog, "schedules=restart: 4 steps of their own, with warm-ups")
     assert says(caplog, "order and epochs begin anew at step 0; with training.seed=0 as before")
@@ -112,7 +115,7 @@ def test_other_tiles_begin_their_own_epochs_at_the_seam_and_lengths_in_epochs_ar
     settings = (f"training.continue_from={old.path}", "training.num_steps=null", "training.num_epochs=1.5", KEEP_ALL)
     new = go(more, tmp_path / "new", *settings)
     assert asked == [(0, 6)], "the stream of tiles begins anew"
-    records = new.read_metrics()
+    records = metrics_of(new)
     assert [record["step"] for record in records] == [*range(10, 16)]
     assert [record["epoch"] for record in records] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
     assert [record["tiles_seen"] for record in records] == [44, 48, 52, 56, 60, 64]
@@ -131,7 +134,7 @@ def test_another_global_batch_counts_tiles_over_both(tiles_folder: Path, tmp_pat
     old = go(tiles_folder, tmp_path / "old")
     length = ("training.num_steps=null", "training.num_tiles=64", "training.batch_size_per_gpu=8")
     new = go(tiles_folder, tmp_path / "new", f"training.continue_from={old.path}", *length)
-    assert [record["tiles_seen"] for record in new.read_metrics()] == [48, 56, 64]
+    assert [record["tiles_seen"] for record in metrics_of(new)] == [48, 56, 64]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +153,90 @@ def test_moments_are_taken_over_where_they_are_of_the_same_optimizer(
     lost = {name for name in expected if name.startswith("optimizer.")}
     assert differences(expected, found) == ([] if are_kept else sorted(lost))
     assert says(caplog, "goes on with its moments" if are_kept else "moments begin at zero")
+
+
+def test_a_restarted_run_of_all_terms_takes_everything_over(tiles_folder: Path, tmp_path: Path) -> None:
+    settings = (*ALL_TERMS, "training.num_steps=3", KEEP_ALL)
+    old = go(tiles_folder, tmp_path / "old", *settings)
+    new = go(
+        tiles_folder, tmp_path / "new", *settings,
+        f"training.continue_from={old.path}", "training.schedules=restart",
+    )  # fmt: skip
+    taken = state_in(new.checkpoint_file(0))
+    assert differences(state_in(old.checkpoint_file(3)), taken) == []
+    assert taken["ibot.center"].any()
+    assert not torch.equal(taken["ibot.center"], state_in(new.checkpoint_file(3))["ibot.center"])
+    assert [record["kde_ramp"] for record in new.read_metrics()] == [0, 0, 0.5], "its ramp begins at this run's step 0"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ("centering", "sinkhorn-knopp", "dino.center of that run is left behind: the objective keeps none now"),
+        ("sinkhorn-knopp", "centering", "ibot.center begins at zero: that run kept none"),
+    ],
+)
+def test_targets_of_another_kind_go_on_with_centers_of_their_own_and_say_so(
+    tiles_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, before: str, now: str, said: str
+) -> None:
+    caplog.set_level("INFO")
+    of = "objective.targets.method={}".format
+    old = go(tiles_folder, tmp_path / "old", *ALL_TERMS, of(before), "training.num_steps=2")
+    assert ("center" in state_in(old.checkpoint_file(2))) == (before == "centering")
+    settings = (*ALL_TERMS, of(now), f"training.continue_from={old.path}", "training.num_steps=4", KEEP_ALL)
+    new = go(tiles_folder, tmp_path / "new", *settings)
+    first, last = (state_in(new.checkpoint_file(step)) for step in (2, 4))
+    centers = {"center", "ibot.center"}
+    assert {*differences(state_in(old.checkpoint_file(2)), first)} == centers
+    assert centers & first.keys() == centers & last.keys() == (centers if now == "centering" else set())
+    assert not any(first[name].any() for name in centers & first.keys())
+    assert all(last[name].any() for name in centers & last.keys())
+    assert says(caplog, said)
+    assert says(caplog, f"changed: objective.targets.method ({before} -> {now})")
+    new.checkpoint_file(4).unlink()
+    go(tiles_folder, tmp_path / "new", *settings)
+    assert differences(last, state_in(new.checkpoint_file(4))) == []
+
+
+def test_a_checkpoint_of_this_run_without_a_center_is_refused(tiles_folder: Path, tmp_path: Path) -> None:
+    run = go(tiles_folder, tmp_path / "run", *ALL_TERMS, "training.num_steps=2")
+    file = run.checkpoint_file(2)
+    record = torch.load(file, weights_only=True)
+    record["objective"] = {"ibot": record["objective"]["ibot"], "toy": {"mean": torch.zeros(1)}}
+    torch.save(record, file)
+    with pytest.raises(CheckpointError, match=r"lacks dino\.center, has toy\.mean too"):
+        go(tiles_folder, run.path, *ALL_TERMS, "training.num_steps=2")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        ((), PATCHES, r"objective\.ibot\.weight \(0\.0 -> 1\.0\)"),
+        (PATCHES, (), r"objective\.ibot\.weight \(1\.0 -> 0\.0\)"),
+        (PATCHES, (*PATCHES, "objective.ibot.head=shared"), r"objective\.ibot\.head \(own -> shared\)"),
+        (PATCHES, (*PATCHES, "objective.ibot.num_prototypes=24"), r"objective\.ibot\.num_prototypes \(48 -> 24\)"),
+    ],
+)
+def test_patches_cannot_be_switched_on_or_off_by_continuing(
+    tiles_folder: Path, tmp_path: Path, before: tuple[str, ...], now: tuple[str, ...], named: str
+) -> None:
+    old = go(tiles_folder, tmp_path / "old", *before, "training.num_steps=1")
+    with pytest.raises(CheckpointError, match=f"is of other networks: .*{named}") as refusal:
+        go(tiles_folder, tmp_path / "new", *now, f"training.continue_from={old.path}")
+    assert "take its backbone alone: `dino-path export` it" in refusal.value.remedy
+
+
+def test_weights_of_terms_and_masks_may_change_in_a_continued_run(
+    tiles_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    old = go(tiles_folder, tmp_path / "old", *PATCHES, "training.num_steps=1")
+    changes = ("objective.koleo.weight=0.1", "objective.ibot.masks.shape=patches", "optim.layer_decay=0.9")
+    new = go(tiles_folder, tmp_path / "new", *PATCHES, *changes, f"training.continue_from={old.path}")
+    assert {"koleo_loss", "ibot_loss"} <= new.read_metrics()[0].keys()
+    for line in ("objective.koleo.weight (0.0 -> 0.1)", "objective.ibot.masks.shape (blocks -> patches)"):
+        assert says(caplog, f"changed: {line}")
+    assert says(caplog, "the optimizer's moments begin at zero, for it groups other parameters")
 
 
 def test_other_networks_are_refused_and_every_difference_is_named(tiles_folder: Path, tmp_path: Path) -> None:
@@ -193,7 +280,7 @@ def test_a_finished_run_called_with_another_length_says_what_to_type(tiles_folde
     words = refusal.value.remedy.rpartition(": ")[2]
     assert words == f"'out={tmp_path / 'a run-3'}' 'training.continue_from={old.path}'"
     longer = go(tiles_folder, tmp_path / "a run-3", f"training.continue_from={old.path}", "training.num_steps=4")
-    assert [record["step"] for record in longer.read_metrics()] == [2, 3]
+    assert [record["step"] for record in metrics_of(longer)] == [2, 3]
     with pytest.raises(CheckpointError) as refusal:  # networks cannot be continued from: nothing is offered
         go(tiles_folder, old.path, "objective.dino.num_prototypes=32")
     assert "continue_from" not in refusal.value.remedy

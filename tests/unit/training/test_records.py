@@ -1,15 +1,21 @@
 """metrics.jsonl always, W&B beside it: the same numbers, one run id, and no training lost to W&B."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from runs import metrics_of
 from tiny import ALONE, tiny_config
 
+from dino_path.records.metrics import StepRecord, read_metrics
 from dino_path.run import RunFolder
 from dino_path.training.loop import pretrain
 from dino_path.training.records import Records
+
+FIRST = StepRecord(
+    step=0, loss=1.5, feature_std=1, rankme=1, grad_norm=1, lr=0, weight_decay=0, momentum=1, epoch=0, tiles_seen=1,
+    tiles_per_s=1, data_wait=0, eta_s=1, peak_memory_gb=1, num_skipped=0, collapse=None,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -41,8 +47,8 @@ def test_wandb_holds_the_numbers_of_metrics_jsonl_under_one_id_across_a_resume(
     with monkeypatch.context() as patch:
         records_write = Records.write
 
-        def write_until_killed(records: Records, record: dict[str, float | int | str | None]) -> None:
-            if record["step"] == 3:
+        def write_until_killed(records: Records, record: StepRecord) -> None:
+            if record.step == 3:
                 raise KeyboardInterrupt
             records_write(records, record)
 
@@ -60,7 +66,7 @@ def test_wandb_holds_the_numbers_of_metrics_jsonl_under_one_id_across_a_resume(
     first, second = history_of(files[0]), history_of(files[1])
     assert [row["_step"] for row in first] == [0, 1, 2]
     assert [row["_step"] for row in second] == [2, 3, 4, 5]
-    metrics = run.read_metrics()
+    metrics = metrics_of(run)
     assert [record["step"] for record in metrics] == [*range(6)]
     for row, record in zip([*first[:2], *second], metrics, strict=True):
         for name in ("loss", "teacher_entropy", "rankme", "lr", "num_skipped"):
@@ -80,7 +86,7 @@ def test_training_goes_on_when_wandb_does_not_start(
 
     monkeypatch.setattr(wandb, "init", refuse)
     pretrain(tiny_config(tiles_folder, tmp_path / "run", "wandb.mode=online", "training.num_steps=2"), ALONE)
-    assert len(RunFolder(tmp_path / "run").read_metrics()) == 2
+    assert len(metrics_of(RunFolder(tmp_path / "run"))) == 2
     assert "W&B did not start (the service is away)" in caplog.text
 
 
@@ -113,7 +119,7 @@ def test_training_goes_on_when_wandb_dies_on_the_way(
     dying = DyingWandb(error)
     monkeypatch.setattr(wandb, "init", lambda **settings: dying)
     pretrain(tiny_config(tiles_folder, tmp_path / "run", "wandb.mode=offline", "training.num_steps=4"), ALONE)
-    assert [record["step"] for record in RunFolder(tmp_path / "run").read_metrics()] == [0, 1, 2, 3]
+    assert [record["step"] for record in metrics_of(RunFolder(tmp_path / "run"))] == [0, 1, 2, 3]
     assert dying.num_logged == 2, "once it has failed it is left alone"
     assert caplog.text.count(f"W&B stopped ({error})") == 1
 
@@ -126,12 +132,12 @@ def test_a_wandb_run_that_does_not_close_is_no_failure(
 
     monkeypatch.setattr(wandb, "init", lambda **settings: DyingWandb(OSError()))
     with Records(RunFolder(tmp_path), tiny_config(tiles_folder, tmp_path, "wandb.mode=offline"), start_step=0) as out:
-        out.write({"step": 0, "loss": 1.5})
+        out.write(FIRST)
     assert "W&B did not close its run (socket closed)" in caplog.text
 
 
 def test_disabled_wandb_leaves_no_trace(tiles_folder: Path, tmp_path: Path) -> None:
     with Records(RunFolder(tmp_path), tiny_config(tiles_folder, tmp_path), start_step=0) as out:
-        out.write({"step": 0, "loss": 1.5, "collapse": None})
+        out.write(FIRST)
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "loss": 1.5, "collapse": None}
+    assert read_metrics(tmp_path / "metrics.jsonl").records == (FIRST,)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import keep_only_step, state_in
+from runs import keep_only_step, metrics_of, state_in
 from tiny import ALONE, differences, outputs_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 from toy_term import add_toy_term
 
@@ -64,13 +64,13 @@ def test_a_run_logs_it_resumes_it_and_is_reported_with_it(
     with caplog.at_level("INFO"):
         pretrain(config, ALONE)
     run = RunFolder(tmp_path / "run")
-    last = run.read_metrics()[-1]
+    last = metrics_of(run)[-1]
     assert last["loss"] == pytest.approx(last["dino_loss"] + last["toy_loss"], rel=1e-6)
     assert {"toy_loss", "toy_length", "dino_loss"} <= logged[-1].keys()
     assert last["kl"] == pytest.approx(last["dino_loss"] - last["teacher_entropy"], abs=1e-5)
     assert f"toy {last['toy_length']:.2f}  rank" in caplog.text
     whole = state_in(run.checkpoint_file(10))
-    assert whole["running_mean"].any()
+    assert whole["toy.running_mean"].any()
     keep_only_step(run, 5)
     pretrain(config, ALONE)
     assert differences(whole, state_in(run.checkpoint_file(10))) == []

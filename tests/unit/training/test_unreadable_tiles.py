@@ -42,7 +42,7 @@ def test_a_damaged_image_is_passed_over_named_and_counted(
     assert "damaged PNG" in lines[0]["reason"]
     assert sum(record["num_unreadable"] for record in strict_records(run.path)) in (3, 4)  # 40 places, 12 tiles
     assert "1 tiles of rank 0 could not be read" in caplog.text
-    assert run.images_file.read_text().splitlines()[0] == "path,bytes"
+    assert run.images_file.read_text().splitlines()[0] == "path,bytes,format_version"
 
 
 def test_a_run_with_a_damaged_image_resumes_exactly(folder: Path, tmp_path: Path) -> None:

@@ -102,6 +102,13 @@ def test_blur_has_the_configured_rate_on_each_view(
     assert rate_is([views[place].blur_sigma_px is not None for views in histology], rate)
 
 
+def test_each_views_blur_comes_as_often_as_its_own_probability_says_and_not_as_often_as_it_should_be_absent() -> None:
+    """DINOv2, DINOv3 and OpenMidnight blur with probability 1 - p: no rate here is its own opposite."""
+    drawn = draw(ViewsConfig(num_local=2, blur_prob=(0.8, 0.1, 0.3)), num_tiles=3000)
+    for place, rate in enumerate((0.8, 0.1, 0.3, 0.3)):
+        assert rate_is([views[place].blur_sigma_px is not None for views in drawn], rate)
+
+
 def test_blur_of_the_paper_is_always_on_view_one_and_seldom_on_view_two(dino: list[list[ViewParameters]]) -> None:
     rates = [np.mean([views[place].blur_sigma_px is not None for views in dino]) for place in range(4)]
     assert rates[0] == 1.0

@@ -8,15 +8,21 @@ import pytest
 from PIL import Image
 from tiny import tiny_batches, tiny_config, write_tiles
 
-from dino_path.config import ViewsConfig
+from dino_path.config import MasksConfig, ViewsConfig
 from dino_path.tiles.source import open_tiles
 from dino_path.views import sheet
+from dino_path.views.masks import MaskDrawer
 from dino_path.views.sheet import recipes_to_show, write_sheet
 
 
-def write(path: Path, tiles: Path, *configs: ViewsConfig, num_tiles: int = 2, seed: int = 0) -> np.ndarray:
+def write(
+    path: Path, tiles: Path, *configs: ViewsConfig, num_tiles: int = 2, seed: int = 0, patch_px: int | None = None
+) -> np.ndarray:
     recipes = {f"recipe {number}": config for number, config in enumerate(configs)}
-    write_sheet(path, open_tiles(tiles), recipes, balance=None, num_tiles=num_tiles, seed=seed)
+    write_sheet(
+        path, open_tiles(tiles), recipes, balance=None, num_tiles=num_tiles, seed=seed, masks=MasksConfig(),
+        patch_px=patch_px,
+    )  # fmt: skip
     with Image.open(path) as picture:
         return np.asarray(picture)
 
@@ -66,6 +72,45 @@ def test_any_number_and_size_of_views_fits_the_width(
     pixels = write(tmp_path / "sheet.png", store_path, ViewsConfig.model_validate(config))
     assert pixels.shape[1:] == (1600, 3)
     assert 1600 - 2 * sheet.MARGIN_PX - 20 <= max(widths) <= 1600 - 2 * sheet.MARGIN_PX
+
+
+def test_beside_each_global_view_stands_what_the_student_sees_of_it(
+    tiles_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_batches(tiny_config(tiles_folder, tmp_path, "training.seed=5")).config
+    pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    cover = sheet._covered
+
+    def covered(view: Image.Image, hidden: np.ndarray) -> Image.Image:
+        picture = cover(view, hidden)
+        pairs.append((np.asarray(view), np.asarray(picture), hidden))
+        return picture
+
+    monkeypatch.setattr(sheet, "_covered", covered)
+    with_masks = write(tmp_path / "masks.png", tiles_folder, config, num_tiles=4, seed=5, patch_px=8)
+    assert (
+        with_masks.shape[1] == write(tmp_path / "plain.png", tiles_folder, config, num_tiles=4, seed=5).shape[1] == 1600
+    )
+    assert len(pairs) == 2 * 4
+    drawer = MaskDrawer(MasksConfig(), (4, 4), seed=5, global_batch_size=4)
+    epochs, tiles = tiny_batches(tiny_config(tiles_folder, tmp_path, "training.seed=5")).order(np.arange(4))
+    expected = drawer.draw(0, 0, epochs, tiles).hidden.numpy().reshape(2, 4, 4, 4)
+    assert expected.any()
+    for number, (plain, picture, hidden) in enumerate(pairs):
+        tile, view = divmod(number, 2)
+        assert np.array_equal(hidden, expected[view, tile])
+        centres = ((np.arange(4) + 0.5) * len(plain) / 4).astype(int)
+        grey = (picture[np.ix_(centres, centres)] == sheet.HIDDEN).all(axis=2)
+        assert np.array_equal(grey, hidden)
+        seen = picture[np.ix_(centres, centres)][~hidden]
+        assert np.array_equal(seen, plain[np.ix_(centres, centres)][~hidden])
+
+
+def test_captions_take_more_lines_in_narrow_frames() -> None:
+    words = ["global 1", "47% of the tile", "0.39 um/px"]
+    assert sheet._filled(words, 1000) == ["global 1   47% of the tile   0.39 um/px"]
+    assert sheet._filled(words, 215) == ["global 1   47% of the tile", "0.39 um/px"]
+    assert sheet._filled(words, 10) == words
 
 
 def test_images_that_are_no_squares_and_long_names_are_shown_too(tmp_path: Path) -> None:
