@@ -22,7 +22,7 @@ def drop_everywhere(model: nn.Module, rate: float) -> None:
     """
     for module in [*model.modules()]:
         if type(module) is Block:
-            module.forward = partial(_forward_of_some, module, rate)  # type: ignore[method-assign]
+            module.forward = partial(_forward_of_some, module, rate)
             continue
         for child in [name for name, _ in module.named_children() if name.startswith("drop_path")]:
             setattr(module, child, DropPath(rate))

@@ -83,7 +83,7 @@ def fold_layer_scales(backbone: nn.Module) -> None:
     """
     for layer, scale in layer_scales_of(backbone):
         layer.forward = partial(_forward_scaled, layer, scale)  # type: ignore[method-assign]
-        scale.forward = nn.Identity().forward  # type: ignore[method-assign]
+        scale.forward = nn.Identity().forward
 
 
 def _forward_scaled(layer: nn.Linear, scale: Any, features: Tensor) -> Tensor:
