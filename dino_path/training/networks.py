@@ -17,6 +17,7 @@ from dino_path.training.acceleration import (
     attend_explicitly,
     checkpoint_activations,
     compile_blocks,
+    fold_layer_scales,
     recompute_elementwise,
 )
 from dino_path.training.objective.term import Needs
@@ -102,6 +103,7 @@ def prepare_networks(
     for network in (student, teacher):
         if world.size > 1:  # as published; a network without batch norm stays as it is
             share_batch_norms(network, world.device)
+        fold_layer_scales(network.backbone)
         if world.device.type == "cpu" and resolve_precision(training, world.device) == "bf16":
             attend_explicitly(network.backbone)
         if training.compile:
