@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -14,9 +12,7 @@ from dino_path.errors import ConfigError
 from dino_path.model.backbone import build_backbone, has_patch_tokens
 from dino_path.model.batch_norm import share_batch_norms
 from dino_path.model.head import DinoHead, DinoNetwork, MaskToken
-from dino_path.model.pretrained import load_start
-from dino_path.model.published import load_published
-from dino_path.model.weights import load_weights, read_weights
+from dino_path.model.start import read_start, start_network
 from dino_path.training.acceleration import (
     attend_explicitly,
     checkpoint_activations,
@@ -65,18 +61,14 @@ def build_head(num_features: int, config: HeadConfig) -> DinoHead:
 
 
 def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
-    """Start from `model.weights`: from a training of facebookresearch/dino with its head, else the head stays random.
+    """Start from `model.weights`: the backbone, and the mask token and heads that they bring.
 
     Raises:
         CheckpointError: the weights cannot be had, or belong to another architecture.
     """
     assert model.weights is not None
-    file = Path(model.weights)
-    if file.is_file() and file.suffix != ".safetensors":
-        load_published(network, file)
-        return
-    weights = read_weights(file) if file.is_file() else load_start(model.backbone, model.weights).module.state_dict()
-    load_weights(network.backbone, weights, source=f"model.weights={model.weights}")
+    start = read_start(model.backbone, model.backbone_arguments, model.weights)
+    start_network(network, start, source=f"model.weights={model.weights}")
 
 
 def check_needs(backbone: nn.Module, name: str, needs: Needs) -> None:
