@@ -137,7 +137,24 @@ def index_select_cat(sources: Sequence[Tensor], indices: Sequence[Tensor]) -> Te
 
 
 def scaled_index_add(x: Tensor, index: Tensor, source: Tensor, *, scaling: Tensor, alpha: float) -> Tensor:
-    return torch.index_add(x, 0, index, source * scaling, alpha=alpha)
+    result: Tensor = ScaledIndexAdd.apply(x, index, source, scaling, alpha)
+    return result
+
+
+class ScaledIndexAdd(torch.autograd.Function):
+    """As xformers' it keeps what it is given, where torch's operations would keep the scaled source as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, source: Tensor, scaling: Tensor, alpha: float) -> Tensor:
+        ctx.save_for_backward(index, source, scaling)
+        ctx.alpha = alpha
+        return torch.index_add(x, 0, index, source * scaling, alpha=alpha)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        index, source, scaling = ctx.saved_tensors
+        chosen = ctx.alpha * grad.index_select(0, index)
+        return grad, None, chosen * scaling, (chosen * source).flatten(0, -2).sum(0), None
 
 
 class Unsharded(nn.Module):

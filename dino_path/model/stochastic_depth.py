@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -51,5 +52,21 @@ def _with_branch(tokens_BND: Tensor, branch: Callable[[Tensor], Tensor], rate: f
     num_images = len(tokens_BND)
     num_kept = max(int(num_images * (1 - rate)), 1)
     kept_b = torch.randperm(num_images, device=tokens_BND.device)[:num_kept]
-    update_bND = branch(tokens_BND.index_select(0, kept_b)).to(tokens_BND.dtype)
-    return tokens_BND.index_add(0, kept_b, update_bND, alpha=num_images / num_kept)
+    update_bND = branch(tokens_BND.index_select(0, kept_b))
+    added: Tensor = _IndexAdd.apply(tokens_BND, kept_b, update_bND, num_images / num_kept)
+    return added
+
+
+class _IndexAdd(torch.autograd.Function):
+    """torch's `index_add`, which would keep what it adds for the backward pass: for its shape alone."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens_BND: Tensor, kept_b: Tensor, update_bND: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(kept_b)
+        ctx.factor, ctx.dtype = factor, update_bND.dtype
+        return tokens_BND.index_add(0, kept_b, update_bND.to(tokens_BND.dtype), alpha=factor)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BND: Tensor) -> tuple[Tensor | None, ...]:
+        (kept_b,) = ctx.saved_tensors
+        return grad_BND, None, (ctx.factor * grad_BND.index_select(0, kept_b)).to(ctx.dtype), None

@@ -31,7 +31,8 @@ def test_each_branch_is_computed_for_the_images_that_keep_it() -> None:
 
 
 def test_the_kept_images_get_the_branch_larger_and_the_others_stay() -> None:
-    block, tokens = vit(is_constant=True).blocks[0], torch.rand(NUM_IMAGES, 5, 16, dtype=torch.float64)
+    block = vit(is_constant=True).blocks[0]
+    tokens = torch.rand(NUM_IMAGES, 5, 16, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(2)
     found = block(tokens)
     torch.manual_seed(2)
@@ -41,6 +42,10 @@ def test_the_kept_images_get_the_branch_larger_and_the_others_stay() -> None:
         is_kept[torch.randperm(NUM_IMAGES)[:NUM_KEPT]] = 1
         expected = expected + NUM_IMAGES / NUM_KEPT * is_kept * branch(expected)
     torch.testing.assert_close(found, expected)
+    given = [tokens, *block.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(found.square().sum(), given), torch.autograd.grad(expected.square().sum(), given)
+    )
 
 
 def test_a_single_image_is_always_computed() -> None:
