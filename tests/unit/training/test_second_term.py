@@ -75,7 +75,7 @@ def test_a_run_logs_it_resumes_it_and_is_reported_with_it(
     pretrain(config, ALONE)
     assert differences(whole, state_in(run.checkpoint_file(10))) == []
     page = write_report([run.path], tmp_path / "report.html").read_text(encoding="utf-8")
-    for title in ("Toy loss", "Dino loss", "Toy length", "Teacher entropy"):
+    for title in ("Toy loss", "DINO", "Toy length", "Teacher entropy"):
         assert title in page
 
 
