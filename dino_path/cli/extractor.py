@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     cls=Command,
     epilog="""
     dino-path export runs/vits16 --out runs/vits16/model
+    dino-path export runs/vits16 --out model --features cls+mean
     dino-path export runs/vits16 --out model --format onnx --precision fp16 --license cc-by-nc-4.0
     dino-path export runs/vits16/checkpoints/step_00050000.pt --out earlier
     """,
@@ -53,6 +54,10 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint file")],
     out: Annotated[Path, typer.Option(help="model folder")],
     network: Annotated[Literal["teacher", "student"], typer.Option(help="which of the two networks")] = "teacher",
+    features: Annotated[
+        Literal["cls", "mean", "cls+mean"] | None,
+        typer.Option(help="[CLS], mean of the patch tokens, or both; default: as the network pools, cls for most ViTs"),
+    ] = None,
     formats: Annotated[
         str, typer.Option("--format", help="timm, onnx, pt2 with commas between; timm is always written")
     ] = "timm",
@@ -86,8 +91,9 @@ def export(
     from dino_path.export.checkpoint import export_checkpoint
 
     result = export_checkpoint(
-        run, out, network=network, formats=kinds, precision=precision, license=license, input_px=input_px
-    )
+        run, out, network=network, formats=kinds, precision=precision, license=license, features=features,
+        input_px=input_px,
+    )  # fmt: skip
     address = None
     if push_to_hub is not None:
         from dino_path.export.hub import push_to_hub as push

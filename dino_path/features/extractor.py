@@ -24,8 +24,10 @@ from dino_path.features.specs import CONTROL_NAMES
 from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import build_untrained, load_backbone
 from dino_path.model.pretrained import TimmBackbone, load_timm_weights, untrained_timm_backbone
+from dino_path.model.tokens import TokenFeatures, features_and_patches, kind_of, own_kind, plain_backbone, with_features
 from dino_path.preprocessing import Preprocessing
 from dino_path.progress import meter
+from dino_path.records.feature_kinds import FeatureKind, split_kind
 from dino_path.tiles.source import TileSource
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,16 @@ class Extractor:
     num_features: int
     precision: Precision = "fp32"
 
+    @property
+    def kind(self) -> FeatureKind | None:
+        """Which vector it gives; None: as the network pools them."""
+        return kind_of(self.module)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The timm model, whatever is made of its tokens."""
+        return plain_backbone(self.module)
+
     def at(self, precision: Precision) -> Extractor:
         """The same model, run at another precision: another digest, for its features differ."""
         if precision == self.precision:
@@ -70,23 +82,24 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
         spec: a model folder | `untrained:` + model folder (the same architecture, weights drawn with a fixed seed) |
             `timm:` + model name (timm's weights; those of a file with `@FILE` at its end) | `untrained:timm:` + model
             name | `mean-colour` (what colour alone can tell) | `colour-statistics` (colour and contrast, without any
-            shape).
+            shape). Before any of them `cls:`, `mean:` or `cls+mean:` for this kind of features, not the model's own.
 
     Raises:
-        CheckpointError: nothing that can be loaded stands behind `spec`.
+        CheckpointError: nothing that can be loaded stands behind `spec`, or it has no features of this kind.
     """
+    kind, spec = split_kind(spec)
     if spec in CONTROLS:
         black, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         preprocessing = Preprocessing(black, one, input_px=None)
-        return _freeze(spec, CONTROLS[spec](), spec, preprocessing, device)
+        return _freeze(spec, CONTROLS[spec](), spec, preprocessing, device, kind=kind)
     if spec.startswith("timm:"):
         name = spec.removeprefix("timm:")
         plain, _, file = name.partition("@")
         shown = f"{plain} ({Path(file).stem})" if file else plain
-        return _from_timm(shown, load_timm_weights(name), device)
+        return _from_timm(shown, load_timm_weights(name), device, kind)
     if spec.startswith("untrained:timm:"):
         name = spec.removeprefix("untrained:timm:")
-        return _from_timm(f"untrained-{name}", untrained_timm_backbone(name, seed=UNTRAINED_SEED), device)
+        return _from_timm(f"untrained-{name}", untrained_timm_backbone(name, seed=UNTRAINED_SEED), device, kind)
     path = Path(spec.removeprefix("untrained:"))
     folder = read_model_folder(path)
     if spec.startswith("untrained:"):
@@ -94,7 +107,7 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
     else:
         name, module = _folder_name(path), load_backbone(folder)
     identity = json.dumps([folder.architecture, folder.arguments], sort_keys=True)
-    return _freeze(name, module, identity, folder.preprocessing, device)
+    return _freeze(name, module, identity, folder.preprocessing, device, own=folder.features, kind=kind)
 
 
 class MeanColour(nn.Module):
@@ -266,14 +279,29 @@ def _check_input_px(extractor: Extractor, input_px: int, device: torch.device) -
         ) from None
 
 
-def _from_timm(name: str, backbone: TimmBackbone, device: torch.device) -> Extractor:
-    return _freeze(name, backbone.module, name, backbone.preprocessing, device)
+def _from_timm(name: str, backbone: TimmBackbone, device: torch.device, kind: FeatureKind | None) -> Extractor:
+    return _freeze(name, backbone.module, name, backbone.preprocessing, device, kind=kind)
 
 
 def _freeze(
-    name: str, module: nn.Module, identity: str, preprocessing: Preprocessing, device: torch.device
+    name: str,
+    backbone: nn.Module,
+    identity: str,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    *,
+    own: FeatureKind | None = None,
+    kind: FeatureKind | None,
 ) -> Extractor:
-    module.requires_grad_(False).eval()
+    """The extractor of a backbone.
+
+    Args:
+        own: kind of features that belongs to the model; None: as timm pools them.
+        kind: that is asked for; None: its own.
+    """
+    module = with_features(backbone, kind or own, name=name).requires_grad_(False).eval()
+    if kind is not None and kind != (own or own_kind(backbone)):
+        name = f"{name}-{kind}"
     num_features = module.num_features
     assert isinstance(num_features, int)
     return Extractor(
@@ -290,8 +318,10 @@ def _digest(module: nn.Module, identity: str, preprocessing: Preprocessing) -> s
     what = [identity, preprocessing.mean, preprocessing.std, preprocessing.input_px]
     if preprocessing.stain_normalisation:  # where there is none, the digests of features that exist stay as they are
         what.append(preprocessing.stain_normalisation)
+    if isinstance(module, TokenFeatures):
+        what.append(module.kind)
     total = hashlib.sha256(json.dumps(what).encode())
-    for key, tensor in sorted(module.state_dict().items()):
+    for key, tensor in sorted(plain_backbone(module).state_dict().items()):
         total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     return total.hexdigest()
