@@ -157,12 +157,18 @@ def import_checkpoint(
     epilog="""
     dino-path embed runs/vits16/model tiles --out features
     dino-path embed runs/vits16/model slides/ --out features --layout trident,clam
+    dino-path embed cls+mean:runs/vits16/model tiles --out features --tokens
     dino-path embed timm:resnet50.a1_in1k slides.csv tiles.mpp=0.5 tiles.size_px=224 --out features
     """,
 )
 def embed(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...; before it cls:, mean: or cls+mean:"
+            " for other features of its tokens than its own",
+        ),
     ],
     inputs: Annotated[
         list[str],
@@ -177,6 +183,9 @@ def embed(
         int | None, typer.Option(min=1, help="default: 512 on CUDA, halved until it fits, else 64")
     ] = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="in which the model runs")] = "fp32",
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="patch tokens too: fp16, hundreds of times the features' size")
+    ] = False,
     allow_other_mpp: Annotated[
         bool, typer.Option("--allow-other-mpp", help="embed tiles at another mpp than the model's")
     ] = False,
@@ -200,10 +209,12 @@ def embed(
     words, overrides = split_arguments(inputs)
     check_models([model])
     found = _look_at_inputs(model, words, config, overrides, allow_other_mpp=allow_other_mpp)
+    if tokens:
+        _refuse_tokens_of_images(found, words[0])
     loading()
     made = _embed(
         found, model, Path(words[0]), out, layouts=layouts, batch_size=batch_size, precision=precision, device=device,
-        num_workers=workers, allow_other_mpp=allow_other_mpp,
+        num_workers=workers, allow_other_mpp=allow_other_mpp, with_tokens=tokens,
     )  # fmt: skip
     if made is None:
         return
@@ -214,6 +225,18 @@ def embed(
         _list_lost(found.unreadable)
     if made.some_failed or found.unreadable:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _refuse_tokens_of_images(found: _Inputs, name: str) -> None:
+    from dino_path.tiles.store import TileStore
+
+    if found.tiles is not None and not isinstance(found.tiles, TileStore):
+        raise ConfigError(
+            "--tokens",
+            f"{name} is a folder of images.",
+            "Patch tokens are written slide by slide.",
+            "Give a tile store or slides, or leave --tokens out.",
+        )
 
 
 @dataclass(frozen=True)
@@ -237,6 +260,7 @@ def _embed(
     device: Literal["auto", "cpu", "cuda"],
     num_workers: int,
     allow_other_mpp: bool,
+    with_tokens: bool,
 ) -> _Made | None:
     """Write the features; None in all processes but the first."""
     from dino_path.distributed import open_world
@@ -257,7 +281,7 @@ def _embed(
         if isinstance(tiles, TileStore):
             summary = embed_store(
                 extractor, tiles, out, layouts=layouts, batch_size=images_at_a_time, world=world,
-                num_workers=num_workers, allow_other_mpp=allow_other_mpp,
+                num_workers=num_workers, allow_other_mpp=allow_other_mpp, with_tokens=with_tokens,
             )  # fmt: skip
             made = _Made(asdict(summary), summary.text(), some_failed=bool(summary.failed))
             return made if world.is_first else None

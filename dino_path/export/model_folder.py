@@ -94,7 +94,8 @@ class ExportResult:
         """For the command line: the model, what it expects, and a line for each graph and note."""
         lines = [
             f"{self.folder}: {self.num_parameters / 1e6:.2f} M parameters, {self.num_features} features"
-            f" ({KIND_TITLES[self.features]}); reloaded by {self.reload.loader}, largest relative difference {self.reload.relative_difference:.1e}",
+            f" ({KIND_TITLES[self.features]}); reloaded by {self.reload.loader}, largest relative difference"
+            f" {self.reload.relative_difference:.1e}",
             f"it expects {self.preprocessing.text()}",
         ]
         for kind, difference in self.graphs.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -219,12 +219,22 @@ class Forward:
         """Features (B, D) of (B, H, W, C) uint8 images, or of images that differ in size (one by one)."""
         if isinstance(images, list):
             return np.concatenate([self(image[None]) for image in images])
-        parts: list[NDArray[np.float32]] = []
+        (features_BD,) = self._in_parts(images, self._features)
+        return features_BD.numpy()
+
+    def features_and_patches(self, images_BHWC: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        """Features (B, D) and patch tokens (B, patches, D of a token) of one pass."""
+        features_BD, tokens = self._in_parts(images_BHWC, self._features_and_patches)
+        return features_BD.numpy(), tokens.numpy()
+
+    def _in_parts(self, images: Tensor, run: Callable[[Tensor], tuple[Tensor, ...]]) -> list[Tensor]:
+        """What `run` gives of all images, on the CPU."""
+        parts: list[tuple[Tensor, ...]] = []
         start = 0
         while start < len(images):
             part_BHWC = images[start : start + (self.most_images or len(images))]
             try:
-                parts.append(self._features(part_BHWC))
+                parts.append(run(part_BHWC))
             except torch.OutOfMemoryError:
                 if len(part_BHWC) == 1:
                     raise
@@ -236,31 +246,47 @@ class Forward:
                 )  # fmt: skip
                 continue
             start += len(part_BHWC)
-        return np.concatenate(parts)
+        return [torch.cat(same) for same in zip(*parts, strict=True)]
 
     @torch.inference_mode()
-    def _features(self, images_BHWC: Tensor) -> NDArray[np.float32]:
-        images_BCHW = images_BHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+    def _features(self, images_BHWC: Tensor) -> tuple[Tensor]:
+        with self._autocast():
+            features_BD: Tensor = self._extractor.module(self._normalised(images_BHWC))
+        return (features_BD.float().cpu(),)
+
+    @torch.inference_mode()
+    def _features_and_patches(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            features_BD, tokens = features_and_patches(self._extractor.module, self._normalised(images_BHWC))
+        return features_BD.float().cpu(), tokens.half().cpu()
+
+    def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self._extractor.precision]
-        with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
-            features_BD: Tensor = self._extractor.module((images_BCHW - self._mean) / self._std)
-        return features_BD.float().cpu().numpy()
+        return torch.autocast(self._device.type, dtype, enabled=dtype is not None)
+
+    def _normalised(self, images_BHWC: Tensor) -> Tensor:
+        images_BCHW = images_BHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        return (images_BCHW - self._mean) / self._std
 
 
 def refuse_not_finite(
-    extractor: Extractor, source: TileSource, numbers: NDArray[np.int64], features_BD: NDArray[np.float32]
+    extractor: Extractor,
+    source: TileSource,
+    numbers: NDArray[np.int64],
+    features: NDArray[np.float32] | NDArray[np.float16],
+    what: str = "features",
 ) -> None:
-    """Check the features of these images.
+    """Check the features (B, ...) of these images.
 
     Raises:
         CheckpointError: some are no numbers.
     """
-    is_good = np.isfinite(features_BD).all(axis=1)
+    is_good = np.isfinite(features).reshape(len(features), -1).all(axis=1)
     if not is_good.all():
         raise CheckpointError(
             extractor.name,
-            f"its features of {source.name(int(numbers[np.argmin(is_good)]))} are not finite.",
-            "A model with finite weights is needed, and a precision that its features fit in.",
+            f"its {what} of {source.name(int(numbers[np.argmin(is_good)]))} are not finite.",
+            f"A model with finite weights is needed, and a precision that its {what} fit in.",
             "Use bf16 or fp32 where it was fp16; else export an earlier checkpoint: metrics.jsonl shows where the loss"
             " broke.",
         )

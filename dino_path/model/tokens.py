@@ -111,13 +111,11 @@ def timm_arguments(backbone: nn.Module, kind: FeatureKind | None) -> Mapping[str
 
     timm norms after its own mean unless it is told not to: [CLS] ViTs are trained with the norm before.
     """
-    if kind != "mean" or own_kind(backbone) != "cls" or not isinstance(backbone.fc_norm, nn.Identity):
+    if not isinstance(backbone, VisionTransformer | Eva) or not isinstance(backbone.fc_norm, nn.Identity):
         return {}
-    if isinstance(backbone, VisionTransformer):
-        return {"global_pool": "avg", "fc_norm": False}
-    if isinstance(backbone, Eva):
-        return {"global_pool": "avg", "use_fc_norm": False}
-    return {}
+    if kind != "mean" or own_kind(backbone) != "cls":
+        return {}
+    return {"global_pool": "avg", "use_fc_norm" if isinstance(backbone, Eva) else "fc_norm": False}
 
 
 def timm_lines(module: nn.Module, images: str) -> tuple[str, ...]:
