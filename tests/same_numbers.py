@@ -100,7 +100,9 @@ def check_numbers(found: Mapping[str, Any], expected: Mapping[str, Any], *, mach
         assert step.keys() == recorded.keys()
         for key, value in recorded.items():
             tolerance = ELSEWHERE_GRADIENTS if key.startswith("grad_norm") else ELSEWHERE
-            assert step[key] == pytest.approx(value, rel=tolerance, abs=1e-12), key
+            # KL is a difference of two larger numbers, whose rounding it keeps.
+            least = tolerance * recorded["loss"] if key == "kl" else 1e-12
+            assert step[key] == pytest.approx(value, rel=tolerance, abs=least), key
     assert found["sha256"].keys() == expected["sha256"].keys()
 
 

@@ -1,6 +1,7 @@
 """What a training step asks of a GPU, counted on a machine without one: peak memory, operations, waits of the host.
 
     uv run python benchmarks/gpu/imagined.py [--peer CHECKOUT_OF_facebookresearch/dino]
+    uv run python benchmarks/gpu/imagined.py --objective dinov2 [--peer CHECKOUT_OF_facebookresearch/dinov2]
 
 Tensors on the GPU are torch's fake ones: a shape, a type and a device, without values. An operation between two devices
 fails as it would on a GPU, a question for a value is a wait, and what is alive can be added up: what the allocator is
@@ -33,7 +34,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import contenders
-from contenders import ARCHS, Contender, Work, our_contender, peer_contender
+from contenders import ARCHS, OBJECTIVES, Contender, Work, our_contender, peer_contender
+from dinov2_peer import dinov2_contender
 
 from dino_path.config import ViewsConfig
 from dino_path.views.device import pack
@@ -44,7 +46,7 @@ aten = torch.ops.aten
 KINDS = {
     "ours": "dino_path", "colour": "dino_path, colour on the GPU", "plain": "dino_path, all logits at once",
     "elementwise": "dino_path, activation_checkpointing=elementwise",
-    "blocks": "dino_path, activation_checkpointing=true", "peer": "facebookresearch/dino",
+    "blocks": "dino_path, activation_checkpointing=true", "peer": "facebookresearch/",
 }  # fmt: skip
 BLOCK_BYTES = 512  # torch's CUDA allocator gives no less
 NO_KERNEL = ("detach", "_unsafe_view", "empty", "new_empty", "empty_like", "empty_strided")
@@ -177,7 +179,7 @@ def contender_of(kind: str, work: Work, peer: Path | None) -> Contender:
     match kind:
         case "peer":
             assert peer is not None
-            return peer_contender(work, "fp16", peer)
+            return (peer_contender if work.objective == "dino" else dinov2_contender)(work, "fp16", peer)
         case "colour":
             config = ViewsConfig(recipe="dino", num_local=work.num_local)
             views = [
@@ -207,7 +209,10 @@ def count(kind: str, work: Work, peer: Path | None) -> Counts:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, help="checkout of facebookresearch/dino")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="dino")
+    parser.add_argument("--drop-path-rate", type=float, default=0.1, help="of both sides")
+    parser.add_argument("--drop-path-schedule", choices=("linear", "constant"), default="linear")
+    parser.add_argument("--peer", type=Path, help="checkout of facebookresearch/dino, or of dinov2 for its objective")
     parser.add_argument("--archs", nargs="+", choices=ARCHS, default=["vit_small", "vit_base", "vit_large"])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--batches", type=int, nargs=2, default=[64, 128])
@@ -227,12 +232,13 @@ def main() -> int:
         "|---|---|---|---|---|---|---|---|"
     )
     num_waits = 0
+    of_all = (
+        arguments.prototypes, 224, 96, 8, GPU,
+        arguments.objective, arguments.drop_path_rate, arguments.drop_path_schedule,
+    )  # fmt: skip
     for arch in arguments.archs:
         counts = {
-            kind: [
-                count(kind, Work(arch, batch, arguments.prototypes, 224, 96, 8, GPU), arguments.peer)
-                for batch in (few, many)
-            ]
+            kind: [count(kind, Work(arch, batch, *of_all), arguments.peer) for batch in (few, many)]
             for kind in arguments.kinds
         }
         for kind, (one, other) in counts.items():
@@ -240,8 +246,9 @@ def main() -> int:
             fixed_gb = one.peak_gb - few * tile_gb
             fitting = " / ".join(f"{(size - fixed_gb) / tile_gb:,.0f}" for size in (80, 141))
             share = f"{one.peak_gb / counts['peer'][0].peak_gb:.2f}" if "peer" in counts else ""
+            name = KINDS[kind] + (arguments.objective if kind == "peer" else "")
             print(
-                f"| {arch}/16, {KINDS[kind]} | {one.kept_gb:.2f} | {one.peak_gb:.2f} | {share} | {1000 * tile_gb:.0f} |"
+                f"| {arch}/16, {name} | {one.kept_gb:.2f} | {one.peak_gb:.2f} | {share} | {1000 * tile_gb:.0f} |"
                 f" {fitting} | {one.num_operations:,} | {one.num_waits} |",
                 flush=True,
             )

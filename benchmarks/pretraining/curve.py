@@ -77,7 +77,7 @@ def untrained_accuracy(config: Config) -> float:
     """k-NN of the network that the recipe starts from."""
     assert config.training is not None
     torch.manual_seed(config.training.seed)
-    backbone = build_network(config.model, config.objective.dino, drop_path_rate=0.0).backbone.eval()
+    backbone = build_network(config.model, config.objective, drop_path_rate=0.0).backbone.eval()
     return running_knn(config, device=torch.device("cpu"))(backbone)
 
 

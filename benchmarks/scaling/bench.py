@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import torch
 
-from dino_path.config import DinoConfig, ModelConfig
+from dino_path.config import DinoConfig, ModelConfig, ObjectiveConfig
 from dino_path.model.sizes import backbone_size
 from dino_path.tiles.store import TileStore
 from dino_path.training.networks import build_network
@@ -104,9 +104,9 @@ def main() -> None:
 def network_of(backbone: str, *, num_prototypes: int = 65536, global_px: int = 224, local_px: int = 96) -> Network:
     """Counted on the built model; nothing is allocated."""
     with torch.device("meta"):
-        network = build_network(
-            ModelConfig(backbone=backbone), DinoConfig(num_prototypes=num_prototypes), drop_path_rate=0.0
-        )
+        objective = ObjectiveConfig(dino=DinoConfig(num_prototypes=num_prototypes))
+        network = build_network(ModelConfig(backbone=backbone), objective, drop_path_rate=0.0)
+    assert network.head is not None
     size = backbone_size(backbone, (global_px, local_px), local_px)
     large, small = (float(size.gflops[edge] or math.nan) * 1e9 for edge in (global_px, local_px))
     head = 2.0 * sum(module.numel() for module in network.head.parameters() if module.ndim == 2 and module.shape[1] > 1)

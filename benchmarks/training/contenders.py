@@ -8,18 +8,29 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dino_path.config import DinoConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainingConfig
+from dino_path.config import (
+    DinoConfig,
+    IbotConfig,
+    KoleoConfig,
+    MasksConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    TargetsConfig,
+    TrainingConfig,
+)
 from dino_path.distributed import World
 from dino_path.training.acceleration import attend_explicitly
 from dino_path.training.learner import Learner
@@ -29,10 +40,13 @@ from dino_path.training.optimizer import clip_gradients
 from dino_path.training.schedules import StepSettings
 from dino_path.training.step import train_step
 from dino_path.views.batches import ViewBatch
+from dino_path.views.masks import MaskDrawer, ViewMasks
 
+OBJECTIVES = ("dino", "dinov2")
 ARCHS = ("vit_tiny", "vit_small", "vit_base", "vit_large")  # all with patches of 16 px
 SETTINGS = StepSettings(lr=5e-4, weight_decay=0.04, momentum=0.996, teacher_temp=0.04, last_layer_frozen=False)
-STAGES = ("views", "teacher", "student", "head", "loss", "backward", "clip, optimizer", "EMA", "center")
+# Targets: the center's update, or Sinkhorn-Knopp's rounds.
+STAGES = ("views", "teacher", "targets", "student", "head", "loss", "backward", "clip, optimizer", "EMA")
 Stages = dict[str, float]
 
 
@@ -47,6 +61,10 @@ class Work:
     local_px: int
     num_local: int
     device: torch.device
+    objective: str = "dino"
+    """dinov2: [CLS] and masked patches, a head for each with trained lengths, Sinkhorn-Knopp, KoLeo, LayerScale"""
+    drop_path_rate: float = 0.1
+    drop_path_schedule: Literal["linear", "constant"] = "linear"
 
 
 @dataclass
@@ -106,16 +124,42 @@ def random_batch(work: Work, parameters: tuple[torch.Tensor, torch.Tensor] | Non
         for number, edge in shapes
     )
     left = parameters or [torch.empty(number, 0) for number, _ in shapes]
-    return ViewBatch(global_views, local_views, *left, torch.arange(work.batch))
+    batch = ViewBatch(global_views, local_views, *left, torch.arange(work.batch))
+    return replace(batch, masks=random_masks(work)) if work.objective == "dinov2" else batch
+
+
+def random_masks(work: Work) -> ViewMasks:
+    """Of one step, drawn as in training, with the defaults: half of the views, 10 to 50 % of their patches."""
+    rows = work.global_px // 16
+    drawer = MaskDrawer(MasksConfig(), (rows, rows), seed=0, global_batch_size=work.batch)
+    return drawer.draw(0, 0, np.zeros(work.batch, np.int64), np.arange(work.batch))
 
 
 def our_learner(work: Work, precision: str, **options: Any) -> Learner:
     """`options`: of TrainingConfig."""
     world = World(rank=0, size=1, local_rank=0, device=work.device)
-    model = ModelConfig(backbone=f"{work.arch}_patch16_224")
-    objective = ObjectiveConfig(dino=DinoConfig(num_prototypes=work.prototypes))
-    training = TrainingConfig(num_steps=1, precision=precision, **options)  # type: ignore[arg-type]
-    return Learner(model, objective, OptimConfig(), training, world)
+    model = ModelConfig(
+        backbone=f"{work.arch}_patch16_224",
+        drop_path_rate=work.drop_path_rate,
+        drop_path_schedule=work.drop_path_schedule,
+    )
+    objective, optim = ObjectiveConfig(dino=DinoConfig(num_prototypes=work.prototypes)), OptimConfig()
+    if work.objective == "dinov2":
+        model = model.model_copy(update={"arguments": {"init_values": 1e-5}})
+        objective = ObjectiveConfig(
+            dino=DinoConfig(num_prototypes=work.prototypes, norm_last_layer=False),
+            ibot=IbotConfig(num_prototypes=work.prototypes, norm_last_layer=False, weight=1.0),
+            koleo=KoleoConfig(weight=0.1),
+            targets=TargetsConfig(method="sinkhorn-knopp"),
+        )
+        optim = OptimConfig(layer_decay=0.9, patch_embed_lr=0.2, clip_scope="module", freeze_by="zero_lr")
+    training = TrainingConfig(
+        num_steps=1,
+        precision=precision,
+        batch_size_per_gpu=work.batch,
+        **options,  # type: ignore[arg-type]
+    )
+    return Learner(model, objective, optim, training, world)
 
 
 def our_contender(
@@ -126,34 +170,48 @@ def our_contender(
     if work.device.type == "cuda":
         batch = batch.pin_memory()
 
+    def step() -> None:
+        train_step(learner, [batch.sent_to(work.device)], SETTINGS, step=0)
+
     def staged_step(watch: Stopwatch) -> None:
         watch.lap()
-        views = [
-            learner.normalised(batch.global_views, batch.global_parameters),
-            learner.normalised(batch.local_views, batch.local_parameters),
-        ]
+        sent = batch.sent_to(work.device)
+        seen = learner.global_views(sent)
         watch.lap("views")
-        with learner.autocast():
-            with torch.no_grad():
-                teacher = learner.teacher(views[:1])
-            watch.lap("teacher")
-            with watch.around(learner.student.head, before="student", inside="head"):
-                student = learner.student(views)
-        outputs = Outputs(student=student, teacher=teacher)
+        taught = learner.teach(seen, sent.masks)
+        watch.lap("teacher")
+        learner.objective.prepare([taught], SETTINGS)
+        watch.lap("targets")
+        with contextlib.ExitStack() as stack:
+            for head in learner.student.heads:
+                stack.enter_context(watch.around(head, before="student", inside="head"))
+            outputs = Outputs(learner.study(seen, sent), taught, sent.masks)
         loss, _ = learner.objective.measure(outputs, SETTINGS)
         watch.lap("loss")
         learner.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         watch.lap("backward")
-        clip_gradients([*learner.parts.values()], learner.optim)
+        clip_gradients(learner.parts, learner.optim)
         learner.optimizer.step()
         watch.lap("clip, optimizer")
         update_teacher(learner.teacher, learner.student, SETTINGS.momentum)
         watch.lap("EMA")
         learner.objective.update(learner.objective.to_average(outputs))
-        watch.lap("center")
+        watch.lap("targets")
 
-    return Contender(f"dino_path, {precision}", lambda: train_step(learner, [batch], SETTINGS, step=0), staged_step)
+    return Contender(f"dino_path, {precision}", step, staged_step)
+
+
+def peer_views(work: Work) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The same views as `random_batch`'s, as a peer's loader gives them: normalised floats, channels first."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (ModelConfig().mean, ModelConfig().std))
+    batch = random_batch(work)
+    stacks = (batch.global_views, batch.local_views)
+    found = [
+        [view.permute(0, 3, 1, 2).float().div(255).sub(mean).div(std).contiguous() for view in stack.split(work.batch)]
+        for stack in stacks
+    ]
+    return found[0], found[1]
 
 
 def peer_contender(work: Work, precision: str, peer: Path) -> Contender:
@@ -181,12 +239,7 @@ def peer_contender(work: Work, precision: str, peer: Path) -> Contender:
     dino_loss = main_dino.DINOLoss(work.prototypes, work.num_local + 2, 0.04, 0.04, 0, 2).to(device)
     optimizer = torch.optim.AdamW(utils.get_params_groups(student))
     scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
-    batch = random_batch(work)
-    views = [
-        view.permute(0, 3, 1, 2).float().div(255).sub(0.45).div(0.22).contiguous()
-        for stack in (batch.global_views, batch.local_views)
-        for view in stack.split(work.batch)
-    ]
+    views = [view for views in peer_views(work) for view in views]
     if device.type == "cuda":
         views = [view.pin_memory() for view in views]
     settings = Namespace(clip_grad=3.0, freeze_last_layer=0, epochs=2)
@@ -215,7 +268,7 @@ def peer_contender(work: Work, precision: str, peer: Path) -> Contender:
             loss = dino_loss(student_output, teacher_output, 1)
             dino_loss.update_center = update
             update(teacher_output)
-            watch.lap("center")
+            watch.lap("targets")
         optimizer.zero_grad()
         (loss if scaler is None else scaler.scale(loss)).backward()
         watch.lap("backward")

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from dino_path.config import DinoConfig, ModelConfig, OptimConfig
+from dino_path.config import ModelConfig, ObjectiveConfig, OptimConfig
 from dino_path.distributed import World
 from dino_path.model.backbone import blocks_of, count_parameters
 from dino_path.model.head import DinoNetwork
@@ -34,7 +34,7 @@ def num_bytes(network: nn.Module, *, only_trained: bool = False) -> int:
 
 def largest_group(network: DinoNetwork) -> int:
     """Bytes of the parameters that are gathered at once: a block, the head, or what is left."""
-    groups = [count_parameters(module) for module in (*blocks_of(network.backbone), network.head)]
+    groups = [count_parameters(module) for module in (*blocks_of(network.backbone), *network.heads)]
     return 4 * max(*groups, count_parameters(network) - sum(groups))
 
 
@@ -51,7 +51,7 @@ def main() -> None:
             dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
             with torch.device("meta"):
                 student, teacher = (
-                    build_network(ModelConfig(backbone=name), DinoConfig(), drop_path_rate=0.0) for _ in range(2)
+                    build_network(ModelConfig(backbone=name), ObjectiveConfig(), drop_path_rate=0.0) for _ in range(2)
                 )
             teacher.requires_grad_(False)
             num_parameters, gathered = count_parameters(student), largest_group(student)

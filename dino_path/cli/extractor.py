@@ -113,12 +113,13 @@ def export(
     cls=Command,
     epilog="""
     dino-path import-checkpoint dino_deitsmall16_pretrain.pth --out dino-vits16
+    dino-path import-checkpoint dinov2_vits14_reg4_pretrain.pth --out dinov2-vits14
     dino-path import-checkpoint checkpoint.pth --out model --network student --mpp 0.5
     """,
 )
 def import_checkpoint(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="checkpoint of facebookresearch/dino: of a training, or a backbone")
+        Path, typer.Argument(metavar="FILE", help="published weights: a backbone, or a checkpoint of a training")
     ],
     out: Annotated[Path, typer.Option(help="model folder")],
     arch: Annotated[str | None, typer.Option(help="timm model name; default: told by the file")] = None,
@@ -131,9 +132,9 @@ def import_checkpoint(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a model folder of a facebookresearch/dino file.
+    """Make a model folder of published weights.
 
-    The folder is what 'dino-path export' writes.
+    Of facebookresearch's dino, dinov2 and dinov3, and of timm. The folder is what 'dino-path export' writes.
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {file}")

@@ -67,7 +67,9 @@ def check_pretraining(config: Config) -> None:
     refuse_unfinished(config.store)
     architecture(config.model.backbone)
     weights = config.model.weights
-    if weights is not None and weights != "timm" and not Path(weights).is_file():
+    if weights is not None and (Path(weights) / "checkpoints").is_dir():
+        check_checkpoint(Path(weights))
+    elif weights is not None and weights != "timm" and not Path(weights).is_file():
         check_models([weights])
     if config.monitor.knn_data is not None:
         check_labelled(config.monitor.knn_data, config)
@@ -95,7 +97,7 @@ def check_foreign_checkpoint(file: Path, arch: str | None) -> None:
         raise CheckpointError(
             str(file),
             "cannot be read (there is no such file).",
-            "A checkpoint of facebookresearch/dino is needed: the file of a training, or a published backbone.",
+            "A file of published weights is needed: a backbone, or a checkpoint of a training.",
             "Check the path. For a checkpoint of `dino-path pretrain` use `dino-path export`.",
         )
     if arch is not None:

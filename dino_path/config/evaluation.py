@@ -90,7 +90,9 @@ class BaselineConfig(Section):
     """The supervised ResNet-50 on the same splits."""
 
     backbone: str = Field("resnet50", description="a timm model name")
-    weights: str | None = Field(None, description="None: from scratch; `timm`: timm's own; else a model folder")
+    weights: str | None = Field(
+        None, description="None: from scratch; `timm`: timm's own; `timm:NAME`; else a model folder"
+    )
     num_epochs: int = Field(30, ge=1, description="at most; validation decides which epoch is kept")
     batch_size: int = Field(32, ge=2, description="images per step")
     lr: float = Field(1e-3, gt=0, description="peak of a one-cycle AdamW")

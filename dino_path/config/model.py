@@ -24,15 +24,16 @@ class ModelConfig(Section):
     )
     weights: str | None = Field(
         None,
-        description="None: from scratch; `timm`: timm's own weights; a model folder, such as a timm model downloaded"
-        " whole; a .safetensors file with timm's key names; or a file of facebookresearch/dino: a bare backbone, or a"
-        " training checkpoint, whose head is taken too",
+        description="None: from scratch; `timm`: timm's weights of this backbone; `timm:NAME`: those of another tag; a"
+        " model folder, such as a timm model downloaded whole; a run folder or one of its checkpoints, whose teacher's"
+        " backbone is taken; or a file: a backbone of timm (such as UNI) or of facebookresearch's dino, dinov2 or"
+        " dinov3, or a checkpoint of their training, whose heads are taken too",
     )
     drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
     drop_path_schedule: Literal["linear", "constant"] = Field(
         "linear",
         description="`linear`: rises from 0 in the first block to the rate in the last; `constant`: the rate in every"
-        " block, as in DINOv2's ViT-L and larger",
+        " block, as in DINOv2's ViT-L and larger; a ViT does not compute what it drops, and is so much the faster",
     )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean; travels with the export")
     std: tuple[Positive, Positive, Positive] = Field(

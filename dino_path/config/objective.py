@@ -59,6 +59,12 @@ class IbotConfig(HeadConfig):
     )
     masks: MasksConfig = MasksConfig()
 
+    @model_validator(mode="after")
+    def _batch_norm_needs_patches(self) -> IbotConfig:
+        if self.weight > 0 and self.head == "own" and self.head_batch_norm:
+            raise ValueError("head_batch_norm: a process may have no masked patch, of which there are no statistics")
+        return self
+
 
 class KoleoConfig(Section):
     """Spread of the batch's [CLS] features: each one's distance to its nearest neighbour (Sablayrolles et al. 2019)."""

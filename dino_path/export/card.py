@@ -36,11 +36,14 @@ Out of scope: diagnosis, treatment, or any other clinical decision. **This is no
 scanners, organs and resolutions that the training slides did not show may give poor features; test on your own data
 before you rely on them."""
 
-SOURCES = {  # of the names in `ObjectiveConfig.methods`
+SOURCES = {  # of the names in `ObjectiveConfig.methods`, and of what others trained
     "DINO": "M. Caron, H. Touvron, I. Misra, H. Jégou, J. Mairal, P. Bojanowski, A. Joulin: Emerging Properties in\n"
     "Self-Supervised Vision Transformers. ICCV 2021.",
     "iBOT": "J. Zhou, C. Wei, H. Wang, W. Shen, C. Xie, A. Yuille, T. Kong: iBOT: Image BERT Pre-Training with Online\n"
     "Tokenizer. ICLR 2022.",
+    "DINOv2": "M. Oquab, T. Darcet, T. Moutakanni et al.: DINOv2: Learning Robust Visual Features without\n"
+    "Supervision. TMLR 2024.",
+    "DINOv3": "O. Siméoni, H. V. Vo, M. Seitzer et al.: DINOv3. arXiv:2508.10104.",
     "KoLeo": "A. Sablayrolles, M. Douze, C. Schmid, H. Jégou: Spreading vectors for similarity search. ICLR 2019.",
     "KDE": "E. Zimmermann, E. Vorontsov, J. Viret et al.: Virchow2: Scaling Self-Supervised Mixed Magnification\n"
     "Models in Pathology. arXiv:2408.00738.",
@@ -98,6 +101,8 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
 def _citation(methods: Sequence[str]) -> str:
     """Who found what the training used."""
     known = [(name, SOURCES[name]) for name in methods if name in SOURCES]
+    if not known:
+        return ""
     if len(known) == 1:
         return f"## Citation\n\nThe method: {known[0][1]}"
     return "## Citation\n\n" + "\n".join(f"- {name}: {source}" for name, source in known)

@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 VERSIONS_TOLD = ("dino-path", "torch", "timm")
 
-# What facebookresearch/dino normalises by, in training and evaluation.
+METHODS = {"dino": "DINO", "dinov2": "DINOv2", "dinov3": "DINOv3"}  # of facebookresearch's programs
+
+# What facebookresearch's programs normalise by, in training and evaluation, and timm's ViTs such as UNI.
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
@@ -70,10 +72,10 @@ def export_checkpoint(
 def import_checkpoint(
     path: Path, out: Path, *, arch: str | None, network: Network | None, mpp: float | None
 ) -> ExportResult:
-    """Write the backbone of a facebookresearch/dino checkpoint as a model folder.
+    """Write the backbone of published weights (see `published`) as a model folder.
 
     At the image size of its position embedding the features are theirs; at other sizes timm resamples the position
-    embedding with antialiasing, which theirs does not.
+    embedding with antialiasing, which dino, and dinov2 without registers, do not.
 
     Args:
         arch: timm model name; None: told by the weights or the settings in the file.
@@ -85,19 +87,24 @@ def import_checkpoint(
         DataError: `out` exists and is not a model folder.
     """
     checkpoint = read_published(path, network)
-    backbone, arguments, input_px = timm_model_of(checkpoint, arch)
+    model = timm_model_of(checkpoint, arch)
+    method, trainer = (
+        (METHODS[checkpoint.trainer], f"facebookresearch/{checkpoint.trainer}")
+        if checkpoint.trainer is not None
+        else ("an unknown method", "others (the file does not say who)")
+    )
     provenance = {
-        "method": "DINO",
-        "trained_by": "facebookresearch/dino",
+        "method": method,
+        "trained_by": trainer,
         "file": path.name,
         "network": checkpoint.network,
         "epochs": checkpoint.epoch,
     }
     source = ExportSource(
-        backbone=backbone,
-        arguments=arguments,
+        backbone=model.name,
+        arguments=model.arguments,
         state_dict=checkpoint.backbone,
-        preprocessing=Preprocessing(IMAGENET_MEAN, IMAGENET_STD, input_px, mpp),
+        preprocessing=Preprocessing(IMAGENET_MEAN, IMAGENET_STD, model.input_px, mpp),
         provenance=provenance,
         source=str(path),
     )

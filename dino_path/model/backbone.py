@@ -7,13 +7,15 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import DropPath, Mlp, set_fused_attn
+from timm.layers import DropPath, LayerScale, Mlp, set_fused_attn
 from timm.models import group_parameters
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from dino_path.errors import ConfigError
 from dino_path.model.locality import OUR_ARGUMENTS, add_locality
 from dino_path.model.names import architecture
+from dino_path.model.stochastic_depth import drop_everywhere
 
 Argument = bool | int | float | str
 
@@ -34,7 +36,7 @@ def build_backbone(
         name: a timm model name. A pretrained tag after the dot is ignored here: no weights are loaded.
         arguments: further arguments of timm.create_model, such as embed_dim or img_size; and ours, see `locality`.
         drop_path_rate: stochastic depth (Huang et al. 2016), rising linearly over the blocks; 0: none.
-        drop_path_is_constant: every block has the whole rate instead, as in DINOv2's training of large ViTs.
+        drop_path_is_constant: every block has the whole rate instead, see `stochastic_depth`.
 
     Raises:
         ConfigError: timm does not know the name, or the model does not take the arguments.
@@ -58,16 +60,9 @@ def build_backbone(
             if isinstance(module, DropPath):
                 module.drop_prob = 0.0
     elif drop_path_is_constant:
-        _drop_everywhere(model, drop_path_rate)
+        drop_everywhere(model, drop_path_rate)
     add_locality(model, name, arguments)
     return model
-
-
-def _drop_everywhere(model: nn.Module, rate: float) -> None:
-    """Give every place that timm has for stochastic depth the same rate; the first block's is an nn.Identity."""
-    for module in [*model.modules()]:
-        for child in [name for name, _ in module.named_children() if name.startswith("drop_path")]:
-            setattr(module, child, DropPath(rate))
 
 
 def layers_of(backbone: nn.Module) -> dict[str, int]:
@@ -136,3 +131,14 @@ def blocks_of(backbone: nn.Module) -> list[nn.Module]:
 def plain_mlps_of(backbone: nn.Module) -> list[Mlp]:
     """timm's MLPs of two layers with an activation function, and nothing that learns, between them."""
     return [each for each in backbone.modules() if isinstance(each, Mlp) and isinstance(each.norm, nn.Identity)]
+
+
+def layer_scales_of(backbone: nn.Module) -> list[tuple[nn.Linear, LayerScale]]:
+    """The LayerScales of timm's ViT blocks, each with the linear layer whose output it scales."""
+    pairs = [
+        (block.get_submodule(layer), block.get_submodule(scale))
+        for block in backbone.modules()
+        if isinstance(block, Block)
+        for layer, scale in (("attn.proj", "ls1"), ("mlp.fc2", "ls2"))
+    ]
+    return [(layer, scale) for layer, scale in pairs if isinstance(layer, nn.Linear) and isinstance(scale, LayerScale)]

@@ -113,7 +113,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
         torn = torn_member(path)
     except UNREADABLE as error:
         raise _not_ours(path, f"cannot be read as a checkpoint ({' '.join(str(error).split())[:160]}).") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if torn is not None:
+        raise _not_ours(path, f"cannot be read as a checkpoint (the checksum of {torn} is wrong).")
+    return checkpoint_in(record, path)
+
+
+def is_ours(record: object) -> bool:
+    """Whether what a file of torch's holds says that it is a checkpoint of ours."""
+    return isinstance(record, dict) and record.get("format") == FORMAT
+
+
+def checkpoint_in(record: object, path: Path) -> Checkpoint:
+    """What `read_checkpoint` gives, of a record that was read.
+
+    Raises:
+        CheckpointError: it is none of ours, of a later version, or lacks something.
+    """
+    if not isinstance(record, dict) or not is_ours(record):
         raise _not_ours(path, "is a torch file, but no checkpoint of dino_path.")
     version = record.get("version")
     if not isinstance(version, int) or version < 1:
@@ -125,8 +141,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"This dino_path reads versions up to {VERSION}.",
             "Install the dino_path that wrote it (environment.json in the run folder names it), or a later one.",
         )
-    if torn is not None:
-        raise _not_ours(path, f"cannot be read as a checkpoint (the checksum of {torn} is wrong).")
     try:
         fields = {key: value for key, value in _lifted(record).items() if key not in ("format", "version")}
         return Checkpoint(**fields)

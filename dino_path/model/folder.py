@@ -78,7 +78,7 @@ def _not_a_model_folder(path: Path) -> CheckpointError:
         found = "this is a file."
         remedy = (
             f"If it is a checkpoint: `dino-path export {path} --out MODEL` first, or `dino-path import-checkpoint` if "
-            "facebookresearch/dino wrote it."
+            "another program wrote it."
         )
     elif (path / "checkpoints").is_dir():
         found, remedy = "this is a run folder.", f"`dino-path export {path} --out MODEL` makes a model folder of it."

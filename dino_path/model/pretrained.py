@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from dino_path.errors import CheckpointError
-from dino_path.model.backbone import backbone_arguments
+from dino_path.model.backbone import Argument, backbone_arguments
 from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import load_backbone
 from dino_path.model.names import architecture, timm_model_and_file
@@ -28,23 +29,58 @@ class TimmBackbone:
     preprocessing: Preprocessing
 
 
-def load_start(name: str, weights: str) -> TimmBackbone:
-    """The weights that a training starts from: `timm` (the model's own), or a model folder.
+def load_start(name: str, weights: str, arguments: Mapping[str, Argument]) -> TimmBackbone:
+    """The model whose weights a training starts from: `timm` (the backbone's own), `timm:NAME`, or a model folder.
+
+    Args:
+        name: the backbone that is to be trained.
+        arguments: its own, of timm.create_model.
 
     Raises:
-        CheckpointError: they cannot be had, or the folder is of another architecture than `name`.
+        CheckpointError: they cannot be had, or the folder is of another architecture.
     """
-    if weights == "timm":
-        return load_timm_weights(name)
+    if weights == "timm" or weights.startswith("timm:"):
+        theirs = weights.removeprefix("timm").removeprefix(":") or name
+        refuse_other_model(weights, timm_model_and_file(theirs)[0], {}, name=name, arguments=arguments)
+        return load_timm_weights(theirs)
     folder = read_model_folder(Path(weights))
-    if folder.architecture != architecture(name):
-        raise CheckpointError(
-            weights,
-            f"is a model folder of {folder.architecture}, and {architecture(name)} is to be trained.",
-            "The weights of a start are of the same architecture.",
-            f"Name {folder.architecture} as the backbone, or give a model folder of {architecture(name)}.",
-        )
+    refuse_other_model(
+        f"{weights}, a model folder", folder.architecture, folder.arguments, name=name, arguments=arguments
+    )
     return TimmBackbone(load_backbone(folder), folder.preprocessing)
+
+
+def refuse_other_model(
+    source: str,
+    theirs: str,
+    their_arguments: Mapping[str, Argument],
+    *,
+    name: str,
+    arguments: Mapping[str, Argument],
+) -> None:
+    """Check what the shapes of weights do not tell: the architecture by name, and its number of heads.
+
+    Args:
+        source: where the weights are from, for messages.
+        theirs, their_arguments: the model that they are of.
+        name, arguments: the backbone that is to be trained.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    of, to_train = architecture(theirs), architecture(name)
+    heads, own_heads = their_arguments.get("num_heads"), arguments.get("num_heads")
+    if (of, heads) == (to_train, own_heads):
+        return
+    if of == to_train:
+        of, to_train = (f"{each} with {number or 'its usual'} heads" for each, number in ((of, heads), (of, own_heads)))
+    told = ", ".join(f"{key}: {value}" for key, value in their_arguments.items())
+    raise CheckpointError(
+        source,
+        f"its weights are of {of}, and {to_train} is to be trained.",
+        "The weights of a start are of the same architecture.",
+        f"Set model.backbone={architecture(theirs)}, with model.arguments={{{told}}}, or take weights of {to_train}.",
+    )
 
 
 def load_timm_weights(name: str) -> TimmBackbone:

@@ -1,8 +1,10 @@
-"""Checkpoints of facebookresearch/dino: whole ones (`checkpoint.pth`), and the backbones that were published."""
+"""Files of published weights: bare backbones, and checkpoints of a training with its networks and their heads.
+
+Read are those of facebookresearch's dino, dinov2 and dinov3, and files of a timm backbone such as UNI's.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +14,21 @@ import timm
 from torch import Tensor
 
 from dino_path.errors import CheckpointError
-from dino_path.model.backbone import Argument
-from dino_path.model.head import DinoNetwork
+from dino_path.model.layouts import Weights, ungrouped
 from dino_path.model.names import architecture
-from dino_path.model.weights import Weights, load_weights, read_pickled
+from dino_path.model.shapes import TimmModel, is_dinov3, timm_model_named, timm_model_of_shapes
+from dino_path.model.weights import CONTAINERS, read_pickled, read_weights
 
 Network = Literal["teacher", "student"]
+Trainer = Literal["dino", "dinov2", "dinov3"]
 
-# Its three ViTs, by width: twelve blocks, heads of 64. The number of heads is in no weight's shape.
-VIT_SIZES = {192: "tiny", 384: "small", 768: "base"}
-RESNET50 = (3, 4, 6, 3)
 # Our names of the prototypes, by those of torch's old and new weight norm.
 PROTOTYPE_NAMES = {
     "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
     "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
 }
+# Our parts of a network, by the names that facebookresearch's dino, dinov2 and dinov3 give them.
+PARTS = {"backbone": "backbone", "head": "head", "dino_head": "head", "ibot_head": "patch_head"}
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,31 @@ class PublishedCheckpoint:
 
     Attributes:
         network: which one; None: the file holds a bare backbone.
-        backbone: weights under timm's key names, which are theirs.
-        head: weights of the projection head under our key names; empty: a bare backbone.
+        backbone: weights under their authors' names, blocks in one row; with a mask token, if there is one.
+        head: weights of the projection head of [CLS] under our key names; empty: there is none.
+        patch_head: the same of iBOT's.
         arch: what its settings call the architecture; None: the file holds no settings.
         epoch: epochs trained; None: not told.
+        trainer: the program of facebookresearch that wrote it; None: not told.
     """
 
     path: Path
     network: Network | None
     backbone: Weights
     head: Weights
+    patch_head: Weights
     arch: str | None
     epoch: int | None
+    trainer: Trainer | None
+
+    @property
+    def mask_token(self) -> Tensor | None:
+        """(1, D), what stood for hidden patches; None: it was not trained with masks."""
+        return self.backbone.get("mask_token")
 
 
 def read_published(path: Path, network: Network | None) -> PublishedCheckpoint:
-    """The backbone of one network in a file of facebookresearch/dino, on the CPU.
+    """The backbone of one network in a file, with its heads, on the CPU.
 
     Args:
         network: None: the teacher, or the only network there is.
@@ -58,88 +69,17 @@ def read_published(path: Path, network: Network | None) -> PublishedCheckpoint:
     Raises:
         CheckpointError: not such a file, it lacks the network, or it would run code on loading.
     """
-    record = _load(path)
-    settings = record.get("args")
-    epoch = record.get("epoch")
-    wanted = network or "teacher"
-    holds_networks = isinstance(record.get(wanted), Mapping)
-    if holds_networks:
-        record = record[wanted]
-    elif network is not None:
-        raise _not_published(
-            path, f"holds no {network}.", "A bare backbone: `dino-path import-checkpoint`, no --network."
-        )
-    if not record or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in record.items()):
-        raise _not_published(path, "holds neither a teacher nor a bare backbone.")
-    weights = {key.removeprefix("module."): tensor for key, tensor in record.items()}
-    backbone, head = _below(weights, "backbone."), _below(weights, "head.")
-    return PublishedCheckpoint(
-        path=path,
-        network=wanted if holds_networks else None,
-        backbone=backbone or weights,
-        head={PROTOTYPE_NAMES.get(key, key): tensor for key, tensor in head.items()} if backbone else {},
-        arch=getattr(settings, "arch", None),
-        epoch=epoch if isinstance(epoch, int) else None,
-    )
+    return published_in(read_record(path), path, network)
 
 
-def load_published(network: DinoNetwork, path: Path) -> None:
-    """Fill backbone and head with those of the teacher in a training checkpoint; the center is not taken over.
-
-    From the file of a bare backbone the backbone is filled, and the head stays as it is.
+def read_record(path: Path) -> dict[str, Any]:
+    """All that a file of safetensors' or torch's holds.
 
     Raises:
-        CheckpointError: not such a file, or its shapes are others.
+        CheckpointError: it is damaged, no such file, would run code on loading, or holds no names.
     """
-    checkpoint = read_published(path, None)
-    load_weights(network.backbone, checkpoint.backbone, source=str(path))
-    if checkpoint.network is None or network.head is None:
-        return
-    try:
-        network.head.load_state_dict(checkpoint.head)
-    except RuntimeError as error:
-        raise CheckpointError(
-            str(path),
-            f"its head does not fit ({' '.join(str(error).split())[:300]}).",
-            "A head of the same layers and number of prototypes is needed.",
-            "Set objective.dino.num_prototypes, head_hidden, head_bottleneck and head_layers as in that"
-            " training, or start from its backbone alone: the model folder that `dino-path import-checkpoint` writes.",
-        ) from None
-
-
-def timm_model_of(checkpoint: PublishedCheckpoint, arch: str | None) -> tuple[str, dict[str, Argument], int]:
-    """The timm model that these weights fill: its name, its further arguments, and the edge of its images in pixels.
-
-    Args:
-        arch: the timm name where the weights do not tell.
-
-    Raises:
-        CheckpointError: neither shapes nor settings tell, and `arch` is None.
-        ConfigError: timm has no model `arch`.
-    """
-    position, projection = checkpoint.backbone.get("pos_embed"), checkpoint.backbone.get("patch_embed.proj.weight")
-    if position is None or projection is None:
-        name = architecture(arch) if arch else _convnet_name(checkpoint)
-        return name, {}, 224
-    patch_px = projection.shape[-1]
-    input_px = math.isqrt(position.shape[1] - 1) * patch_px
-    arguments: dict[str, Argument] = {} if input_px == 224 else {"img_size": input_px}
-    if arch:
-        return architecture(arch), arguments, input_px
-    size = VIT_SIZES.get(projection.shape[0])
-    if size is None or _depth(checkpoint.backbone) != 12:
-        raise _unknown_architecture(checkpoint)
-    name = f"vit_{size}_patch{patch_px}_224"
-    if not timm.is_model(name):
-        name, arguments = f"vit_{size}_patch16_224", {"patch_size": patch_px, **arguments}
-    return name, arguments, input_px
-
-
-def _below(weights: Weights, prefix: str) -> Weights:
-    return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
-
-
-def _load(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        return dict(read_weights(path))
     try:
         record = read_pickled(path)
     except CheckpointError as error:
@@ -149,22 +89,97 @@ def _load(path: Path) -> dict[str, Any]:
     return record
 
 
-def _depth(weights: Weights) -> int:
-    return len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+def published_in(record: Mapping[str, Any], path: Path, network: Network | None) -> PublishedCheckpoint:
+    """What `read_published` gives, of a record that was read.
 
-
-def _convnet_name(checkpoint: PublishedCheckpoint) -> str:
-    """The name in the settings where timm has it too (it took over torchvision's), else ResNet-50 by its shapes."""
-    if checkpoint.arch is not None and timm.is_model(checkpoint.arch):
-        return checkpoint.arch
-    weights = checkpoint.backbone
-    blocks = tuple(
-        len({key.split(".")[1] for key in weights if key.startswith(f"layer{stage}.")}) for stage in range(1, 5)
+    Raises:
+        CheckpointError: it holds no such network.
+    """
+    settings, epoch, wanted = record.get("args"), record.get("epoch"), network or "teacher"
+    holds_networks = isinstance(record.get(wanted), Mapping)
+    container = next((name for name in CONTAINERS if isinstance(record.get(name), Mapping)), None)
+    if holds_networks:
+        weights = record[wanted]
+    else:
+        weights = record[container] if container is not None else record
+        below = {key: value for key, value in weights.items() if str(key).startswith(f"{wanted}.")}
+        if below:
+            weights, holds_networks = {key.removeprefix(f"{wanted}."): value for key, value in below.items()}, True
+    if network is not None and not holds_networks:
+        raise _not_published(
+            path, f"holds no {network}.", "A bare backbone: `dino-path import-checkpoint`, no --network."
+        )
+    if not weights or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()):
+        raise _not_published(path, "holds neither a teacher nor a bare backbone.")
+    parts = _parts_of({key.removeprefix("module."): tensor for key, tensor in weights.items()})
+    backbone, head, patch_head = (parts.get(part, {}) for part in ("backbone", "head", "patch_head"))
+    return PublishedCheckpoint(
+        path=path,
+        network=wanted if holds_networks else None,
+        backbone=ungrouped(backbone),
+        head=_in_our_names(head),
+        patch_head=_in_our_names(patch_head),
+        arch=getattr(settings, "arch", None),
+        epoch=epoch if isinstance(epoch, int) else None,
+        trainer=_trainer(backbone, is_whole_network=bool(head)),
     )
-    middle = weights.get("layer1.0.conv2.weight")
-    if blocks == RESNET50 and "layer1.0.conv3.weight" in weights and middle is not None and middle.shape[0] == 64:
-        return "resnet50"
-    raise _unknown_architecture(checkpoint)
+
+
+def timm_model_of(checkpoint: PublishedCheckpoint, arch: str | None) -> TimmModel:
+    """The timm model that these weights fill.
+
+    Args:
+        arch: the timm name where the weights do not tell.
+
+    Raises:
+        CheckpointError: neither shapes nor settings tell, and `arch` is None.
+        ConfigError: timm has no model `arch`.
+    """
+    if arch is not None:
+        return timm_model_named(architecture(arch), checkpoint.backbone)
+    told = timm_model_of_shapes(checkpoint.backbone)
+    if told is None and checkpoint.arch is not None and _is_convnet(checkpoint):
+        told = timm_model_named(checkpoint.arch, checkpoint.backbone)
+    if told is None:
+        raise _unknown_architecture(checkpoint)
+    return told
+
+
+def _parts_of(weights: Weights) -> dict[str, Weights]:
+    """A network's weights by our names of its parts; all are the backbone's where no part is called so.
+
+    Names of no known part stay with the backbone, which is refused for them.
+    """
+    if not any(key.startswith("backbone.") for key in weights):
+        return {"backbone": weights}
+    parts: dict[str, Weights] = {}
+    for key, tensor in weights.items():
+        first, _, rest = key.partition(".")
+        part = PARTS.get(first)
+        parts.setdefault(part or "backbone", {})[rest if part else key] = tensor
+    return parts
+
+
+def _in_our_names(head: Weights) -> Weights:
+    """A head's weights as `DinoHead` names them; plain prototypes (DINOv3) become directions and lengths."""
+    named = {PROTOTYPE_NAMES.get(key, key): tensor for key, tensor in head.items()}
+    plain = named.pop("last_layer.weight", None)
+    if plain is None:
+        return named
+    return {**named, "last_layer.weight_v": plain, "last_layer.weight_g": plain.norm(dim=1, keepdim=True)}
+
+
+def _trainer(backbone: Weights, *, is_whole_network: bool) -> Trainer | None:
+    if is_dinov3(backbone):
+        return "dinov3"
+    if "mask_token" in backbone or "register_tokens" in backbone:
+        return "dinov2"
+    return "dino" if is_whole_network else None
+
+
+def _is_convnet(checkpoint: PublishedCheckpoint) -> bool:
+    """Whether timm has the name in the settings, which it took over from torchvision for its convolutional nets."""
+    return timm.is_model(checkpoint.arch or "") and "pos_embed" not in checkpoint.backbone
 
 
 def _unknown_architecture(checkpoint: PublishedCheckpoint) -> CheckpointError:
@@ -173,7 +188,8 @@ def _unknown_architecture(checkpoint: PublishedCheckpoint) -> CheckpointError:
         str(checkpoint.path),
         f"its architecture cannot be told ({told}; {len(checkpoint.backbone)} tensors, "
         f"first {next(iter(checkpoint.backbone))}).",
-        "Told without help: ViT-Ti, -S and -B with twelve blocks, ResNet-50, and convolutional nets by their settings.",
+        "Told without help: ViTs of the usual widths and depths (Ti, S, B, L, DINOv2's g, DINOv3's), ResNets, and "
+        "convolutional nets by their settings.",
         "Name the timm model: --arch NAME. Its key names must be those of timm.",
     )
 
@@ -182,7 +198,7 @@ def _not_published(path: Path, found: str, remedy: str = "Check the path.") -> C
     return CheckpointError(
         str(path),
         found,
-        "A checkpoint of facebookresearch/dino is needed: the file of a training, or a published backbone. "
-        "Nothing but tensors, plain values and settings is unpickled.",
+        "A file of published weights is needed: a backbone, or a training checkpoint of facebookresearch's dino, "
+        "dinov2 or dinov3. Nothing but tensors, plain values and settings is unpickled.",
         f"{remedy} For a checkpoint of `dino-path pretrain` use `dino-path export`.",
     )

@@ -1,20 +1,19 @@
 """Weights in a file -> a backbone, all of them or none: the one way in which weights come in.
 
-Every tensor of the backbone must be in the file, under timm's name and in its shape. What may stand around it is
-taken off by name, and said: a prefix of all names (`module.`, `teacher.backbone.`, ...), and heads of other purposes.
+Every tensor of the backbone must be in the file, under timm's name or that of the model's authors (`layouts`), and in
+its shape. What may stand around it is taken off by name, and said: a prefix of all names (`module.`,
+`teacher.backbone.`, ...), heads of other purposes, and what no feature depends on.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -23,10 +22,17 @@ from torch import Tensor, nn
 from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import UNREADABLE, torn_member
 from dino_path.model.folder import missing_weights
+from dino_path.model.layouts import (
+    NOT_BACKBONE,
+    Weights,
+    as_timm_names,
+    beside_the_backbone,
+    classifiers,
+    ungrouped,
+)
+from dino_path.model.shapes import is_dinov3, looks_like, timm_model_of_shapes
 
 logger = logging.getLogger(__name__)
-
-Weights = dict[str, Tensor]
 
 # Names under which training programs keep the weights beside other things; of two, the first.
 CONTAINERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model")
@@ -35,19 +41,7 @@ PREFIXES = (
     "", "module.", "backbone.", "module.backbone.", "teacher.backbone.", "teacher.", "model.", "encoder.",
     "_orig_mod.", "student.backbone.", "student.", "base_model.", "visual.", "trunk.",
 )  # fmt: skip
-# First words of names that are of no backbone: heads, and the other network of a pair.
-NOT_BACKBONE = (
-    "head", "head_dist", "fc", "classifier", "last_layer", "projector", "projection_head", "predictor", "prototypes",
-    "dino_head", "ibot_head", "teacher", "student",
-)  # fmt: skip
 NAMES_SHOWN = 3
-
-# ResNets by the number of blocks in their stages, and whether these are bottlenecks.
-RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
-    ((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False): "resnet34", ((3, 4, 6, 3), True): "resnet50",
-    ((3, 4, 23, 3), True): "resnet101", ((3, 8, 36, 3), True): "resnet152",
-}  # fmt: skip
-VITS = {(192, 12): "vit_tiny", (384, 12): "vit_small", (768, 12): "vit_base", (1024, 24): "vit_large"}
 
 
 class _Ignored:
@@ -125,25 +119,39 @@ def read_any_weights(file: Path) -> Weights:
     return weights
 
 
-def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Fill a timm backbone, every tensor of it.
+def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, source: str, resampling: bool = False) -> None:
+    """Fill a timm backbone, every tensor of it; what the file holds beside it is logged, with the reason.
 
     Args:
         source: where the weights are from, for messages.
+        resampling: position embeddings of another square grid are resampled (timm's `resample_abs_pos_embed`: bicubic,
+            antialiased), and said; else they are refused.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape, or is no backbone's. Nothing is loaded then.
     """
     own, name = backbone.state_dict(), str(getattr(backbone, "pretrained_cfg", {}).get("architecture"))
-    found = _without_surroundings(weights, backbone, source)
+    whole = ungrouped(_without_surroundings(weights, backbone, source))
+    beside = beside_the_backbone(whole, backbone)
+    found = {key: value for key, value in whole.items() if key not in beside}
     if not _fits(found, own):
-        found = _renamed_by_timm(found, backbone, name)
+        renamed = as_timm_names(whole, backbone, name, source=source, resampling=resampling)
+        found = {key: value for key, value in renamed.items() if key not in beside}
     for key in own:  # files of torch 0.4 and older do not count batches; nothing follows from the number
         if key.endswith("num_batches_tracked"):
             found.setdefault(key, own[key])
     if not _fits(found, own):
-        raise _misfit(weights, found, own, name, source)
+        raise _misfit(whole, found, own, name, source)
     backbone.load_state_dict(found, strict=True)
+    logger.info("%s: all %d tensors of %s are loaded", source, len(own), name)
+    for reason in dict.fromkeys(beside.values()):
+        names = [key for key, given in beside.items() if given == reason]
+        logger.info("%s: left out, for %s: %s", source, reason, _some(names))
+    if is_dinov3(whole) and getattr(backbone, "global_pool", "token") != "token":
+        logger.warning(
+            "%s: features are the mean of the patches here, and [CLS] in DINOv3: model.arguments={global_pool: token}"
+            " makes them so", source,
+        )  # fmt: skip
 
 
 def _without_surroundings(weights: Mapping[str, Tensor], backbone: nn.Module, source: str) -> Weights:
@@ -153,8 +161,8 @@ def _without_surroundings(weights: Mapping[str, Tensor], backbone: nn.Module, so
     def below(prefix: str) -> Weights:
         return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
-    prefix = max(PREFIXES, key=lambda one: len(own & below(one).keys()))  # of equal ones the first
-    heads = (*NOT_BACKBONE, *_classifiers(backbone))
+    prefix = max(PREFIXES, key=lambda one: len(own & ungrouped(below(one)).keys()))  # of equal ones the first
+    heads = (*NOT_BACKBONE, *classifiers(backbone))
     found = below(prefix)
     rest = {key: value for key, value in weights.items() if not key.startswith(prefix)}
     dropped = {key for key in found if key not in own and key.startswith(tuple(f"{head}." for head in heads))}
@@ -173,39 +181,12 @@ def _is_wrapped_head(key: str) -> bool:
     return key.startswith(tuple(f"{prefix}{head}." for prefix in PREFIXES if prefix for head in NOT_BACKBONE))
 
 
-def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
-    named = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
-    return (named,) if isinstance(named, str) else tuple(named)
-
-
-def _renamed_by_timm(weights: Weights, backbone: nn.Module, name: str) -> Weights:
-    """The weights under timm's names where timm knows those of the model's authors; as they are where it does not.
-
-    Only names change: timm would resample patch and position embeddings of another size, too, and make another model.
-    """
-    module = inspect.getmodule(timm.model_entrypoint(name)) if timm.is_model(name) else None
-    rename = getattr(module, "checkpoint_filter_fn", None)
-    if rename is None:
-        return weights
-    try:
-        renamed: Weights = rename(dict(weights), backbone)
-    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError):  # made for other files
-        return weights
-    heads = tuple(f"{head}." for head in (*NOT_BACKBONE, *_classifiers(backbone)))
-    own = backbone.state_dict().keys()
-    return {
-        key: weights[key] if key in weights and weights[key].shape != value.shape else value
-        for key, value in renamed.items()
-        if key in own or not key.startswith(heads)
-    }
-
-
 def _fits(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
     return found.keys() == own.keys() and all(found[key].shape == own[key].shape for key in own)
 
 
 def _misfit(
-    weights: Mapping[str, Tensor], found: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, source: str
+    whole: Mapping[str, Tensor], found: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, source: str
 ) -> CheckpointError:
     missing, unexpected = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
     reshaped = [
@@ -222,37 +203,19 @@ def _misfit(
         )
         if names
     ]
-    like = looks_like(found) or looks_like(weights)
+    told, like = timm_model_of_shapes(whole), looks_like(whole)
+    take = f"Take that model ({told.settings()})" if told else "Name the model that they are of, with its arguments"
     return CheckpointError(
         source,
         f"its weights do not fit {name}: {'; '.join(faults)}." + (f" It looks like {like}." if like else ""),
-        "Every tensor of the backbone is needed, under timm's name and in its shape; nothing is loaded in part.",
-        "Name the model and the arguments that these weights are of, or get the weights of this one.",
+        "Every tensor of the backbone is needed, under timm's name or that of the model's authors and in its shape;"
+        " nothing is loaded in part.",
+        f"{take}, or get the weights of {name}.",
     )
 
 
-def looks_like(weights: Mapping[str, Tensor]) -> str | None:
-    """The architecture that weights under timm's names tell by their shapes; None where they do not."""
-    projection, stem = weights.get("patch_embed.proj.weight"), weights.get("conv1.weight")
-    if projection is not None and projection.ndim == 4 and (depth := _count(weights, "blocks.")):
-        width, patch_px = projection.shape[0], projection.shape[-1]
-        known = VITS.get((width, depth))
-        described = f"a ViT of width {width}, patch size {patch_px} and {depth} blocks"
-        return f"{known}_patch{patch_px} ({described})" if known else described
-    blocks = tuple(_count(weights, f"layer{stage}.") for stage in range(1, 5))
-    if stem is not None and all(blocks):
-        return RESNETS.get((blocks, "layer1.0.conv3.weight" in weights), f"a ResNet of {blocks} blocks")
-    stages = tuple(_count(weights, f"stages.{stage}.blocks.") for stage in range(4))
-    return f"a ConvNeXt of {stages} blocks" if "stages.0.blocks.0.conv_dw.weight" in weights else None
-
-
-def _count(weights: Iterable[str], prefix: str) -> int:
-    """How many numbered parts stand below a prefix."""
-    return len({key.removeprefix(prefix).partition(".")[0] for key in weights if key.startswith(prefix)})
-
-
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+    return ", ".join(names[:NAMES_SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > NAMES_SHOWN else "")
 
 
 def short(error: Exception) -> str:

@@ -21,10 +21,11 @@ def no_learning(run: Run, ln_k: float | None) -> str | None:
         ln_k: of the run's prototypes.
     """
     gaps = [gap for record in run.metrics[-NUM_LAST_RECORDS:] if (gap := _above_ln_k(record, ln_k)) is not None]
-    if ln_k is None or not gaps or sum(gaps) / len(gaps) < -NO_LEARNING_SHARE * ln_k:
+    # Balanced targets (Sinkhorn-Knopp) may cost more than ln K while a student learns: that says nothing.
+    if ln_k is None or not gaps or abs(sum(gaps) / len(gaps)) > NO_LEARNING_SHARE * ln_k:
         return None
     sentence = (
-        f"{run.name} has learned nothing: at its end the loss is {ln_k + sum(gaps) / len(gaps):.3f}, which is ln K"
+        f"{run.name} has learned nothing: at its end DINO's loss is {ln_k + sum(gaps) / len(gaps):.3f}, which is ln K"
         f" ({ln_k:.3f}) within 1 %, what a teacher that tells no tile from another gives."
     )
     return sentence + (f" Advised at its start: {'; '.join(run.advice)}." if run.advice else "")

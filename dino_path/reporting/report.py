@@ -36,18 +36,26 @@ class Curve:
 CURVES: dict[str, tuple[Curve, ...]] = {
     "Learning": (
         Curve("knn_accuracy", "k-NN of the teacher", "Accuracy on the validation part of monitor.knn_data."),
-        Curve("loss", "Loss", "Student against teacher. Flat at ln K: the teacher says nothing.", has_ln_k=True),
+        Curve("loss", "Loss", "What is optimised: the weighted sum of all terms."),
+        Curve("dino_loss", "DINO", "Student against teacher. Flat at ln K: the teacher says nothing.", has_ln_k=True),
         Curve("teacher_entropy", "Teacher entropy", "At ln K: uniform. At 0: one prototype for all.", has_ln_k=True),
         Curve("kl", "KL, teacher to student", "What there is left to learn. At 0: nothing is learned."),
         Curve("rankme", "Effective rank of the features", "RankMe. Near 1: the features have collapsed."),
         Curve("feature_std", "Spread of the features", "Of normalised features over tiles. At 0: all tiles alike."),
         Curve("prototypes_used", "Prototypes in use", "How many the teacher chooses among."),
+        Curve("ibot_loss", "iBOT", "Student against teacher, on patches that are hidden from the student."),
+        Curve("ibot_entropy", "Teacher entropy on patches", "At 0: one prototype for all patches."),
+        Curve("ibot_kl", "KL on patches", "What there is left to learn of hidden patches."),
+        Curve("ibot_prototypes_used", "Prototypes in use for patches", "How many the teacher chooses among."),
+        Curve("koleo", "KoLeo, unweighted", "Rises as features collapse."),
+        Curve("kde", "KDE, unweighted", "Rises as features collapse; kappa: all are equal."),
     ),
     "Schedules": (
         Curve("lr", "Learning rate", ""),
         Curve("weight_decay", "Weight decay", ""),
         Curve("momentum", "Teacher momentum", ""),
         Curve("teacher_temp", "Teacher temperature", ""),
+        Curve("kde_ramp", "Share of KDE's weight", ""),
     ),
     "Steps": (
         Curve("grad_norm", "Gradient norm", "Before clipping."),
@@ -57,8 +65,14 @@ CURVES: dict[str, tuple[Curve, ...]] = {
     ),
 }
 
+# The loss of runs with DINO's term alone.
+ALONE = Curve("loss", "Loss", "Student against teacher. Flat at ln K: the teacher says nothing.", has_ln_k=True)
+
 # Other fields of a record that are no curve of their own.
-NO_CURVE = {"step", "epoch", "num_steps", "tiles_seen", "eta_s", "num_skipped", "loss_minus_ln_k"}
+NO_CURVE = {
+    "step", "epoch", "num_steps", "tiles_seen", "eta_s", "num_skipped", "num_unreadable", "loss_minus_ln_k",
+    "ibot_masked_views", "koleo_loss", "kde_loss",
+}  # fmt: skip
 
 STARTED_FROM = "model.weights"
 SETTINGS = (
@@ -174,7 +188,10 @@ def _curves(runs: Sequence[Run]) -> dict[str, list[Curve]]:
         if field not in known and not field.startswith("grad_norm_")
     }
     further = [Curve(field, field.replace("_", " ").capitalize(), "") for field in numbers]
-    return {group: [*curves, *(further if group == "Learning" else [])] for group, curves in CURVES.items()}
+    groups = {group: [*curves, *(further if group == "Learning" else [])] for group, curves in CURVES.items()}
+    if all(record.number("dino_loss") is None for run in runs for record in run.metrics):
+        groups["Learning"] = [ALONE if curve.field == "loss" else curve for curve in groups["Learning"]]
+    return groups
 
 
 def training_section(runs: Sequence[Run]) -> dict[str, list[Plain]]:

@@ -158,8 +158,7 @@ def _refuse_other_state(path: Path, difference: StateDifference) -> None:
         raise CheckpointError(
             str(path),
             f"{', '.join(found)}.",
-            "A checkpoint holds just what the terms of its own settings keep; this one was changed, or is of another"
-            " version.",
+            "This run's objective keeps just its terms' state; the file was changed, or is of another version.",
             "Remove this file, so that the checkpoint before it is used, or install the version that wrote it.",
         )
 

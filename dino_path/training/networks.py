@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -14,13 +12,12 @@ from dino_path.errors import ConfigError
 from dino_path.model.backbone import build_backbone, has_patch_tokens
 from dino_path.model.batch_norm import share_batch_norms
 from dino_path.model.head import DinoHead, DinoNetwork, MaskToken
-from dino_path.model.pretrained import load_start
-from dino_path.model.published import load_published
-from dino_path.model.weights import load_weights, read_weights
+from dino_path.model.start import read_start, start_network
 from dino_path.training.acceleration import (
     attend_explicitly,
     checkpoint_activations,
     compile_blocks,
+    fold_layer_scales,
     recompute_elementwise,
 )
 from dino_path.training.objective.term import Needs
@@ -64,18 +61,14 @@ def build_head(num_features: int, config: HeadConfig) -> DinoHead:
 
 
 def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
-    """Start from `model.weights`: from a training of facebookresearch/dino with its head, else the head stays random.
+    """Start from `model.weights`: the backbone, and the mask token and heads that they bring.
 
     Raises:
         CheckpointError: the weights cannot be had, or belong to another architecture.
     """
     assert model.weights is not None
-    file = Path(model.weights)
-    if file.is_file() and file.suffix != ".safetensors":
-        load_published(network, file)
-        return
-    weights = read_weights(file) if file.is_file() else load_start(model.backbone, model.weights).module.state_dict()
-    load_weights(network.backbone, weights, source=f"model.weights={model.weights}")
+    start = read_start(model.backbone, model.backbone_arguments, model.weights)
+    start_network(network, start, source=f"model.weights={model.weights}")
 
 
 def check_needs(backbone: nn.Module, name: str, needs: Needs) -> None:
@@ -110,6 +103,7 @@ def prepare_networks(
     for network in (student, teacher):
         if world.size > 1:  # as published; a network without batch norm stays as it is
             share_batch_norms(network, world.device)
+        fold_layer_scales(network.backbone)
         if world.device.type == "cpu" and resolve_precision(training, world.device) == "bf16":
             attend_explicitly(network.backbone)
         if training.compile:

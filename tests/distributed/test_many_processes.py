@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from many_ranks import ACCUMULATED, CASES, GLOBAL_BATCH, NUM_STEPS, SETTINGS, SKIPPING, terms_of, train
+from many_ranks import (
+    ACCUMULATED,
+    CASES,
+    GLOBAL_BATCH,
+    NUM_STEPS,
+    RUN_SETTINGS,
+    SKIPPING,
+    division,
+    terms_of,
+    train,
+)
 from runs import keep_only_step, metrics_of, state_in
 from tiny import ALONE, differences, tiny_config, write_tiles
 
@@ -49,7 +59,7 @@ def alone(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFo
     """The run of one process."""
     run = RunFolder(tmp_path_factory.mktemp("alone"))
     with doubles():
-        pretrain(tiny_config(tiles_folder, run.path, *SETTINGS), ALONE)
+        pretrain(tiny_config(tiles_folder, run.path, *RUN_SETTINGS), ALONE)
     return run
 
 
@@ -95,8 +105,9 @@ def test_many_ranks_equal_one_process_with_the_same_global_batch(
     ranks: list[dict[str, Any]], tiles_folder: Path, name: str
 ) -> None:
     settings = [setting for setting in CASES[name] if "sharding" not in setting]
+    tiles_each, divided = division(name, len(ranks), ALONE)
     with terms_of(name):
-        _, one = train(tiles_folder, tuple(settings), ALONE)
+        _, one = train(tiles_folder, (*settings, *divided), ALONE, tiles_each=tiles_each)
     many = ranks[0][name]
     check_close(many["state"], one["state"])
     assert many["losses"] == pytest.approx(one["losses"], rel=TOLERANCE)
@@ -122,7 +133,10 @@ def test_a_run_of_many_processes_writes_one_folder_with_the_means_of_all(
     many, one = metrics_of(run), metrics_of(alone)
     assert [record["step"] for record in many] == [*range(NUM_STEPS)]
     assert [record["tiles_seen"] for record in many] == [4, 8, 12, 16]
-    for field in ("loss", "teacher_entropy", "kl", "lr", "grad_norm", "grad_norm_head"):
+    for field in (
+        "loss", "dino_loss", "ibot_loss", "teacher_entropy", "kl", "ibot_entropy", "ibot_kl", "lr", "grad_norm",
+        "grad_norm_head", "grad_norm_patch_head",
+    ):  # fmt: skip
         assert [record[field] for record in many] == pytest.approx([record[field] for record in one], rel=1e-3)
     checkpoint = read_checkpoint(run.checkpoint_file(NUM_STEPS))
     assert checkpoint.world_size == len(ranks)
@@ -152,7 +166,7 @@ def test_what_many_processes_began_one_ends_with_the_same_global_batch(
     keep_only_step(RunFolder(tmp_path / "run"), 2)
     sizes = (f"training.batch_size_per_gpu={divided[0]}", f"training.accumulate_steps={divided[1]}")
     with doubles():
-        pretrain(tiny_config(tiles_folder, tmp_path / "run", *SETTINGS, *sizes), ALONE)
+        pretrain(tiny_config(tiles_folder, tmp_path / "run", *RUN_SETTINGS, *sizes), ALONE)
     assert "process(es), this is a run of 1" in caplog.text
     check_close(state_in(last), expected)
 
@@ -174,6 +188,15 @@ def test_sharded_ranks_hold_everything_once_and_about_as_much_each(ranks: list[d
     counts = [rank["sharded"]["num_numbers_here"] for rank in ranks]
     assert sum(counts) == ranks[0]["plain"]["num_numbers_here"]
     assert max(counts) < 1.1 * sum(counts) / len(ranks)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "patches" in name])
+def test_some_rank_has_no_masked_patch_in_some_step_and_all_have_in_another(
+    ranks: list[dict[str, Any]], name: str
+) -> None:
+    per_step = [torch.tensor(rank[name]["num_masked"]).view(NUM_STEPS, -1).sum(1).tolist() for rank in ranks]
+    assert any(min(of_ranks) == 0 for of_ranks in zip(*per_step, strict=True))
+    assert all(sum(of_ranks) > 0 for of_ranks in zip(*per_step, strict=True))
 
 
 def test_accumulation_is_part_of_what_was_compared() -> None:

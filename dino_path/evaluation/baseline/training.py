@@ -166,7 +166,7 @@ class Training:
             if config.weights is None:
                 backbone = build_backbone(config.backbone, {})
             else:
-                start = load_start(config.backbone, config.weights)
+                start = load_start(config.backbone, config.weights, {})
                 backbone, mean, std = start.module, start.preprocessing.mean, start.preprocessing.std
             model = Classifier(backbone, len(labelled.classes))
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -14,6 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from published_files import dinov3_weights, grouped, tokens_of
+from published_files import vit_weights as published_weights
 from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError
@@ -165,6 +167,31 @@ def test_a_position_embedding_of_another_size_sets_the_image_size(tmp_path: Path
     config = imported(tmp_path / "pretrain.pth", tmp_path / "model")
     assert config["model_args"]["img_size"] == 96
     assert config["pretrained_cfg"]["input_size"] == [3, 96, 96]
+
+
+@pytest.mark.parametrize("layout", ["a training of dinov2", "dinov3", "as UNI's"])
+def test_other_published_layouts_give_the_features_of_their_authors(tmp_path: Path, layout: str) -> None:
+    if layout == "dinov3":
+        weights = record = dinov3_weights(width=WIDTH, heads=HEADS, depth=DEPTH, bias=True)
+        expected = ("vit_tiny_patch16_dinov3_qkvb", {"global_pool": "token"}, 256, "DINOv3 by facebookresearch/dinov3")
+    elif layout == "as UNI's":
+        weights = record = published_weights(16, width=WIDTH, depth=DEPTH, grid=14, masks=False)
+        expected = ("vit_tiny_patch16_224", {"init_values": 1e-5}, 224, "an unknown method by others")
+    else:
+        weights = published_weights(28, width=WIDTH, depth=DEPTH, grid=4, registers=4)
+        record = {"teacher": {f"backbone.{key}": value for key, value in grouped(weights, size=3).items()}}
+        arguments = {"patch_size": 28, "init_values": 1e-5, "reg_tokens": 4, "no_embed_class": True, "img_size": 112}
+        expected = ("vit_tiny_patch16_224", arguments, 112, "DINOv2 by facebookresearch/dinov2")
+    torch.save(record, tmp_path / "weights.pth")
+    config = imported(tmp_path / "weights.pth", tmp_path / "model")
+    name, arguments, input_px, words = expected
+    assert config["architecture"] == name
+    assert config["model_args"] == {"dynamic_img_size": True, **arguments}
+    assert config["pretrained_cfg"]["input_size"] == [3, input_px, input_px]
+    assert f"pretrained with {words}" in (tmp_path / "model/README.md").read_text()
+    images = torch.randn(2, 3, input_px, input_px)
+    theirs = tokens_of(weights, images, heads=HEADS)[:, 0]
+    torch.testing.assert_close(features_of(tmp_path / "model", images), theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -217,10 +217,10 @@ def test_a_run_with_settings_of_an_earlier_version_shows_them_and_ln_k_as_before
 def test_numbers_that_have_no_words_here_have_a_chart_each(run: Path, tmp_path: Path) -> None:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in records:
-        record |= {"koleo_loss": 0.3, "grad_norm_backbone": 1.0, "epoch": 0.1, "eta_s": 5.0, "loss_minus_ln_k": -1.0}
+        record |= {"toy_loss": 0.3, "grad_norm_backbone": 1.0, "epoch": 0.1, "eta_s": 5.0, "loss_minus_ln_k": -1.0}
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
     page = report(run, out=tmp_path)
-    assert "Koleo loss" in page.text
+    assert "Toy loss" in page.text
     assert page.tags.count("svg") == 15
 
 
@@ -367,7 +367,7 @@ def test_a_run_that_learned_nothing_is_said_first_with_its_advice(
     (run / "log.txt").write_text(2 * "2026-01-01 INFO advice: 4096 prototypes are many for 60 tiles\n")
     page = report(run, out=tmp_path)
     assert page.text.count("advice at its start: 4096 prototypes are many for 60 tiles") == 1
-    sentence = "vits16 has learned nothing: at its end the loss is 8.318, which is ln K (8.318) within 1 %"
+    sentence = "vits16 has learned nothing: at its end DINO's loss is 8.318, which is ln K (8.318) within 1 %"
     assert (sentence in page.text) == (share_of_ln_k == 1)
     if share_of_ln_k == 1:
         assert page.text.index(sentence) < page.text.index("reaches a balanced accuracy")

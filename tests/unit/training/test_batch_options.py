@@ -13,6 +13,7 @@ from torch import Tensor
 from dino_path.config import Config
 from dino_path.errors import ConfigError
 from dino_path.model.head import NetworkOutput
+from dino_path.training import networks
 from dino_path.training.acceleration import checkpoint_activations, compile_blocks
 from dino_path.training.learner import Learner
 from dino_path.training.step import StepReport, train_step
@@ -101,11 +102,15 @@ def test_one_micro_batch_that_is_not_finite_skips_the_whole_step(
 
 
 @pytest.mark.parametrize("choice", ["true", "elementwise"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "schedule"), [("fp32", "linear"), ("bf16", "constant")])
 def test_activations_computed_twice_change_no_bit_stochastic_depth_included(
-    tiles_folder: Path, choice: str, precision: str
+    tiles_folder: Path, choice: str, precision: str, schedule: str
 ) -> None:
-    settings = ("model.drop_path_rate=0.5", f"training.precision={precision}")
+    settings = (
+        "model.drop_path_rate=0.5",
+        f"model.drop_path_schedule={schedule}",
+        f"training.precision={precision}",
+    )
     plain, _ = trained(tiny_config(tiles_folder, OUT, *settings))
     twice, _ = trained(tiny_config(tiles_folder, OUT, *settings, f"training.activation_checkpointing={choice}"))
     assert differences(plain, twice) == []
@@ -129,6 +134,25 @@ def test_activations_computed_twice_are_not_kept(tiles_folder: Path) -> None:
     hidden, weights = 4 * width * tokens, 4 * width**2  # of one block; only the innermost hooks see what a layer keeps
     assert kept[1] == kept[0] - (hidden + weights) * num_blocks
     assert kept[2] < 0.5 * kept[0]
+
+
+def test_layer_scales_change_results_by_rounding_only_and_what_they_scale_is_not_kept(
+    tiles_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(
+        tiles_folder, OUT, "model.drop_path_rate=0", "model.arguments.init_values=0.5", "training.precision=fp32"
+    )
+    batch = tiny_batches(config).batch(0)
+    folded, kept = trained(config, dtype=torch.float64)[0], numbers_kept(tiny_learner(config), batch)
+    monkeypatch.setattr(networks, "fold_layer_scales", lambda _: None)
+    plain, kept_plain = trained(config, dtype=torch.float64)[0], numbers_kept(tiny_learner(config), batch)
+    assert folded.keys() == plain.keys(), "folding leaves the parameters as they are"
+    for name, value in plain.items():
+        torch.testing.assert_close(folded[name], value, rtol=1e-7, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+    width, tokens, num_scales, num_blocks = 32, 8 * (1 + 4 * 4), 4, 2
+    scaled, weights = num_scales * width * tokens, num_blocks * (1 + 4) * width**2
+    biases = num_scales * width  # and the scales, which are kept once more for them
+    assert kept == kept_plain - scaled + weights + 2 * biases
 
 
 def test_a_backbone_without_plain_mlps_is_refused_where_they_are_to_be_computed_twice(tiles_folder: Path) -> None:
