@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     cls=Command,
     epilog="""
     dino-path export runs/vits16 --out runs/vits16/model
+    dino-path export runs/vits16 --out model --features cls+mean
     dino-path export runs/vits16 --out model --format onnx --precision fp16 --license cc-by-nc-4.0
     dino-path export runs/vits16/checkpoints/step_00050000.pt --out earlier
     """,
@@ -53,6 +54,10 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint file")],
     out: Annotated[Path, typer.Option(help="model folder")],
     network: Annotated[Literal["teacher", "student"], typer.Option(help="which of the two networks")] = "teacher",
+    features: Annotated[
+        Literal["cls", "mean", "cls+mean"] | None,
+        typer.Option(help="[CLS], mean of the patch tokens, or both; default: as the network pools, cls for most ViTs"),
+    ] = None,
     formats: Annotated[
         str, typer.Option("--format", help="timm, onnx, pt2 with commas between; timm is always written")
     ] = "timm",
@@ -86,8 +91,9 @@ def export(
     from dino_path.export.checkpoint import export_checkpoint
 
     result = export_checkpoint(
-        run, out, network=network, formats=kinds, precision=precision, license=license, input_px=input_px
-    )
+        run, out, network=network, formats=kinds, precision=precision, license=license, features=features,
+        input_px=input_px,
+    )  # fmt: skip
     address = None
     if push_to_hub is not None:
         from dino_path.export.hub import push_to_hub as push
@@ -152,12 +158,18 @@ def import_checkpoint(
     epilog="""
     dino-path embed runs/vits16/model tiles --out features
     dino-path embed runs/vits16/model slides/ --out features --layout trident,clam
+    dino-path embed cls+mean:runs/vits16/model tiles --out features --tokens
     dino-path embed timm:resnet50.a1_in1k slides.csv tiles.mpp=0.5 tiles.size_px=224 --out features
     """,
 )
 def embed(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...; before it cls:, mean: or cls+mean:"
+            " for other features of its tokens than its own",
+        ),
     ],
     inputs: Annotated[
         list[str],
@@ -172,6 +184,9 @@ def embed(
         int | None, typer.Option(min=1, help="default: 512 on CUDA, halved until it fits, else 64")
     ] = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="in which the model runs")] = "fp32",
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="patch tokens too: fp16, hundreds of times the features' size")
+    ] = False,
     allow_other_mpp: Annotated[
         bool, typer.Option("--allow-other-mpp", help="embed tiles at another mpp than the model's")
     ] = False,
@@ -195,10 +210,12 @@ def embed(
     words, overrides = split_arguments(inputs)
     check_models([model])
     found = _look_at_inputs(model, words, config, overrides, allow_other_mpp=allow_other_mpp)
+    if tokens:
+        _refuse_tokens_of_images(found, words[0])
     loading()
     made = _embed(
         found, model, Path(words[0]), out, layouts=layouts, batch_size=batch_size, precision=precision, device=device,
-        num_workers=workers, allow_other_mpp=allow_other_mpp,
+        num_workers=workers, allow_other_mpp=allow_other_mpp, with_tokens=tokens,
     )  # fmt: skip
     if made is None:
         return
@@ -209,6 +226,18 @@ def embed(
         _list_lost(found.unreadable)
     if made.some_failed or found.unreadable:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _refuse_tokens_of_images(found: _Inputs, name: str) -> None:
+    from dino_path.tiles.store import TileStore
+
+    if found.tiles is not None and not isinstance(found.tiles, TileStore):
+        raise ConfigError(
+            "--tokens",
+            f"{name} is a folder of images.",
+            "Patch tokens are written slide by slide.",
+            "Give a tile store or slides, or leave --tokens out.",
+        )
 
 
 @dataclass(frozen=True)
@@ -232,6 +261,7 @@ def _embed(
     device: Literal["auto", "cpu", "cuda"],
     num_workers: int,
     allow_other_mpp: bool,
+    with_tokens: bool,
 ) -> _Made | None:
     """Write the features; None in all processes but the first."""
     from dino_path.distributed import open_world
@@ -252,7 +282,7 @@ def _embed(
         if isinstance(tiles, TileStore):
             summary = embed_store(
                 extractor, tiles, out, layouts=layouts, batch_size=images_at_a_time, world=world,
-                num_workers=num_workers, allow_other_mpp=allow_other_mpp,
+                num_workers=num_workers, allow_other_mpp=allow_other_mpp, with_tokens=with_tokens,
             )  # fmt: skip
             made = _Made(asdict(summary), summary.text(), some_failed=bool(summary.failed))
             return made if world.is_first else None

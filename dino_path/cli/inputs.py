@@ -152,8 +152,10 @@ def check_models(specs: Sequence[str]) -> None:
 
 def check_models_to_come(specs: Sequence[str]) -> None:
     """Of models that a job will read: paths are there. A single word may be what a job before it makes."""
+    from dino_path.records.feature_kinds import split_kind
+
     for spec in specs:
-        path = Path(spec.removeprefix("untrained:"))
+        path = Path(split_kind(spec)[1].removeprefix("untrained:"))
         if ":" not in str(path) and len(path.parts) > 1 and not path.exists():
             raise CheckpointError(
                 str(path), "no such folder.", "A model folder is needed.", "Make one with `dino-path export`."

@@ -54,15 +54,23 @@ SOURCES = {  # of the names in `ObjectiveConfig.methods`, and of what others tra
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the card states of the model itself; units as in `ExportSource`."""
+    """What the card states of the model itself; units as in `ExportSource`.
+
+    Attributes:
+        features: how many, and which vector of a tile they are.
+        timm_lines: Python that makes them of `transform(tile)` with a timm `model`.
+        graphs: names of further files that hold the model.
+    """
 
     architecture: str
     model_args: Mapping[str, Any]
     num_features: int
+    features: str
+    timm_lines: Sequence[str]
     num_parameters: int
     preprocessing: Preprocessing
     license: str = UNKNOWN_LICENSE
-    graphs: tuple[str, ...] = ()  # names of further files that hold the model
+    graphs: tuple[str, ...] = ()
 
 
 def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
@@ -77,7 +85,7 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
         HEADER.format(remark=NO_LICENSE if facts.license == UNKNOWN_LICENSE else "", license=facts.license),
         f"# {facts.architecture}, self-supervised" + (" on histology" if trainer == OURSELVES else ""),
         f"A frozen feature extractor, pretrained with {method} by {trainer}. It turns a tile into "
-        f"{facts.num_features} numbers. It expects {_micro(facts.preprocessing.text())}.",
+        f"{facts.features}. It expects {_micro(facts.preprocessing.text())}.",
         _expectations(facts),
         _usage(facts),
         *(GRAPH_USES[name].format(input_px=facts.preprocessing.input_px) for name in facts.graphs),
@@ -120,7 +128,7 @@ def _expectations(facts: ModelFacts) -> str:
     rows = [
         ("architecture", f"`{facts.architecture}` (timm)"),
         ("parameters", f"{facts.num_parameters:,}"),
-        ("features", f"{facts.num_features} per tile"),
+        ("features of a tile", facts.features),
         ("resolution of the tiles", mpp),
         ("edge of the tiles", unknown if known.tile_px is None else f"{known.tile_px} px"),
         *([("stain normalisation", f"{known.stain_normalisation}, of each whole tile, before it is resized")]
@@ -166,6 +174,7 @@ mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (extractor.preprocessing.
 with torch.inference_mode():
     features = extractor.module((tiles - mean) / std)  # (1, {facts.num_features})
 ```"""
+    made = "\n    ".join(facts.timm_lines)
     arguments = ", ".join(
         [repr(facts.architecture), "num_classes=0", *(f"{k}={v!r}" for k, v in facts.model_args.items())]
     )
@@ -182,7 +191,7 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 tile = Image.open("tile.png").convert("RGB")  # a tile{_as_trained(facts)}
 {_normalise_stain(facts)}with torch.inference_mode():
-    features = model(transform(tile)[None])  # (1, {facts.num_features})
+    {made}  # (1, {facts.num_features})
 ```
 
 With an older timm, as some slide toolkits pin it:

@@ -18,6 +18,7 @@ from dino_path.model.published import Network, read_published, timm_model_of
 from dino_path.preprocessing import Preprocessing, Triple, training_preprocessing
 from dino_path.records.environment import EnvironmentRecord, read_environment
 from dino_path.records.evaluation import RESULTS
+from dino_path.records.feature_kinds import FeatureKind
 from dino_path.run import RunFolder, newest_checkpoint
 from dino_path.settings import digest, section_from_file
 from dino_path.walk import Found, files_below
@@ -41,6 +42,7 @@ def export_checkpoint(
     formats: tuple[Format, ...] = ("timm",),
     precision: Precision = "fp32",
     license: str = UNKNOWN_LICENSE,
+    features: FeatureKind | None = None,
     input_px: int | None = None,
 ) -> ExportResult:
     """Write the backbone of a checkpoint as a model folder.
@@ -48,18 +50,20 @@ def export_checkpoint(
     Args:
         path: a checkpoint file, or a run folder (its newest checkpoint).
         formats, precision: see `export_model`.
-        license: see `ExportSource`.
+        license, features: see `ExportSource`.
         input_px: edge that the model asks its tiles to be resized to; None: that of the training's global views.
 
     Raises:
-        CheckpointError: no checkpoint of ours, or the written folder does not give its features.
+        CheckpointError: no checkpoint of ours, its network has no features of this kind, or the written folder does not
+            give its features.
         ConfigError: a format cannot be written here.
         DataError: `out` exists and is not a model folder.
     """
     file = newest_checkpoint(path)
     checkpoint = read_checkpoint(file)
     run = RunFolder(file.resolve().parent.parent)
-    source = replace(export_source(checkpoint, run, name=str(file), network=network), license=license)
+    source = export_source(checkpoint, run, name=str(file), network=network)
+    source = replace(source, license=license, features=features)
     if input_px is not None:
         source = replace(source, preprocessing=replace(source.preprocessing, input_px=input_px))
     return export_model(source, out, formats=formats, precision=precision)

@@ -47,7 +47,8 @@ def write_graph(kind: Format, folder: Path, backbone: nn.Module, input_px: int, 
     """Write `model.onnx` or `model.pt2`, load it in a fresh process, and return its largest relative difference.
 
     Args:
-        backbone: the training graph, fp32, in eval mode, on the CPU; it is left as it was.
+        backbone: the training graph with the features that the folder gives, fp32, in eval mode, on the CPU; it is left
+            as it was.
 
     Raises:
         CheckpointError: it cannot be written or loaded, or its features differ from the backbone's.

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import build_untrained
 from dino_path.model.locality import is_plain
 from dino_path.model.names import architecture
+from dino_path.model.tokens import features_text, kind_of, own_kind, timm_arguments, timm_lines, with_features
 from dino_path.model.weights import load_weights
 from dino_path.preprocessing import Preprocessing
+from dino_path.records.feature_kinds import KIND_TITLES, FeatureKind
 from dino_path.records.model_folder import (
     CARD_NAME,
     CONFIG_NAME,
@@ -52,6 +54,7 @@ class ExportSource:
         preprocessing: of the training tiles; `input_px` is not None.
         provenance: what made it, as plain values (network, steps, tiles seen, config digest, commit, versions).
         results: contents of the evaluations' `results.json`, for the card.
+        features: kind of features that the folder gives; None: as timm pools them.
         license: the Hub's name of a licence, such as `cc-by-nc-4.0`.
         source: the file of the weights, for messages.
     """
@@ -62,6 +65,7 @@ class ExportSource:
     preprocessing: Preprocessing
     provenance: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[Mapping[str, Any]] = ()
+    features: FeatureKind | None = None
     license: str = UNKNOWN_LICENSE
     source: str = ""
 
@@ -71,6 +75,7 @@ class ExportResult:
     """The written folder and what the reload showed.
 
     Attributes:
+        features: their kind; None: as the network pools them.
         preprocessing: what the model expects of its images.
         graphs: largest relative difference of each graph that was written.
         notes: what became of a model that was there before, as sentences.
@@ -78,6 +83,7 @@ class ExportResult:
 
     folder: Path
     num_features: int
+    features: FeatureKind | None
     num_parameters: int
     reload: ReloadCheck
     preprocessing: Preprocessing
@@ -87,8 +93,9 @@ class ExportResult:
     def text(self) -> str:
         """For the command line: the model, what it expects, and a line for each graph and note."""
         lines = [
-            f"{self.folder}: {self.num_parameters / 1e6:.2f} M parameters, {self.num_features} features;"
-            f" reloaded by {self.reload.loader}, largest relative difference {self.reload.relative_difference:.1e}",
+            f"{self.folder}: {self.num_parameters / 1e6:.2f} M parameters, {self.num_features} features"
+            f" ({KIND_TITLES[self.features]}); reloaded by {self.reload.loader}, largest relative difference"
+            f" {self.reload.relative_difference:.1e}",
             f"it expects {self.preprocessing.text()}",
         ]
         for kind, difference in self.graphs.items():
@@ -109,7 +116,8 @@ def export_model(
         precision: of the stored weights. timm and dino_path load them into fp32 networks all the same.
 
     Raises:
-        CheckpointError: the weights do not fit the backbone, or what was reloaded differs from it.
+        CheckpointError: the weights do not fit the backbone, it has no features of the kind, or what was reloaded
+            differs from it.
         ConfigError: a format cannot be written here.
         DataError: `out` exists and is not a model folder of ours.
     """
@@ -117,15 +125,20 @@ def export_model(
     refuse_impossible(formats, precision)
     logger.info("building %s with its weights", state.backbone)
     backbone = _backbone_with_weights(state)
+    by_timm = timm_arguments(backbone, state.features)
+    if by_timm:
+        state = replace(state, arguments={**state.arguments, **by_timm})
+        backbone = _backbone_with_weights(state)
+    extractor = with_features(backbone, state.features, name=state.source or state.backbone)
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         building.mkdir(parents=True)
-        _write_config(building / CONFIG_NAME, state, backbone)
+        _write_config(building / CONFIG_NAME, state, backbone, extractor)
         _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
         logger.info("loading it back in a fresh process, which imports torch anew")
-        check = check_reload(building, backbone, state.preprocessing, loader=loader, tolerance=tolerance)
+        check = check_reload(building, extractor, state.preprocessing, loader=loader, tolerance=tolerance)
         input_px = state.preprocessing.input_px
         assert input_px is not None
         graphs: dict[Format, float] = {}
@@ -133,14 +146,22 @@ def export_model(
             if kind == "timm":  # written above
                 continue
             logger.info("writing %s, and loading it back in a fresh process", NAMES[kind])
-            graphs[kind] = write_graph(kind, building, copy.deepcopy(backbone), input_px, precision=precision)
-        notes = (*_keep_or_give_up_graphs(out, building), *_left_to_the_user(state, formats))
+            graphs[kind] = write_graph(kind, building, copy.deepcopy(extractor), input_px, precision=precision)
+        notes = (*_keep_or_give_up_graphs(out, building, own_kind(backbone)), *_left_to_the_user(state, formats))
         write_card(building, state.results)
         _move(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    num_features = int(backbone.num_features)  # type: ignore[arg-type]
-    return ExportResult(out, num_features, count_parameters(backbone), check, state.preprocessing, graphs, notes)
+    return ExportResult(
+        out,
+        num_features=int(extractor.num_features),  # type: ignore[arg-type]
+        features=kind_of(extractor),
+        num_parameters=count_parameters(backbone),
+        reload=check,
+        preprocessing=state.preprocessing,
+        graphs=graphs,
+        notes=notes,
+    )
 
 
 def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -153,11 +174,13 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         CheckpointError: not a model folder.
     """
     found, record = read_model_folder(folder), read_model_record(folder / CONFIG_NAME)
-    backbone = build_untrained(found, seed=0)
+    backbone = with_features(build_untrained(found, seed=0), found.features, name=str(folder))
     facts = ModelFacts(
         architecture=found.architecture,
         model_args=found.arguments,
+        features=features_text(backbone),
         num_features=int(backbone.num_features),  # type: ignore[arg-type]
+        timm_lines=timm_lines(backbone, "transform(tile)[None]"),
         num_parameters=count_parameters(backbone),
         preprocessing=found.preprocessing,
         license=record.pretrained_cfg.license or UNKNOWN_LICENSE,
@@ -167,7 +190,7 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         stream.write(model_card(facts, record.dino_path or {}, results))
 
 
-def _write_config(file: Path, state: ExportSource, backbone: nn.Module) -> None:
+def _write_config(file: Path, state: ExportSource, backbone: nn.Module, extractor: nn.Module) -> None:
     registered: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     arguments: dict[str, Any] = {**backbone_arguments(state.backbone), **state.arguments}
     is_fixed = bool(registered.get("fixed_input_size")) and not arguments.get("dynamic_img_size", False)
@@ -178,7 +201,8 @@ def _write_config(file: Path, state: ExportSource, backbone: nn.Module) -> None:
         architecture(state.backbone),
         arguments,
         state.preprocessing,
-        num_features=int(backbone.num_features),  # type: ignore[arg-type]
+        num_features=int(extractor.num_features),  # type: ignore[arg-type]
+        features=kind_of(extractor),
         tag="dino_path",
         timm_keys={
             "fixed_input_size": is_fixed,
@@ -222,12 +246,16 @@ def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> None:
     file.write_bytes(save(weights, metadata={"format": "pt"}))  # `save_file` leaves a file that only its owner may read
 
 
-def _keep_or_give_up_graphs(out: Path, building: Path) -> tuple[str, ...]:
-    """Take over the graphs of an older export that are of these very weights; say what is replaced and what goes."""
+def _keep_or_give_up_graphs(out: Path, building: Path, own: FeatureKind | None) -> tuple[str, ...]:
+    """Take over the graphs of an older export that are of these very weights; say what is replaced and what goes.
+
+    Args:
+        own: kind of features that timm's own pooling gives, which folders of version 1 do not name.
+    """
     if not (out / CONFIG_NAME).is_file():
         return ()
     left = [name for name in NAMES.values() if (out / name).is_file() and not (building / name).exists()]
-    if _is_same_network(out, building):
+    if _is_same_network(out, building, own):
         for name in left:
             shutil.copy2(out / name, building / name)
         return tuple(f"{out / name}, of the same weights, stays" for name in left)
@@ -241,11 +269,13 @@ def _keep_or_give_up_graphs(out: Path, building: Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _is_same_network(out: Path, building: Path) -> bool:
-    """Whether two folders hold the same weights in the same network: graphs of one are graphs of the other."""
+def _is_same_network(out: Path, building: Path, own: FeatureKind | None) -> bool:
+    """Whether two folders hold the same weights and give the same features: graphs of one are graphs of the other."""
     old, new = (read_model_record(folder / CONFIG_NAME) for folder in (out, building))
     keys = ("architecture", "model_args", "num_features")
     if any(getattr(old, key) != getattr(new, key) for key in keys):
+        return False
+    if (old.features or own) != (new.features or own):
         return False
     if old.pretrained_cfg.input_size != new.pretrained_cfg.input_size:
         return False

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dino_path.errors import CheckpointError
+from dino_path.model.tokens import timm_lines
 from dino_path.preprocessing import Preprocessing
 
 TOLERANCE = 1e-5  # relative; of weights that were rounded to half precision see `formats`
@@ -38,8 +39,10 @@ data = timm.data.resolve_model_data_config(model)
 _LOAD_BY_US = """
 from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import load_backbone
+from dino_path.model.tokens import with_features
 from dino_path.records.model_folder import CONFIG_NAME, read_model_record
-model = load_backbone(read_model_folder(Path(folder))).eval()
+described = read_model_folder(Path(folder))
+model = with_features(load_backbone(described), described.features, name=folder).eval()
 pretrained_cfg = read_model_record(Path(folder) / CONFIG_NAME).pretrained_cfg.model_dump()
 data = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
 """
@@ -50,7 +53,7 @@ crop = next(step for step in transform.transforms if type(step).__name__ == "Cen
 torch.manual_seed(seed)
 images = torch.randn(num_images, 3, edge_px, edge_px)
 with torch.inference_mode():
-    features = model(images)
+    LINES
 print(json.dumps({
     "features": features.tolist(),
     "input_size": list(data["input_size"]),
@@ -61,10 +64,6 @@ print(json.dumps({
 """
 
 Loader = Literal["timm", "dino_path"]
-SCRIPTS: dict[Loader, str] = {
-    "timm": _START + _LOAD_BY_TIMM + _ANSWER,
-    "dino_path": _START + _LOAD_BY_US + _ANSWER,
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def check_reload(
     """Load `folder` in a fresh process and compare features (seeded noise, fp32) and preprocessing.
 
     Args:
-        backbone: the source, in eval mode, on the CPU.
+        backbone: the source, in eval mode, on the CPU; of features that timm does not pool, `with_features` of it.
         loader: who loads it: timm alone, or this package.
 
     Raises:
@@ -95,7 +94,7 @@ def check_reload(
     """
     mean, std, input_px = preprocessing.mean, preprocessing.std, preprocessing.input_px
     assert input_px is not None
-    record = _reload(SCRIPTS[loader], folder, input_px)
+    record = _reload(_script(loader, backbone), folder, input_px)
     found = np.asarray(record["features"], np.float32)
     expected = _features(backbone, input_px)
     difference = compare_features(folder, found, expected, tolerance)
@@ -142,6 +141,13 @@ def ask_fresh_process(script: str, path: Path, *arguments: str) -> Any:
         last = answer.stderr.strip().splitlines()[-1:] or ["no message"]
         raise _differs(path, f"an error ({last[0]})")
     return json.loads(answer.stdout.strip().splitlines()[-1])
+
+
+def _script(loader: Loader, backbone: nn.Module) -> str:
+    """What is run in the fresh process. Where timm loads it, the lines that make features are those of the card."""
+    if loader == "dino_path":
+        return _START + _LOAD_BY_US + _ANSWER.replace("LINES", "features = model(images)")
+    return _START + _LOAD_BY_TIMM + _ANSWER.replace("LINES", "\n    ".join(timm_lines(backbone, "images")))
 
 
 def _reload(script: str, folder: Path, input_px: int) -> dict[str, list[float]]:

@@ -77,7 +77,7 @@ def _look(extractor: Extractor, image_HWC: RgbImage) -> LastAttention:
     triples = extractor.preprocessing.mean, extractor.preprocessing.std
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in triples)
     try:
-        return last_attention(extractor.module, ((image_CHW - mean) / std)[None], name=extractor.name)
+        return last_attention(extractor.backbone, ((image_CHW - mean) / std)[None], name=extractor.name)
     except (AssertionError, RuntimeError) as error:  # timm asserts that the edge fits the model
         raise ConfigError(
             f"--px {image_HWC.shape[0]}",

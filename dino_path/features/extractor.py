@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,8 +24,10 @@ from dino_path.features.specs import CONTROL_NAMES
 from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import build_untrained, load_backbone
 from dino_path.model.pretrained import TimmBackbone, load_timm_weights, untrained_timm_backbone
+from dino_path.model.tokens import TokenFeatures, features_and_patches, kind_of, own_kind, plain_backbone, with_features
 from dino_path.preprocessing import Preprocessing
 from dino_path.progress import meter
+from dino_path.records.feature_kinds import FeatureKind, split_kind
 from dino_path.tiles.source import TileSource
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,16 @@ class Extractor:
     num_features: int
     precision: Precision = "fp32"
 
+    @property
+    def kind(self) -> FeatureKind | None:
+        """Which vector it gives; None: as the network pools them."""
+        return kind_of(self.module)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The timm model, whatever is made of its tokens."""
+        return plain_backbone(self.module)
+
     def at(self, precision: Precision) -> Extractor:
         """The same model, run at another precision: another digest, for its features differ."""
         if precision == self.precision:
@@ -70,23 +82,24 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
         spec: a model folder | `untrained:` + model folder (the same architecture, weights drawn with a fixed seed) |
             `timm:` + model name (timm's weights; those of a file with `@FILE` at its end) | `untrained:timm:` + model
             name | `mean-colour` (what colour alone can tell) | `colour-statistics` (colour and contrast, without any
-            shape).
+            shape). Before any of them `cls:`, `mean:` or `cls+mean:` for this kind of features, not the model's own.
 
     Raises:
-        CheckpointError: nothing that can be loaded stands behind `spec`.
+        CheckpointError: nothing that can be loaded stands behind `spec`, or it has no features of this kind.
     """
+    kind, spec = split_kind(spec)
     if spec in CONTROLS:
         black, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         preprocessing = Preprocessing(black, one, input_px=None)
-        return _freeze(spec, CONTROLS[spec](), spec, preprocessing, device)
+        return _freeze(spec, CONTROLS[spec](), spec, preprocessing, device, kind=kind)
     if spec.startswith("timm:"):
         name = spec.removeprefix("timm:")
         plain, _, file = name.partition("@")
         shown = f"{plain} ({Path(file).stem})" if file else plain
-        return _from_timm(shown, load_timm_weights(name), device)
+        return _from_timm(shown, load_timm_weights(name), device, kind)
     if spec.startswith("untrained:timm:"):
         name = spec.removeprefix("untrained:timm:")
-        return _from_timm(f"untrained-{name}", untrained_timm_backbone(name, seed=UNTRAINED_SEED), device)
+        return _from_timm(f"untrained-{name}", untrained_timm_backbone(name, seed=UNTRAINED_SEED), device, kind)
     path = Path(spec.removeprefix("untrained:"))
     folder = read_model_folder(path)
     if spec.startswith("untrained:"):
@@ -94,7 +107,7 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
     else:
         name, module = _folder_name(path), load_backbone(folder)
     identity = json.dumps([folder.architecture, folder.arguments], sort_keys=True)
-    return _freeze(name, module, identity, folder.preprocessing, device)
+    return _freeze(name, module, identity, folder.preprocessing, device, own=folder.features, kind=kind)
 
 
 class MeanColour(nn.Module):
@@ -206,12 +219,22 @@ class Forward:
         """Features (B, D) of (B, H, W, C) uint8 images, or of images that differ in size (one by one)."""
         if isinstance(images, list):
             return np.concatenate([self(image[None]) for image in images])
-        parts: list[NDArray[np.float32]] = []
+        (features_BD,) = self._in_parts(images, self._features)
+        return features_BD.numpy()
+
+    def features_and_patches(self, images_BHWC: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        """Features (B, D) and patch tokens (B, patches, D of a token) of one pass."""
+        features_BD, tokens = self._in_parts(images_BHWC, self._features_and_patches)
+        return features_BD.numpy(), tokens.numpy()
+
+    def _in_parts(self, images: Tensor, run: Callable[[Tensor], tuple[Tensor, ...]]) -> list[Tensor]:
+        """What `run` gives of all images, on the CPU."""
+        parts: list[tuple[Tensor, ...]] = []
         start = 0
         while start < len(images):
             part_BHWC = images[start : start + (self.most_images or len(images))]
             try:
-                parts.append(self._features(part_BHWC))
+                parts.append(run(part_BHWC))
             except torch.OutOfMemoryError:
                 if len(part_BHWC) == 1:
                     raise
@@ -223,31 +246,47 @@ class Forward:
                 )  # fmt: skip
                 continue
             start += len(part_BHWC)
-        return np.concatenate(parts)
+        return [torch.cat(same) for same in zip(*parts, strict=True)]
 
     @torch.inference_mode()
-    def _features(self, images_BHWC: Tensor) -> NDArray[np.float32]:
-        images_BCHW = images_BHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+    def _features(self, images_BHWC: Tensor) -> tuple[Tensor]:
+        with self._autocast():
+            features_BD: Tensor = self._extractor.module(self._normalised(images_BHWC))
+        return (features_BD.float().cpu(),)
+
+    @torch.inference_mode()
+    def _features_and_patches(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            features_BD, tokens = features_and_patches(self._extractor.module, self._normalised(images_BHWC))
+        return features_BD.float().cpu(), tokens.half().cpu()
+
+    def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self._extractor.precision]
-        with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
-            features_BD: Tensor = self._extractor.module((images_BCHW - self._mean) / self._std)
-        return features_BD.float().cpu().numpy()
+        return torch.autocast(self._device.type, dtype, enabled=dtype is not None)
+
+    def _normalised(self, images_BHWC: Tensor) -> Tensor:
+        images_BCHW = images_BHWC.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        return (images_BCHW - self._mean) / self._std
 
 
 def refuse_not_finite(
-    extractor: Extractor, source: TileSource, numbers: NDArray[np.int64], features_BD: NDArray[np.float32]
+    extractor: Extractor,
+    source: TileSource,
+    numbers: NDArray[np.int64],
+    features: NDArray[np.float32] | NDArray[np.float16],
+    what: str = "features",
 ) -> None:
-    """Check the features of these images.
+    """Check the features (B, ...) of these images.
 
     Raises:
         CheckpointError: some are no numbers.
     """
-    is_good = np.isfinite(features_BD).all(axis=1)
+    is_good = np.isfinite(features).reshape(len(features), -1).all(axis=1)
     if not is_good.all():
         raise CheckpointError(
             extractor.name,
-            f"its features of {source.name(int(numbers[np.argmin(is_good)]))} are not finite.",
-            "A model with finite weights is needed, and a precision that its features fit in.",
+            f"its {what} of {source.name(int(numbers[np.argmin(is_good)]))} are not finite.",
+            f"A model with finite weights is needed, and a precision that its {what} fit in.",
             "Use bf16 or fp32 where it was fp16; else export an earlier checkpoint: metrics.jsonl shows where the loss"
             " broke.",
         )
@@ -266,14 +305,29 @@ def _check_input_px(extractor: Extractor, input_px: int, device: torch.device) -
         ) from None
 
 
-def _from_timm(name: str, backbone: TimmBackbone, device: torch.device) -> Extractor:
-    return _freeze(name, backbone.module, name, backbone.preprocessing, device)
+def _from_timm(name: str, backbone: TimmBackbone, device: torch.device, kind: FeatureKind | None) -> Extractor:
+    return _freeze(name, backbone.module, name, backbone.preprocessing, device, kind=kind)
 
 
 def _freeze(
-    name: str, module: nn.Module, identity: str, preprocessing: Preprocessing, device: torch.device
+    name: str,
+    backbone: nn.Module,
+    identity: str,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    *,
+    own: FeatureKind | None = None,
+    kind: FeatureKind | None,
 ) -> Extractor:
-    module.requires_grad_(False).eval()
+    """The extractor of a backbone.
+
+    Args:
+        own: kind of features that belongs to the model; None: as timm pools them.
+        kind: that is asked for; None: its own.
+    """
+    module = with_features(backbone, kind or own, name=name).requires_grad_(False).eval()
+    if kind is not None and kind != (own or own_kind(backbone)):
+        name = f"{name}-{kind}"
     num_features = module.num_features
     assert isinstance(num_features, int)
     return Extractor(
@@ -290,8 +344,10 @@ def _digest(module: nn.Module, identity: str, preprocessing: Preprocessing) -> s
     what = [identity, preprocessing.mean, preprocessing.std, preprocessing.input_px]
     if preprocessing.stain_normalisation:  # where there is none, the digests of features that exist stay as they are
         what.append(preprocessing.stain_normalisation)
+    if isinstance(module, TokenFeatures):
+        what.append(module.kind)
     total = hashlib.sha256(json.dumps(what).encode())
-    for key, tensor in sorted(module.state_dict().items()):
+    for key, tensor in sorted(plain_backbone(module).state_dict().items()):
         total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     return total.hexdigest()

@@ -126,14 +126,15 @@ def read_feature_file(file: Path) -> FeatureFile:
 
 
 def read_origin(file: Path) -> tuple[Origin, int]:
-    """What a feature file was made with, and its number of rows.
+    """What a file of features or patch tokens was made with, and its number of rows.
 
     Raises:
         DataError: damaged, or written by something else.
     """
     try:
         with h5py.File(file) as h5:
-            return _origin(h5["features"]), int(h5["features"].shape[0])
+            stored = h5["tokens"] if "tokens" in h5 else h5["features"]
+            return _origin(stored), int(stored.shape[0])
     except (OSError, KeyError) as error:
         raise _unreadable(file, error) from None
 
@@ -156,16 +157,19 @@ def _write_features(h5: h5py.File, features_ND: Features, origin: Origin, *, nam
         chunks=(min(max(rows, 1), ROWS_PER_CHUNK), width),
         maxshape=(None, width),
     )
-    stored.attrs.update(
-        {
-            "name": name,
-            "savetodir": "",
-            "encoder": origin.encoder,
-            "encoder_digest": origin.encoder_digest,
-            "tiles_digest": origin.tiles_digest,
-            "slide_digest": origin.slide_digest,
-        }
-    )
+    stored.attrs.update(origin_attributes(origin, name=name))
+
+
+def origin_attributes(origin: Origin, *, name: str) -> dict[str, str]:
+    """What stands beside features, or patch tokens, of how they were made; TRIDENT's names and ours."""
+    return {
+        "name": name,
+        "savetodir": "",
+        "encoder": origin.encoder,
+        "encoder_digest": origin.encoder_digest,
+        "tiles_digest": origin.tiles_digest,
+        "slide_digest": origin.slide_digest,
+    }
 
 
 def _origin(stored: h5py.Dataset) -> Origin:

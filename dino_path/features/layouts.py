@@ -103,6 +103,14 @@ class TridentLayout(FeatureLayout):
     def feature_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:
         return self.feature_folder(out, encoder) / f"{self.name_for_reader(record.path)}.h5"
 
+    def token_folder(self, out: Path, encoder: str) -> Path:
+        """Where patch tokens lie; TRIDENT has no place for them."""
+        return out / job_folder_name(self.config) / f"tokens_{encoder}"
+
+    def token_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:
+        """The h5 file of patch tokens of a slide."""
+        return self.token_folder(out, encoder) / f"{self.name_for_reader(record.path)}.h5"
+
     def patches_file(self, out: Path, record: SlideRecord) -> Path:
         return out / job_folder_name(self.config) / "patches" / f"{self.name_for_reader(record.path)}_patches.h5"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from dino_path.errors import TileStoreError
 from dino_path.model.folder import ModelFolder, read_model_folder, require_weights
 from dino_path.model.names import timm_model_and_file
+from dino_path.records.feature_kinds import split_kind
 
 CONTROL_NAMES = ("mean-colour", "colour-statistics")
 LARGEST_MPP_DIFFERENCE = 0.05  # relative
@@ -21,6 +22,7 @@ def look_at_model(spec: str) -> ModelFolder | None:
     Raises:
         CheckpointError: nothing of that name is there, as far as names and paths tell.
     """
+    _, spec = split_kind(spec)
     if spec in CONTROL_NAMES:
         return None
     place = spec.removeprefix("untrained:")

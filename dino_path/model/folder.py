@@ -12,6 +12,7 @@ from typing import Any
 
 from dino_path.errors import CheckpointError
 from dino_path.preprocessing import Preprocessing
+from dino_path.records.feature_kinds import FeatureKind
 from dino_path.records.model_folder import CONFIG_NAME, WEIGHTS_NAME, read_model_record
 
 
@@ -21,12 +22,14 @@ class ModelFolder:
 
     Attributes:
         arguments: further arguments of timm.create_model; no num_classes, classifiers are left out.
+        features: the kind that the model is to give; None: as timm pools them.
     """
 
     path: Path
     architecture: str
     arguments: dict[str, Any]
     preprocessing: Preprocessing
+    features: FeatureKind | None = None
 
 
 def read_model_folder(path: Path) -> ModelFolder:
@@ -45,6 +48,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         architecture=record.architecture,
         arguments={name: value for name, value in record.model_args.items() if name != "num_classes"},
         preprocessing=record.preprocessing,
+        features=record.features,
     )
 
 

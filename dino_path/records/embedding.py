@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dino_path.errors import DataError
-from dino_path.records.format import Format, Record
+from dino_path.records.feature_kinds import FeatureKind
+from dino_path.records.format import Format, Record, Tree
 
 
 class EmbeddingRecord(Record):
@@ -14,6 +15,8 @@ class EmbeddingRecord(Record):
     Attributes:
         encoder_mpp, tile_mpp: microns per pixel that the model was trained at (None: not known), and of the tiles.
         input_px, stain_normalisation: what tiles were resized to for the model, and what was done to them before.
+        features: which vector of a tile they are; None: as the network pools them, and in files of version 1.
+        token_grid: rows and columns of the patch tokens of a tile; None: they were not asked for.
         store_digest: of the tiles.
         written, kept: ids of slides whose features this call made; which were there already.
         empty, failed: (slide id, reason) of slides without tiles; of those that could not be read.
@@ -32,7 +35,13 @@ class EmbeddingRecord(Record):
     failed: tuple[tuple[str, str], ...]
     num_tiles: int
     input_px: int | None = None
+    features: FeatureKind | None = None
+    token_grid: tuple[int, int] | None = None
     stain_normalisation: str | None = None
+
+
+def _version_2_from_1(tree: Tree) -> Tree:
+    return {**tree, "features": None, "token_grid": None}
 
 
 EMBEDDING = Format(
@@ -41,6 +50,7 @@ EMBEDDING = Format(
     DataError,
     "A file as `dino-path embed` writes it is needed.",
     "Call `dino-path embed` again: features that are there are kept.",
+    (_version_2_from_1,),
 )
 
 

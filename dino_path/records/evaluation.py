@@ -1,5 +1,6 @@
 """What `dino-path evaluate` leaves: `results.json`, `fractions.json` and `fewshot.json`.
 
+Version 3 says which kind of features each model gave.
 Version 2 has differences as mine minus the other, in the row of mine; version 1 had them in the row of whichever model
 was not the first, as that one minus the first.
 """
@@ -15,6 +16,7 @@ from pydantic import Field
 from dino_path.config import COMPARISON_SPECS
 from dino_path.errors import DataError
 from dino_path.records.environment import EnvironmentRecord
+from dino_path.records.feature_kinds import FeatureKind
 from dino_path.records.format import Format, Lift, Record, Tree
 from dino_path.records.labelled import DataRecord, MetricsRecord, ScoreRecord
 
@@ -24,7 +26,8 @@ Differences = dict[str, dict[str, ScoreRecord]]  # other model -> metric -> this
 class ModelRecord(Record):
     """One model: how it was named on the command line, and what it turned out to be.
 
-    `input_px` is None for colour features, which take images of any size.
+    `input_px` is None for colour features, which take images of any size. `features` is the kind of features; None: as
+    the network pools them, and in files of earlier versions.
     """
 
     spec: str
@@ -32,6 +35,7 @@ class ModelRecord(Record):
     num_features: int
     input_px: int | None
     mpp: float | None
+    features: FeatureKind | None = None
 
 
 class EvaluationRecord(Record):
@@ -129,6 +133,11 @@ def version_2_from_1(kind: str) -> Lift:
     return lift
 
 
+def _version_3_from_2(tree: Tree) -> Tree:
+    models = {name: {**model, "features": None} for name, model in tree["models"].items()}
+    return {**tree, "models": models}
+
+
 def _differences_of_mine(rows: Sequence[Tree], models: dict[str, Tree]) -> list[Tree]:
     order = list(models)
     lifted = [{**row, "differences": dict(row.get("differences", {}))} if "metrics" in row else row for row in rows]
@@ -158,12 +167,24 @@ def _is_turned(model: str, other: str, order: Sequence[str], models: dict[str, T
 
 NEEDED = "A file that `dino-path evaluate` has written is needed."
 REMEDY = "Run the evaluation again."
-RESULTS = Format("results", ResultsRecord, DataError, NEEDED, REMEDY, (version_2_from_1("dino_path evaluation"),))
+RESULTS = Format(
+    "results", ResultsRecord, DataError, NEEDED, REMEDY, (version_2_from_1("dino_path evaluation"), _version_3_from_2)
+)
 FRACTIONS = Format(
-    "label fractions", FractionsRecord, DataError, NEEDED, REMEDY, (version_2_from_1("dino_path label fractions"),)
+    "label fractions",
+    FractionsRecord,
+    DataError,
+    NEEDED,
+    REMEDY,
+    (version_2_from_1("dino_path label fractions"), _version_3_from_2),
 )
 FEWSHOT = Format(
-    "few-shot episodes", FewShotRecord, DataError, NEEDED, REMEDY, (version_2_from_1("dino_path few-shot evaluation"),)
+    "few-shot episodes",
+    FewShotRecord,
+    DataError,
+    NEEDED,
+    REMEDY,
+    (version_2_from_1("dino_path few-shot evaluation"), _version_3_from_2),
 )
 FILES = ("results.json", "fractions.json", "fewshot.json")
 

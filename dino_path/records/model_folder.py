@@ -1,8 +1,8 @@
 """What a model folder says of its model: `config.json`, as `timm.create_model("local-dir:FOLDER")` reads it.
 
-It is timm's file. What timm does not know (`mpp`, `tile_px`, `stain_normalisation`, `dino_path`, and the version)
-stands beside timm's keys: inside `pretrained_cfg` timm refuses what it does not know, at the top level it ignores it. A
-folder that timm wrote is read as well; keys of timm's that we do not rely on are taken as they are.
+It is timm's file. What timm does not know (`features`, `mpp`, `tile_px`, `stain_normalisation`, `dino_path`, and the
+version) stands beside timm's keys: inside `pretrained_cfg` timm refuses what it does not know, at the top level it
+ignores it. A folder that timm wrote is read as well; keys of timm's that we do not rely on are taken as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pydantic import ConfigDict, Field
 
 from dino_path.errors import CheckpointError
 from dino_path.preprocessing import Preprocessing, StainNormalisation, Triple
-from dino_path.records.format import Format, Record
+from dino_path.records.feature_kinds import FeatureKind
+from dino_path.records.format import Format, Record, Tree
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -39,6 +40,7 @@ class ModelRecord(Record):
     Attributes:
         model_args: further arguments of timm.create_model.
         num_features: D of the features; None in folders of other tools.
+        features: their kind; None: as timm pools them ([CLS] for most ViTs), in CNNs and in folders of version 1.
         mpp, tile_px, stain_normalisation: of the training tiles, as in `Preprocessing`.
         dino_path: what made the model, as plain values (network, steps, tiles seen, config digest, commit, versions);
             None where that was no pretraining of ours.
@@ -50,6 +52,7 @@ class ModelRecord(Record):
     model_args: dict[str, Any] = Field(default_factory=dict)
     pretrained_cfg: PretrainedRecord
     num_features: int | None = None
+    features: FeatureKind | None = None
     mpp: float | None = Field(None, gt=0)
     tile_px: int | None = Field(None, gt=0)
     stain_normalisation: StainNormalisation | None = None
@@ -68,12 +71,17 @@ class ModelRecord(Record):
         )
 
 
+def _version_2_from_1(tree: Tree) -> Tree:
+    return {**tree, "features": None}
+
+
 MODEL = Format(
     "config.json of a model folder",
     ModelRecord,
     CheckpointError,
     "A model folder is needed: config.json with timm's keys architecture and pretrained_cfg (input_size, mean, std).",
     "Write the folder again with `dino-path export`, or correct the file.",
+    (_version_2_from_1,),
 )
 
 
@@ -93,6 +101,7 @@ def write_model_record(
     preprocessing: Preprocessing,
     *,
     num_features: int,
+    features: FeatureKind | None,
     tag: str,
     timm_keys: Mapping[str, Any],
     made: Mapping[str, Any] | None,
@@ -102,6 +111,7 @@ def write_model_record(
     Args:
         architecture, arguments: for timm.create_model.
         preprocessing: of the training tiles; `input_px` is not None.
+        num_features, features: see `ModelRecord`.
         tag: timm's word for where the weights are from.
         timm_keys: further keys of `pretrained_cfg`.
         made: see `ModelRecord.dino_path`.
@@ -124,6 +134,7 @@ def write_model_record(
         architecture=architecture,
         num_classes=0,
         num_features=num_features,
+        features=features,
         model_args=dict(arguments),
         pretrained_cfg=pretrained,
         mpp=preprocessing.mpp,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
-from dino_path.config import COMPARISON_SPECS
 from dino_path.errors import DataError, NewerFormat
 from dino_path.records import evaluation as records
 from dino_path.records.evaluation import (
@@ -21,6 +20,7 @@ from dino_path.records.evaluation import (
     SignatureRecord,
     read_evaluation,
 )
+from dino_path.records.feature_kinds import is_comparison
 from dino_path.records.labelled import DataRecord, ScoreRecord
 from dino_path.walk import Found, files_below
 
@@ -192,7 +192,7 @@ def _read(file: Path) -> AnyEvaluation:
 
 def _evaluation_row(row: ResultRow, baseline: str | None) -> EvaluationRow:
     metrics = row.metrics
-    kind = "other" if row.spec.startswith(COMPARISON_SPECS) else "own"
+    kind = "other" if is_comparison(row.spec) else "own"
     return EvaluationRow(
         model=row.model,
         spec=row.spec,

@@ -29,6 +29,7 @@ def write_baseline_model(folder: Path, backbone: nn.Module, name: str, preproces
         backbone_arguments(name),
         preprocessing,
         num_features=int(backbone.num_features),  # type: ignore[arg-type]
+        features=None,
         tag="supervised",
         timm_keys={"fixed_input_size": False},
         made=None,

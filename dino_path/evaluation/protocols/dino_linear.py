@@ -111,10 +111,12 @@ def dino_linear_images(
 def block_tokens(extractor: Extractor) -> Extractor:
     """The same network with the features that the protocol takes from it; a network without blocks as it is.
 
+    They are the same whatever kind of features the extractor gives.
+
     Raises:
         ConfigError: a ViT without a [CLS] token.
     """
-    module = extractor.module
+    module = extractor.backbone
     if not hasattr(module, "get_intermediate_layers"):
         return extractor
     if getattr(module, "cls_token", None) is None:
@@ -124,11 +126,12 @@ def block_tokens(extractor: Extractor) -> Extractor:
             "The protocol takes the [CLS] tokens of the last blocks.",
             "Use linear or linear-uni, which take the pooled features.",
         )
-    is_wide = extractor.num_features >= WIDE
+    width = int(module.num_features)  # type: ignore[arg-type]
+    is_wide = width >= WIDE
     num_blocks = 1 if is_wide else min(NUM_BLOCKS, len(module.blocks))  # type: ignore[arg-type]
     tokens = BlockTokens(module, num_blocks, has_mean_patch=is_wide).eval()
     digest = hashlib.sha256(f"{extractor.digest} {tokens.description}".encode()).hexdigest()
-    num_features = extractor.num_features * (num_blocks + is_wide)
+    num_features = width * (num_blocks + is_wide)
     return replace(extractor, module=tokens, digest=digest, num_features=num_features)
 
 

@@ -11,6 +11,7 @@ from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.records.evaluation import AnyEvaluation, FewShotRecord, FractionsRecord, ResultsRecord, read_evaluation
+from dino_path.records.feature_kinds import split_kind
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 
@@ -46,7 +47,8 @@ def results_folder(specs: Sequence[str], labelled: LabelledSet, what: str) -> Pa
     Args:
         what: protocol, or `fractions`.
     """
-    runs = [RunFolder(Path(spec).parent) for spec in specs if Path(spec).is_dir()]
+    places = [Path(split_kind(spec)[1]) for spec in specs]
+    runs = [RunFolder(place.parent) for place in places if place.is_dir()]
     root = next((run.evaluation for run in runs if run.config_file.is_file()), Path("eval"))
     name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in labelled.name)
     return root / f"{name}-{what}"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.config import COMPARISON_SPECS, EvaluationConfig, FrozenProtocol
+from dino_path.config import EvaluationConfig, FrozenProtocol
 from dino_path.distributed import World
 from dino_path.evaluation.baseline.supervised import read_supervised
 from dino_path.evaluation.labelled.datasets import LabelledSet
@@ -35,6 +35,7 @@ from dino_path.evaluation.results.writing import (
     markdown_table,
     write_results,
 )
+from dino_path.records.feature_kinds import is_comparison
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ def _with_differences(rows: Sequence[Row]) -> list[Row]:
     """Every row less the baseline; and mine less others, under the same protocol: each model of ours less every control
     and every model of ours after it. Where all are controls, the first stands for ours.
     """
-    is_control = {row.model: row.spec.startswith(COMPARISON_SPECS) for row in rows if row.protocol != "end-to-end"}
+    is_control = {row.model: is_comparison(row.spec) for row in rows if row.protocol != "end-to-end"}
     if all(is_control.values()):
         is_control[rows[0].model] = False
     order = list(is_control)

@@ -54,6 +54,7 @@ def write_results(
             "spec": spec,
             "digest": extractor.digest,
             "num_features": extractor.num_features,
+            "features": extractor.kind,
             "input_px": config.input_px or extractor.preprocessing.input_px,
             "mpp": extractor.preprocessing.mpp,
         }

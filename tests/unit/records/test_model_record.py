@@ -23,8 +23,9 @@ def write_model(folder: Path, **changes: Any) -> Path:
     folder.mkdir()
     arguments = {"embed_dim": 24, "dynamic_img_size": True}
     write_model_record(
-        folder / "config.json", "vit_tiny_patch16_224", arguments, KNOWN, num_features=24, tag="dino_path",
-        timm_keys={"license": "mit", "fixed_input_size": False}, made={"network": "teacher", "steps": 6},
+        folder / "config.json", "vit_tiny_patch16_224", arguments, KNOWN, num_features=24, features="cls",
+        tag="dino_path", timm_keys={"license": "mit", "fixed_input_size": False},
+        made={"network": "teacher", "steps": 6},
     )  # fmt: skip
     if changes:
         tree = json.loads((folder / "config.json").read_text())
@@ -36,7 +37,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     tree = json.loads((folder / "config.json").read_text())
-    assert tree["format_version"] == 1
+    assert (tree["format_version"], tree["features"]) == (2, "cls")
     assert tree["pretrained_cfg"].keys().isdisjoint({"mpp", "tile_px", "stain_normalisation", "format_version"})
     assert (tree["num_classes"], tree["pretrained_cfg"]["crop_pct"]) == (0, 1.0)
     record = read_model_record(folder / "config.json")
@@ -46,9 +47,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_a_newer_version_is_refused_by_name_and_not_written_over(tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "model", format_version=2)
+    folder = write_model(tmp_path / "model", format_version=3)
     for act in (read_model_folder, refuse_to_overwrite):
-        with pytest.raises(NewerFormat, match=r"config\.json of a model folder, format 2"):
+        with pytest.raises(NewerFormat, match=r"config\.json of a model folder, format 3"):
             act(folder)
 
 
@@ -78,6 +79,7 @@ def test_a_folder_of_an_earlier_release_loads(tmp_path: Path) -> None:
     record = read_model_record(tmp_path / "model" / "config.json")
     assert (record.mpp, record.tile_px, record.num_features) == (0.5, None, 16)
     assert record.dino_path is not None
+    assert record.features is None
     assert record.dino_path["config_digest"] == "75a324454ca0ea52"
     extractor = load_extractor(str(tmp_path / "model"), device=torch.device("cpu"))
     assert extractor.module(torch.zeros(1, 3, 32, 32)).shape == (1, 16)
