@@ -88,6 +88,13 @@ class Learner:
             return self._forward_student.no_sync()
         return nullcontext()
 
+    def average_gradients(self) -> None:
+        """Average over the ranks what passes around DDP left on each; FSDP2 has done so by itself."""
+        if isinstance(self._forward_student, DistributedDataParallel):
+            for parameter in self.student.parameters():
+                if parameter.grad is not None:
+                    self.world.sum_(parameter.grad).div_(self.world.size)
+
     def global_views(self, batch: ViewBatch) -> Tensor:
         """(2 * B, 3, H, W): what both networks see of a micro-batch, the student with patches hidden."""
         return self.normalised(batch.global_views, batch.global_parameters)
@@ -102,16 +109,22 @@ class Learner:
             )
         return output
 
-    def study(self, global_views: Tensor, batch: ViewBatch) -> NetworkOutput:
-        """What the student makes of all views of a micro-batch; it does not see the masked patches."""
+    def study(self, global_views: Tensor, batch: ViewBatch, *, backbone_frozen: bool = False) -> NetworkOutput:
+        """What the student makes of all views of a micro-batch; it does not see the masked patches.
+
+        With a frozen backbone the pass goes around DDP, which would wait for the backbone's gradients: then
+        `average_gradients` must follow the last backward pass of the step.
+        """
         views, masks = [global_views], batch.masks
         if len(batch.local_views):
             views.append(self.normalised(batch.local_views, batch.local_parameters))
         with self.autocast():
-            output: NetworkOutput = self._forward_student(
+            network = self.student if backbone_frozen else self._forward_student
+            output: NetworkOutput = network(
                 views,
                 with_patches=self.objective.needs.patches,
                 hidden=masks.hidden if masks is not None else None,
                 chosen=masks.indices if masks is not None else None,
+                backbone_frozen=backbone_frozen,
             )
         return output

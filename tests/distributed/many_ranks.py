@@ -46,6 +46,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "sharded, accumulated": ("training.sharding=fsdp2", "objective.dino.norm_last_layer=false", *ACCUMULATED),
     "sharded, recomputed": ("training.sharding=fsdp2", "training.activation_checkpointing=true"),
     "sharded, elementwise": ("training.sharding=fsdp2", "training.activation_checkpointing=elementwise"),
+    "frozen, accumulated": ("training.freeze_backbone=2 steps", *ACCUMULATED),
+    "sharded, frozen": ("training.sharding=fsdp2", "training.freeze_backbone=2 steps"),
     "second term": (),
     "sharded, second term, accumulated": ("training.sharding=fsdp2", *ACCUMULATED),
 }
