@@ -150,6 +150,11 @@ class RunFolder:
         return self.path / "start.json"
 
     @property
+    def best_file(self) -> Path:
+        """Which of its checkpoints is the best so far."""
+        return self.path / "best.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

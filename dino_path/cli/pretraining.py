@@ -289,7 +289,11 @@ def pretrain(
             knn = running_knn(resolved, device=world.device)
         checkpoint = run_pretraining(resolved, world, knn=knn)
     if is_speaker:
+        from dino_path.records.best import read_best
+
         say(f"checkpoint: {checkpoint}")
+        if (best := read_best(run)) is not None:
+            say(f"best so far: {best}; `dino-path export --best` takes it")
         if (text := unlearned_text(run, resolved)) is not None:
             say(text)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from dino_path.cluster.jobs import jobs_of, state_of
 from dino_path.config import Config
 from dino_path.errors import CheckpointError
+from dino_path.records.best import read_best
 from dino_path.records.metrics import StepRecord, read_metrics
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.store import read_expected
@@ -116,6 +117,7 @@ def _pretraining(run: RunFolder, config: Config) -> StageStatus:
         f"{last.tiles_per_s:.0f} tiles/s",
         f"newest checkpoint {checkpoints[-1].stem}" if checkpoints else "no checkpoint yet",
     ]
+    facts += [f"best {best}"] if (best := read_best(run)) is not None else []
     facts += [f"collapse: {last.collapse}"] if last.collapse else []
     facts += [f"{last.num_skipped} steps skipped"] if last.num_skipped else []
     facts += [f"{len(metrics.unreadable)} unreadable lines in metrics.jsonl"] if metrics.unreadable else []

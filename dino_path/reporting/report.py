@@ -157,6 +157,7 @@ def run_facts(run: Run) -> Plain:
         "tiles_per_s": _median([record.tiles_per_s for record in run.metrics]),
         "num_skipped": last.num_skipped if last else 0,
         "collapses": _collapses(run),
+        "best": run.best,
     }
 
 

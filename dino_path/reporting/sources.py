@@ -18,6 +18,7 @@ import yaml
 from dino_path.errors import CheckpointError, DataError, NewerFormat
 from dino_path.moved_settings import lift_settings
 from dino_path.preprocessing import folder_preprocessing
+from dino_path.records.best import BestRecord, read_best
 from dino_path.records.environment import ENVIRONMENT, read_environment
 from dino_path.records.metrics import StepRecord, read_metrics
 from dino_path.records.slide import SlideRecord, read_slide_record
@@ -48,6 +49,8 @@ class Run:
     figures: Sequence[Picture]
     troubles: Sequence[str] = field(default_factory=tuple)
     advice: Sequence[str] = ()
+    best: BestRecord | None = None
+    """Its best checkpoint, where checkpoints were compared."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def read_run(path: Path, *, name: str) -> Run:
         figures=tuple(_read_figures(folder.figures, troubles)),
         troubles=tuple(troubles),
         advice=_read_advice(folder.log_file),
+        best=_read_best(folder, troubles),
     )
 
 
@@ -179,6 +183,14 @@ def _read_started_from(file: Path, troubles: list[str]) -> str | None:
         troubles.append(f"{file.name} cannot be used: it {error.found}")
         return None
     return None if record is None else record.started_from
+
+
+def _read_best(folder: RunFolder, troubles: list[str]) -> BestRecord | None:
+    try:
+        return read_best(folder)
+    except (DataError, NewerFormat) as error:
+        troubles.append(f"{folder.best_file.name} cannot be used: it {error.found}")
+        return None
 
 
 def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:

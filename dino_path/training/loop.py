@@ -26,6 +26,7 @@ from dino_path.tiles.expected import refuse_unfinished
 from dino_path.tiles.source import TileSource, open_tiles
 from dino_path.training.acceleration import has_fast_bf16
 from dino_path.training.advice import advice
+from dino_path.training.best import Comparison
 from dino_path.training.checkpoints import restore, save_checkpoint
 from dino_path.training.continuation import start_from_other_run
 from dino_path.training.finished import finished_text
@@ -90,7 +91,8 @@ def _train(
     start, starts = position.step, position.starts
     schedules = run_schedules(config, starts, num_tiles=len(tiles), world_size=world.size)
     clock = schedules.clock
-    if start >= clock.num_steps:
+    comparison = Comparison(run, config, world, start=start, num_steps=clock.num_steps)
+    if start >= clock.num_steps or comparison.has_ended():
         logger.info("%s", finished_text(run, run.checkpoint_file(start)))
         return run.checkpoint_file(start)
 
@@ -116,10 +118,13 @@ def _train(
             report = train_step(learner, micro_batches, settings, step=step, wants_stop=stop.is_made)
             note = watch.after_step(step, micro_batches, settings, report)
             counter.advance(1, note)
-            is_last = step + 1 == clock.num_steps or report.is_stopping
-            if is_last or (step + 1) % training.checkpoint_every_steps == 0:
-                save_checkpoint(run, learner, config, tiles, step=step + 1, starts=starts)
-            if is_last:
+            num_done, has_ended = step + 1, step + 1 == clock.num_steps
+            is_due = num_done % training.checkpoint_every_steps == 0 or comparison.is_due(num_done)
+            if has_ended or report.is_stopping or is_due:
+                best = comparison.compare(num_done, watch.record)
+                save_checkpoint(run, learner, config, tiles, step=num_done, starts=starts, best=best)
+                has_ended = has_ended or comparison.has_ended()
+            if has_ended or report.is_stopping:
                 break
     world.barrier()
     if unreadable.found:
@@ -127,15 +132,20 @@ def _train(
             "%d tiles of rank %d could not be read; others took their places: %s",
             len(unreadable.found), world.rank, run.unreadable_file,
         )  # fmt: skip
-    checkpoint = run.checkpoint_file(step + 1)
-    if step + 1 < clock.num_steps:
+    checkpoint = run.checkpoint_file(num_done)
+    if not has_ended:
         raise StoppedBySignal(
             str(run.path),
-            f"stopped by {stop.signal.name if stop.signal else 'another process'} after step {step + 1} of"
+            f"stopped by {stop.signal.name if stop.signal else 'another process'} after step {num_done} of"
             f" {clock.num_steps}.",
             f"Everything is saved in {checkpoint}.",
             "The same command continues.",
         )
+    if num_done < clock.num_steps and world.is_first:
+        logger.info(
+            "ended after step %d of %d: %s comparisons without a gain (monitor.stop_after)",
+            num_done, clock.num_steps, config.monitor.stop_after,
+        )  # fmt: skip
     return checkpoint
 
 
