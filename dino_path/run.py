@@ -155,6 +155,11 @@ class RunFolder:
         return self.path / "best.json"
 
     @property
+    def verdict_file(self) -> Path:
+        """What its start answers, and in the end whether it beat that; only where labelled images were given."""
+        return self.path / "verdict.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

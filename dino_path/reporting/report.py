@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from dino_path.errors import CheckpointError
 from dino_path.records.metrics import StepRecord
+from dino_path.records.verdict import interval, signed
 from dino_path.reporting.charts import Line, line_chart
 from dino_path.reporting.evaluation_sections import evaluation_section, format_score, headline
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, read_evaluations
@@ -121,7 +122,7 @@ def write_report(
         runs=read,
         facts=[run_facts(run) for run in read],
         warnings=nothing_learned(read, found),
-        findings=[sentence for evaluation in found for sentence in headline(evaluation)],
+        findings=[*verdicts(read), *(sentence for evaluation in found for sentence in headline(evaluation))],
         evaluations=[evaluation_section(evaluation) for evaluation in found],
         curves=training_section(read),
         settings=settings_table(read),
@@ -140,6 +141,11 @@ def nothing_learned(runs: Sequence[Run], evaluations: Sequence[AnyEvaluation]) -
     of_runs = (no_learning(run, ln_of(_setting(run.config, "objective.dino.num_prototypes"))) for run in runs)
     of_features = (sentence for evaluation in evaluations for sentence in as_untrained(evaluation))
     return [sentence for sentence in (*of_runs, *of_features) if sentence]
+
+
+def verdicts(runs: Sequence[Run]) -> list[str]:
+    """What each run's own comparison with its start has found."""
+    return [f"{run.name}: {run.verdict.sentence}" for run in runs if run.verdict is not None and run.verdict.rows]
 
 
 def run_facts(run: Run) -> Plain:
@@ -213,7 +219,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(score=format_score, thousands=_thousands, plain=_plain)
+    environment.filters.update(score=format_score, interval=interval, signed=signed, thousands=_thousands, plain=_plain)
     return environment
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -24,11 +25,13 @@ from dino_path.records.metrics import StepRecord, read_metrics
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.start import read_start
 from dino_path.records.store import read_store_record
+from dino_path.records.verdict import VerdictRecord, read_verdict
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
 from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
 from dino_path.run import RunFolder
 from dino_path.walk import files_like
 
+R = TypeVar("R")
 FIGURE_EDGE_PX = 1600
 OVERLAY_EDGE_PX = 640
 MAX_OVERLAYS = 12
@@ -51,6 +54,8 @@ class Run:
     advice: Sequence[str] = ()
     best: BestRecord | None = None
     """Its best checkpoint, where checkpoints were compared."""
+    verdict: VerdictRecord | None = None
+    """Whether it beat its start, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ def read_run(path: Path, *, name: str) -> Run:
         figures=tuple(_read_figures(folder.figures, troubles)),
         troubles=tuple(troubles),
         advice=_read_advice(folder.log_file),
-        best=_read_best(folder, troubles),
+        best=_tolerant(read_best, folder, folder.best_file, troubles),
+        verdict=_tolerant(read_verdict, folder, folder.verdict_file, troubles),
     )
 
 
@@ -185,11 +191,11 @@ def _read_started_from(file: Path, troubles: list[str]) -> str | None:
     return None if record is None else record.started_from
 
 
-def _read_best(folder: RunFolder, troubles: list[str]) -> BestRecord | None:
+def _tolerant(read: Callable[[RunFolder], R | None], folder: RunFolder, file: Path, troubles: list[str]) -> R | None:
     try:
-        return read_best(folder)
+        return read(folder)
     except (DataError, NewerFormat) as error:
-        troubles.append(f"{folder.best_file.name} cannot be used: it {error.found}")
+        troubles.append(f"{file.name} cannot be used: it {error.found}")
         return None
 
 

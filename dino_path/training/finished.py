@@ -9,6 +9,7 @@ from pathlib import Path
 from dino_path.config import Config
 from dino_path.records.best import is_exhausted, read_best
 from dino_path.records.metrics import read_metrics
+from dino_path.records.verdict import read_verdict
 from dino_path.run import RunFolder
 from dino_path.settings import load_config
 
@@ -29,6 +30,8 @@ def finished_checkpoint(config: Config) -> Path | None:
         return None
     if best is not None and best.last_step < last:  # a comparison that a kill left out is still to be made
         return None
+    if config.monitor.knn_data is not None and (verdict := read_verdict(run)) is not None and not verdict.rows:
+        return None  # and so is the verdict
     return run.checkpoint_file(last) if load_config(run.config_file) == config else None
 
 

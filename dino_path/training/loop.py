@@ -43,7 +43,13 @@ from dino_path.views.masks import MaskDrawer
 logger = logging.getLogger(__name__)
 
 
-def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] | None = None) -> Path:
+def pretrain(
+    config: Config,
+    world: World,
+    *,
+    knn: Callable[[nn.Module], float] | None = None,
+    note_start: Callable[[nn.Module, int], None] | None = None,
+) -> Path:
     """Pretrain one backbone on the tiles of `config.store` into `config.out`; returns the last checkpoint.
 
     Called again on the same run folder, it continues where the newest checkpoint stands, and a finished run is left
@@ -52,6 +58,8 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     Args:
         knn: accuracy of a backbone for `monitor.knn_data`, on rank 0 (evaluation/protocols/running.py; this room may
             not import that one). Needed on rank 0, and looked at, where `monitor.knn_data` is set.
+        note_start: is given the teacher's backbone, on rank 0, and the updates done by then, before a run makes its
+            first step from weights that are not random (evaluation/results/verdict.py); also with `knn_data` alone.
 
     Raises:
         ConfigError, TileStoreError, CheckpointError: refused before the first step.
@@ -72,7 +80,7 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     model = config.model.model_copy(update={"weights": None}) if has_state else config.model
     learner = Learner(model, config.objective, config.optim, training, world)
     with only_writer(run.path) if world.is_first else nullcontext():
-        return _train(config, learner, run, tiles, knn=knn)
+        return _train(config, learner, run, tiles, knn=knn, note_start=note_start)
 
 
 def _train(
@@ -82,11 +90,13 @@ def _train(
     tiles: TileSource,
     *,
     knn: Callable[[nn.Module], float] | None,
+    note_start: Callable[[nn.Module, int], None] | None,
 ) -> Path:
     """From the newest checkpoint to the last step, or to the one after which the run was told to stop."""
     assert config.store is not None
     training, world = learner.training, learner.world
-    starts_from_other = training.continue_from is not None and not run.checkpoint_files()
+    is_new, has_start = not run.checkpoint_files(), bool(config.model.weights or training.continue_from)
+    starts_from_other = training.continue_from is not None and is_new
     position = (start_from_other_run if starts_from_other else partial(restore, run))(learner, config, tiles)
     start, starts = position.step, position.starts
     schedules = run_schedules(config, starts, num_tiles=len(tiles), world_size=world.size)
@@ -99,6 +109,10 @@ def _train(
     if world.is_first:
         describe_run(run, config, learner, schedules, starts, num_tiles=len(tiles))
         keep_image_list(run, tiles, config.store, start=start)
+    if is_new and has_start and config.monitor.knn_data is not None:
+        backbone = learner.teacher_backbone()
+        if note_start is not None and backbone is not None:
+            note_start(backbone, start)
     if starts_from_other:  # so that this run goes on without that one, whatever becomes of it
         save_checkpoint(run, learner, config, tiles, step=start, starts=starts)
     unreadable = UnreadableTiles(run, tiles, config.store)
