@@ -99,10 +99,10 @@ def read_run(path: Path, *, name: str) -> Run:
         started_from=_read_started_from(folder.start_file, troubles),
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
-        troubles=tuple(troubles),
-        advice=_read_advice(folder.log_file),
         best=_tolerant(read_best, folder, folder.best_file, troubles),
         verdict=_tolerant(read_verdict, folder, folder.verdict_file, troubles),
+        troubles=tuple(troubles),
+        advice=_read_advice(folder.log_file),
     )
 
 

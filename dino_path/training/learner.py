@@ -12,6 +12,7 @@ from dino_path.config import ModelConfig, ObjectiveConfig, OptimConfig, Training
 from dino_path.distributed import World
 from dino_path.model.backbone import build_backbone
 from dino_path.model.head import NetworkOutput
+from dino_path.model.lora import add_adapters, merged
 from dino_path.training.networks import (
     build_network,
     check_needs,
@@ -44,6 +45,9 @@ class Learner:
         if model.weights is not None:
             load_start_weights(self.student, model)
         self.teacher = build_network(model, objective, drop_path_rate=0.0)
+        if model.lora_rank is not None:
+            for network in (self.student, self.teacher):
+                add_adapters(network.backbone, model)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.precision = resolve_precision(training, world.device)
@@ -79,7 +83,7 @@ class Learner:
         if not self.world.is_first:
             return None
         backbone = build_backbone(self.model.backbone, self.model.backbone_arguments)
-        backbone.load_state_dict(state)
+        backbone.load_state_dict(merged(state, self.model))
         return backbone.to(self.world.device).eval()
 
     def gradients_stay_here(self) -> AbstractContextManager[None]:

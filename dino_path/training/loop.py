@@ -218,6 +218,12 @@ def describe_run(
         learner.precision, learner.world.device, learner.world.size,
         ", each with its share of the networks (fsdp2)" if learner.training.sharding else "",
     )  # fmt: skip
+    if config.model.lora_rank is not None:
+        learning = sum(one.numel() for one in student.backbone.parameters() if one.requires_grad)
+        logger.info(
+            "adapters of rank %d: %.2f M parameters of the backbone learn, and its own stay as they are",
+            config.model.lora_rank, learning / 1e6,
+        )  # fmt: skip
     balance = config.training.balance if config.training else None
     logger.info("%d tiles in %s%s", num_tiles, config.store, f", as many of every {balance}" if balance else "")
     for line in schedules.lines():

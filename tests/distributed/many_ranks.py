@@ -37,6 +37,7 @@ RESNET = (
     "objective.dino.head_batch_norm=true",
     "optim.optimizer=sgd",
 )
+LORA = ("model.lora_rank=2", "model.lora_alpha=4")
 # What is trained, on all ranks and by one process with the same global batch.
 CASES: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -48,6 +49,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "sharded, elementwise": ("training.sharding=fsdp2", "training.activation_checkpointing=elementwise"),
     "frozen, accumulated": ("training.freeze_backbone=2 steps", *ACCUMULATED),
     "sharded, frozen": ("training.sharding=fsdp2", "training.freeze_backbone=2 steps"),
+    "adapters": LORA,
+    "sharded, adapters": ("training.sharding=fsdp2", *LORA),
     "second term": (),
     "sharded, second term, accumulated": ("training.sharding=fsdp2", *ACCUMULATED),
 }

@@ -17,6 +17,7 @@ from dino_path.evaluation.measures.metrics import Metrics, measure, paired_diffe
 from dino_path.evaluation.protocols.running import RunningTest
 from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import Checkpoint, read_checkpoint
+from dino_path.model.lora import merged
 from dino_path.records.best import read_best
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.verdict import (
@@ -94,7 +95,7 @@ def _judged(
 ) -> JudgedRecord:
     model = test.config.model
     backbone = build_backbone(model.backbone, model.backbone_arguments)
-    backbone.load_state_dict(checkpoint.teacher["backbone"])
+    backbone.load_state_dict(merged(checkpoint.teacher["backbone"], model))
     answers = test.answers(backbone.to(test.device).eval())
     metrics = {protocol: _metrics(test, predicted_Q) for protocol, predicted_Q in answers.items()}
     differences = {protocol: paired_difference(metrics[protocol], start[protocol])["accuracy"] for protocol in metrics}
