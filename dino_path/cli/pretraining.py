@@ -298,7 +298,7 @@ def pretrain(
 
         say(f"checkpoint: {checkpoint}")
         if (best := read_best(run)) is not None:
-            say(f"best so far: {best}; `dino-path export --best` takes it")
+            say(f"best: {best}; `dino-path export --best` takes it")
         if (text := unlearned_text(run, resolved)) is not None:
             say(text)
         _say_verdict(run, resolved, test, checkpoint)

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dino_path.errors import CheckpointError
+from dino_path.records.best import is_exhausted
 from dino_path.records.metrics import StepRecord
 from dino_path.records.verdict import interval, signed
 from dino_path.reporting.charts import Line, line_chart
@@ -164,6 +165,7 @@ def run_facts(run: Run) -> Plain:
         "num_skipped": last.num_skipped if last else 0,
         "collapses": _collapses(run),
         "best": run.best,
+        "has_ended_early": is_exhausted(run.best, _setting(run.config, "monitor.stop_after")),
     }
 
 

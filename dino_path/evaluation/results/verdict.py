@@ -66,7 +66,11 @@ def judge(run: RunFolder, test: RunningTest, end: Path) -> VerdictRecord | None:
     if kept is not None and kept != end and kept.is_file():
         rows.append(_judged("best", read_checkpoint(kept), test, start))
     rows.append(_judged("end", last, test, start))
-    found = {"interval": start["knn"].interval, "rows": tuple(rows), "sentence": sentence(rows)}
+    found = {
+        "interval": start["knn"].interval.replace("test ", "validation "),
+        "rows": tuple(rows),
+        "sentence": sentence(rows),
+    }
     record = known.model_copy(update=found)
     write_verdict(run, record)
     return record

@@ -413,5 +413,11 @@ def test_the_best_checkpoint_and_the_verdict_on_a_run_are_shown(tmp_path: Path) 
         "0.800 (0.750-0.850)", "+0.030 (+0.010 to +0.050)", "20 validation images of polyps",
     ):  # fmt: skip
         assert shown in text
+    stopped = RunFolder(write_run(tmp_path / "stopped", num_steps=9000))
+    config = yaml.safe_load(stopped.config_file.read_text())
+    stopped.config_file.write_text(yaml.safe_dump({**config, "monitor": {**config["monitor"], "stop_after": 2}}))
+    assert "of 9,000 steps, unfinished" in report(stopped.path, out=tmp_path).text
+    stopped.best_file.write_bytes(run.best_file.read_bytes())
+    assert "of 9,000 steps, ended without a gain" in report(stopped.path, out=tmp_path).text
     run.verdict_file.write_text("{")
     assert "verdict.json cannot be used" in report(run.path, out=tmp_path).text
