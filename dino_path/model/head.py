@@ -162,6 +162,7 @@ class DinoNetwork(nn.Module):
         with_patches: bool = False,
         hidden: Tensor | None = None,
         chosen: Tensor | None = None,
+        backbone_frozen: bool = False,
     ) -> NetworkOutput:
         """Features of all views in order, and their projection; one backbone pass per resolution, one pass per head.
 
@@ -170,19 +171,21 @@ class DinoNetwork(nn.Module):
             with_patches: the patch tokens of the first batch too; the backbone must be a ViT.
             hidden: (B_0, N) bool, patches of the first batch that the network does not see.
             chosen: (M,) int64, patches whose projection is wanted, as places in the flattened (B_0 * N).
+            backbone_frozen: no gradient reaches the backbone and the mask token, and none of their work is done.
         """
         tokens, num_prefix, patches_MD = None, 0, None
-        with self._hiding(hidden):
-            if with_patches or chosen is not None:
-                first, tokens = features_and_tokens(self.backbone, views[0])
-                num_prefix = int(self.backbone.num_prefix_tokens)  # type: ignore[arg-type]
-            else:
-                first = self.backbone(views[0])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not backbone_frozen):
+            with self._hiding(hidden):
+                if with_patches or chosen is not None:
+                    first, tokens = features_and_tokens(self.backbone, views[0])
+                    num_prefix = int(self.backbone.num_prefix_tokens)  # type: ignore[arg-type]
+                else:
+                    first = self.backbone(views[0])
+            features_BD = torch.cat([first, *(self.backbone(batch) for batch in views[1:])])
         if chosen is not None:
             assert tokens is not None
             of_image = chosen // (tokens.shape[1] - num_prefix)
             patches_MD = tokens.flatten(0, 1).index_select(0, chosen + num_prefix * (of_image + 1))
-        features_BD = torch.cat([first, *(self.backbone(batch) for batch in views[1:])])
         projection, patch_projection = self._project(features_BD, patches_MD)
         return NetworkOutput(features_BD, projection, tokens if with_patches else None, num_prefix, patch_projection)
 

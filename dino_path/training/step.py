@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ def train_step(
     Sinkhorn-Knopp balances its targets over the whole batch; the loss, and the means that terms remember such as the
     center, are means over them, and all meet the same targets and teacher. The global random state is set from
     (seed, step, rank) first, so that stochastic depth depends on nothing else and a resumed run repeats it. A loss that
-    is not finite on any rank moves nothing on all of them.
+    is not finite on any rank moves nothing on all of them. While the backbone is frozen its parameters have no
+    gradients: the optimizer does not know them yet, so they have no moments and no decay.
 
     Args:
         wants_stop: this rank asks all to stop after this step; see `StepReport.is_stopping`.
@@ -69,12 +71,13 @@ def train_step(
     features = torch.cat([teacher.features[: len(teacher.features) // 2].float() for teacher in taught])
     objective.prepare(taught, settings)
 
+    study = partial(learner.study, backbone_frozen=settings.backbone_frozen)
     measured: list[dict[str, Tensor]] = []
     means: dict[str, Tensor] = {}  # over the global batch, of what the terms remember: DINO's next center
     for number, batch in enumerate(micro_batches, 1):
         is_last = number == len(micro_batches)
         with nullcontext() if is_last else learner.gradients_stay_here():
-            outputs = Outputs(learner.study(views.pop(0), batch), taught.pop(0), batch.masks)
+            outputs = Outputs(study(views.pop(0), batch), taught.pop(0), batch.masks)
             loss, numbers = objective.measure(outputs, settings)
             measured.append(numbers)
             for name, value in objective.to_average(outputs).items():
@@ -86,6 +89,8 @@ def train_step(
                 verdict = _verdict([each["loss"] for each in measured], world, wants_stop=wants_stop)
             del outputs  # its prototypes, 67 MB each of 65,536, are of no use to the backward pass
             (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
+    if settings.backbone_frozen:
+        learner.average_gradients()
 
     num_bad, num_stopping = verdict.read()
     for each in sums:

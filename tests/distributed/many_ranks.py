@@ -40,6 +40,7 @@ RESNET = (
     "objective.dino.head_batch_norm=true",
     "optim.optimizer=sgd",
 )
+LORA = ("model.lora_rank=2", "model.lora_alpha=4")
 # What is trained, on all ranks and by one process with the same global batch.
 CASES: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -70,6 +71,10 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "all terms": (*ALL_TERMS, BALANCED, "optim.layer_decay=0.8"),
     "sharded, all terms": (*ALL_TERMS, CENTERED, "training.sharding=fsdp2"),
+    "frozen, accumulated": ("training.freeze_backbone=2 steps", *ACCUMULATED),
+    "sharded, frozen": ("training.sharding=fsdp2", "training.freeze_backbone=2 steps"),
+    "adapters": LORA,
+    "sharded, adapters": ("training.sharding=fsdp2", *LORA),
     "second term": (),
     "sharded, second term, accumulated": ("training.sharding=fsdp2", *ACCUMULATED),
 }
