@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs import keep_only_step, state_in
 from safetensors.torch import save_file
-from tiny import ALONE, differences, tiny_config, tiny_learner
+from tiny import ALONE, differences, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 
 from dino_path.config import Config
 from dino_path.errors import CheckpointError, ConfigError
@@ -17,6 +17,7 @@ from dino_path.model.lora import DOWN, UP, LoraLinear, merged
 from dino_path.run import RunFolder
 from dino_path.training.loop import pretrain
 from dino_path.training.optimizer import lr_factors
+from dino_path.training.step import train_step
 
 LORA = ("model.lora_rank=2", "model.lora_alpha=6", "optim.layer_decay=0.7")
 ADAPTED = [f"blocks.{block}.{layer}" for block in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
@@ -108,3 +109,13 @@ def test_a_run_without_adapters_is_another_network(config: Config, tmp_path: Pat
     start = f"training.continue_from={tmp_path / 'plain'}"
     with pytest.raises(CheckpointError, match=r"model.lora_rank \(None -> 2\)"):
         pretrain(tiny_config(config.store, tmp_path / "next", start, "training.num_steps=12", *LORA), ALONE)
+
+
+def test_adapters_beside_layer_scale_learn_too(tiles_folder: Path) -> None:
+    arguments = "{img_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, init_values: 0.1}"
+    config = tiny_config(tiles_folder, Path("unused"), *LORA, f"model.arguments={arguments}")
+    learner, settings = tiny_learner(config), tiny_schedules(config).at(3)
+    train_step(learner, [tiny_batches(config).batch(0)], settings, step=0)
+    ups = {name: value.grad for name, value in learner.student.backbone.named_parameters() if name.endswith(UP)}
+    assert len(ups) == 8
+    assert all(grad is not None and grad.any() for grad in ups.values())
