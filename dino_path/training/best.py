@@ -19,8 +19,9 @@ class Comparison:
     """Compares each checkpoint that has a measure with the best before it; the first rank holds the record.
 
     The measure is the running k-NN where there are labels, else the effective rank of the teacher's features (RankMe).
-    It goes on across a resume as if there had been none: `best.json` is written after the checkpoint that it speaks of,
-    and what a kill between the two left out is taken from metrics.jsonl.
+    It goes on across a resume as if there had been none, but for the window of batches that RankMe is of: `best.json`
+    is written after the checkpoint that it speaks of, and what a kill between the two left out is taken from
+    metrics.jsonl.
     """
 
     def __init__(self, run: RunFolder, config: Config, world: World, *, start: int, num_steps: int) -> None:
