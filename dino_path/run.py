@@ -160,6 +160,16 @@ class RunFolder:
         return self.path / "guide_features"
 
     @property
+    def best_file(self) -> Path:
+        """Which of its checkpoints is the best so far."""
+        return self.path / "best.json"
+
+    @property
+    def verdict_file(self) -> Path:
+        """What its start answers, and in the end whether it beat that; only where labelled images were given."""
+        return self.path / "verdict.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -25,7 +25,7 @@ import torch
 from dino_path.cli.program import EXIT_STOPPED
 from dino_path.config import Config, EvaluationConfig
 from dino_path.evaluation.labelled.datasets import load_labelled
-from dino_path.evaluation.protocols.running import running_knn
+from dino_path.evaluation.protocols.running import running_test
 from dino_path.records.metrics import read_metrics
 from dino_path.run import RunFolder
 from dino_path.settings import load_config
@@ -78,7 +78,7 @@ def untrained_accuracy(config: Config) -> float:
     assert config.training is not None
     torch.manual_seed(config.training.seed)
     backbone = build_network(config.model, config.objective, drop_path_rate=0.0).backbone.eval()
-    return running_knn(config, device=torch.device("cpu"))(backbone)
+    return running_test(config, device=torch.device("cpu")).knn(backbone)
 
 
 def table(configs: list[Config]) -> str:

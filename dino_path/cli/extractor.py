@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     epilog="""
     dino-path export runs/vits16 --out runs/vits16/model
     dino-path export runs/vits16 --out model --features cls+mean
+    dino-path export runs/vits16 --best --out runs/vits16/best-model
     dino-path export runs/vits16 --out model --format onnx --precision fp16 --license cc-by-nc-4.0
     dino-path export runs/vits16/checkpoints/step_00050000.pt --out earlier
     """,
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint file")],
     out: Annotated[Path, typer.Option(help="model folder")],
+    best: Annotated[
+        bool, typer.Option("--best", help="of a run folder the best checkpoint instead of the newest (its best.json)")
+    ] = False,
     network: Annotated[Literal["teacher", "student"], typer.Option(help="which of the two networks")] = "teacher",
     features: Annotated[
         Literal["cls", "mean", "cls+mean"] | None,
@@ -84,6 +88,11 @@ def export(
 
     kinds = read_formats(formats)
     refuse_impossible(kinds, precision)
+    if best:
+        from dino_path.records.best import best_checkpoint
+
+        run = best_checkpoint(run)
+        announce(f"the best: {run}")
     check_checkpoint(run)
     check_output_folder(out)
     refuse_to_overwrite(out)

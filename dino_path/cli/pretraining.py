@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ from dino_path.run import RunFolder
 
 if TYPE_CHECKING:
     from dino_path.config import Config
+    from dino_path.evaluation.protocols.running import RunningTest
     from dino_path.slides.find import SlideSearch
     from dino_path.tiles.tiling import TilingSummary
 
@@ -282,16 +284,58 @@ def pretrain(
     with open_world(resolved.training.device, timeout_s=resolved.training.timeout_s) as world:
         log_to(run.log_file if world.is_first else None, is_first=world.is_first, is_quiet=quiet)
         resolved = keep_global_batch(resolved, world.size)
-        knn = None
+        test = None
         if resolved.monitor.knn_data is not None and world.is_first:
-            from dino_path.evaluation.protocols.running import running_knn
+            from dino_path.evaluation.protocols.running import running_test
+            from dino_path.evaluation.results.verdict import note_start
 
-            knn = running_knn(resolved, device=world.device)
-        checkpoint = run_pretraining(resolved, world, knn=knn)
+            test = running_test(resolved, device=world.device)
+            checkpoint = run_pretraining(resolved, world, knn=test.knn, note_start=partial(note_start, run, test))
+        else:
+            checkpoint = run_pretraining(resolved, world)
     if is_speaker:
+        from dino_path.records.best import read_best
+
         say(f"checkpoint: {checkpoint}")
+        if (best := read_best(run)) is not None:
+            say(f"best: {best}; `dino-path export --best` takes it")
         if (text := unlearned_text(run, resolved)) is not None:
             say(text)
+        _say_verdict(run, resolved, test, checkpoint)
+
+
+def _say_verdict(run: RunFolder, config: Config, test: RunningTest | None, end: Path) -> None:
+    """Whether the run beat its start, measured now; of a run with a start and without labels, how to know."""
+    assert config.training is not None
+    if config.model.weights is None and config.training.continue_from is None:
+        return
+    if test is None:
+        say("whether it beats its start is not known: monitor.knn_data=SPEC lets the next run say it")
+        return
+    announce("testing the start against the end")
+    from dino_path.evaluation.results.verdict import judge
+    from dino_path.records.verdict import TITLES, interval, signed
+
+    verdict = judge(run, test, end)
+    if verdict is None:
+        say(
+            f"whether it beats its start is not known: {run.verdict_file} holds no answers of the start to these"
+            " images, which are asked before the first step"
+        )
+        return
+    header = ["", "step", *(f"{title} accuracy" for title in TITLES.values())]
+    rows = [[row.name, f"{row.step}", *(interval(row.accuracy[one]) for one in TITLES)] for row in verdict.rows]
+    rows += [
+        [f"{row.name} - start", "", *(signed(row.minus_start[one]) for one in TITLES)]
+        for row in verdict.rows
+        if row.minus_start
+    ]
+    say_table(header, rows)
+    say(f"{verdict.data}: {verdict.num_images} validation images, {verdict.num_neighbours} to learn from;"
+        f" {verdict.interval}")  # fmt: skip
+    if len(verdict.rows) > 2:
+        say("the best was chosen by k-NN on these images, which flatters it: test it on others")
+    say(verdict.sentence)
 
 
 def _with_advice(config: Config) -> Config:

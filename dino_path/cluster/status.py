@@ -12,6 +12,7 @@ from pathlib import Path
 from dino_path.cluster.jobs import jobs_of, state_of
 from dino_path.config import Config
 from dino_path.errors import CheckpointError, NewerFormat
+from dino_path.records.best import is_exhausted, read_best
 from dino_path.records.metrics import StepRecord, read_metrics
 from dino_path.records.model_folder import CONFIG_NAME, read_model_record
 from dino_path.records.slide import SlideRecord, read_slide_record
@@ -116,13 +117,19 @@ def _pretraining(run: RunFolder, config: Config) -> StageStatus:
         f"{last.tiles_per_s:.0f} tiles/s",
         f"newest checkpoint {checkpoints[-1].stem}" if checkpoints else "no checkpoint yet",
     ]
+    best = read_best(run)
+    has_ended = is_exhausted(best, config.monitor.stop_after)
+    facts += [f"best {best}"] if best is not None else []
+    facts += ["ended without a gain (monitor.stop_after)"] if has_ended else []
     facts += [f"collapse: {last.collapse}"] if last.collapse else []
     facts += [f"{last.num_skipped} steps skipped"] if last.num_skipped else []
     facts += [f"{len(metrics.unreadable)} unreadable lines in metrics.jsonl"] if metrics.unreadable else []
     facts += [f"log {_quoted(run.log_file)}"] if run.log_file.is_file() else []
-    if step < num_steps:
+    if step < num_steps and not has_ended:
         facts.append(f"last record {_duration(age_s)} ago, {_duration(last.eta_s)} to go from there")
-    return StageStatus("pretrain", "done" if step >= num_steps else f"{step / num_steps:.0%}", ", ".join(facts))
+    return StageStatus(
+        "pretrain", "done" if step >= num_steps or has_ended else f"{step / num_steps:.0%}", ", ".join(facts)
+    )
 
 
 def _num_steps(config: Config, record: StepRecord) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dino_path.config.section import Fraction, Positive, Section
 
@@ -29,6 +29,15 @@ class ModelConfig(Section):
         " backbone is taken; or a file: a backbone of timm (such as UNI) or of facebookresearch's dino, dinov2 or"
         " dinov3, or a checkpoint of their training, whose heads are taken too",
     )
+    lora_rank: int | None = Field(
+        None,
+        ge=1,
+        description="train low-rank adapters of this rank on attention and MLPs (LoRA), and leave the backbone's own"
+        " weights as they are: less memory where a run starts from trained weights. None: train all",
+    )
+    lora_alpha: Positive | None = Field(
+        None, description="what the adapters add is multiplied by this / `lora_rank`; None: by 1"
+    )
     drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
     drop_path_schedule: Literal["linear", "constant"] = Field(
         "linear",
@@ -39,6 +48,17 @@ class ModelConfig(Section):
     std: tuple[Positive, Positive, Positive] = Field(
         (0.229, 0.224, 0.225), description="RGB std; travels with the export"
     )
+
+    @property
+    def lora_scale(self) -> float:
+        """What the adapters add is multiplied by this."""
+        return 1.0 if self.lora_alpha is None or self.lora_rank is None else self.lora_alpha / self.lora_rank
+
+    @model_validator(mode="after")
+    def _alpha_of_what(self) -> ModelConfig:
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise ValueError("lora_alpha needs lora_rank: there are no adapters without it")
+        return self
 
     @property
     def backbone_arguments(self) -> dict[str, bool | int | float | str]:

@@ -26,6 +26,24 @@ class MonitorConfig(Section):
         10_000, ge=10, description="at most so many of the labelled images; other processes wait while the first counts"
     )
 
+    keep_best: bool = Field(
+        True,
+        description="keep the best checkpoint beside the newest, for `export --best`: by the running k-NN, compared"
+        " whenever it is measured; without `knn_data` by the effective rank of the features (RankMe), compared at every"
+        " checkpoint that falls on a record",
+    )
+    stop_after: int | None = Field(
+        None,
+        ge=1,
+        description="end the run after so many comparisons in a row without a gain; None: at its full length",
+    )
+
+    @model_validator(mode="after")
+    def _stopped_by_what(self) -> MonitorConfig:
+        if self.stop_after is not None and not self.keep_best:
+            raise ValueError("stop_after needs keep_best=true: it counts comparisons with the best")
+        return self
+
     @model_validator(mode="after")
     def _knn_at_a_record(self) -> MonitorConfig:
         if self.knn_data is not None and self.knn_every_steps % self.log_every_steps:

@@ -70,6 +70,11 @@ class TrainingConfig(Section):
         description="with `continue_from`. `extend`: steps count on, and length and schedules are those of one run from"
         " the other's first step; `restart`: steps, length, warm-ups and schedules begin at 0",
     )
+    freeze_backbone: AsDuration = Field(
+        Duration(amount=0, unit="steps"),
+        description="the student's backbone gets no update for so long, and the heads alone learn: for a backbone that"
+        " starts from trained weights, which random heads would spoil. The teacher follows as ever",
+    )
     batch_size_per_gpu: int = Field(64, ge=1, description="tiles per process and forward pass")
     accumulate_steps: int = Field(
         1,

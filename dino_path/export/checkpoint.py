@@ -14,6 +14,7 @@ from dino_path.export.card import UNKNOWN_LICENSE
 from dino_path.export.format_names import Format, Precision
 from dino_path.export.model_folder import ExportResult, ExportSource, export_model
 from dino_path.model.checkpoint import Checkpoint, lineage, read_checkpoint
+from dino_path.model.lora import merged
 from dino_path.model.published import Network, read_published, timm_model_of
 from dino_path.preprocessing import Preprocessing, Triple, training_preprocessing
 from dino_path.records.environment import EnvironmentRecord, read_environment
@@ -123,7 +124,7 @@ def export_source(checkpoint: Checkpoint, run: RunFolder, *, name: str, network:
     return ExportSource(
         backbone=config.model.backbone,
         arguments=config.model.backbone_arguments,
-        state_dict=weights,
+        state_dict=merged(weights, config.model),
         preprocessing=training_preprocessing(config, tile_px=checkpoint.tile_px, mpp=checkpoint.tile_mpp),
         provenance=_provenance(checkpoint, config, run, network=network),
         results=tuple(_read_results(run)),

@@ -134,11 +134,14 @@ def plain_mlps_of(backbone: nn.Module) -> list[Mlp]:
 
 
 def layer_scales_of(backbone: nn.Module) -> list[tuple[nn.Linear, LayerScale]]:
-    """The LayerScales of timm's ViT blocks, each with the linear layer whose output it scales."""
+    """The LayerScales of timm's ViT blocks, each with the linear layer whose output it scales.
+
+    Only of plain layers: one with an adapter (LoRA) is more than its weights.
+    """
     pairs = [
         (block.get_submodule(layer), block.get_submodule(scale))
         for block in backbone.modules()
         if isinstance(block, Block)
         for layer, scale in (("attn.proj", "ls1"), ("mlp.fc2", "ls2"))
     ]
-    return [(layer, scale) for layer, scale in pairs if isinstance(layer, nn.Linear) and isinstance(scale, LayerScale)]
+    return [(layer, scale) for layer, scale in pairs if type(layer) is nn.Linear and isinstance(scale, LayerScale)]

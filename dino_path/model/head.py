@@ -194,6 +194,7 @@ class DinoNetwork(nn.Module):
         hidden: Tensor | None = None,
         chosen: Tensor | None = None,
         with_match: bool = False,
+        backbone_frozen: bool = False,
     ) -> NetworkOutput:
         """Features of all views in order, and their projection; one backbone pass per resolution, one pass per head.
 
@@ -203,20 +204,23 @@ class DinoNetwork(nn.Module):
             hidden: (B_0, N) bool, patches of the first batch that the network does not see.
             chosen: (M,) int64, patches whose projection is wanted, as places in the flattened (B_0 * N).
             with_match: what `match_head`, where there is one, makes of the first batch.
+            backbone_frozen: no gradient reaches the backbone and the mask token, and none of their work is done.
         """
         tokens, num_prefix, patches_MD = None, 0, None
         match_head = self.match_head if with_match else None
-        with self._hiding(hidden):
-            if with_patches or chosen is not None or (match_head is not None and match_head.patches is not None):
-                first, tokens = features_and_tokens(self.backbone, views[0])
-                num_prefix = int(self.backbone.num_prefix_tokens)  # type: ignore[arg-type]
-            else:
-                first = self.backbone(views[0])
+        matches_patches = match_head is not None and match_head.patches is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not backbone_frozen):
+            with self._hiding(hidden):
+                if with_patches or chosen is not None or matches_patches:
+                    first, tokens = features_and_tokens(self.backbone, views[0])
+                    num_prefix = int(self.backbone.num_prefix_tokens)  # type: ignore[arg-type]
+                else:
+                    first = self.backbone(views[0])
+            features_BD = torch.cat([first, *(self.backbone(batch) for batch in views[1:])])
         if chosen is not None:
             assert tokens is not None
             of_image = chosen // (tokens.shape[1] - num_prefix)
             patches_MD = tokens.flatten(0, 1).index_select(0, chosen + num_prefix * (of_image + 1))
-        features_BD = torch.cat([first, *(self.backbone(batch) for batch in views[1:])])
         projection, patch_projection = self._project(features_BD, patches_MD)
         match = None
         if match_head is not None:

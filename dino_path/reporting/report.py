@@ -11,7 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dino_path.errors import CheckpointError
+from dino_path.records.best import is_exhausted
 from dino_path.records.metrics import StepRecord
+from dino_path.records.verdict import interval, signed
 from dino_path.reporting.charts import Line, line_chart
 from dino_path.reporting.evaluation_sections import evaluation_section, format_score, headline
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, read_evaluations
@@ -135,7 +137,7 @@ def write_report(
         runs=read,
         facts=[run_facts(run) for run in read],
         warnings=nothing_learned(read, found),
-        findings=[sentence for evaluation in found for sentence in headline(evaluation)],
+        findings=[*verdicts(read), *(sentence for evaluation in found for sentence in headline(evaluation))],
         evaluations=[evaluation_section(evaluation) for evaluation in found],
         curves=training_section(read),
         settings=settings_table(read),
@@ -156,6 +158,11 @@ def nothing_learned(runs: Sequence[Run], evaluations: Sequence[AnyEvaluation]) -
     return [sentence for sentence in (*of_runs, *of_features) if sentence]
 
 
+def verdicts(runs: Sequence[Run]) -> list[str]:
+    """What each run's own comparison with its start has found."""
+    return [f"{run.name}: {run.verdict.sentence}" for run in runs if run.verdict is not None and run.verdict.rows]
+
+
 def run_facts(run: Run) -> Plain:
     """The few things one asks first: how far, on what, how well, how healthy."""
     last = run.metrics[-1] if run.metrics else None
@@ -171,6 +178,8 @@ def run_facts(run: Run) -> Plain:
         "tiles_per_s": _median([record.tiles_per_s for record in run.metrics]),
         "num_skipped": last.num_skipped if last else 0,
         "collapses": _collapses(run),
+        "best": run.best,
+        "has_ended_early": is_exhausted(run.best, _setting(run.config, "monitor.stop_after")),
     }
 
 
@@ -229,7 +238,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(score=format_score, thousands=_thousands, plain=_plain)
+    environment.filters.update(score=format_score, interval=interval, signed=signed, thousands=_thousands, plain=_plain)
     return environment
 
 

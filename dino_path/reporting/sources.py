@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
 from dino_path.errors import CheckpointError, DataError, NewerFormat
 from dino_path.moved_settings import lift_settings
+from dino_path.records.best import BestRecord, read_best
 from dino_path.records.environment import ENVIRONMENT, read_environment
 from dino_path.records.metrics import StepRecord, read_metrics
 from dino_path.records.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelRecord, read_model_record
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.start import read_start
 from dino_path.records.store import read_store_record
+from dino_path.records.verdict import VerdictRecord, read_verdict
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
 from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
 from dino_path.run import RunFolder
 from dino_path.walk import files_like
 
+R = TypeVar("R")
 FIGURE_EDGE_PX = 1600
 OVERLAY_EDGE_PX = 640
 MAX_OVERLAYS = 12
@@ -47,6 +51,10 @@ class Run:
     figures: Sequence[Picture]
     troubles: Sequence[str] = field(default_factory=tuple)
     advice: Sequence[str] = ()
+    best: BestRecord | None = None
+    """Its best checkpoint, where checkpoints were compared."""
+    verdict: VerdictRecord | None = None
+    """Whether it beat its start, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,8 @@ def read_run(path: Path, *, name: str) -> Run:
         started_from=_read_started_from(folder.start_file, troubles),
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
+        best=_tolerant(read_best, folder, folder.best_file, troubles),
+        verdict=_tolerant(read_verdict, folder, folder.verdict_file, troubles),
         troubles=tuple(troubles),
         advice=_read_advice(folder.log_file),
     )
@@ -187,6 +197,14 @@ def _read_started_from(file: Path, troubles: list[str]) -> str | None:
         troubles.append(f"{file.name} cannot be used: it {error.found}")
         return None
     return None if record is None else record.started_from
+
+
+def _tolerant(read: Callable[[RunFolder], R | None], folder: RunFolder, file: Path, troubles: list[str]) -> R | None:
+    try:
+        return read(folder)
+    except (DataError, NewerFormat) as error:
+        troubles.append(f"{file.name} cannot be used: it {error.found}")
+        return None
 
 
 def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:

@@ -12,6 +12,7 @@ import torch
 from dino_path.config import Config
 from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import Checkpoint, Start, as_record, read_checkpoint
+from dino_path.records.best import BestRecord, read_best, write_best
 from dino_path.run import RunFolder, atomic_write, is_abandoned
 from dino_path.settings import as_plain
 from dino_path.tiles.contents import contents_digest
@@ -26,15 +27,25 @@ logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    run: RunFolder, learner: Learner, config: Config, tiles: TileSource, *, step: int, starts: Sequence[Start] = ()
+    run: RunFolder,
+    learner: Learner,
+    config: Config,
+    tiles: TileSource,
+    *,
+    step: int,
+    starts: Sequence[Start] = (),
+    best: BestRecord | None = None,
 ) -> Path:
-    """Write the state after `step` updates, then delete all but the newest `training.keep_checkpoints` up to it.
+    """Write the state after `step` updates, then delete older ones.
+
+    The newest `training.keep_checkpoints` up to it stay, and the best.
 
     Views, tile order and stochastic depth are functions of (seed, step): no random state needs to be kept. Every rank
     must call it, for each may hold a part; the first one writes.
 
     Args:
         starts: of the run's `Position`.
+        best: what a comparison with this state has found, written after it; None: there was none.
 
     Raises:
         CheckpointError: the disk is full; what was there before is as it was.
@@ -76,10 +87,14 @@ def save_checkpoint(
             "Room on the disk, and in the quota, is needed; the checkpoints before it are good.",
             "Make room (training.keep_checkpoints), then start the same command again.",
         ) from error
+    if best is not None:
+        write_best(run, best)
+    best = read_best(run)
     # A later file is a damaged one that `restore` passed over: it must not count as one of the newest.
     written = [file for file in run.checkpoint_files() if file <= path]
     for old in written[: -learner.training.keep_checkpoints]:
-        old.unlink()
+        if best is None or old != run.checkpoint_file(best.step):
+            old.unlink()
     return path
 
 

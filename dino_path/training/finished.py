@@ -7,7 +7,9 @@ import shlex
 from pathlib import Path
 
 from dino_path.config import Config
+from dino_path.records.best import is_exhausted, read_best
 from dino_path.records.metrics import read_metrics
+from dino_path.records.verdict import read_verdict
 from dino_path.run import RunFolder
 from dino_path.settings import load_config
 
@@ -21,18 +23,25 @@ def finished_checkpoint(config: Config) -> Path | None:
     """
     assert config.out is not None
     assert config.training is not None
-    run, num_steps = RunFolder(config.out), config.training.num_steps
-    if num_steps is None or not run.config_file.is_file() or not run.checkpoint_file(num_steps).is_file():
+    run = RunFolder(config.out)
+    best = read_best(run) if config.monitor.keep_best else None
+    last = best.last_step if best and is_exhausted(best, config.monitor.stop_after) else config.training.num_steps
+    if last is None or not run.config_file.is_file() or not run.checkpoint_file(last).is_file():
         return None
-    return run.checkpoint_file(num_steps) if load_config(run.config_file) == config else None
+    if best is not None and best.last_step < last:  # a comparison that a kill left out is still to be made
+        return None
+    if config.monitor.knn_data is not None and (verdict := read_verdict(run)) is not None and not verdict.rows:
+        return None  # and so is the verdict
+    return run.checkpoint_file(last) if load_config(run.config_file) == config else None
 
 
 def finished_text(run: RunFolder, checkpoint: Path) -> str:
     """That nothing was done, and what can be."""
-    path = shlex.quote(str(run.path))
+    path, best = shlex.quote(str(run.path)), read_best(run)
     return (
         f"{run.path} is finished, and nothing was done: {checkpoint} is its last checkpoint.\n"
-        f"A model of it: dino-path export {path} --out {path}/model\n"
+        + (f"Its best checkpoint: {best}; --best takes it\n" if best and best.step < best.last_step else "")
+        + f"A model of it: dino-path export {path} --out {path}/model\n"
         f"A longer run: the same command with training.continue_from={path}, another out= and training.num_steps"
     )
 

@@ -12,6 +12,7 @@ from dino_path.config import ModelConfig, ObjectiveConfig, OptimConfig, Training
 from dino_path.distributed import World
 from dino_path.model.backbone import build_backbone
 from dino_path.model.head import NetworkOutput
+from dino_path.model.lora import add_adapters, merged
 from dino_path.training.guide import Guide
 from dino_path.training.networks import (
     build_network,
@@ -55,6 +56,9 @@ class Learner:
         if model.weights is not None:
             load_start_weights(self.student, model)
         self.teacher = build_network(model, objective, drop_path_rate=0.0, guide_features=guide_features)
+        if model.lora_rank is not None:
+            for network in (self.student, self.teacher):
+                add_adapters(network.backbone, model)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.precision = resolve_precision(training, world.device)
@@ -90,7 +94,7 @@ class Learner:
         if not self.world.is_first:
             return None
         backbone = build_backbone(self.model.backbone, self.model.backbone_arguments)
-        backbone.load_state_dict(state)
+        backbone.load_state_dict(merged(state, self.model))
         return backbone.to(self.world.device).eval()
 
     def gradients_stay_here(self) -> AbstractContextManager[None]:
@@ -98,6 +102,13 @@ class Learner:
         if isinstance(self._forward_student, DistributedDataParallel):
             return self._forward_student.no_sync()
         return nullcontext()
+
+    def average_gradients(self) -> None:
+        """Average over the ranks what passes around DDP left on each; FSDP2 has done so by itself."""
+        if isinstance(self._forward_student, DistributedDataParallel):
+            for parameter in self.student.parameters():
+                if parameter.grad is not None:
+                    self.world.sum_(parameter.grad).div_(self.world.size)
 
     def global_views(self, batch: ViewBatch) -> Tensor:
         """(2 * B, 3, H, W): what both networks see of a micro-batch, the student with patches hidden."""
@@ -121,17 +132,23 @@ class Learner:
         with self.autocast():
             return self.guide(global_views * self.std + self.mean, batch.tiles)
 
-    def study(self, global_views: Tensor, batch: ViewBatch) -> NetworkOutput:
-        """What the student makes of all views of a micro-batch; it does not see the masked patches."""
+    def study(self, global_views: Tensor, batch: ViewBatch, *, backbone_frozen: bool = False) -> NetworkOutput:
+        """What the student makes of all views of a micro-batch; it does not see the masked patches.
+
+        With a frozen backbone the pass goes around DDP, which would wait for the backbone's gradients: then
+        `average_gradients` must follow the last backward pass of the step.
+        """
         views, masks = [global_views], batch.masks
         if len(batch.local_views):
             views.append(self.normalised(batch.local_views, batch.local_parameters))
         with self.autocast():
-            output: NetworkOutput = self._forward_student(
+            network = self.student if backbone_frozen else self._forward_student
+            output: NetworkOutput = network(
                 views,
                 with_patches=self.objective.needs.patches,
                 hidden=masks.hidden if masks is not None else None,
                 chosen=masks.indices if masks is not None else None,
                 with_match=self.guide is not None,
+                backbone_frozen=backbone_frozen,
             )
         return output

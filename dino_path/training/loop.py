@@ -27,6 +27,7 @@ from dino_path.tiles.expected import refuse_unfinished
 from dino_path.tiles.source import TileSource, open_tiles
 from dino_path.training.acceleration import has_fast_bf16
 from dino_path.training.advice import advice
+from dino_path.training.best import Comparison
 from dino_path.training.checkpoints import restore, save_checkpoint
 from dino_path.training.continuation import start_from_other_run
 from dino_path.training.distill_settings import check_distillation
@@ -46,7 +47,13 @@ from dino_path.views.masks import MaskDrawer
 logger = logging.getLogger(__name__)
 
 
-def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] | None = None) -> Path:
+def pretrain(
+    config: Config,
+    world: World,
+    *,
+    knn: Callable[[nn.Module], float] | None = None,
+    note_start: Callable[[nn.Module, int], None] | None = None,
+) -> Path:
     """Pretrain one backbone on the tiles of `config.store` into `config.out`; returns the last checkpoint.
 
     Called again on the same run folder, it continues where the newest checkpoint stands, and a finished run is left
@@ -55,6 +62,8 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     Args:
         knn: accuracy of a backbone for `monitor.knn_data`, on rank 0 (evaluation/protocols/running.py; this room may
             not import that one). Needed on rank 0, and looked at, where `monitor.knn_data` is set.
+        note_start: is given the teacher's backbone, on rank 0, and the updates done by then, before a run makes its
+            first step from weights that are not random (evaluation/results/verdict.py); also with `knn_data` alone.
 
     Raises:
         ConfigError, TileStoreError, CheckpointError: refused before the first step.
@@ -76,7 +85,7 @@ def pretrain(config: Config, world: World, *, knn: Callable[[nn.Module], float] 
     model = config.model.model_copy(update={"weights": None}) if has_state else config.model
     learner = Learner(model, config.objective, config.optim, training, world, open_guide(config, tiles, world))
     with only_writer(run.path) if world.is_first else nullcontext():
-        return _train(config, learner, run, tiles, knn=knn)
+        return _train(config, learner, run, tiles, knn=knn, note_start=note_start)
 
 
 def _train(
@@ -86,16 +95,19 @@ def _train(
     tiles: TileSource,
     *,
     knn: Callable[[nn.Module], float] | None,
+    note_start: Callable[[nn.Module, int], None] | None,
 ) -> Path:
     """From the newest checkpoint to the last step, or to the one after which the run was told to stop."""
     assert config.store is not None
     training, world = learner.training, learner.world
-    starts_from_other = training.continue_from is not None and not run.checkpoint_files()
+    is_new, has_start = not run.checkpoint_files(), bool(config.model.weights or training.continue_from)
+    starts_from_other = training.continue_from is not None and is_new
     position = (start_from_other_run if starts_from_other else partial(restore, run))(learner, config, tiles)
     start, starts = position.step, position.starts
     schedules = run_schedules(config, starts, num_tiles=len(tiles), world_size=world.size)
     clock = schedules.clock
-    if start >= clock.num_steps:
+    comparison = Comparison(run, config, world, start=start, num_steps=clock.num_steps)
+    if start >= clock.num_steps or comparison.has_ended():
         logger.info("%s", finished_text(run, run.checkpoint_file(start)))
         return run.checkpoint_file(start)
 
@@ -104,6 +116,10 @@ def _train(
         keep_image_list(run, tiles, config.store, start=start)
     if config.objective.distill.cached and learner.guide is not None:
         learner.guide = keep_features(learner, learner.guide, run, config, tiles)
+    if is_new and has_start and config.monitor.knn_data is not None:
+        backbone = learner.teacher_backbone()
+        if note_start is not None and backbone is not None:
+            note_start(backbone, start)
     if starts_from_other:  # so that this run goes on without that one, whatever becomes of it
         save_checkpoint(run, learner, config, tiles, step=start, starts=starts)
     unreadable = UnreadableTiles(run, tiles, config.store)
@@ -123,10 +139,13 @@ def _train(
             report = train_step(learner, micro_batches, settings, step=step, wants_stop=stop.is_made)
             note = watch.after_step(step, micro_batches, settings, report)
             counter.advance(1, note)
-            is_last = step + 1 == clock.num_steps or report.is_stopping
-            if is_last or (step + 1) % training.checkpoint_every_steps == 0:
-                save_checkpoint(run, learner, config, tiles, step=step + 1, starts=starts)
-            if is_last:
+            num_done, has_ended = step + 1, step + 1 == clock.num_steps
+            is_due = num_done % training.checkpoint_every_steps == 0 or comparison.is_due(num_done)
+            if has_ended or report.is_stopping or is_due:
+                best = comparison.compare(num_done, watch.record)
+                save_checkpoint(run, learner, config, tiles, step=num_done, starts=starts, best=best)
+                has_ended = has_ended or comparison.has_ended()
+            if has_ended or report.is_stopping:
                 break
     world.barrier()
     if unreadable.found:
@@ -134,15 +153,20 @@ def _train(
             "%d tiles of rank %d could not be read; others took their places: %s",
             len(unreadable.found), world.rank, run.unreadable_file,
         )  # fmt: skip
-    checkpoint = run.checkpoint_file(step + 1)
-    if step + 1 < clock.num_steps:
+    checkpoint = run.checkpoint_file(num_done)
+    if not has_ended:
         raise StoppedBySignal(
             str(run.path),
-            f"stopped by {stop.signal.name if stop.signal else 'another process'} after step {step + 1} of"
+            f"stopped by {stop.signal.name if stop.signal else 'another process'} after step {num_done} of"
             f" {clock.num_steps}.",
             f"Everything is saved in {checkpoint}.",
             "The same command continues.",
         )
+    if num_done < clock.num_steps and world.is_first:
+        logger.info(
+            "ended after step %d of %d: %s comparisons without a gain (monitor.stop_after)",
+            num_done, clock.num_steps, config.monitor.stop_after,
+        )  # fmt: skip
     return checkpoint
 
 
@@ -204,6 +228,12 @@ def describe_run(
         learner.precision, learner.world.device, learner.world.size,
         ", each with its share of the networks (fsdp2)" if learner.training.sharding else "",
     )  # fmt: skip
+    if config.model.lora_rank is not None:
+        learning = sum(one.numel() for one in student.backbone.parameters() if one.requires_grad)
+        logger.info(
+            "adapters of rank %d: %.2f M parameters of the backbone learn, and its own stay as they are",
+            config.model.lora_rank, learning / 1e6,
+        )  # fmt: skip
     balance = config.training.balance if config.training else None
     logger.info("%d tiles in %s%s", num_tiles, config.store, f", as many of every {balance}" if balance else "")
     for line in schedules.lines():

@@ -11,11 +11,18 @@ def check_start(config: Config) -> None:
     """Refuse a start that is not there, before anything is built. A run that has checkpoints no longer needs it.
 
     Raises:
-        ConfigError: it is the run's own folder. CheckpointError: no checkpoint there.
+        ConfigError: it is the run's own folder, or there is none for adapters. CheckpointError: no checkpoint there.
     """
     assert config.out is not None
     assert config.training is not None
     start, run = config.training.continue_from, RunFolder(config.out)
+    if config.model.lora_rank is not None and start is None and config.model.weights is None:
+        raise ConfigError(
+            f"model.lora_rank={config.model.lora_rank}",
+            "adapters on random weights, which would stay random.",
+            "A start is needed.",
+            "Give model.weights, or leave model.lora_rank out.",
+        )
     if start is None:
         return
     if run.path.resolve() in (start.resolve(), *start.resolve().parents):

@@ -30,7 +30,15 @@ _FREE_SETTINGS = {"slides.exclude", "objective.distill.teacher"} | {
 _MAPS = {"model.arguments"}  # one setting each, whatever is in it
 _LENGTHS = {"training.num_steps", "training.num_epochs", "training.num_tiles"}
 _OF_BACKBONE = {
-    f"model.{name}" for name in ("backbone", "arguments", "shifted_patch_tokenization", "locality_self_attention")
+    f"model.{name}"
+    for name in (
+        "backbone",
+        "arguments",
+        "shifted_patch_tokenization",
+        "locality_self_attention",
+        "lora_rank",
+        "lora_alpha",
+    )
 }
 
 

@@ -41,6 +41,7 @@ class StepSettings:
     momentum: float
     teacher_temp: float
     last_layer_frozen: bool
+    backbone_frozen: bool = False
     kde_ramp: float | None = None
     """What the weight of KDE is multiplied by, 0 to 1; None: the objective has no KDE."""
 
@@ -60,6 +61,7 @@ class Schedules:
     momentum: Schedule
     teacher_temp: Schedule
     freeze_steps: int
+    backbone_freeze_steps: int = 0
     kde_ramp: tuple[int, int] | None = None
     """Steps between which KDE's weight rises."""
 
@@ -70,6 +72,7 @@ class Schedules:
             momentum=self.momentum.at(step),
             teacher_temp=self.teacher_temp.at(step),
             last_layer_frozen=step < self.freeze_steps,
+            backbone_frozen=step < self.backbone_freeze_steps,
             kde_ramp=_ramp(step, *self.kde_ramp) if self.kde_ramp is not None else None,
         )
 
@@ -84,6 +87,11 @@ class Schedules:
             f" {self.momentum.peak:g} -> {self.momentum.final:g}, prototypes frozen for {self.freeze_steps} steps",
             f"teacher temperature {self.teacher_temp.warmup_from:g} -> {self.teacher_temp.peak:g}"
             f" in {self.teacher_temp.warmup_steps} steps",
+            *(
+                [f"backbone frozen for {self.backbone_freeze_steps} steps: until then the heads alone learn"]
+                if self.backbone_freeze_steps > 0
+                else []
+            ),
             *(
                 [f"KDE's weight 0 -> whole between steps {' and '.join(map(str, self.kde_ramp))}"]
                 if self.kde_ramp is not None and self.kde_ramp[1] > 0
@@ -151,6 +159,7 @@ def resolve_schedules(
             warmup_from=dino.warmup_teacher_temp,
         ),
         freeze_steps=optim.freeze_last_layer.steps(clock),
+        backbone_freeze_steps=training.freeze_backbone.steps(clock),
         kde_ramp=(kde.ramp_start.steps(clock), kde.ramp_end.steps(clock)) if kde.weight > 0 else None,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ def train_step(
     center, are means over them, and all meet the same targets and teacher. Where no term asks for the teacher's pass
     there is none, and it only follows the student. The global random state is set from (seed, step, rank) first, so
     that stochastic depth depends on nothing else and a resumed run repeats it. A loss that is not finite on any rank
-    moves nothing on all of them.
+    moves nothing on all of them. While the backbone is frozen its parameters have no gradients: the optimizer does not
+    know them yet, so they have no moments and no decay.
 
     Args:
         wants_stop: this rank asks all to stop after this step; see `StepReport.is_stopping`.
@@ -72,6 +74,7 @@ def train_step(
         taught = [learner.teach(seen, batch.masks) for seen, batch in zip(views, micro_batches, strict=True)]
         objective.prepare(taught, settings)
 
+    study = partial(learner.study, backbone_frozen=settings.backbone_frozen)
     features: list[Tensor] = []
     measured: list[dict[str, Tensor]] = []
     means: dict[str, Tensor] = {}  # over the global batch, of what the terms remember: DINO's next center
@@ -80,7 +83,7 @@ def train_step(
         with nullcontext() if is_last else learner.gradients_stay_here():
             seen, teacher = views.pop(0), taught.pop(0) if taught else None
             guidance = learner.consult(seen, batch)
-            outputs = Outputs(learner.study(seen, batch), teacher, batch.masks, guidance)
+            outputs = Outputs(study(seen, batch), teacher, batch.masks, guidance)
             features.append((teacher or outputs.student).features[: len(batch.tiles)].detach().float())
             loss, numbers = objective.measure(outputs, settings)
             measured.append(numbers)
@@ -93,6 +96,8 @@ def train_step(
                 verdict = _verdict([each["loss"] for each in measured], world, wants_stop=wants_stop)
             del outputs, teacher, guidance  # its prototypes, 67 MB each of 65,536, are of no use to the backward pass
             (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
+    if settings.backbone_frozen:
+        learner.average_gradients()
 
     num_bad, num_stopping = verdict.read()
     for each in sums:

@@ -52,6 +52,8 @@ class Watch:
         self.wait_s = 0.0
         self.interval_start_s = time.perf_counter()
         self.note = ""
+        self.record: StepRecord | None = None
+        """Of the step that was taken in last; None where it did not end an interval."""
 
     def __enter__(self) -> Watch:
         return self
@@ -68,6 +70,7 @@ class Watch:
         self, step: int, micro_batches: Sequence[ViewBatch], settings: StepSettings, report: StepReport
     ) -> str:
         """Take in one step's report; at the end of an interval write a record. Returns a note for the progress bar."""
+        self.record = None
         self.reports.append(report)
         if report.is_skipped:
             self._report_skipped(step, micro_batches)
@@ -116,7 +119,7 @@ class Watch:
         if self.records is not None:
             self.records.write(record)
             step_logger.info("%s", log_line(record, clock.num_steps, health=health))
-        self.note = health
+        self.note, self.record = health, record
         self.reports.clear()
         self.wait_s, self.interval_start_s = 0.0, time.perf_counter()
         if collapse is not None:

@@ -44,6 +44,7 @@ DISTILLED = (
     "objective.dino.weight=0", "views.num_local=0", "objective.distill.weight=1",
     "objective.distill.teacher=untrained:timm:vit_tiny_patch16_224",
 )  # fmt: skip
+LORA = ("model.lora_rank=2", "model.lora_alpha=4")
 # What is trained, on all ranks and by one process with the same global batch.
 CASES: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -74,6 +75,10 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "all terms": (*ALL_TERMS, BALANCED, "optim.layer_decay=0.8"),
     "sharded, all terms": (*ALL_TERMS, CENTERED, "training.sharding=fsdp2"),
+    "frozen, accumulated": ("training.freeze_backbone=2 steps", *ACCUMULATED),
+    "sharded, frozen": ("training.sharding=fsdp2", "training.freeze_backbone=2 steps"),
+    "adapters": LORA,
+    "sharded, adapters": ("training.sharding=fsdp2", *LORA),
     "second term": (),
     "sharded, second term, accumulated": ("training.sharding=fsdp2", *ACCUMULATED),
     "distilled": DISTILLED,

@@ -38,7 +38,7 @@ def test_compiling_what_is_sharded_is_refused() -> None:
         ("trainin.num_steps=3", "unknown key 'trainin'. Did you mean 'training'?"),
         (
             "monitor.zzz=1",
-            "unknown key 'monitor.zzz'. Known here: knn_data, knn_every_steps, ",
+            "unknown key 'monitor.zzz'. Known here: keep_best, knn_data, knn_every_steps, ",
         ),
         ("views.blur_prob.first=1", "'views.blur_prob': Input should be a valid tuple"),
     ],

@@ -15,8 +15,10 @@ from dino_path.cluster.pipeline import submit_pipeline
 from dino_path.cluster.status import job_lines, run_status
 from dino_path.config import TilesConfig
 from dino_path.errors import CheckpointError, LaunchError
+from dino_path.records.best import read_best, write_best
 from dino_path.records.slide import SlideRecord, write_slide_record
-from dino_path.settings import as_plain, digest, digest_of_plain
+from dino_path.run import RunFolder
+from dino_path.settings import as_plain, as_yaml, digest, digest_of_plain
 from dino_path.tiles.layout import StoreFolder
 from dino_path.training.loop import pretrain
 
@@ -144,6 +146,15 @@ def test_status_says_how_far_each_stage_is(slurm: Path) -> None:
     assert {stage.stage: stage.state for stage in run_status(run)}["pretrain"] == "done"
     (run / "metrics.jsonl").write_text("\n".join(records[:4]) + "\n")
     (line,) = (stage.line() for stage in run_status(run) if stage.stage == "pretrain")
+    best = read_best(RunFolder(run))
+    assert best is not None
+    assert f"best {best}" in line
+    (run / "config.yaml").write_text(as_yaml(tiny_config(slurm / "tiles", run, "monitor.stop_after=3")))
+    write_best(RunFolder(run), best.model_copy(update={"num_without_gain": 3}))
+    (ended,) = (stage for stage in run_status(run) if stage.stage == "pretrain")
+    assert (ended.state, "to go" in ended.facts) == ("done", False)
+    assert "ended without a gain (monitor.stop_after)" in ended.facts
+    (run / "config.yaml").write_text(as_yaml(config))
     assert "40%" in line
     assert f"step {json.loads(records[3])['step'] + 1}/10" in line
     (slurm / "my model").mkdir()

@@ -11,7 +11,7 @@ from runs import metrics_of
 from dino_path.cli import main
 from dino_path.config import Config
 from dino_path.evaluation.labelled.datasets import load_labelled
-from dino_path.evaluation.protocols.running import running_knn
+from dino_path.evaluation.protocols.running import running_test
 from dino_path.features.extractor import MeanColour
 from dino_path.run import RunFolder
 from dino_path.settings import load_config
@@ -45,7 +45,7 @@ def config_for(data: Path, *settings: str) -> Config:
 
 
 def test_colours_tell_coloured_classes_apart_and_a_constant_does_not(class_folders: Path) -> None:
-    measure = running_knn(config_for(class_folders), device=CPU)
+    measure = running_test(config_for(class_folders), device=CPU).knn
     assert measure(MeanColour()) == 1.0
     assert measure(Lightness()) == pytest.approx(1 / 3, abs=0.35)
     assert measure(MeanColour()) == 1.0, "it may be asked again"
@@ -53,13 +53,13 @@ def test_colours_tell_coloured_classes_apart_and_a_constant_does_not(class_folde
 
 def test_the_test_part_is_never_looked_at(class_folders: Path) -> None:
     config, network = config_for(class_folders), Counting()
-    running_knn(config, device=CPU)(network)
+    running_test(config, device=CPU).knn(network)
     assert network.num_images == len(load_labelled(str(class_folders), config.evaluation).part("train"))
 
 
 def test_of_many_images_a_part_is_taken(class_folders: Path) -> None:
     network = Counting()
-    accuracy = running_knn(config_for(class_folders, "monitor.knn_images=12"), device=CPU)(network)
+    accuracy = running_test(config_for(class_folders, "monitor.knn_images=12"), device=CPU).knn(network)
     assert network.num_images == 12
     assert 0 <= accuracy <= 1
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
+from dino_path.cli import main
 from dino_path.config import Config
 from dino_path.errors import CheckpointError, DataError
 from dino_path.export import reload
@@ -26,8 +27,10 @@ from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import FORMAT, VERSION, Checkpoint, as_record
 from dino_path.model.folder import read_model_folder
 from dino_path.preprocessing import Preprocessing
+from dino_path.records.best import BestRecord, write_best
 from dino_path.records.environment import ENVIRONMENT, EnvironmentRecord
 from dino_path.records.evaluation import RESULTS, ResultsRecord, write_evaluation
+from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 from dino_path.views.normalisation import normalise_stain
 
@@ -286,6 +289,25 @@ def test_an_older_checkpoint_can_be_named(tmp_path: Path) -> None:
     assert torch.equal(
         first_weight(tmp_path / "model"), torch.load(older, weights_only=True)["teacher"]["backbone"]["cls_token"]
     )
+
+
+@pytest.mark.usefixtures("reload_here")
+def test_the_best_checkpoint_is_exported_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "run")
+    command = ["dino-path", "export", str(tmp_path / "run"), "--best", "--out", str(tmp_path / "model")]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "holds no best.json" in capsys.readouterr().err
+    best = BestRecord(measure="knn_accuracy", data="x", step=10, value=0.9, last_step=20, num_without_gain=1)
+    write_best(RunFolder(tmp_path / "run"), best)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code in (None, 0)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dino_path"]["steps"] == 10
 
 
 class Payload:

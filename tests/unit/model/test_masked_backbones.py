@@ -159,8 +159,14 @@ def test_backbones_without_patch_tokens_are_refused_for_patches_by_name_and_trai
     assert {"kde", "koleo", "kde_loss", "koleo_loss", "dino_loss"} <= report.numbers.keys()
 
 
-@pytest.mark.parametrize(("is_constant", "rates"), [(False, [0.0, 0.15, 0.3]), (True, [0.3, 0.3, 0.3])])
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize(
+    ("name", "is_constant", "rates"),
+    [
+        ("vit_tiny_patch16_224", False, [0.0, 0.15, 0.3]),
+        ("vit_small_patch16_dinov3", False, [0.0, 0.15, 0.3]),
+        ("vit_small_patch16_dinov3", True, [0.3, 0.3, 0.3]),  # plain ViTs: test_stochastic_depth.py
+    ],
+)
 def test_stochastic_depth_rises_or_is_the_same_in_every_block(name: str, is_constant: bool, rates: list[float]) -> None:
     backbone = build_backbone(name, {**SMALL, "depth": 3}, drop_path_rate=0.3, drop_path_is_constant=is_constant)
     for block, rate in zip(backbone.blocks, rates, strict=True):

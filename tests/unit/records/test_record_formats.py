@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from dino_path.errors import DinoPathError, NewerFormat, TileStoreError
 from dino_path.records.baseline import BASELINE, POOLED_BASELINE, counted_from_1
+from dino_path.records.best import BEST
 from dino_path.records.embedding import EMBEDDING
 from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
@@ -21,10 +22,11 @@ from dino_path.records.model_folder import MODEL
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
+from dino_path.records.verdict import VERDICT
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START, METRICS, MODEL, GUIDE, GUIDE_FEATURES,
+    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES,
 ]  # fmt: skip
 
 
@@ -162,6 +164,8 @@ def test_epochs_of_a_baseline_count_from_1_whichever_way_version_1_counted() -> 
 
 # A change of what a file holds is a new version with a lift, and then a new line here.
 FIELDS = {
+    "best checkpoint": (1, "62f727af"),
+    "verdict": (1, "87f3f471"),
     "embedding": (2, "3b893a31"),
     "start of a run": (1, "8d64cea7"),
     "slide record": (1, "8b7cdd72"),

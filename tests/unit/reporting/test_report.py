@@ -14,10 +14,14 @@ from made_up import score, write_evaluation, write_fewshot, write_fractions, wri
 
 from dino_path.config import FrozenProtocol
 from dino_path.errors import CheckpointError, DataError, TileStoreError
+from dino_path.records.best import BestRecord, write_best
+from dino_path.records.labelled import ScoreRecord
 from dino_path.records.slide import SlideRecord, write_slide_record
+from dino_path.records.verdict import JudgedRecord, VerdictRecord, write_verdict
 from dino_path.reporting.evaluation_sections import PROTOCOL_TITLES
 from dino_path.reporting.images import inline_picture
 from dino_path.reporting.report import write_report
+from dino_path.run import RunFolder
 
 VOID = {"meta", "img", "br", "hr", "line", "circle", "rect", "polyline", "polygon"}
 
@@ -385,3 +389,35 @@ def test_features_as_good_as_untrained_are_said_first(run: Path, tmp_path: Path,
     assert (sentence in text) == is_said
     if is_said:
         assert text.index(sentence) < text.index("reaches a balanced accuracy")
+
+
+def test_the_best_checkpoint_and_the_verdict_on_a_run_are_shown(tmp_path: Path) -> None:
+    run = RunFolder(write_run(tmp_path / "run"))
+    write_best(run, BestRecord(measure="knn_accuracy", data="x", step=400, value=0.83, last_step=1200,
+                               num_without_gain=2))  # fmt: skip
+    accuracy = {"knn": ScoreRecord(value=0.8, low=0.75, high=0.85), "linear": ScoreRecord(value=0.9)}
+    gain = {"knn": ScoreRecord(value=0.03, low=0.01, high=0.05), "linear": ScoreRecord(value=0.0)}
+    rows = (
+        JudgedRecord(name="start", step=0, accuracy=accuracy),
+        JudgedRecord(name="end", step=1200, accuracy=accuracy, minus_start=gain),
+    )
+    started = VerdictRecord(
+        data="polyps", digest="x", num_neighbours=80, num_images=20, start_step=0, start={"knn": (0,), "linear": (1,)}
+    )
+    write_verdict(run, started)
+    assert "against its start" not in report(run.path, out=tmp_path).text, "it has not ended"
+    write_verdict(run, started.model_copy(update={"rows": rows, "interval": "over images", "sentence": "It gains."}))
+    text = report(run.path, out=tmp_path).text
+    for shown in (
+        "400 step of the best checkpoint (k-NN 0.830)", "run: It gains.", "run against its start",
+        "0.800 (0.750-0.850)", "+0.030 (+0.010 to +0.050)", "20 validation images of polyps",
+    ):  # fmt: skip
+        assert shown in text
+    stopped = RunFolder(write_run(tmp_path / "stopped", num_steps=9000))
+    config = yaml.safe_load(stopped.config_file.read_text())
+    stopped.config_file.write_text(yaml.safe_dump({**config, "monitor": {**config["monitor"], "stop_after": 2}}))
+    assert "of 9,000 steps, unfinished" in report(stopped.path, out=tmp_path).text
+    stopped.best_file.write_bytes(run.best_file.read_bytes())
+    assert "of 9,000 steps, ended without a gain" in report(stopped.path, out=tmp_path).text
+    run.verdict_file.write_text("{")
+    assert "verdict.json cannot be used" in report(run.path, out=tmp_path).text

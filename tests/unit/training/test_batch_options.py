@@ -85,8 +85,8 @@ def test_one_micro_batch_that_is_not_finite_skips_the_whole_step(
     train_step(learner, micro_batches(config, 0), schedules.at(0), step=0)
     before, study, calls = state_of(learner), learner.study, []
 
-    def broken_once(global_views: Tensor, batch: ViewBatch) -> NetworkOutput:
-        output = study(global_views, batch)
+    def broken_once(global_views: Tensor, batch: ViewBatch, *, backbone_frozen: bool) -> NetworkOutput:
+        output = study(global_views, batch, backbone_frozen=backbone_frozen)
         calls.append(batch)
         assert output.projection is not None
         broken = output.projection._replace(

@@ -166,7 +166,7 @@ def test_a_restarted_run_of_all_terms_takes_everything_over(tiles_folder: Path, 
     assert differences(state_in(old.checkpoint_file(3)), taken) == []
     assert taken["ibot.center"].any()
     assert not torch.equal(taken["ibot.center"], state_in(new.checkpoint_file(3))["ibot.center"])
-    assert [record["kde_ramp"] for record in new.read_metrics()] == [0, 0, 0.5], "its ramp begins at this run's step 0"
+    assert [record["kde_ramp"] for record in metrics_of(new)] == [0, 0, 0.5], "its ramp begins at this run's step 0"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_weights_of_terms_and_masks_may_change_in_a_continued_run(
     old = go(tiles_folder, tmp_path / "old", *PATCHES, "training.num_steps=1")
     changes = ("objective.koleo.weight=0.1", "objective.ibot.masks.shape=patches", "optim.layer_decay=0.9")
     new = go(tiles_folder, tmp_path / "new", *PATCHES, *changes, f"training.continue_from={old.path}")
-    assert {"koleo_loss", "ibot_loss"} <= new.read_metrics()[0].keys()
+    assert {"koleo_loss", "ibot_loss"} <= metrics_of(new)[0].keys()
     for line in ("objective.koleo.weight (0.0 -> 0.1)", "objective.ibot.masks.shape (blocks -> patches)"):
         assert says(caplog, f"changed: {line}")
     assert says(caplog, "the optimizer's moments begin at zero, for it groups other parameters")

@@ -38,8 +38,8 @@ def with_broken_student(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> No
     """Let what the student projects be infinite from now on."""
     study = learner.study
 
-    def broken(global_views: Tensor, batch: ViewBatch) -> NetworkOutput:
-        output = study(global_views, batch)
+    def broken(global_views: Tensor, batch: ViewBatch, *, backbone_frozen: bool) -> NetworkOutput:
+        output = study(global_views, batch, backbone_frozen=backbone_frozen)
         assert output.projection is not None
         infinite = output.projection._replace(bottleneck=output.projection.bottleneck + math.inf)
         return output._replace(projection=infinite)

@@ -1,0 +1,84 @@
+"""Low-rank adapters on the linear layers of a backbone's blocks (LoRA; Hu et al. 2021, arXiv:2106.09685).
+
+For a ViT these are the attention's `qkv` and `proj` and the MLP's `fc1` and `fc2`. The weights beside the adapters keep
+timm's names and values. These lines stand for peft, which renames every adapted layer (`qkv.base_layer.weight`) that
+start weights, checkpoints, layer decay and export know by timm's names, and which brings transformers and accelerate.
+
+Shape suffixes: I inputs and O outputs of a layer, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dino_path.config import ModelConfig
+from dino_path.errors import ConfigError
+from dino_path.model.backbone import blocks_of
+
+DOWN, UP = ".lora_down", ".lora_up"
+
+
+class LoraLinear(nn.Linear):
+    """x W' + b + scale (x A') B', where A (R, I), `lora_down`, and B (O, R), `lora_up`, learn.
+
+    A starts as the weights of nn.Linear do and B at zero, so that at first the layer is what it was (microsoft/LoRA
+    `loralib/layers.py`).
+    """
+
+    def __init__(self, plain: nn.Linear, rank: int, scale: float) -> None:
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        self.weight, self.bias, self.scale = plain.weight, plain.bias, scale
+        self.lora_down = nn.Parameter(plain.weight.new_empty(rank, plain.in_features))
+        self.lora_up = nn.Parameter(plain.weight.new_zeros(plain.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
+
+    def forward(self, input: Tensor) -> Tensor:
+        adapted = F.linear(F.linear(input, self.lora_down), self.lora_up)
+        return F.linear(input, self.weight, self.bias) + self.scale * adapted
+
+
+def add_adapters(backbone: nn.Module, model: ModelConfig) -> None:
+    """Give every linear layer of the blocks an adapter of `model.lora_rank`; nothing else of the backbone learns.
+
+    Raises:
+        ConfigError: the backbone has no such layers, or does not call them.
+    """
+    assert model.lora_rank is not None
+    backbone.requires_grad_(False)
+    num_layers = 0
+    for parent in [module for block in blocks_of(backbone) for module in block.modules()]:
+        if getattr(parent, "q_bias", None) is not None:
+            raise _no_adapters(model, "multiplies by the weights of its attention without calling the layer")
+        for name, layer in [*parent.named_children()]:
+            if type(layer) is nn.Linear:
+                setattr(parent, name, LoraLinear(layer, model.lora_rank, model.lora_scale))
+                num_layers += 1
+    if num_layers == 0:
+        raise _no_adapters(model, "has no blocks with linear layers")
+
+
+def merged(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """A backbone's weights under timm's names alone, the adapters added to them: W + scale B A."""
+    plain = {name: value for name, value in weights.items() if not name.endswith((DOWN, UP))}
+    with torch.no_grad():
+        for name in weights:
+            if name.endswith(UP):
+                layer = name.removesuffix(UP)
+                plain[f"{layer}.weight"] = torch.addmm(
+                    weights[f"{layer}.weight"], weights[name], weights[layer + DOWN], alpha=model.lora_scale
+                )
+    return plain
+
+
+def _no_adapters(model: ModelConfig, found: str) -> ConfigError:
+    return ConfigError(
+        f"model.lora_rank={model.lora_rank}",
+        f"{model.backbone} {found}.",
+        "Adapters are for backbones of blocks with attention and MLPs, such as a ViT.",
+        "Take a ViT, or leave model.lora_rank out.",
+    )
