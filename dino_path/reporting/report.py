@@ -50,7 +50,7 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         Curve("ibot_kl", "KL on patches", "What there is left to learn of hidden patches."),
         Curve("ibot_prototypes_used", "Prototypes in use for patches", "How many the teacher chooses among."),
         Curve("koleo", "KoLeo, unweighted", "Rises as features collapse."),
-        Curve("kde", "KDE, unweighted", "Rises as features collapse; kappa: all are equal."),
+        Curve("kde", "KDE, unweighted", "Of both views. Rises as features collapse; 2 kappa: all are equal."),
     ),
     "Schedules": (
         Curve("lr", "Learning rate", ""),
