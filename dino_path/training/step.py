@@ -94,7 +94,8 @@ def train_step(
                 # on the host by the time it is wanted, without the device ever running out of work.
                 sums = [world.start_sum(value) for value in means.values()]
                 verdict = _verdict([each["loss"] for each in measured], world, wants_stop=wants_stop)
-            del outputs, teacher, guidance  # its prototypes, 67 MB each of 65,536, are of no use to the backward pass
+            # Of no use to the backward pass: prototypes, 67 MB each of 65,536, and the views in fp32.
+            del seen, teacher, guidance, outputs
             (loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
     if settings.backbone_frozen:
         learner.average_gradients()

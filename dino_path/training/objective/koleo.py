@@ -15,7 +15,7 @@ EPSILON = 1e-8  # as published, in the distance and in its logarithm
 
 
 class KoleoTerm(SpreadTerm):
-    """Of nearly equal tiles the gradient grows as one by their distance; see `kde.py` for histology's many."""
+    """The gradient of a pair at distance d grows as 1/d: histology has many nearly equal tiles, see `kde.py`."""
 
     name = "koleo"
 
