@@ -79,7 +79,7 @@ def read_batches(
             for batch in _loaded(images, range(first, len(batches)), num_workers, pin_memory=pin_memory):
                 yield batch
                 first += 1
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             if not _is_death(error):
                 raise
             yield _read_alone(images, first)  # the first that is missing may be to blame, or one that was read ahead
@@ -90,7 +90,7 @@ def _loaded(images: _Images, numbers: Sequence[int], num_workers: int, *, pin_me
     """Some of the batches, read ahead.
 
     Raises:
-        RuntimeError: a process died; see `_is_death`.
+        RuntimeError, OSError, EOFError: a process died; see `_is_death`.
     """
     batches = iter(
         DataLoader(
@@ -110,16 +110,22 @@ def _loaded(images: _Images, numbers: Sequence[int], num_workers: int, *, pin_me
     return batches
 
 
-def _is_death(error: RuntimeError) -> bool:
-    """Whether the loader lost a process; what a process raised itself reads "Caught ... in DataLoader worker"."""
-    return str(error).startswith("DataLoader worker (pid")
+def _is_death(error: Exception) -> bool:
+    """Whether the loader lost a process; what a process raised itself reads "Caught ... in DataLoader worker".
+
+    The memory of a batch is fetched from the process that read it: one that died in between refuses the connection or
+    resets it, also for batches that it had finished.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    return "in DataLoader worker process" not in str(error)
 
 
 def _read_alone(images: _Images, number: int) -> Batch:
     """One batch in a process of its own, or the error that it ends it."""
     try:
         return next(_loaded(images, [number], 1))
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:
         if not _is_death(error):
             raise
         return TileStoreError(
