@@ -175,3 +175,19 @@ def check_models_to_come(specs: Sequence[str]) -> None:
             raise CheckpointError(
                 str(path), "no such folder.", "A model folder is needed.", "Make one with `dino-path export`."
             )
+
+
+def parse_fractions(text: str) -> list[float]:
+    """`1,0.1` -> [1.0, 0.1]."""
+    try:
+        fractions = [float(word) for word in text.split(",")]
+    except ValueError:
+        fractions = []
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions) or len({*fractions}) < len(fractions):
+        raise ConfigError(
+            f"fraction {text!r}",
+            "not a list of different fractions.",
+            "Numbers above 0 and up to 1 are needed, with commas between, such as 1,0.1,0.01.",
+            "Correct --fractions or --fraction.",
+        )
+    return fractions

@@ -428,7 +428,6 @@ def test_evaluate_refuses_unknown_settings_and_a_baseline_that_is_none(run: Run,
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["evaluate", "knn", "mean-colour", "--fractions", "1,0.1"], ["--fractions", "evaluate table"]),
         (["evaluate", "table", "mean-colour", "--fractions", "1,10"], ["'1,10'", "up to 1"]),
         (["evaluate", "table", "mean-colour", "--fractions", "all"], ["'all'"]),
         (["baseline", "--fraction", "0"], ["fraction", "above 0"]),
