@@ -19,6 +19,7 @@ from typing import IO, Any
 from dino_path.errors import CheckpointError
 from dino_path.walk import files_like
 
+LONGEST_NAME_BYTES = 220  # of a file, within the name of its temporary file: file systems take 255
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"  # ISO 8601, local time: in logs and files alike
 
 
@@ -31,7 +32,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Containers and nodes of a cluster share process ids; the token keeps their files apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    name = os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME_BYTES])
+    temporary = path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
             with contextlib.suppress(OSError):  # a file system without locks
@@ -56,10 +58,10 @@ def is_abandoned(temporary: Path) -> bool:
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Inside is one process at a time of all that name the same file, which is made and removed here.
+    """Hold an exclusive lock on `path`; the lock file is created and removed here.
 
-    A process that dies lets the next one in. On a file system without locks, or with locks of one machine only, more
-    than one may be inside.
+    A process that dies releases it. A file system without locks, or with locks of one machine only, lets more than one
+    process in.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as stream:

@@ -67,3 +67,10 @@ def test_the_environment_says_what_a_reader_needs_to_repeat_a_run() -> None:
     assert record["versions"]["numpy"]
     assert record["command"]
     assert record["git_commit"] is None or len(record["git_commit"]) == 40
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ö" * 127], ids=["ascii", "two bytes a letter"])
+def test_a_name_as_long_as_a_file_system_takes_can_be_written(tmp_path: Path, name: str) -> None:
+    with atomic_write(tmp_path / name) as stream:
+        stream.write("whole")
+    assert [file.name for file in tmp_path.iterdir()] == [name]

@@ -15,6 +15,7 @@ from dino_path.records.environment import present_environment
 from dino_path.records.evaluation import FewShotRecord, FractionsRecord, ResultsRecord, write_evaluation
 from dino_path.run import atomic_write
 from dino_path.settings import as_plain
+from dino_path.table_file import plain_cells
 
 SCHEMAS: dict[Stem, type[ResultsRecord | FractionsRecord | FewShotRecord]] = {
     "results": ResultsRecord,
@@ -65,14 +66,19 @@ def write_results(
     whole = {**common, **record, "environment": present_environment()}
     write_evaluation(out, SCHEMAS[stem].model_validate(whole))
     with atomic_write(out / f"{stem}.csv") as stream:
-        csv.writer(stream, lineterminator="\n").writerows(csv_rows)
+        csv.writer(stream, lineterminator="\n").writerows(map(plain_cells, csv_rows))
     with atomic_write(out / f"{stem}.md") as stream:
         stream.write(text)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table."""
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+    return [f"| {' | '.join(map(_cell, cells))} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends its cell nor its row: names of classes and models are whatever their folder is called."""
+    return " ".join(text.replace("|", r"\|").splitlines())
 
 
 def markdown_page(title: str, lines: Iterable[str], notes: Iterable[str]) -> str:

@@ -194,3 +194,10 @@ def fields_of(each: Format[Any]) -> str:
 @pytest.mark.parametrize("each", FORMATS, ids=lambda one: one.name)
 def test_a_change_of_the_schema_is_a_change_of_the_version(each: Format[Any]) -> None:
     assert FIELDS[each.name] == (each.version, fields_of(each))
+
+
+def test_a_slide_record_of_another_slide_is_refused_for_its_id_names_files(tmp_path: Path) -> None:
+    file = tmp_path / "slides" / "a.json"
+    write_slide_record(file, SlideRecord("../../ESCAPED", "a.svs", "empty", "no tissue"))
+    with pytest.raises(TileStoreError, match="ESCAPED"):
+        read_slide_record(file)
