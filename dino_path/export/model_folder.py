@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import filecmp
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from dino_path.atomic import atomic_write, whole_folder
 from dino_path.errors import CheckpointError
 from dino_path.export.card import UNKNOWN_LICENSE, ModelFacts, model_card
 from dino_path.export.format_names import NAMES, Format, Precision, refuse_impossible
@@ -38,7 +38,6 @@ from dino_path.records.model_folder import (
     read_model_record,
     write_model_record,
 )
-from dino_path.run import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def export_model(
 ) -> ExportResult:
     """Write `config.json`, `model.safetensors` and `README.md` to `out`, after a reload in a fresh process agreed.
 
-    The same source gives the same bytes. An older export is replaced file by file, and said; other files in it stay.
+    The same source gives the same bytes. An older export is replaced whole, and said; other files in it stay.
     Graphs that are not written now stay where the weights are the same, and are deleted where they are not.
 
     Args:
@@ -130,9 +129,7 @@ def export_model(
         state = replace(state, arguments={**state.arguments, **by_timm})
         backbone = _backbone_with_weights(state)
     extractor = with_features(backbone, state.features, name=state.source or state.backbone)
-    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        building.mkdir(parents=True)
+    with whole_folder(out, replaced=(CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, *NAMES.values())) as building:
         _write_config(building / CONFIG_NAME, state, backbone, extractor)
         _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
@@ -149,9 +146,6 @@ def export_model(
             graphs[kind] = write_graph(kind, building, copy.deepcopy(extractor), input_px, precision=precision)
         notes = (*_keep_or_give_up_graphs(out, building, own_kind(backbone)), *_left_to_the_user(state, formats))
         write_card(building, state.results)
-        _move(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return ExportResult(
         out,
         num_features=int(extractor.num_features),  # type: ignore[arg-type]
@@ -291,13 +285,3 @@ def _described(folder: Path) -> str:
         "" if steps is None else f"{provenance.get('network', 'weights')} after {steps:,} steps"
     )
     return ", ".join(str(part) for part in (record.architecture, trained) if part)
-
-
-def _move(building: Path, out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        for name in NAMES.values():
-            (out / name).unlink(missing_ok=True)  # an old graph must not stand beside new weights, even for a moment
-        for file in sorted(building.iterdir()):
-            file.replace(out / file.name)
-    else:
-        building.replace(out)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dino_path.progress import progress
 from dino_path.records.slide import SlideRecord
-from dino_path.run import atomic_write, is_abandoned, one_at_a_time
+from dino_path.run import atomic_write, one_at_a_time
 from dino_path.tiles.layout import StoreFolder, damaged_slide
 from dino_path.tiles.tile_table import COLUMNS, read_tile_table
 
@@ -122,7 +122,7 @@ def _rows(folder: StoreFolder, records: Sequence[SlideRecord], num_bytes: Sequen
 
 
 def _remove_others(file: Path, selection: str) -> None:
-    """Delete what was made of the same slides before they changed, and what killed processes left."""
-    for other in (*file.parent.glob(f"{selection}_*.npy"), *file.parent.glob(".*.tmp")):
-        if other != file and (other.suffix == ".npy" or is_abandoned(other)):
+    """Delete what was made of the same slides before they changed."""
+    for other in file.parent.glob(f"{selection}_*.npy"):
+        if other != file:
             other.unlink(missing_ok=True)
