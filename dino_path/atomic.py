@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-TEMPORARY = re.compile(r"^\..+\.\d+-(?P<host>[0-9a-f]{4})[0-9a-f]{4,6}\.tmp$")
+TEMPORARY = re.compile(r"^\..+\.\d+(-(?P<host>[0-9a-f]{4})[0-9a-f]*)?\.tmp$")
 LONGEST_NAME_BYTES = 220  # of a file, within the name of its temporary file: file systems take 255
 FOREIGN_S = 3600.0  # without a change: what another machine is writing is younger
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
@@ -135,7 +135,7 @@ def is_abandoned(temporary: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         name = TEMPORARY.search(temporary.name)
-        is_of_here = name is None or name["host"] == _host()
+        is_of_here = name is not None and name["host"] == _host()
         return is_of_here or time.time() - os.fstat(descriptor).st_mtime > FOREIGN_S
     except OSError:  # locked, or a file system without locks
         return False

@@ -24,7 +24,7 @@ DINO_PATH = [sys.executable, "-m", "dino_path"]
 RECIPE = Path(__file__).parents[2] / "configs" / "vit192_cpu_1h.yaml"
 GENTLY = [
     "training.freeze_backbone=10 %", "optim.base_lr=1e-3", "optim.layer_decay=0.8", "optim.patch_embed_lr=0.2",
-    "training.momentum=0.994", "training.num_tiles=12000", "monitor.knn_every_steps=75",
+    "training.momentum=0.994", "training.num_tiles=12000", "monitor.knn_every_steps=50",
 ]  # fmt: skip
 
 

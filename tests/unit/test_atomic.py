@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from leftovers import left_by_a_kill
 
 from dino_path import atomic
 from dino_path.atomic import atomic_write, is_abandoned, remove_abandoned, whole_folder, write_json
@@ -34,13 +34,6 @@ with atomic.whole_folder(out / "model", replaced=("config", "weights", "graph"))
     if sys.argv[2] == "after exchange":
         atomic.shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-@pytest.fixture(autouse=True)
-def _as_in_a_new_process() -> Iterator[None]:
-    atomic._swept.clear()
-    yield
-    atomic._swept.clear()
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -82,17 +75,6 @@ def test_a_name_as_long_as_a_file_system_takes_can_be_written(tmp_path: Path, na
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
-def leftover(folder: Path, *, host: str = "") -> Path:
-    """What a killed write of this machine, or another one, leaves."""
-    with atomic_write(folder / "x") as stream:
-        stream.write("half")
-        (temporary,) = folder.glob(".x.*.tmp")
-        left = temporary.with_name(temporary.name.replace(atomic._host(), host or atomic._host(), 1)[:-5] + "0.tmp")
-        left.write_text("half")
-    (folder / "x").unlink()
-    return left
-
-
 def test_a_temporary_file_is_abandoned_only_when_nobody_writes_it(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a.txt") as stream:
         stream.write("half")
@@ -101,18 +83,18 @@ def test_a_temporary_file_is_abandoned_only_when_nobody_writes_it(tmp_path: Path
         remove_abandoned(tmp_path)
         assert temporary.exists()
     assert not is_abandoned(temporary)
-    assert is_abandoned(leftover(tmp_path))
+    assert is_abandoned(left_by_a_kill(tmp_path / "a.txt"))
 
 
 def test_what_another_machine_left_goes_after_an_hour_without_a_change(tmp_path: Path) -> None:
-    left = leftover(tmp_path, host="0000" if atomic._host() != "0000" else "1111")
+    left = left_by_a_kill(tmp_path / "a.txt", host="other")
     assert not is_abandoned(left)
     os.utime(left, (time.time() - 4000,) * 2)
     assert is_abandoned(left)
 
 
 def test_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
-    names = [".git.tmp", ".a.12.tmp", "notes.1-abcdabcd.tmp", ".x.1-abcdabcd.txt"]
+    names = [".git.tmp", ".a.b12.tmp", "notes.1-abcdabcd.tmp", ".x.1-abcdabcd.txt"]
     for name in names:
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, 0))
