@@ -10,4 +10,5 @@ def left_by_a_kill(file: Path, *, host: str | None = None) -> Path:
     token = f"{atomic._host() if host is None else 'ffff'}0a1b2c"
     temporary = file.with_name(f".{file.name}.4711-{token}.tmp")
     temporary.write_bytes(b"half")
+    atomic._swept.discard(file.parent)  # the next write is that of another process
     return temporary
