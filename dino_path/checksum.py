@@ -20,6 +20,18 @@ def seal(stream: IO[bytes]) -> None:
     stream.write(MARK + digest)
 
 
+def has_checksum(file: Path) -> bool:
+    """Whether `seal` was called for this file; what was cut off at its end is none of them.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END) - len(MARK) - DIGEST_BYTES
+        stream.seek(max(size, 0))
+        return stream.read(len(MARK)) == MARK
+
+
 def is_intact(file: Path) -> bool:
     """Whether a file is as `seal` left it; False where it has no checksum.
 

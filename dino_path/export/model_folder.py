@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import filecmp
+import hashlib
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from dino_path.records.feature_kinds import KIND_TITLES, FeatureKind
 from dino_path.records.model_folder import (
     CARD_NAME,
     CONFIG_NAME,
+    WEIGHTS_DIGEST,
     WEIGHTS_NAME,
     read_model_record,
     write_model_record,
@@ -130,8 +132,8 @@ def export_model(
         backbone = _backbone_with_weights(state)
     extractor = with_features(backbone, state.features, name=state.source or state.backbone)
     with whole_folder(out, replaced=(CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, *NAMES.values())) as building:
-        _write_config(building / CONFIG_NAME, state, backbone, extractor)
-        _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
+        digest = _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
+        _write_config(building / CONFIG_NAME, state, backbone, extractor, weights_sha256=digest)
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
         logger.info("loading it back in a fresh process, which imports torch anew")
@@ -184,7 +186,9 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         stream.write(model_card(facts, record.dino_path or {}, results))
 
 
-def _write_config(file: Path, state: ExportSource, backbone: nn.Module, extractor: nn.Module) -> None:
+def _write_config(
+    file: Path, state: ExportSource, backbone: nn.Module, extractor: nn.Module, *, weights_sha256: str
+) -> None:
     registered: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     arguments: dict[str, Any] = {**backbone_arguments(state.backbone), **state.arguments}
     is_fixed = bool(registered.get("fixed_input_size")) and not arguments.get("dynamic_img_size", False)
@@ -203,7 +207,7 @@ def _write_config(file: Path, state: ExportSource, backbone: nn.Module, extracto
             "license": state.license,
             **{name: registered.get(name) for name in ("pool_size", "first_conv", "classifier")},
         },
-        made=state.provenance,
+        made={**state.provenance, WEIGHTS_DIGEST: weights_sha256},
     )
 
 
@@ -232,12 +236,15 @@ def _backbone_with_weights(state: ExportSource) -> nn.Module:
     return backbone.float().eval()
 
 
-def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> None:
+def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> str:
+    """Write them, and return their SHA-256."""
     weights = {
         key: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous().clone()
         for key, tensor in backbone.state_dict().items()
     }
-    file.write_bytes(save(weights, metadata={"format": "pt"}))  # `save_file` leaves a file that only its owner may read
+    content = save(weights, metadata={"format": "pt"})
+    file.write_bytes(content)  # `save_file` leaves a file that only its owner may read
+    return hashlib.sha256(content).hexdigest()
 
 
 def _keep_or_give_up_graphs(out: Path, building: Path, own: FeatureKind | None) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ def token_file(
     """
     start, shape_NPD = 0, (len(coords_N2), shape.num_patches, shape.width)
     with atomic_write(file, "w+b") as stream, h5py.File(stream, "w") as h5:
-        stored = h5.create_dataset("tokens", shape_NPD, np.float16, chunks=(1, *shape_NPD[1:]))
+        stored = h5.create_dataset("tokens", shape_NPD, np.float16, chunks=(1, *shape_NPD[1:]), fletcher32=True)
         stored.attrs.update(origin_attributes(origin, name=str(attributes["name"])))
         stored.attrs.update({"grid": shape.grid, "patch_px": shape.patch_px})
         add_coordinates(h5, coords_N2, attributes)
