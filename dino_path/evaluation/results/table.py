@@ -80,7 +80,18 @@ class Table:
         lines = markdown_table(header, rows)
         if differences:
             lines += ["", *markdown_table(["difference", "protocol", "balanced accuracy", "accuracy"], differences)]
-        return markdown_page(self.labelled_name, [*lines, *self._by_k(), *self._signatures()], self.notes)
+        lines += [*self._calibration(), *self._by_k(), *self._signatures()]
+        return markdown_page(self.labelled_name, lines, self.notes)
+
+    def _calibration(self) -> list[str]:
+        """Whether the probabilities of the probes are true; for both numbers lower is better."""
+        cells = [
+            [row.model, TITLES[row.protocol], str(row.metrics.ece), f"{row.metrics.ece_if_calibrated:.3f}",
+             str(row.metrics.brier)]
+            for row in self.rows
+        ]  # fmt: skip
+        header = ["calibration", "protocol", "expected calibration error", "if calibrated", "Brier score"]
+        return ["", *markdown_table(header, cells)]
 
     def _by_k(self) -> list[str]:
         """Balanced accuracy for every number of neighbours, so that none can be picked in silence."""
