@@ -18,7 +18,8 @@ class RetrievalRow(Record):
 
     `balanced` is the mean over classes that count the same, `overall` that over all queries, and `by_class` that over
     the queries of each class. `differences` are of `balanced`. `recall` is the share of the true neighbours that an
-    approximate index finds; None: the search is exact.
+    approximate index finds; None: the search is exact. `units_among_nearest` is from how many patients (slides) the ten
+    nearest are, on average.
     """
 
     model: str
@@ -28,6 +29,7 @@ class RetrievalRow(Record):
     by_class: dict[str, dict[str, ScoreRecord]]
     differences: Differences = Field({})
     recall: float | None
+    units_among_nearest: float
 
 
 class RetrievalRecord(Record):

@@ -2,9 +2,9 @@
 
 Similarity is the cosine of the features; nothing is trained. For each query
 
-- majority vote of the k nearest (mMV@k, the first m being the mean over queries): 1 where the class with most of them is
-  the query's. Of classes with equally many, the one whose nearest image is nearer (Chen et al. 2022, SISH; its
-  `eval_patch.py` counts so too). Kalra et al. 2020 (Yottixel) and Chen et al. 2024 (UNI, "MVAcc@5") vote likewise.
+- majority vote of the k nearest (mMV@k, the first m being the mean over queries): 1 where more of them have the query's
+  class than any other. Of classes with equally many, the one whose nearest image is nearer wins (Chen et al. 2022,
+  SISH, whose `eval_patch.py` counts so). Kalra et al. 2020 (Yottixel) and Chen et al. 2024 (UNI, "MVAcc@5") vote likewise.
 - average precision (AP): mean, over all images of the query's class, of the share of that class among what comes no
   later; their mean over queries is mAP (Manning et al. 2008, section 8.4).
 - average precision of the first k (AP@k): the same sum over the right ones among the first k, divided by k, or by how
@@ -83,6 +83,13 @@ def scores_of_queries(retrieved: Retrieved, labelled: LabelledSet, queries: Quer
     return scores
 
 
+def units_among(neighbours_QK: Ints, units_N: Ints) -> Ints:
+    """From how many units (patients, slides) the neighbours (Q, K) of each query are, (Q,)."""
+    unit_QK = np.sort(np.where(neighbours_QK == NONE, NONE, units_N[neighbours_QK]), axis=1)
+    is_new_QK = np.diff(unit_QK, axis=1, prepend=NONE) != 0
+    return is_new_QK.sum(axis=1)
+
+
 def majority(label_QK: Ints, num_classes: int) -> Ints:
     """The class (Q,) that most of the neighbours have, nearest first; of equally many, the one with the nearest image.
 
@@ -124,7 +131,12 @@ def _exact(
         neighbours_QK = np.where(np.isinf(nearest_distance_QK), NONE, order_N[nearest_QK])
         parts.append((neighbours_QK, -nearest_distance_QK, gain_QN.sum(axis=1) / is_right_QN.sum(axis=1)))
     neighbours, similarity, precision = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return neighbours, similarity, precision
+    missing = ((0, 0), (0, max(0, NUM_NEIGHBOURS - len(order_N))))  # a set of fewer images than neighbours
+    return (
+        np.pad(neighbours, missing, constant_values=NONE),
+        np.pad(similarity, missing, constant_values=-np.inf),
+        precision,
+    )
 
 
 def _approximate(

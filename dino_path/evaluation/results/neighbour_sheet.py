@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.queries import Queries
 from dino_path.evaluation.measures.confusion import Ints
-from dino_path.evaluation.protocols.retrieval import NONE, NUM_NEIGHBOURS, Retrieved
+from dino_path.evaluation.protocols.retrieval import NONE, NUM_NEIGHBOURS, Retrieved, units_among
 from dino_path.features.images import prepare_image
 from dino_path.run import atomic_write
 
@@ -23,7 +23,7 @@ PICTURE_PX, FRAME_PX, GAP_PX, MARGIN_PX, QUERY_GAP_PX = 128, 5, 8, 30, 26
 TITLE_PX, HEADING_PX, TEXT_PX, LINE_PX = 30, 16, 12, 15  # heights of letters, and of a line of small ones
 CARD_PX = PICTURE_PX + 2 * FRAME_PX
 CARD_HEIGHT_PX = CARD_PX + 3 * LINE_PX + 4
-ROW_PX = HEADING_PX + 8 + CARD_HEIGHT_PX  # a model's line of neighbours, its heading above
+ROW_PX = HEADING_PX + 16 + CARD_HEIGHT_PX  # a model's line of neighbours, its heading above
 WIDTH_PX = 2 * MARGIN_PX + (NUM_NEIGHBOURS + 1) * (CARD_PX + GAP_PX) + QUERY_GAP_PX
 QUERIES_PER_CLASS, MAX_ROWS = 3, 120  # a JPEG ends at 65,535 px
 Colour = tuple[int, int, int]
@@ -64,9 +64,11 @@ def write_sheet(
             is_right = (labelled.labels[neighbours] == labelled.labels[image]) & (neighbours != NONE)
             known = int((neighbours != NONE).sum())
             heading = f"{model}: {is_right.sum()} of {known} are {labelled.classes[labelled.labels[image]]}"
+            if labelled.groups is not None:
+                heading += f", from {units_among(neighbours[None], labelled.units)[0]} {unit}"
             draw.text((left_of_rows, row_top), heading, INK, _font(HEADING_PX))
             for rank in range(known):
-                caption = f"{retrieved.similarity[query, rank]:.2f}  "
+                caption = f"{retrieved.similarity[query, rank]:.3f}  "
                 colour = RIGHT if is_right[rank] else WRONG
                 card = _card(labelled, int(neighbours[rank]), colour, bool(is_right[rank]), caption)
                 sheet.paste(card, (left_of_rows + rank * (CARD_PX + GAP_PX), row_top + HEADING_PX + 8))

@@ -21,7 +21,7 @@ from dino_path.evaluation.labelled.queries import Queries, queries_of
 from dino_path.evaluation.measures.intervals import LEAST_FREEDOM, Score
 from dino_path.evaluation.measures.metrics import ClassMeans, class_means
 from dino_path.evaluation.protocols.cache import FeatureCache, Images, load_models
-from dino_path.evaluation.protocols.retrieval import NUM_NEIGHBOURS, Retrieved, retrieve, scores_of_queries
+from dino_path.evaluation.protocols.retrieval import NUM_NEIGHBOURS, Retrieved, retrieve, scores_of_queries, units_among
 from dino_path.evaluation.results.input_notes import input_notes
 from dino_path.evaluation.results.neighbour_sheet import write_sheet
 from dino_path.evaluation.results.row import compared_pairs
@@ -35,12 +35,16 @@ LEADING = ("mMV@1", "mMV@5", "mMV@10", "mAP")  # what differences and classes ar
 
 @dataclass(frozen=True)
 class RetrievalRow:
-    """One model; `means` and the differences of the balanced ones are by measure."""
+    """One model; `means` and the differences of the balanced ones are by measure.
+
+    `units_among` is from how many patients (slides) the ten nearest are, on average.
+    """
 
     model: str
     spec: str
     means: dict[str, ClassMeans]
     retrieved: Retrieved
+    units_among: float
     differences: dict[str, dict[str, Score]] = field(default_factory=dict)
 
 
@@ -99,7 +103,8 @@ def _row(
         )
         for measure, values_Q in scores_of_queries(retrieved, labelled, queries).items()
     }  # fmt: skip
-    return RetrievalRow(name, spec, means, retrieved)
+    units_among_nearest = float(units_among(retrieved.neighbours, labelled.units).mean())
+    return RetrievalRow(name, spec, means, retrieved, units_among_nearest)
 
 
 def _compare(rows: Sequence[RetrievalRow]) -> None:
@@ -116,7 +121,11 @@ def _lines(rows: Sequence[RetrievalRow], labelled: LabelledSet, queries: Queries
     """Tables for people: balanced measures, differences, and each class."""
     measures = list(rows[0].means)
     yield from markdown_table(
-        ["model", *measures], [[row.model, *(str(row.means[m].balanced.score()) for m in measures)] for row in rows]
+        ["model", *measures, f"{labelled.unit_name} among {NUM_NEIGHBOURS}"],
+        [
+            [row.model, *(str(row.means[m].balanced.score()) for m in measures), f"{row.units_among:.1f}"]
+            for row in rows
+        ],
     )
     leading = [measure for measure in LEADING if measure in measures]
     differences = [
@@ -176,6 +185,11 @@ def _notes(
         "mAP: 1 where all images of its class come before all others, averaged over the images that search; mAP@k: the "
         "same of the first k"
     )
+    if labelled.groups is not None:
+        yield (
+            f"{labelled.unit_name} among {NUM_NEIGHBOURS}: from how many {labelled.unit_name} the {NUM_NEIGHBOURS} "
+            "most similar images are; where it is near 1 the majority is the vote of one"
+        )
     yield f"by chance mMV@1 is {_chance(labelled, queries):.3f}, and mAP about that"
     if queries.left_out:
         counts = ", ".join(f"{count} of {name}" for name, count in queries.left_out.items())
@@ -219,6 +233,7 @@ def _record(
                     for other, scores in row.differences.items()
                 },
                 "recall": row.retrieved.recall,
+                "units_among_nearest": row.units_among,
             }
             for row in rows
         ],
