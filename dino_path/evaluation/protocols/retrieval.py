@@ -3,8 +3,8 @@
 Similarity is the cosine of the features; nothing is trained. For each query
 
 - majority vote of the k nearest (mMV@k, the first m being the mean over queries): 1 where more of them have the query's
-  class than any other. Of classes with equally many, the one whose nearest image is nearer wins (Chen et al. 2022,
-  SISH, whose `eval_patch.py` counts so). Kalra et al. 2020 (Yottixel) and Chen et al. 2024 (UNI, "MVAcc@5") vote likewise.
+  class than any other. Of classes with equally many, the one whose nearest image is nearer wins, as in `eval_patch.py`
+  of SISH (Chen et al. 2022). Yottixel (Kalra et al. 2020) and UNI ("MVAcc@5", Chen et al. 2024) vote likewise.
 - average precision (AP): mean, over all images of the query's class, of the share of that class among what comes no
   later; their mean over queries is mAP (Manning et al. 2008, section 8.4).
 - average precision of the first k (AP@k): the same sum over the right ones among the first k, divided by k, or by how
@@ -87,7 +87,8 @@ def units_among(neighbours_QK: Ints, units_N: Ints) -> Ints:
     """From how many units (patients, slides) the neighbours (Q, K) of each query are, (Q,)."""
     unit_QK = np.sort(np.where(neighbours_QK == NONE, NONE, units_N[neighbours_QK]), axis=1)
     is_new_QK = np.diff(unit_QK, axis=1, prepend=NONE) != 0
-    return is_new_QK.sum(axis=1)
+    count_Q: Ints = is_new_QK.sum(axis=1)
+    return count_Q
 
 
 def majority(label_QK: Ints, num_classes: int) -> Ints:
