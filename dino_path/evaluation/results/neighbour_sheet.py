@@ -65,7 +65,7 @@ def write_sheet(
             known = int((neighbours != NONE).sum())
             heading = f"{model}: {is_right.sum()} of {known} are {labelled.classes[labelled.labels[image]]}"
             if labelled.groups is not None:
-                heading += f", from {units_among(neighbours[None], labelled.units)[0]} {unit}"
+                heading += f"; the {known} are of {units_among(neighbours[None], labelled.units)[0]} {unit}"
             draw.text((left_of_rows, row_top), heading, INK, _font(HEADING_PX))
             for rank in range(known):
                 caption = f"{retrieved.similarity[query, rank]:.3f}  "
