@@ -49,7 +49,7 @@ def write_sheet(
     draw = ImageDraw.Draw(sheet)
     unit = labelled.unit_name
     draw.text((MARGIN_PX, MARGIN_PX), f"Neighbours in {labelled.name}", INK, _font(TITLE_PX))
-    for number, line in enumerate(_explanation(unit, len(shown), seed)):
+    for number, line in enumerate(_explanation(others(labelled), len(shown), seed)):
         draw.text((MARGIN_PX, MARGIN_PX + TITLE_PX + 10 + number * (HEADING_PX + 6)), line, PALE, _font(HEADING_PX))
     left_of_rows = MARGIN_PX + CARD_PX + GAP_PX + QUERY_GAP_PX
     for place, query in enumerate(shown):
@@ -90,6 +90,11 @@ def drawn_queries(labelled: LabelledSet, queries: Queries, most: int, *, seed: i
     return [int(query) for chosen in by_class[:most] for query in chosen[:per_class]]
 
 
+def others(labelled: LabelledSet) -> str:
+    """What an image searches among, in words."""
+    return "other images" if labelled.groups is None else f"images of other {labelled.unit_name}"
+
+
 def _of_different_units(place_M: Ints, units_Q: Ints) -> Ints:
     """The same places, the first of each unit before all others."""
     is_first = np.zeros(len(place_M), bool)
@@ -97,10 +102,10 @@ def _of_different_units(place_M: Ints, units_Q: Ints) -> Ints:
     return np.concatenate([place_M[is_first], place_M[~is_first]])
 
 
-def _explanation(unit: str, num_shown: int, seed: int) -> Iterator[str]:
+def _explanation(searched: str, num_shown: int, seed: int) -> Iterator[str]:
     yield (
         f"{num_shown} of the images that search, drawn at random (seed {seed}), each with its {NUM_NEIGHBOURS} most "
-        f"similar images of other {unit}, the most similar first."
+        f"similar {searched}, the most similar first."
     )
     yield "Blue frame and tick: of the same class. Orange frame and cross: of another."
 

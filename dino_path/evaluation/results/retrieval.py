@@ -23,7 +23,7 @@ from dino_path.evaluation.measures.metrics import ClassMeans, class_means
 from dino_path.evaluation.protocols.cache import FeatureCache, Images, load_models
 from dino_path.evaluation.protocols.retrieval import NUM_NEIGHBOURS, Retrieved, retrieve, scores_of_queries, units_among
 from dino_path.evaluation.results.input_notes import input_notes
-from dino_path.evaluation.results.neighbour_sheet import write_sheet
+from dino_path.evaluation.results.neighbour_sheet import others, write_sheet
 from dino_path.evaluation.results.row import compared_pairs
 from dino_path.evaluation.results.writing import markdown_page, markdown_table, write_results
 
@@ -169,7 +169,7 @@ def _notes(
     interval = "no interval, too few for one" if freedom < LEAST_FREEDOM else "in brackets: 95 % interval"
     yield (
         f"{len(queries.number)} images of {units.count} {units.name} search ({what}; split: {labelled.split_rule}), "
-        f"each among all images of other {labelled.unit_name}, training images too, {len(labelled.labels)} in all; "
+        f"each among all {others(labelled)}, training images too, {len(labelled.labels)} in all; "
         f"classes count the same; {interval} over {units.count} {units.name}"
     )
     if labelled.groups is None:
