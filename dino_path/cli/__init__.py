@@ -1,6 +1,16 @@
 """The command line: one thin function per command. Heavy imports live inside, so that `--help` answers at once."""
 
-from dino_path.cli import pretraining, extractor, baseline, evaluate, report, verify, cluster  # isort: skip  # the order of `dino-path --help`
+# The order of `dino-path --help`.
+from dino_path.cli import (  # isort: skip
+    pretraining,
+    extractor,
+    baseline,
+    evaluate,
+    evaluate_retrieval,
+    report,
+    verify,
+    cluster,
+)
 from dino_path.cli import program
 from dino_path.cli.program import app, check_command, main
 
@@ -10,6 +20,7 @@ __all__ = [
     "check_command",
     "cluster",
     "evaluate",
+    "evaluate_retrieval",
     "extractor",
     "main",
     "pretraining",

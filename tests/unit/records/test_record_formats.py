@@ -19,6 +19,7 @@ from dino_path.records.guide import GUIDE, GUIDE_FEATURES
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.metrics import METRICS
 from dino_path.records.model_folder import MODEL
+from dino_path.records.retrieval import RETRIEVAL
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
@@ -26,7 +27,7 @@ from dino_path.records.verdict import VERDICT
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES,
+    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL,
 ]  # fmt: skip
 
 
@@ -171,11 +172,12 @@ FIELDS = {
     "slide record": (1, "8b7cdd72"),
     "tile store": (2, "c42a2f80"),
     "list of expected slides": (2, "fd2c8f1d"),
-    "results": (3, "d413a524"),
+    "retrieval": (1, "130db7c8"),
+    "results": (4, "71c0e6d9"),
     "label fractions": (3, "0c1c51d0"),
     "few-shot episodes": (3, "f9c0397a"),
-    "baseline": (2, "47380238"),
-    "cross-validated baseline": (2, "c39b9804"),
+    "baseline": (3, "6c5e2969"),
+    "cross-validated baseline": (3, "ec3e95ac"),
     "metrics": (1, "5978ed96"),
     "config.json of a model folder": (2, "a9a6478a"),
     "environment": (1, "e7952035"),
