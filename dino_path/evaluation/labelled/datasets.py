@@ -93,6 +93,11 @@ class LabelledSet:
         """Of all image files in order: the key under which features may be kept."""
         return hashlib.sha256(self.content.tobytes()).hexdigest()
 
+    @property
+    def has_makers(self) -> bool:
+        """Whether the data name two centres, or two scanners."""
+        return any(one is not None and len(np.unique(one)) > 1 for one in (self.centres, self.scanners))
+
     def part(self, name: str) -> Ints:
         """Indices of the images of one split, ascending."""
         return np.flatnonzero(self.split == name).astype(np.int64)

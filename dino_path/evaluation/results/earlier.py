@@ -10,13 +10,21 @@ from typing import Any, Literal
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
-from dino_path.records.evaluation import AnyEvaluation, FewShotRecord, FractionsRecord, ResultsRecord, read_evaluation
+from dino_path.records.evaluation import (
+    AnyEvaluation,
+    EvaluationRecord,
+    FewShotRecord,
+    FractionsRecord,
+    ResultsRecord,
+    read_evaluation,
+)
 from dino_path.records.feature_kinds import split_kind
+from dino_path.records.robustness import ROBUSTNESS, RobustnessRecord
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 
-Stem = Literal["results", "fractions", "fewshot"]
-STEMS: tuple[Stem, ...] = ("results", "fractions", "fewshot")
+Stem = Literal["results", "fractions", "fewshot", "robustness"]
+STEMS: tuple[Stem, ...] = ("results", "fractions", "fewshot", "robustness")
 END_TO_END = "end-to-end"
 # They say where inputs lie, how fast it goes, or what is compared here by itself.
 NOT_DECISIVE = ("batch_size", "regions", "protocols")
@@ -32,6 +40,7 @@ class Evaluation:
         protocols: that it runs; empty where the stem says it.
         fractions: of the labels; empty where all are used.
         has_baseline: whether the supervised network stands beside them.
+        has_shifts: whether images are looked at under shifts.
     """
 
     stem: Stem
@@ -39,6 +48,7 @@ class Evaluation:
     protocols: Sequence[str]
     fractions: Sequence[float]
     has_baseline: bool
+    has_shifts: bool = False
 
 
 def results_folder(specs: Sequence[str], labelled: LabelledSet, what: str) -> Path:
@@ -77,18 +87,20 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
             )
 
 
-def _read(file: Path) -> AnyEvaluation | None:
+def _read(file: Path) -> AnyEvaluation | RobustnessRecord | None:
     """What is there; results that cannot be read must be known before others may replace them."""
-    return read_evaluation(file) if file.exists() else None
+    if not file.exists():
+        return None
+    return ROBUSTNESS.read(file) if file.stem == "robustness" else read_evaluation(file)
 
 
-def _other_data(record: AnyEvaluation, labelled: LabelledSet) -> list[str]:
+def _other_data(record: EvaluationRecord, labelled: LabelledSet) -> list[str]:
     if record.data.split_digest == labelled.split_digest:
         return []
     return [f"they are of other images, labels or another split ({record.data.name}; {record.data.split_rule})"]
 
 
-def _other_settings(record: AnyEvaluation, config: EvaluationConfig) -> list[str]:
+def _other_settings(record: EvaluationRecord, config: EvaluationConfig) -> list[str]:
     old, new = record.config, as_plain(config)
     return [
         f"evaluation.{key} was {old[key]}, now {new[key]}"
@@ -97,15 +109,17 @@ def _other_settings(record: AnyEvaluation, config: EvaluationConfig) -> list[str
     ]
 
 
-def _left_out(record: AnyEvaluation, evaluation: Evaluation) -> list[str]:
+def _left_out(record: AnyEvaluation | RobustnessRecord, evaluation: Evaluation) -> list[str]:
     specs = [model.spec for model in record.models.values()]
-    rows = () if isinstance(record, FewShotRecord) else record.rows
+    rows = () if isinstance(record, FewShotRecord | RobustnessRecord) else record.rows
     protocols = [row.protocol for row in rows if row.protocol != END_TO_END]
     fractions = [row.fraction for row in record.rows] if isinstance(record, FractionsRecord) else []
     left_out = [f"the model {spec}" for spec in _not_in(specs, evaluation.specs)]
     if evaluation.protocols:
         left_out += [f"the protocol {name}" for name in _not_in(protocols, evaluation.protocols)]
     left_out += [f"the fraction {fraction:g}" for fraction in _not_in(fractions, evaluation.fractions)]
+    if isinstance(record, RobustnessRecord) and record.shifts is not None and not evaluation.has_shifts:
+        left_out.append("what becomes of the images under shifts")
     if isinstance(record, ResultsRecord) and record.has_baseline and not evaluation.has_baseline:
         left_out.append(f"the baseline {record.baseline}")
     return [f"{what} is left out" for what in left_out]

@@ -13,13 +13,15 @@ from dino_path.evaluation.results.earlier import Stem
 from dino_path.features.extractor import Extractor
 from dino_path.records.environment import present_environment
 from dino_path.records.evaluation import FewShotRecord, FractionsRecord, ResultsRecord, write_evaluation
+from dino_path.records.robustness import ROBUSTNESS, RobustnessRecord
 from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 
-SCHEMAS: dict[Stem, type[ResultsRecord | FractionsRecord | FewShotRecord]] = {
+SCHEMAS: dict[Stem, type[ResultsRecord | FractionsRecord | FewShotRecord | RobustnessRecord]] = {
     "results": ResultsRecord,
     "fractions": FractionsRecord,
     "fewshot": FewShotRecord,
+    "robustness": RobustnessRecord,
 }
 SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there is none
 
@@ -63,7 +65,11 @@ def write_results(
     common = {"data": division.record(), "config": as_plain(config), "models": described}
     division.write(out)
     whole = {**common, **record, "environment": present_environment()}
-    write_evaluation(out, SCHEMAS[stem].model_validate(whole))
+    found = SCHEMAS[stem].model_validate(whole)
+    if isinstance(found, RobustnessRecord):
+        ROBUSTNESS.write(out / "robustness.json", found)
+    else:
+        write_evaluation(out, found)
     with atomic_write(out / f"{stem}.csv") as stream:
         csv.writer(stream, lineterminator="\n").writerows(csv_rows)
     with atomic_write(out / f"{stem}.md") as stream:
