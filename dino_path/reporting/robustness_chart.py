@@ -9,7 +9,10 @@ from dino_path.records.robustness import RobustnessRecord, ShiftRow, ShiftsRecor
 from dino_path.run import atomic_write
 
 COLUMN_INCHES, HEIGHT_INCHES, DPI = 2.3, 5.6, 110
-LEAST_SHARE = 0.0  # found again starts here; accuracy where the data do
+UNITS = {  # of a strength, for the axes
+    "haematoxylin": "share", "eosin": "share", "gamma": "power", "blur": "sigma, px", "jpeg": "quality",
+    "resolution": "factor",
+}  # fmt: skip
 
 
 def draw_shifts(record: RobustnessRecord, file: Path) -> None:
@@ -41,8 +44,8 @@ def draw_shifts(record: RobustnessRecord, file: Path) -> None:
         for axis in (above, below):
             axis.set_xticks(range(len(strengths)), strengths, fontsize=8)
             axis.grid(axis="y", alpha=0.3)
-        below.set_ylim(LEAST_SHARE, 1.03)
-        below.set_xlabel("strength", fontsize=8)
+        below.set_ylim(0, 1.03)
+        below.set_xlabel(UNITS[name], fontsize=8)
     axes[0, 0].set_ylabel("balanced accuracy")
     axes[1, 0].set_ylabel("found again")
     figure.suptitle(f"{record.data.title}: {shifts.num_images} test images under shifts", fontsize=11)

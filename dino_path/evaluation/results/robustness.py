@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dino_path.config import EvaluationConfig
@@ -168,9 +169,11 @@ def _notes(
         yield "the data name no two centres or scanners (columns `centre`, `scanner`): shifts are made here instead"
     if curves:
         interval = next(iter(curves.values())).unshifted.interval
+        num_tested = len(np.unique(division.labelled.content[division.tested]))
         yield (
-            f"shifts: {num_shifted} test images; in brackets: {interval}; accuracy of a logistic regression that was"
-            " trained on unchanged images; found again: share of the images whose nearest unchanged image is themselves"
+            f"shifts: {num_shifted} test images{' (a random part)' * (num_shifted < num_tested)}; in brackets: {interval};"
+            " accuracy of a logistic regression that was trained on unchanged images; found again: share of the images"
+            " whose nearest unchanged image is themselves"
         )
         yield from division.notes()
 

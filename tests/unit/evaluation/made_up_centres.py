@@ -1,4 +1,4 @@
-"""Images of three classes from three centres, ten patients each, as features: what is of tissue and what of the centre."""
+"""Images of three classes from three centres, ten patients each, as features: of tissue, centre, patient and noise."""
 
 import numpy as np
 

@@ -40,7 +40,7 @@ def slowly(features, cohort, k):
     margins = []
     for query in range(len(unit)):
         others = [n for n in range(len(unit)) if cohort.groups[n] != cohort.groups[query]]
-        others.sort(key=lambda n: 1 - unit[query] @ unit[n])  # noqa: B023 (used at once)
+        others.sort(key=lambda n: 1 - unit[query] @ unit[n])
         of = {(True, False): [], (False, True): []}
         for place, n in enumerate(others):
             pair = (cohort.labels[n] == cohort.labels[query], cohort.makers[n] == cohort.makers[query])

@@ -227,11 +227,11 @@ def test_camelyon17_wilds_is_split_by_centre_and_leaves_id_val_out(tmp_path, wri
 def test_a_camelyon17_wilds_of_other_values_or_without_images_is_refused(tmp_path, write_image):
     rows = write_wilds(tmp_path / "a", write_image)
     write_table(tmp_path / "a" / "metadata.csv", WILDS_HEADER, [[*row[:-1], 7] for row in rows])
-    with pytest.raises(DataError, match="metadata.csv has split or tumor '7'"):
+    with pytest.raises(DataError, match=r"metadata\.csv has split or tumor '7'"):
         load_labelled(f"camelyon17-wilds:{tmp_path / 'a'}", CONFIG)
     (tmp_path / "b").mkdir()
     write_table(tmp_path / "b" / "metadata.csv", WILDS_HEADER, rows)
-    with pytest.raises(DataError, match="none of the 34 images of metadata.csv is there, first .*patch_patient_004"):
+    with pytest.raises(DataError, match=r"none of the 34 images of metadata\.csv is there, first .*patch_patient_004"):
         load_labelled(f"camelyon17-wilds:{tmp_path / 'b'}", CONFIG)
 
 

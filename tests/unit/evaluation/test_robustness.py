@@ -86,7 +86,7 @@ def test_with_centres_every_figure_stands_on_the_page_and_in_the_files(manifest,
     assert "12 patients of these centres, not over centres" in page
     assert "neither, or chance" in page
     assert not (out / "robustness.png").exists()
-    rows = list(csv.DictReader((out / "robustness.csv").open()))
+    rows = list(csv.DictReader((out / "robustness.csv").read_text().splitlines()))
     assert {row["metric"] for row in rows} == set(first.figures)
     assert {row["interval_over"] for row in rows} == {"12 patients"}
     assert (out / "split.csv").is_file()
