@@ -170,8 +170,9 @@ def _notes(
     if curves:
         interval = next(iter(curves.values())).unshifted.interval
         num_tested = len(np.unique(division.labelled.content[division.tested]))
+        part = " (a random part)" if num_shifted < num_tested else ""
         yield (
-            f"shifts: {num_shifted} test images{' (a random part)' * (num_shifted < num_tested)}; in brackets: {interval};"
+            f"shifts: {num_shifted} test images{part}; in brackets: {interval};"
             " accuracy of a logistic regression that was trained on unchanged images; found again: share of the images"
             " whose nearest unchanged image is themselves"
         )
