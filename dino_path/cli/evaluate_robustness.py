@@ -49,7 +49,7 @@ def robustness(
 ) -> None:
     """How far features hold at other centres and on other scanners, and under changes of stain and image.
 
-    Centres and scanners are columns of the data (`centre`, `scanner`). Without them, or with --shifts, the test images
+    Centres and scanners are columns of the data (centre, scanner). Without them, or with --shifts, the test images
     are looked at again under stain, gamma, blur, JPEG and resolution shifts. Give untrained:MODEL and colour-statistics
     beside your models: docs/robustness.md says how to read the figures.
     """
