@@ -71,7 +71,9 @@ class Shift:
             case "jpeg":
                 bgr = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR)
                 stream = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, int(strength)])[1]
-                return _image(cv2.cvtColor(cv2.imdecode(stream, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+                decoded = cv2.imdecode(stream, cv2.IMREAD_COLOR)
+                assert decoded is not None  # it was encoded here
+                return _image(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB))
             case "resolution":
                 height, width = image_HWC.shape[:2]
                 small = (max(1, round(width / strength)), max(1, round(height / strength)))

@@ -60,7 +60,7 @@ def clustering_score(
         for cell, members in cells.items() if len(members) >= LEAST_PER_CELL
     }  # fmt: skip
     pairs = (combinations(range(len(names)), 2) for names in (cohort.classes, cohort.names))
-    squares = [tuple(product(*pair)) for pair in product(*pairs)]
+    squares = [[(label, maker) for label, maker in product(*pair)] for pair in product(*pairs)]
     squares = [square for square in squares if all(cell in cells for cell in square)]
     if not squares:
         return None

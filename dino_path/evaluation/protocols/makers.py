@@ -206,7 +206,8 @@ def _ratio(part: float, whole: float) -> float:
 def _around_ratio(part_N: Floats, whole_N: Floats) -> Floats:
     """Of the sum of the parts over the sum of the wholes; NaN where the whole is nothing."""
     ratio = _ratio(part_N.sum(), whole_N.sum())
-    return ratio + (part_N - ratio * whole_N) / max(whole_N.mean(), 1e-300)
+    around_N: Floats = ratio + (part_N - ratio * whole_N) / max(whole_N.mean(), 1e-300)
+    return around_N
 
 
 def _around_median(values_N: Floats, units: Units) -> Floats:

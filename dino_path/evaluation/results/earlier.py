@@ -23,7 +23,8 @@ from dino_path.records.robustness import ROBUSTNESS, RobustnessRecord
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 
-Stem = Literal["results", "fractions", "fewshot", "robustness"]
+TableStem = Literal["results", "fractions", "fewshot"]
+Stem = Literal[TableStem, "robustness"]
 STEMS: tuple[Stem, ...] = ("results", "fractions", "fewshot", "robustness")
 END_TO_END = "end-to-end"
 # They say where inputs lie, how fast it goes, or what is compared here by itself.
