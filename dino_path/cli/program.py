@@ -38,7 +38,8 @@ DataSpec = Annotated[
     str,
     typer.Option(
         "--data",
-        help="class folders, manifest CSV, store:STORE, or nct-crc: pcam: mhist: breakhis: bach: + FOLDER",
+        help="class folders, manifest CSV, store:STORE, or nct-crc: pcam: mhist: breakhis: bach: camelyon17-wilds:"
+        " + FOLDER",
     ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is one")]

@@ -20,6 +20,7 @@ from dino_path.config.evaluation import (
     FeatureProtocol,
     FrozenProtocol,
     IndexKind,
+    ShiftName,
 )
 from dino_path.config.model import ModelConfig
 from dino_path.config.monitor import MonitorConfig, WandbConfig
@@ -67,6 +68,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "Section",
+    "ShiftName",
     "SlidesConfig",
     "StageConfig",
     "TargetsConfig",

@@ -238,6 +238,11 @@ def paired_difference(metrics: Metrics, reference: Metrics) -> dict[str, Score]:
 
 def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int) -> Score:
     """Mean of a value between 0 and 1 of each image, with its interval."""
+    return sample_of_mean(values_N, units, num_bootstrap=num_bootstrap, seed=seed).score()
+
+
+def sample_of_mean(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int) -> Sample:
+    """Mean of any value of each image, and how it varies with the units that were drawn."""
     total_G = np.bincount(units.index, values_N, minlength=units.count)
     count_G = np.bincount(units.index, minlength=units.count)
     draws = [(weights @ total_G) / (weights @ count_G) for weights in _resamples(units, num_bootstrap, seed)]
@@ -245,7 +250,7 @@ def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int)
     with np.errstate(invalid="ignore"):
         without_G = (total_G.sum() - total_G) / (len(values_N) - count_G)
     left_out = LeftOut(without_G - value, (value - values_N) / rest, degrees_of_freedom(count_G[:, None]))
-    return Sample(value, np.concatenate(draws), left_out).score()
+    return Sample(value, np.concatenate(draws), left_out)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,32 @@ from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.division import divide
-from dino_path.records.evaluation import AnyEvaluation, FewShotRecord, FractionsRecord, ResultsRecord, read_evaluation
+from dino_path.records.evaluation import (
+    FEWSHOT,
+    FRACTIONS,
+    RESULTS,
+    AnyEvaluation,
+    EvaluationRecord,
+    FractionsRecord,
+    ResultsRecord,
+)
 from dino_path.records.feature_kinds import split_kind
+from dino_path.records.format import Format
 from dino_path.records.retrieval import RETRIEVAL, RetrievalRecord
+from dino_path.records.robustness import ROBUSTNESS, RobustnessRecord
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 
-Stem = Literal["results", "fractions", "fewshot"]
-AnyStem = Literal[Stem, "retrieval"]
-STEMS: tuple[AnyStem, ...] = ("results", "fractions", "fewshot", "retrieval")
+TableStem = Literal["results", "fractions", "fewshot"]
+Stem = Literal[TableStem, "retrieval", "robustness"]
+AnyRecord = AnyEvaluation | RetrievalRecord | RobustnessRecord
+FORMATS: dict[Stem, Format[Any]] = {
+    "results": RESULTS,
+    "fractions": FRACTIONS,
+    "fewshot": FEWSHOT,
+    "retrieval": RETRIEVAL,
+    "robustness": ROBUSTNESS,
+}
 END_TO_END = "end-to-end"
 # They say where inputs lie, how fast it goes, or what is compared here by itself.
 NOT_DECISIVE = ("batch_size", "regions", "protocols")
@@ -35,13 +52,15 @@ class Evaluation:
         protocols: that it runs; empty where the stem says it.
         fractions: of the labels; empty where all are used.
         has_baseline: whether the supervised network stands beside them.
+        has_shifts: whether images are looked at under shifts.
     """
 
-    stem: AnyStem
+    stem: Stem
     specs: Sequence[str]
     protocols: Sequence[str]
     fractions: Sequence[float]
     has_baseline: bool
+    has_shifts: bool = False
 
 
 def results_folder(specs: Sequence[str], labelled: LabelledSet, what: str) -> Path:
@@ -64,11 +83,11 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
         DataError: there are results of other data, settings, models or protocols, which the new ones do not hold.
     """
     labelled = divide(labelled, config).labelled  # results of a cross-validation are of the folds
-    for stem in STEMS:
+    for stem, file_format in FORMATS.items():
         file = out / f"{stem}.json"
-        record = _read(file)
-        if record is None:
+        if not file.exists():
             continue
+        record = file_format.read(file)  # what cannot be read must be known before something else replaces it
         lost = _other_data(record, labelled)
         if stem == evaluation.stem:
             lost += [*_other_settings(record, config), *_left_out(record, evaluation)]
@@ -81,20 +100,13 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
             )
 
 
-def _read(file: Path) -> AnyEvaluation | RetrievalRecord | None:
-    """What is there; results that cannot be read must be known before others may replace them."""
-    if not file.exists():
-        return None
-    return RETRIEVAL.read(file) if file.name == "retrieval.json" else read_evaluation(file)
-
-
-def _other_data(record: AnyEvaluation | RetrievalRecord, labelled: LabelledSet) -> list[str]:
+def _other_data(record: EvaluationRecord, labelled: LabelledSet) -> list[str]:
     if record.data.split_digest == labelled.split_digest:
         return []
     return [f"they are of other images, labels or another split ({record.data.name}; {record.data.split_rule})"]
 
 
-def _other_settings(record: AnyEvaluation | RetrievalRecord, config: EvaluationConfig) -> list[str]:
+def _other_settings(record: EvaluationRecord, config: EvaluationConfig) -> list[str]:
     old, new = record.config, as_plain(config)
     return [
         f"evaluation.{key} was {old[key]}, now {new[key]}"
@@ -103,15 +115,17 @@ def _other_settings(record: AnyEvaluation | RetrievalRecord, config: EvaluationC
     ]
 
 
-def _left_out(record: AnyEvaluation | RetrievalRecord, evaluation: Evaluation) -> list[str]:
+def _left_out(record: AnyRecord, evaluation: Evaluation) -> list[str]:
     specs = [model.spec for model in record.models.values()]
-    rows = () if isinstance(record, FewShotRecord | RetrievalRecord) else record.rows
+    rows = record.rows if isinstance(record, ResultsRecord | FractionsRecord) else ()
     protocols = [row.protocol for row in rows if row.protocol != END_TO_END]
     fractions = [row.fraction for row in record.rows] if isinstance(record, FractionsRecord) else []
     left_out = [f"the model {spec}" for spec in _not_in(specs, evaluation.specs)]
     if evaluation.protocols:
         left_out += [f"the protocol {name}" for name in _not_in(protocols, evaluation.protocols)]
     left_out += [f"the fraction {fraction:g}" for fraction in _not_in(fractions, evaluation.fractions)]
+    if isinstance(record, RobustnessRecord) and record.shifts is not None and not evaluation.has_shifts:
+        left_out.append("what becomes of the images under shifts")
     if isinstance(record, ResultsRecord) and record.has_baseline and not evaluation.has_baseline:
         left_out.append(f"the baseline {record.baseline}")
     return [f"{what} is left out" for what in left_out]

@@ -20,6 +20,7 @@ from dino_path.records.labelled import ScoreRecord
 from dino_path.records.metrics import METRICS
 from dino_path.records.model_folder import MODEL
 from dino_path.records.retrieval import RETRIEVAL
+from dino_path.records.robustness import ROBUSTNESS
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
@@ -27,7 +28,7 @@ from dino_path.records.verdict import VERDICT
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL,
+    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL, ROBUSTNESS,
 ]  # fmt: skip
 
 
@@ -100,8 +101,9 @@ def test_a_slide_record_comes_back_as_it_went_and_without_a_version_is_of_the_fi
     record = SlideRecord("a", "a.svs", "done", bounds_origin=(3, 4), pictured=(0, 0, 5, 6), flags=("odd",), num_tiles=7)
     write_slide_record(tmp_path / "a.json", record)
     written = json.loads((tmp_path / "a.json").read_text())
-    assert (written.pop("format_version"), read_slide_record(tmp_path / "a.json")) == (1, record)
-    (tmp_path / "a.json").write_text(json.dumps(written))
+    assert (written.pop("format_version"), read_slide_record(tmp_path / "a.json")) == (2, record)
+    of_version_1 = {name: value for name, value in written.items() if name not in ("centre", "scanner")}
+    (tmp_path / "a.json").write_text(json.dumps(of_version_1))
     assert read_slide_record(tmp_path / "a.json") == record
 
 
@@ -169,7 +171,8 @@ FIELDS = {
     "verdict": (1, "87f3f471"),
     "embedding": (2, "3b893a31"),
     "start of a run": (1, "8d64cea7"),
-    "slide record": (1, "8b7cdd72"),
+    "slide record": (2, "30a911a5"),
+    "robustness": (1, "ee85780a"),
     "tile store": (2, "c42a2f80"),
     "list of expected slides": (2, "fd2c8f1d"),
     "retrieval": (1, "130db7c8"),
