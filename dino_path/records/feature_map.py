@@ -1,7 +1,7 @@
 """A map of features, inside the page that `dino-path map` writes: one file for people and for programs.
 
-`map.html` holds the record as JSON in `<script type="application/json" class="feature-map-data">`. Columns of numbers are
-base64 of little-endian integers: tens of thousands of tiles stay small, and the browser reads them as they are.
+`map.html` holds the record as JSON in `<script type="application/json" class="feature-map-data">`. Columns of numbers
+are base64 of little-endian integers: tens of thousands of tiles stay small, and the browser reads them as they are.
 """
 
 from __future__ import annotations

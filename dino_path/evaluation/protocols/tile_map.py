@@ -1,9 +1,9 @@
 """Features in two dimensions, and who is near whom in all of them.
 
-The layout is t-SNE (van der Maaten and Hinton 2008) as Kobak and Berens (Nature Communications 2019) advise for many
-points: features at length 1, their first 50 principal components, those of largest variance as the start, perplexity 30,
-learning rate N / 12 (Belkina et al. 2019). openTSNE computes it from FAISS's exact neighbours; the same features and seed
-give the same map.
+The layout is t-SNE (van der Maaten and Hinton 2008) as Kobak and Berens (Nature Communications 2019) advise it for many
+points: features at length 1, their first 50 principal components, the first two of them as the start, perplexity 30,
+and a learning rate that grows with N (Belkina et al. 2019; openTSNE's own rule). openTSNE computes it from FAISS's exact
+neighbours; the same features and seed give the same map.
 
 Shape suffixes: N tiles, D features, K neighbours, C clusters.
 """
@@ -162,7 +162,7 @@ def agreement(code_N: Ints, group_N: Ints, neighbour_NK: Ints) -> tuple[float, f
     is_alike_NK = (code_N[neighbour_NK] == code_N[:, None]) & is_there_NK
     num_of_code = np.bincount(code_N)
     num_of_group = np.bincount(group_N)
-    pairs, number_N, num_of_pair = np.unique(
+    _, number_N, num_of_pair = np.unique(
         np.stack([code_N, group_N]), axis=1, return_inverse=True, return_counts=True
     )  # fmt: skip
     num_others_N = len(code_N) - num_of_group[group_N]
@@ -182,8 +182,9 @@ def clusters(features_ND: Floats, num_clusters: int, *, seed: int) -> Ints:
         min_points_per_centroid=1,
     )  # fmt: skip
     kmeans.train(unit_ND)
-    found_N = _search(unit_ND, np.ascontiguousarray(kmeans.centroids), 1)[1][:, 0]
-    order_C = np.argsort(-np.bincount(found_N, minlength=len(kmeans.centroids)), kind="stable")
-    rank_C = np.empty_like(order_C)
+    centroid_CD = np.asarray(kmeans.centroids, np.float32)
+    found_N = _search(unit_ND, centroid_CD, 1)[1][:, 0]
+    order_C = np.argsort(-np.bincount(found_N, minlength=len(centroid_CD)), kind="stable")
+    rank_C = np.empty(len(order_C), np.int64)
     rank_C[order_C] = np.arange(len(order_C))
-    return rank_C[found_N].astype(np.int64)
+    return rank_C[found_N]

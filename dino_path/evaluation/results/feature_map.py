@@ -235,9 +235,7 @@ def _small(
 def _at(pictures: Sequence[NDArray[np.uint8]], edge_px: int) -> list[NDArray[np.uint8]]:
     if pictures[0].shape[0] == edge_px:
         return list(pictures)
-    return [
-        np.asarray(cv2.resize(one, (edge_px, edge_px), interpolation=cv2.INTER_AREA), np.uint8) for one in pictures
-    ]
+    return [np.asarray(cv2.resize(one, (edge_px, edge_px), interpolation=cv2.INTER_AREA), np.uint8) for one in pictures]
 
 
 def _sheets(pictures: Sequence[NDArray[np.uint8]]) -> list[bytes]:

@@ -71,9 +71,10 @@ class MapTiles:
     @property
     def store_rows(self) -> tuple[TileStore, Ints] | None:
         """The tile store that the tiles lie in, and their numbers there; None where they are image files."""
-        source, rows = self.source, self.rows
-        while isinstance(source, Subset):
-            source, rows = source.source, source.indices[rows]
+        place: tuple[TileSource, Ints] = self.source, self.rows
+        while isinstance(source := place[0], Subset):
+            place = source.source, source.indices[place[1]]
+        source, rows = place
         return (source, rows) if isinstance(source, TileStore) else None
 
 
@@ -195,14 +196,14 @@ def tiles_of_source(path: Path, table: Table | None, part: str | None, most: int
 
 def draw(group_N: NDArray[np.integer], most: int, *, seed: int) -> Ints:
     """At most `most` numbers below N, ascending: as many of every group as of any other, as far as it has them."""
+    if len(group_N) <= most:
+        return np.arange(len(group_N), dtype=np.int64)
     counts = np.bincount(group_N)
     quotas = even_quotas(counts, most)
-    if (quotas == counts).all():
-        return np.arange(len(group_N), dtype=np.int64)
     random = np.random.default_rng(seed)
     order = np.argsort(group_N, kind="stable")
     starts = np.cumsum(counts) - counts
-    drawn = [
+    drawn: list[Ints] = [
         order[start + random.choice(count, quota, replace=False)]
         for start, count, quota in zip(starts, counts, quotas, strict=True)
         if quota
@@ -219,7 +220,7 @@ def even_quotas(counts: NDArray[np.integer], total: int) -> Ints:
     while low < high:  # the largest number that each can give
         middle = (low + high + 1) // 2
         low, high = (middle, high) if int(np.minimum(counts, middle).sum()) <= total else (low, middle - 1)
-    quotas = np.minimum(counts, low).astype(np.int64)
+    quotas: Ints = np.minimum(counts, low).astype(np.int64)
     more = np.flatnonzero(counts > low)[: total - int(quotas.sum())]
     quotas[more] += 1
     return quotas
