@@ -18,11 +18,11 @@ function startFeatureMap(section) {
   const unitColumn = columns.find(column => column.title === map.unit) ?? null;
 
   const stage = find("stage"), base = find("points"), over = find("over"), tip = find("tip"), live = find("live");
-  const baseContext = base.getContext("2d", { alpha: false }), overContext = over.getContext("2d");
+  const baseContext = base.getContext("2d", { alpha: false, willReadFrequently: true }), overContext = over.getContext("2d");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const state = {
     column: columns[0], chosen: new Set(), search: "", width: 0, height: 0, ratio: 1, scale: 1, left: 0, top: 0, fit: 1,
-    hovered: -1, selected: -1, before: [], pictures: false, printing: false, fresh: false,
+    hovered: -1, selected: -1, before: [], pictures: false, fresh: false,
   };
   const colourOf = new Uint8Array(n), isLit = new Uint8Array(n);
 
@@ -91,9 +91,17 @@ function startFeatureMap(section) {
     }
     return { reach, dx: Int32Array.from(dx), dy: Int32Array.from(dy), cover };
   }
-  function css(name) { return getComputedStyle(section).getPropertyValue(name).trim(); }
-  function rgb(name) { return [1, 3, 5].map(at => parseInt(css(name).slice(at, at + 2), 16)); }
   const colourName = number => number === OTHERS ? "--fm-others" : "--fm-" + number;
+  let theme = null;  // the colours as the style has them now; null: the scheme has changed
+  function css(name) {
+    if (theme === null) {
+      const style = getComputedStyle(section), names = ["--fm-card", "--fm-ink", "--fm-dim"];
+      for (let number = 0; number <= OTHERS; number++) names.push(colourName(number));
+      theme = Object.fromEntries(names.map(each => [each, style.getPropertyValue(each).trim()]));
+    }
+    return theme[name];
+  }
+  function rgb(name) { return [1, 3, 5].map(at => parseInt(css(name).slice(at, at + 2), 16)); }
 
   function classify() {
     const { column, chosen, search } = state, slides = unitColumn;
@@ -301,7 +309,7 @@ function startFeatureMap(section) {
     panel.hidden = i < 0;
     if (i < 0) { panel.replaceChildren(); return; }
     const found = neighboursOf(i), same = found.filter(j => state.column.codes[j] === state.column.codes[i]).length;
-    const heading = element("h3", { tabindex: "-1" }, "Tile ", element("span", {}, nameOf(i)));
+    const heading = element("h3", { tabindex: "-1" }, unitColumn === null ? nameOf(i) : "Tile of " + nameOf(i));
     const items = found.map((j, place) => {
       const cosine = (similarity[i * k + place] / COSINE_STEPS).toFixed(3);
       const text = element("span", {}, element("b", {}, unitColumn === null ? placeOf(j) : valueOf(unitColumn, j)),
@@ -478,9 +486,11 @@ function startFeatureMap(section) {
   if (search !== null) search.addEventListener("input", () => { state.search = search.value.trim().toLowerCase(); classify(); });
   if (search !== null && unitColumn !== null)
     find("units").replaceChildren(...unitColumn.names.map(name => element("option", { value: name })));
-  dark.addEventListener("change", () => { stampsFor = ""; draw(); });
+  dark.addEventListener("change", () => { theme = null; draw(); });
   for (const moment of ["beforeprint", "afterprint"]) addEventListener(moment, () => {
     section.classList.toggle("fm-printed", moment === "beforeprint");
+    theme = null;
+    resize();
     state.fresh = false;
     drawNow();
   });
