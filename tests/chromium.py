@@ -141,7 +141,8 @@ def chromium_page(folder: Path) -> Iterator[Page]:
         pytest.skip(f"none of {', '.join(PROGRAMS)} is installed")
     words = [
         program, "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={folder}", "--no-sandbox",
-        "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--hide-scrollbars",
+        "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
+        "--hide-scrollbars",
     ]  # fmt: skip
     # The browser reads from 3 and writes to 4; ours must be none of these.
     browser_reads, to_browser = _high_pipe()

@@ -1,9 +1,9 @@
 """Features in two dimensions, and who is near whom in all of them.
 
 The layout is t-SNE (van der Maaten and Hinton 2008) as Kobak and Berens (Nature Communications 2019) advise it for many
-points: features at length 1, their first 50 principal components, the first two of them as the start, perplexity 30, and
-a learning rate that grows with N (Belkina et al. 2019; openTSNE's own rule). openTSNE computes it from FAISS's exact
-neighbours; the same features and seed give the same map.
+points: features at length 1, their first 50 principal components, the first two of them as the start, perplexity 30,
+and a learning rate that grows with N (Belkina et al. 2019; openTSNE's own rule). openTSNE computes it from the exact
+neighbours that FAISS finds; the same features and seed give the same map.
 
 Shape suffixes: N tiles, D features, K neighbours, C clusters.
 """
