@@ -458,7 +458,7 @@ function startFeatureMap(section) {
   const KEYS = {
     ArrowLeft: () => step(-1, 0), ArrowRight: () => step(1, 0), ArrowUp: () => step(0, -1), ArrowDown: () => step(0, 1),
     "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), "0": home, Home: home,
-    Enter: () => { if (state.hovered >= 0) { state.before = []; select(state.hovered); } },
+    Enter: () => { if (state.hovered >= 0) { state.before = []; select(state.hovered, true); } },
     Escape: () => { state.before = []; hover(-1); select(-1); },
   };
   KEYS[" "] = KEYS.Enter;
@@ -469,6 +469,11 @@ function startFeatureMap(section) {
     act();
   });
   over.addEventListener("blur", () => hover(-1));
+  find("detail").addEventListener("keydown", event => {
+    if (event.key !== "Escape") return;
+    KEYS.Escape();
+    over.focus();
+  });
 
   find("in").addEventListener("click", () => zoom(1.5));
   find("out").addEventListener("click", () => zoom(1 / 1.5));

@@ -110,6 +110,8 @@ def _made(record: FeatureMapRecord) -> Iterator[str]:
         f"Neighbours: the {record.num_neighbours} tiles of other {record.unit}s of highest cosine similarity to the"
         " tile's features, found exactly, in all dimensions."
     )
+    if record.tile_um is not None:
+        yield f"A tile is {record.tile_um:g} um wide."
     if record.x_level0 is not None:
         yield "Places are the tiles' top-left corners in their slides, in pixels of level 0."
     if record.unit == "image":

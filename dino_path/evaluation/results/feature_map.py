@@ -178,7 +178,7 @@ def make_map(
         similarity=packed(np.rint(cosine_MK * COSINE_STEPS), "i2"),
         pictures=PicturesRecord(edge_px=EDGES_PX[-1], per_row=SHEET_ROWS, tiles="", sheets=()),
     )
-    budget = PAGE_BYTES - FRAME_BYTES - len(record.model_dump_json())
+    budget = PAGE_BYTES - FRAME_BYTES - len(record.model_dump_json().encode())
     return record.model_copy(update={"pictures": thumbnails(tiles.drawn, budget, num_workers=num_workers)})
 
 

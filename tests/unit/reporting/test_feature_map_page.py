@@ -201,13 +201,19 @@ def test_the_keyboard_walks_from_tile_to_tile_and_opens_neighbours(page: Page) -
     page.key("Enter")
     assert state(page, "selected") == second
     assert page.run("document.querySelectorAll('.fm-detail li').length") == 10
+    assert page.run("document.activeElement === document.querySelector('.fm-detail h3')")
+    page.key("Tab")
+    assert page.run("document.activeElement === document.querySelector('.fm-detail li button')")
+    page.run("document.querySelector('.fm-over').focus()")
     scale = page.run(f"{MAP}.state.scale")
     page.key("+")
     assert page.run(f"{MAP}.state.scale") > scale
     page.key("0")
     assert page.run(f"{MAP}.state.scale") == pytest.approx(scale)
+    page.run("document.querySelector('.fm-detail li button').focus()")
     page.key("Escape")
     assert state(page, "selected") == -1
+    assert page.run("document.activeElement === document.querySelector('.fm-over')")
     assert page.run("document.querySelector('.fm-detail').hidden")
     names = page.run(
         "[...document.querySelectorAll('.feature-map :is(button, input, canvas[tabindex])')].map(one =>"
