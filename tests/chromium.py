@@ -95,6 +95,11 @@ class Page:
         self.call("Input.dispatchKeyEvent", type="keyUp", key=name, windowsVirtualKeyCode=code)
         self.settle()
 
+    def cpu_s(self) -> float:
+        """Seconds of CPU that the page's main thread has used, by the clock that `Performance.enable` names."""
+        metrics = self.call("Performance.getMetrics")["metrics"]
+        return float(next(one["value"] for one in metrics if one["name"] == "ThreadTime"))
+
     def look(self, *, width: int, height: int, media: str = "", scheme: str = "light") -> None:
         """Set the window's size in px, the medium ("print") and the colour scheme."""
         self.call(

@@ -62,9 +62,9 @@ def test_a_manifest_brings_classes_patients_split_and_its_further_columns(manife
     some = tiles_of_labelled(str(manifest), labelled, None, None, 20, seed=0)
     assert np.bincount(some.group_M).tolist() == [2] * 10
     assert some.content == hashlib.sha256(labelled.content[some.rows].tobytes()).hexdigest()
-    test = tiles_of_labelled(str(manifest), labelled, None, "test", 100, seed=0)
-    assert "split" not in test.columns
-    assert test.rows.tolist() == labelled.part("test").tolist()
+    train = tiles_of_labelled(str(manifest), labelled, None, "train", 100, seed=0)
+    assert "split" not in train.columns
+    assert train.rows.tolist() == labelled.part("train").tolist()
 
 
 def test_a_table_adds_columns_by_path_or_by_patient_and_must_fit(manifest: Path, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_thumbnails_are_as_large_as_the_budget_allows_and_then_fewer(tmp_path: P
         image = np.full((40, 48, 3), (number % 256, number // 256 * 80, 90), np.uint8)
         (folder / f"{number:03d}.png").write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
     source = open_tiles(folder)
-    large, small, few = (thumbnails(source, budget, num_workers=0) for budget in (10_000_000, 100_000, 20_000))
+    large, small, few = (thumbnails(source, budget, num_workers=0) for budget in (10_000_000, 100_000, 5_000))
     assert large.edge_px == 96
     assert large.tiles == ""
     assert small.edge_px < 96
@@ -118,7 +118,7 @@ def test_thumbnails_are_as_large_as_the_budget_allows_and_then_fewer(tmp_path: P
     shown = unpacked(few.tiles, "u2")
     assert 0 < len(shown) < 700
     assert shown[-1] == 699
-    for pictures, budget in ((large, 10_000_000), (small, 100_000), (few, 20_000)):
+    for pictures, budget in ((large, 10_000_000), (small, 100_000), (few, 5_000)):
         assert sum(map(len, pictures.sheets)) < budget
         assert budget > 1_000_000 or sum(map(len, pictures.sheets)) > budget / 4
     sheets = [

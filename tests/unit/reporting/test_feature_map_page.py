@@ -269,8 +269,11 @@ def test_fifty_thousand_tiles_are_drawn_at_an_interactive_rate(browser: Page, tm
     browser.errors.clear()
     browser.look(width=1200, height=900)
     browser.open(file)
-    times_ms = browser.run(f"Array.from({{length: 30}}, () => {MAP}.frame())")
-    # The best of 30: what others do on the machine at the same time is not the page's.
-    print(f"frame of 50,000 tiles: best {min(times_ms):.1f} ms, median {sorted(times_ms)[15]:.1f} ms")  # noqa: T201
-    assert min(times_ms) < 33
+    browser.call("Performance.enable", timeDomain="threadTicks")  # what others do on the machine does not count
+    browser.run(f"{MAP}.frame()")
+    before_s = browser.cpu_s()
+    browser.run(f"Array.from({{length: 30}}, () => {MAP}.frame()).length")
+    per_frame_ms = (browser.cpu_s() - before_s) / 30 * 1000
+    print(f"{per_frame_ms:.1f} ms of CPU for a frame of 50,000 tiles")  # noqa: T201
+    assert per_frame_ms < 33
     assert browser.errors == []
