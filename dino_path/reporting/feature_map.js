@@ -267,7 +267,7 @@ function startFeatureMap(section) {
   const nameOf = i => unitColumn === null ? placeOf(i) : `${map.unit} ${valueOf(unitColumn, i)}, ${placeOf(i)}`;
   const neighboursOf = i => Array.from(neighbours.subarray(i * k, i * k + k)).filter(j => j !== NONE);
   const factsOf = i => [
-    ...columns.map(column => [column.title, valueOf(column, i)]), [xLevel0 === null ? "file" : "place at level 0", placeOf(i)],
+    ...columns.map(column => [column.title, valueOf(column, i)]), [xLevel0 === null ? "file" : "place", placeOf(i)],
   ];
   const factList = i => element("dl", {}, ...factsOf(i).flatMap(([key, value]) => [element("dt", {}, key), element("dd", {}, value)]));
 

@@ -156,7 +156,7 @@ def _search(query_QD: Floats, unit_ND: Floats, k: int) -> tuple[Floats, Ints]:
 def agreement(code_N: Ints, group_N: Ints, neighbour_NK: Ints) -> tuple[float, float]:
     """Of tiles' neighbours the share with the tile's own code; and the same were they drawn from all other groups.
 
-    Tiles without neighbours (-1) do not count.
+    Tiles without neighbours (-1) do not count; both are 0 where no tile has any.
     """
     is_there_NK = neighbour_NK >= 0
     is_alike_NK = (code_N[neighbour_NK] == code_N[:, None]) & is_there_NK
@@ -169,7 +169,7 @@ def agreement(code_N: Ints, group_N: Ints, neighbour_NK: Ints) -> tuple[float, f
     num_alike_N = num_of_code[code_N] - num_of_pair[number_N.ravel()]
     has_others_N = num_others_N > 0
     if not has_others_N.any():
-        return float("nan"), float("nan")
+        return 0.0, 0.0
     chance = (num_alike_N[has_others_N] / num_others_N[has_others_N]).mean()
     return float(is_alike_NK.sum() / is_there_NK.sum()), float(chance)
 

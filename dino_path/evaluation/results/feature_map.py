@@ -264,18 +264,20 @@ def _column(
     """A column with its values by frequency.
 
     Args:
-        decides: say nothing of neighbours: they differ in it by definition, or it was made of the same features.
+        decides: say nothing of neighbours: they differ in it by definition, or it was made of the same features. So it
+            is where no value occurs in two slides.
     """
     names = [name for name, _ in sorted(Counter(values).items(), key=lambda item: (-item[1], item[0]))]
     number_of = {name: number for number, name in enumerate(names)}
     code_M = np.array([number_of[value] for value in values], np.int64)
-    alike, by_chance = (float("nan"),) * 2 if decides else agreement(code_M, group_M, neighbour_MK)
+    alike, by_chance = (0.0, 0.0) if decides else agreement(code_M, group_M, neighbour_MK)
+    says_something = by_chance > 0
     return ColumnRecord(
         title=title,
         names=tuple(names),
         codes=packed(code_M, "u2"),
-        alike=None if math.isnan(alike) else alike,
-        alike_by_chance=None if math.isnan(by_chance) else by_chance,
+        alike=alike if says_something else None,
+        alike_by_chance=by_chance if says_something else None,
     )
 
 

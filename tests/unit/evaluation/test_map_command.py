@@ -77,6 +77,7 @@ def test_a_store_becomes_a_page_and_feature_files_give_the_same_map(run: Run, pl
     neighbours = unpacked(record.neighbours, "u2").reshape(90, 10)
     assert (neighbours != NONE).all()
     assert (slide[neighbours] != slide[:, None]).all()
+    assert record.columns[1].alike is None, "every patient has one slide"
     centre = unpacked(record.columns[3].codes, "u2")
     assert record.columns[3].alike == pytest.approx((centre[neighbours] == centre[:, None]).mean())
 

@@ -71,7 +71,7 @@ def test_agreement_counts_alike_neighbours_and_chance_is_of_all_other_groups() -
     assert alike == pytest.approx((1 + 1 + 2 + 1 + 1) / 10)
     # By tile: others of the same code among tiles of other groups.
     assert chance == pytest.approx(np.mean([1 / 3, 1 / 3, 2 / 3, 2 / 4, 2 / 4, 2 / 5]))
-    assert np.isnan(agreement(code, np.zeros(6, np.int64), np.full((6, 2), -1))).all()
+    assert agreement(code, np.zeros(6, np.int64), np.full((6, 2), -1)) == (0, 0)
 
 
 def test_principal_components_are_those_of_a_singular_value_decomposition() -> None:
