@@ -67,9 +67,9 @@ def draw_map(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw tiles in two dimensions by their features, as one HTML page.
+    """Draw a map of tiles by their features.
 
-    It opens without a network: colours by class, slide, patient and cluster, thumbnails, and each tile's nearest
+    One HTML page, which opens without a network: colours by class, slide, patient and cluster, thumbnails, and each tile's nearest
     neighbours from other slides.
     """
     log_to(None, is_quiet=quiet)
