@@ -69,8 +69,8 @@ def draw_map(
 ) -> None:
     """Draw a map of tiles by their features.
 
-    One HTML page, which opens without a network: colours by class, slide, patient and cluster, thumbnails, and each tile's nearest
-    neighbours from other slides.
+    One HTML page, which opens without a network: colours by class, slide, patient and cluster, thumbnails, and each
+    tile's nearest neighbours from other slides.
     """
     log_to(None, is_quiet=quiet)
     specs, overrides = split_arguments(model)

@@ -199,8 +199,8 @@ def draw(group_N: NDArray[np.integer], most: int, *, seed: int) -> Ints:
     if len(group_N) <= most:
         return np.arange(len(group_N), dtype=np.int64)
     counts = np.bincount(group_N)
-    quotas = even_quotas(counts, most)
     random = np.random.default_rng(seed)
+    quotas = even_quotas(counts, most, random)
     order = np.argsort(group_N, kind="stable")
     starts = np.cumsum(counts) - counts
     drawn: list[Ints] = [
@@ -211,18 +211,18 @@ def draw(group_N: NDArray[np.integer], most: int, *, seed: int) -> Ints:
     return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
-def even_quotas(counts: NDArray[np.integer], total: int) -> Ints:
+def even_quotas(counts: NDArray[np.integer], total: int, random: np.random.Generator) -> Ints:
     """How many to take of each, together `total` or all that there are: the same number, or all where there are fewer.
 
-    What is left of `total` after that goes to the first that have more, one each.
+    What is left of `total` after that goes to some that have more, one each, drawn at random.
     """
     low, high = 0, int(counts.max())
     while low < high:  # the largest number that each can give
         middle = (low + high + 1) // 2
         low, high = (middle, high) if int(np.minimum(counts, middle).sum()) <= total else (low, middle - 1)
     quotas: Ints = np.minimum(counts, low).astype(np.int64)
-    more = np.flatnonzero(counts > low)[: total - int(quotas.sum())]
-    quotas[more] += 1
+    more = np.flatnonzero(counts > low)
+    quotas[random.choice(more, min(len(more), total - int(quotas.sum())), replace=False)] += 1
     return quotas
 
 
