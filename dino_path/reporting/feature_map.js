@@ -319,8 +319,9 @@ function startFeatureMap(section) {
       button.addEventListener("click", () => { state.before.push(i); select(j, true); });
       return element("li", {}, button);
     });
-    const title = found.length === 0 ? `There are no tiles of other ${map.unit}s.`
-      : `The ${found.length} nearest tiles of other ${map.unit}s` + (state.column === unitColumn || state.column.title === "cluster" ? ""
+    const others = map.unit === "image" ? "other tiles" : `tiles of other ${map.unit}s`;
+    const title = found.length === 0 ? `There are no ${others}.`
+      : `The ${found.length} nearest ${others}` + (state.column === unitColumn || state.column.title === "cluster" ? ""
         : `: ${same} of ${found.length} have its ${state.column.title}`);
     const buttons = element("p", { class: "fm-row" });
     const button = (text, act) => { const made = element("button", { type: "button" }, text); made.addEventListener("click", act); buttons.append(made); };
