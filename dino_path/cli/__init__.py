@@ -4,6 +4,7 @@
 from dino_path.cli import (  # isort: skip
     pretraining,
     extractor,
+    feature_map,
     baseline,
     evaluate,
     evaluate_retrieval,
@@ -24,6 +25,7 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_robustness",
     "extractor",
+    "feature_map",
     "main",
     "pretraining",
     "program",

@@ -42,6 +42,7 @@ DOORS: dict[str, set[str]] = {
     "h5py": {"features"},
     "faiss": {"evaluation"},
     "sklearn": {"evaluation"},
+    "openTSNE": {"evaluation"},
     "safetensors": {"export"},
     "onnx": {"export"},
     "onnxruntime": {"export"},

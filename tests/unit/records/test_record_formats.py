@@ -14,6 +14,7 @@ from dino_path.records.best import BEST
 from dino_path.records.embedding import EMBEDDING
 from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
+from dino_path.records.feature_map import FEATURE_MAP
 from dino_path.records.format import Format, Record, Tree
 from dino_path.records.guide import GUIDE, GUIDE_FEATURES
 from dino_path.records.labelled import ScoreRecord
@@ -29,6 +30,7 @@ from dino_path.records.verdict import VERDICT
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
     START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL, ROBUSTNESS,
+    FEATURE_MAP,
 ]  # fmt: skip
 
 
@@ -186,6 +188,7 @@ FIELDS = {
     "environment": (1, "e7952035"),
     "guide.json": (1, "a62ca6e0"),
     "features.json": (1, "a1b84862"),
+    "feature map": (1, "0b871a8d"),
 }
 
 
