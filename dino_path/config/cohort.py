@@ -20,7 +20,8 @@ class CohortConfig(Section):
         None, description="what is predicted; null: whichever the table has. A table that has both needs it"
     )
     unit: CaseUnit = Field(
-        "slide", description="what has one label: `patient` takes all slides of a patient together; survival always does"
+        "slide",
+        description="what has one label: `patient` takes all slides of a patient together; survival always does",
     )
     ordered_classes: tuple[str, ...] = Field(
         (), description="the classes from low to high, for quadratic kappa; whole numbers as labels have their order"

@@ -1,8 +1,8 @@
 """Feature files of slides, whoever wrote them, as bags of tiles that are read piece by piece.
 
-Read are `.h5` files with `features` (N, D) and `coords` (N, 2), as `dino-path embed`, TRIDENT and CLAM write them (STAMP
-calls the first `feats`), and CLAM's `.pt` files, which hold a plain tensor and are opened with `weights_only`. Torch is
-imported for `.pt` files only: bad input is refused before.
+Read are `.h5` files with `features` (N, D) and `coords` (N, 2), as `dino-path embed`, TRIDENT and CLAM write them
+(STAMP calls the first `feats`), and CLAM's `.pt` files, which hold a plain tensor and are opened with `weights_only`.
+Torch is imported for `.pt` files only.
 
 Shape suffixes: N tiles of a slide, D features.
 """
@@ -75,7 +75,7 @@ class Bag:
         Raises:
             DataError: the file cannot be read any more, or holds numbers that are not finite.
         """
-        with _opened(self.path) as stored:
+        with _Opened(self.path) as stored:
             for start in range(0, self.num_tiles, PIECE_TILES):
                 piece = np.asarray(stored[start : start + PIECE_TILES], np.float32)
                 if not np.isfinite(piece).all():
@@ -103,7 +103,9 @@ class Bag:
         except (OSError, KeyError, ValueError) as error:
             raise _no_rectangles(self.path, " ".join(str(error).split())[:160]) from None
         if len(corners_N2) != self.num_tiles or edge_level0 is None:
-            raise _no_rectangles(self.path, "no edge of the tiles" if edge_level0 is None else f"{len(corners_N2)} rows")
+            raise _no_rectangles(
+                self.path, "no edge of the tiles" if edge_level0 is None else f"{len(corners_N2)} rows"
+            )
         return Rectangles(corners_N2, edge_level0)
 
 
@@ -145,7 +147,7 @@ def open_bag(path: Path) -> Bag:
     Raises:
         DataError: it cannot be read, or holds no (N, D) features.
     """
-    with _opened(path) as stored:
+    with _Opened(path) as stored:
         if len(stored.shape) != 2:
             raise _bad_bag(path, f"its features have the shape {tuple(stored.shape)}")
         attributes = dict(stored.attributes)
@@ -153,7 +155,7 @@ def open_bag(path: Path) -> Bag:
     return Bag(path, num_tiles, num_features, *(_text(attributes.get(key)) for key in ("encoder", "encoder_digest")))
 
 
-class _opened:
+class _Opened:
     """The features of a file as an array that is read in slices; a leading axis of length 1 is left out."""
 
     def __init__(self, path: Path) -> None:
@@ -161,7 +163,7 @@ class _opened:
         self._h5: h5py.File | None = None
         self.attributes: Mapping[str, Any] = {}
 
-    def __enter__(self) -> _opened:
+    def __enter__(self) -> _Opened:
         if self.path.suffix == ".pt":
             self._stored: Any = _read_tensor(self.path)
         else:

@@ -19,7 +19,7 @@ from dino_path.config import CaseUnit, CohortConfig, Task
 from dino_path.errors import ConfigError, DataError
 from dino_path.evaluation.measures.confusion import Floats, Ints
 from dino_path.evaluation.measures.metrics import Units
-from dino_path.features.bags import Bag, BagFolder, open_bag
+from dino_path.features.bags import Bag, BagFolder, Features, open_bag
 from dino_path.features.layouts import TridentLayout
 from dino_path.features.specs import CONTROL_NAMES
 from dino_path.identity import stamp_of
@@ -66,6 +66,11 @@ class Source:
     def num_tiles(self) -> Ints:
         """Of each case (N,)."""
         return np.array([sum(bag.num_tiles for bag in of_case) for of_case in self.bags], np.int64)
+
+    def pieces(self, case: int) -> Iterator[Features]:
+        """The tiles (n, D) of a case, slide after slide, read piece by piece."""
+        for bag in self.bags[case]:
+            yield from bag.pieces()
 
     def digest(self) -> str:
         """Of the files, by their sizes and times."""
@@ -205,7 +210,9 @@ def cohort_notes(cohort: Cohort) -> list[str]:
         small = {label: count for label, count in patients_by_class(cohort).items() if count < FEW_PATIENTS}
         if small:
             counted = ", ".join(f"{label} ({count})" for label, count in small.items())
-            notes.append(f"few {cohort.units.name} of {counted}: numbers of so few may be chance, whatever the interval")
+            notes.append(
+                f"few {cohort.units.name} of {counted}: numbers of so few may be chance, whatever the interval"
+            )
     if cohort.centres is not None:
         notes += _confounding(cohort, cohort.centres)
     several = len(cohort.cases) - cohort.units.count
@@ -267,7 +274,9 @@ def _rows(table: Table, task: Task, notes: list[str]) -> tuple[list[_Row], bool]
         notes.append(f"{num_without:,} rows without {' or '.join(outcome)} left out")
     if not has_patients and rows:
         barcodes = {match[0] for row in rows if (match := TCGA_PATIENT.match(row.slide))}
-        looks = f" (the names look like those of {len(barcodes)} TCGA patients)" if 0 < len(barcodes) < len(rows) else ""
+        looks = (
+            f" (the names look like those of {len(barcodes)} TCGA patients)" if 0 < len(barcodes) < len(rows) else ""
+        )
         notes.append(f"no patient_id in the table: slides of one patient may be on both sides of a fold{looks}")
     return rows, has_patients
 
@@ -296,7 +305,10 @@ def _names(folders: Sequence[BagFolder]) -> list[str]:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise ConfigError(
-            repeated[0], "is given twice.", "Each folder of features is one row, by its name.", "Give it once, or rename one."
+            repeated[0],
+            "is given twice.",
+            "Each folder of features is one row, by its name.",
+            "Give it once, or rename one.",
         )
     return names
 
@@ -428,8 +440,11 @@ def _source(folder: BagFolder, name: str, bags: Sequence[tuple[Bag, ...]]) -> So
 def _no_patients(table: Path, task: Task) -> DataError:
     asked = "survival is of patients" if task == "survival" else "cohort.unit=patient"
     return DataError(
-        str(table), f"no column patient_id, and {asked}.", _needed(), "Add patient_id; where each slide is a patient, its slide_id."
-    )  # fmt: skip
+        str(table),
+        f"no column patient_id, and {asked}.",
+        _needed(),
+        "Add patient_id; where each slide is a patient, it is the slide_id again.",
+    )
 
 
 def _needed() -> str:

@@ -27,7 +27,6 @@ from dino_path.evaluation.measures.confusion import (
     mean_where_known,
     summarise,
 )
-from dino_path.evaluation.measures.pairs import PairBlock
 from dino_path.evaluation.measures.intervals import (
     LEAST_FREEDOM,
     LeftOut,
@@ -36,6 +35,7 @@ from dino_path.evaluation.measures.intervals import (
     difference_interval,
     score_interval,
 )
+from dino_path.evaluation.measures.pairs import PairBlock
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc")
 CLASS_METRICS = ("recall", "precision", "f1", "auroc")
@@ -283,9 +283,7 @@ def confusion_samples(
     }
 
 
-def pair_sample(
-    blocks: Sequence[PairBlock], units: Units, freedom: float, *, num_bootstrap: int, seed: int
-) -> Sample:
+def pair_sample(blocks: Sequence[PairBlock], units: Units, freedom: float, *, num_bootstrap: int, seed: int) -> Sample:
     """The share of pairs that are rightly ordered, over all blocks, with how it varies with what was tested.
 
     NaN where there is no pair.

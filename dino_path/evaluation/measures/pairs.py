@@ -34,11 +34,13 @@ class PairBlock:
         """Wins and pairs (G,) that each unit takes with it when it is left out."""
         unit_M = unit_N[self.members]
         is_within = unit_M[:, None] == unit_M
-        lost = [
-            np.bincount(unit_M, each.sum(axis=0) + each.sum(axis=1) - (each * is_within).sum(axis=1), num_units)
+        wins, pairs = (
+            np.bincount(unit_M, each.sum(axis=0) + each.sum(axis=1) - (each * is_within).sum(axis=1), num_units).astype(
+                np.float64
+            )
             for each in (self.wins, self.pairs.astype(np.float64))
-        ]
-        return lost[0], lost[1]
+        )
+        return wins, pairs
 
     def weighted(self, weights_BN: Floats) -> tuple[Floats, Floats]:
         """Wins and pairs (B,) when each case counts as often as its weight says."""
