@@ -11,7 +11,7 @@ from dino_path.config import CohortConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.cohorts.cohort import Cohort, Source, patients_by_class
 from dino_path.evaluation.cohorts.folds import Folds
-from dino_path.records.slide_evaluation import CohortRecord, SourceRecord, read_slides_record
+from dino_path.records.slide_evaluation import TILE_COUNT, CohortRecord, SourceRecord, read_slides_record
 from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 
@@ -60,11 +60,8 @@ def refuse_to_lose_slides(
     ]
     names = {source.name for source in sources}
     lost += [f"{name} is left out" for name in record.sources if name not in names]
-    lost += [
-        f"{name} is left out"
-        for name in dict.fromkeys(row.aggregator for row in record.rows)
-        if name not in aggregators_of(cohort, config) and name != "mean"
-    ]
+    judged = dict.fromkeys(row.aggregator for row in record.rows if row.source != TILE_COUNT)
+    lost += [f"{name} is left out" for name in judged if name not in aggregators_of(cohort, config)]
     if lost:
         raise DataError(
             str(file),

@@ -55,9 +55,7 @@ def test_training_finds_the_one_tile_that_tells_and_is_the_same_for_equal_seeds(
     state = torch.random.get_rng_state()
     standard = np.zeros(6, np.float32), np.ones(6, np.float32)
     common = {"num_classes": 2, "config": CONFIG.model_copy(update={"abmil_tiles": 64}), "device": CPU}
-    first, again, other = (
-        train_attention(bags, labels, standard, seed=[seed], **common) for seed in (0, 0, 1)
-    )
+    first, again, other = (train_attention(bags, labels, standard, seed=[seed], **common) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's draws are as they were"
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.classify.weight, other.classify.weight)

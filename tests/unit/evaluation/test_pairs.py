@@ -1,4 +1,4 @@
-"""Areas and concordance within folds, with what leaving out and drawing again makes of them, against independent code."""
+"""Areas and concordance within folds, and what leaving out and drawing again makes of them, against other code."""
 
 import numpy as np
 import pytest

@@ -20,13 +20,14 @@ from dino_path.records.labelled import ScoreRecord
 from dino_path.records.metrics import METRICS
 from dino_path.records.model_folder import MODEL
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
+from dino_path.records.slide_evaluation import SLIDES_EVALUATION
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
 from dino_path.records.verdict import VERDICT
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES,
+    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, SLIDES_EVALUATION,
 ]  # fmt: skip
 
 
@@ -174,6 +175,7 @@ FIELDS = {
     "results": (3, "d413a524"),
     "label fractions": (3, "0c1c51d0"),
     "few-shot episodes": (3, "f9c0397a"),
+    "slide evaluation": (1, "XXXXXXXX"),
     "baseline": (2, "47380238"),
     "cross-validated baseline": (2, "c39b9804"),
     "metrics": (1, "5978ed96"),
