@@ -7,6 +7,7 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from dino_path.evaluation.cohorts.measuring import quadratic_kappa
 from dino_path.evaluation.measures.confusion import confusion_matrix
+from dino_path.evaluation.measures.intervals import degrees_of_freedom
 from dino_path.evaluation.measures.metrics import Sample, Units, pair_sample
 from dino_path.evaluation.measures.pairs import class_pairs, survival_pairs
 
@@ -73,3 +74,19 @@ def test_quadratic_kappa_is_that_of_scikit_learn_however_many_matrices() -> None
     kappas = quadratic_kappa(np.stack([confusion_matrix(truth, one, 4) for one in (guess, near)]))
     expected = [cohen_kappa_score(truth, one, weights="quadratic") for one in (guess, near)]
     np.testing.assert_allclose(kappas, expected, atol=1e-12)
+
+
+def test_intervals_hold_the_truth_of_few_patients_whose_folds_have_other_scales() -> None:
+    """Binormal scores of 30 patients of two slides; each fold has its own shift. The truth is Phi(1 / sqrt 2)."""
+    rng, truth, held = np.random.default_rng(3), 0.7602499, 0
+    patient = np.repeat(np.arange(30), 2)
+    units, positive, fold_of = Units("patients", patient.astype(np.int64)), patient % 3 == 0, patient // 6
+    counts = np.stack([np.bincount(patient, positive), np.bincount(patient, ~positive)], axis=1)
+    freedom = degrees_of_freedom(counts)
+    for _ in range(300):
+        score = positive + np.sqrt(0.5) * (rng.normal(size=30)[patient] + rng.normal(size=60)) + 9 * fold_of
+        blocks = [class_pairs(cases, positive[cases], score[cases])
+                  for cases in (np.flatnonzero(fold_of == fold) for fold in range(5))]  # fmt: skip
+        interval = pair_sample(blocks, units, freedom, num_bootstrap=100, seed=0).score()
+        held += interval.low <= truth <= interval.high
+    assert 0.92 <= held / 300 <= 0.99
