@@ -175,7 +175,7 @@ FIELDS = {
     "results": (3, "d413a524"),
     "label fractions": (3, "0c1c51d0"),
     "few-shot episodes": (3, "f9c0397a"),
-    "slide evaluation": (1, "XXXXXXXX"),
+    "slide evaluation": (1, "0a0ebc44"),
     "baseline": (2, "47380238"),
     "cross-validated baseline": (2, "c39b9804"),
     "metrics": (1, "5978ed96"),
