@@ -26,7 +26,7 @@ LONGEST_PX = 1600  # of a picture
 LARGEST_TILE_PX = 32  # in a picture without its slide
 MARGIN_PX, LEGEND_PX = 8, 56
 COLOURS = cv2.COLORMAP_VIRIDIS  # dark violet to yellow: neither is a colour of H&E
-OPACITY = 0.55  # of the colours over a slide
+OPACITY = 0.45  # of the colours over a slide
 
 
 @dataclass(frozen=True)
