@@ -38,7 +38,7 @@ class CohortConfig(Section):
     seed: int = Field(0, ge=0, description="of folds, networks, samples of tiles and bootstrap")
     num_bootstrap: int = Field(1000, ge=100, description="resamples behind each interval over many patients")
     abmil_epochs: int = Field(20, ge=1, description="passes over the training slides; nothing stops earlier")
-    abmil_tiles: int = Field(512, ge=1, description="tiles of a slide in one training step, drawn again in every epoch")
+    abmil_tiles: int = Field(256, ge=1, description="tiles of a slide in one training step, drawn again in every epoch")
     abmil_memory_gb: Positive = Field(
         2.0, description="for the tiles that training draws from: of slides that do not fit, equally large samples"
     )
