@@ -2,8 +2,10 @@
 
 import csv
 import json
+import logging
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from cohort_files import write_cohort, write_table
 from lifelines.utils import concordance_index
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from dino_path import cli
 from dino_path.config import CohortConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.cohorts.cohort import Cohort, Source, read_cohort
@@ -172,3 +175,44 @@ def test_networks_of_other_features_are_trained_again(tmp_path: Path) -> None:
     os.utime(told / "P000_1.h5", ns=(1, 1))
     Plan.of(table, [told], config).evaluate(tmp_path / "out")
     assert all(file.stat().st_mtime_ns != then for file, then in zip(files, before, strict=True))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable]:
+    """Calls the program in this process: exit code, stdout, stderr; puts logging back as it was."""
+    logger = logging.getLogger("dino_path")
+    before = logger.handlers[:], logger.propagate, logger.level
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dino-path", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        output = capfd.readouterr()
+        return int(end.value.code or 0), output.out, output.err
+
+    yield call
+    logger.handlers[:], logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])
+
+
+def test_the_command_prints_the_page_or_the_record_and_refuses_maps_that_cannot_be(
+    run: Callable, tmp_path: Path
+) -> None:
+    table, told, null = write_cohort(tmp_path, num_patients=12)
+    words = ("evaluate", "slides", told, null, "--labels", table, "--out", tmp_path / "out", "--device", "cpu",
+             "cohort.folds=3", "cohort.repeats=1", "cohort.num_bootstrap=100")  # fmt: skip
+    code, out, err = run(*words, "cohort.aggregators=[mean]")
+    assert code == 0, err
+    assert "mine - untrained-mine" in out
+    assert f"results: {tmp_path / 'out/slides.json'}" in out
+    code, out, err = run(*words, "cohort.aggregators=[mean]", "--json", "--quiet")
+    assert (code, err) == (0, "")
+    assert [row["source"] for row in json.loads(out)["rows"]] == ["number of tiles", "mine", "untrained-mine"]
+    for more, found in (
+        (("cohort.aggregators=[mean]", "--heatmap", "P001_1"), "no attention is trained here"),
+        (("--heatmap", "P099_1"), "not in the table"),
+        (("--heatmap", "P001_1", "--slides", tmp_path), "holds no slides"),
+    ):
+        code, _, err = run(*words, *more)
+        assert (code, found in err) == (2, True), err
