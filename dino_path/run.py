@@ -1,81 +1,23 @@
-"""Which file lives where in a run folder, and how files are written: complete, or not at all."""
+"""Which file lives where in a run folder, and what a reader needs to repeat a run."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import os
 import platform
-import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from dino_path.atomic import atomic_write as atomic_write
+from dino_path.atomic import one_at_a_time as one_at_a_time
+from dino_path.atomic import write_json as write_json
 from dino_path.errors import CheckpointError
 from dino_path.walk import files_like
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"  # ISO 8601, local time: in logs and files alike
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that appears under `path` only when it is complete (temp file, fsync, rename).
-
-    On any exception the temporary file is removed and an older file under `path` stays as it was. While it is written
-    it is locked, so that `is_abandoned` can tell it from what a killed process left.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Containers and nodes of a cluster share process ids; the token keeps their files apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-            temporary.replace(path)  # still locked
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def is_abandoned(temporary: Path) -> bool:
-    """Whether nobody is writing this temporary file of `atomic_write` any more; False where locks do not tell."""
-    try:
-        with temporary.open("r+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # locked, gone, or a file system without locks
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Inside is one process at a time of all that name the same file, which is made and removed here.
-
-    A process that dies lets the next one in. On a file system without locks, or with locks of one machine only, more
-    than one may be inside.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # who waits has it open, and who comes later makes a new one
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Write `record` as indented JSON, atomically."""
-    with atomic_write(path) as stream:
-        json.dump(record, stream, indent=2, sort_keys=False)
-        stream.write("\n")
 
 
 def environment_record() -> dict[str, Any]:

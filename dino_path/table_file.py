@@ -11,7 +11,7 @@ import difflib
 import io
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,8 @@ DOUBTFUL = {
     "slide_path": "path", "image_path": "path",
     "class": "label", "target": "label", "diagnosis": "label", "category": "label",
 }  # fmt: skip
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+PLAIN_NUMBER = re.compile(r"[+-]+|[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 NEAR = 0.8  # difflib's ratio from which a name is taken for a slip of the pen
 WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
@@ -77,6 +79,21 @@ class Vocabulary:
     passed_over: Collection[str] = field(default=())
 
 
+def plain_cells(row: Iterable[object]) -> list[object]:
+    """A row as it is written: text that a spreadsheet would run as a formula has an apostrophe before it."""
+    return [f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell for cell in row]
+
+
+def stored_cell(cell: str) -> str:
+    """A cell of a file as it was before `plain_cells`."""
+    return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+
+
+def _is_formula(cell: str) -> bool:
+    """Whether a spreadsheet may run it, or its apostrophe would be taken for ours; signed numbers and `-` are text."""
+    return bool(FORMULA.match(cell)) and not PLAIN_NUMBER.fullmatch(cell)
+
+
 def read_csv_table(path: Path) -> Table:
     """Read a CSV or TSV: UTF-8, UTF-16 or Windows-1252 (Latin-1); separated by commas, semicolons or tabs.
 
@@ -94,7 +111,7 @@ def read_csv_table(path: Path) -> Table:
     lines: list[int] = []
     try:
         for cells in reader:
-            row = [cell.strip() for cell in cells]
+            row = [stored_cell(cell.strip()) for cell in cells]
             if not any(row):
                 continue
             if not header:

@@ -23,6 +23,12 @@ def tiles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiles(tmp_path_factory.mktemp("tiles"))
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process cleans a folder of abandoned files once."""
+    monkeypatch.setattr("dino_path.atomic._swept", set())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: a mistake shows within a minute."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -234,7 +234,7 @@ def clear(device: torch.device) -> None:
 
 
 def table(rows: list[Row], head: str) -> str:
-    """Markdown for benchmarks/README.md."""
+    """Markdown for benchmarks/gpu/README.md."""
     gflops = {row["arch"]: row["gflop_per_tile"] for row in rows}
     flops = "; ".join(f"{arch}/16 {gflop:.1f}" for arch, gflop in gflops.items())
     lines = [

@@ -47,7 +47,7 @@ GPUS_PER_NODE, NVLINK, EFFICIENCY, HOP_S = 8, 450e9, 0.8, 10e-6
 NETWORKS = {"8 x 400 Gb/s per node": 8 * 50e9, "1 x 100 Gb/s per node": 12.5e9}
 BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's; the last one has nothing left to hide behind
 HIDDEN = 0.5  # share of a step's computing that is the student's backward pass, behind which buckets travel
-# Views: 8 cores per GPU at the rates of benchmarks/README.md (AMD EPYC, idle machine).
+# Views: 8 cores per GPU at the rates of benchmarks/views/README.md (AMD EPYC, idle machine).
 CORES_PER_GPU = 8
 CORE_RATES = {"all on the CPU": 315.0, "views.colour_on_device": 873.0}
 

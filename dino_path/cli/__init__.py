@@ -1,6 +1,17 @@
 """The command line: one thin function per command. Heavy imports live inside, so that `--help` answers at once."""
 
-from dino_path.cli import pretraining, extractor, baseline, evaluate, evaluate_slides, report, cluster  # isort: skip  # the order of `dino-path --help`
+# The order of `dino-path --help`.
+from dino_path.cli import (  # isort: skip
+    pretraining,
+    extractor,
+    baseline,
+    evaluate,
+    evaluate_retrieval,
+    evaluate_slides,
+    report,
+    verify,
+    cluster,
+)
 from dino_path.cli import program
 from dino_path.cli.program import app, check_command, main
 
@@ -10,10 +21,12 @@ __all__ = [
     "check_command",
     "cluster",
     "evaluate",
+    "evaluate_retrieval",
     "evaluate_slides",
     "extractor",
     "main",
     "pretraining",
     "program",
     "report",
+    "verify",
 ]

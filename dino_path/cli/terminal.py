@@ -87,5 +87,5 @@ def say_markdown(page: str) -> None:
         table = [line]
         while lines and lines[0].startswith("|"):
             table.append(lines.pop(0))
-        header, _, *rows = ([cell.strip() for cell in row.strip("|").split(" | ")] for row in table)
+        header, _, *rows = ([cell.strip().replace(r"\|", "|") for cell in row.strip("|").split(" | ")] for row in table)
         say_table(header, rows)

@@ -152,7 +152,9 @@ def render(stage: Stage, cluster: ClusterConfig, words: Sequence[str], *, log_fi
         else:
             script.append(line)
         if number == last_option:
-            script += [f"#SBATCH {extra.removeprefix('#SBATCH ')}" for extra in resources.extra_lines]
+            for extra in resources.extra_lines:
+                _refuse_second_line("cluster.extra_lines", extra.replace('"', ""))
+                script.append(f"#SBATCH {extra.removeprefix('#SBATCH ')}")
     return "\n".join(script) + "\n"
 
 
@@ -198,9 +200,25 @@ def _option_lines(name: str, value: str | None, why: str) -> list[str]:
     """The #SBATCH line with its comment; none for an option that is off."""
     if value is None:
         return []
+    _refuse_second_line(name, value)
     text = f'"{value}"' if re.search(r"[\s#]", value) else value
     line = f"#SBATCH {name}={text}"
     return [f"{line:{WHY_COLUMN - 2}}  {why.strip()}" if why else line]
+
+
+def _refuse_second_line(name: str, value: str) -> None:
+    """An option ends with its line and its quotation marks; what follows would be run as shell code.
+
+    Raises:
+        LaunchError: the value has a line break, another control character, or a quotation mark.
+    """
+    if not value.isprintable() or '"' in value:
+        raise LaunchError(
+            f"{name}={value!r}",
+            "has a line break, a control character or a quotation mark.",
+            "An option of SLURM is one line of plain text.",
+            "Correct it in the config's section `cluster`, or give the folder another name.",
+        )
 
 
 def _environment_lines(command: str, cluster: ClusterConfig) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +86,7 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
     """
     trainer, method = provenance.get("trained_by", OURSELVES), str(provenance.get("method", "DINO"))
     parts = [
-        HEADER.format(remark=NO_LICENSE if facts.license == UNKNOWN_LICENSE else "", license=facts.license),
+        HEADER.format(remark=NO_LICENSE if facts.license == UNKNOWN_LICENSE else "", license=_yaml_text(facts.license)),
         f"# {facts.architecture}, self-supervised" + (" on histology" if trainer == OURSELVES else ""),
         f"A frozen feature extractor, pretrained with {method} by {trainer}. It turns a tile into "
         f"{facts.features}. It expects {_micro(facts.preprocessing.text())}.",
@@ -228,7 +230,7 @@ features = torch.export.load("FOLDER/model.pt2").module()(images)  # images: (B,
 
 
 def _licence(facts: ModelFacts) -> str:
-    stated = "Unknown: set by you." if facts.license == UNKNOWN_LICENSE else f"`{facts.license}`."
+    stated = "Unknown: set by you." if facts.license == UNKNOWN_LICENSE else f"`{_cell(facts.license)}`."
     return f"## Licence\n\n{stated} The weights derive from the training slides, whose terms may bind them."
 
 
@@ -266,12 +268,17 @@ def _score(score: Mapping[str, float | None] | None, *, signed: bool = False) ->
     return f"{score['value']:{form}}{interval}"
 
 
+def _yaml_text(text: str) -> str:
+    """The text as one value of YAML, in quotation marks unless it is a plain word."""
+    return text if re.fullmatch(r"[A-Za-z][\w.+-]*", text) else json.dumps(text)
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_cell(entry)}" for key, entry in value.items() if entry is not None)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value).replace("|", "\\|")
+    return " ".join(str(value).replace("|", "\\|").splitlines())
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

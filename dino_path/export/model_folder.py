@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import filecmp
+import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from dino_path.atomic import atomic_write, whole_folder
 from dino_path.errors import CheckpointError
 from dino_path.export.card import UNKNOWN_LICENSE, ModelFacts, model_card
 from dino_path.export.format_names import NAMES, Format, Precision, refuse_impossible
@@ -34,11 +35,11 @@ from dino_path.records.feature_kinds import KIND_TITLES, FeatureKind
 from dino_path.records.model_folder import (
     CARD_NAME,
     CONFIG_NAME,
+    WEIGHTS_DIGEST,
     WEIGHTS_NAME,
     read_model_record,
     write_model_record,
 )
-from dino_path.run import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def export_model(
 ) -> ExportResult:
     """Write `config.json`, `model.safetensors` and `README.md` to `out`, after a reload in a fresh process agreed.
 
-    The same source gives the same bytes. An older export is replaced file by file, and said; other files in it stay.
+    The same source gives the same bytes. An older export is replaced whole, and said; other files in it stay.
     Graphs that are not written now stay where the weights are the same, and are deleted where they are not.
 
     Args:
@@ -130,11 +131,9 @@ def export_model(
         state = replace(state, arguments={**state.arguments, **by_timm})
         backbone = _backbone_with_weights(state)
     extractor = with_features(backbone, state.features, name=state.source or state.backbone)
-    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        building.mkdir(parents=True)
-        _write_config(building / CONFIG_NAME, state, backbone, extractor)
-        _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
+    with whole_folder(out, replaced=(CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, *NAMES.values())) as building:
+        digest = _write_weights(building / WEIGHTS_NAME, backbone, DTYPES[precision])
+        _write_config(building / CONFIG_NAME, state, backbone, extractor, weights_sha256=digest)
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
         logger.info("loading it back in a fresh process, which imports torch anew")
@@ -149,9 +148,6 @@ def export_model(
             graphs[kind] = write_graph(kind, building, copy.deepcopy(extractor), input_px, precision=precision)
         notes = (*_keep_or_give_up_graphs(out, building, own_kind(backbone)), *_left_to_the_user(state, formats))
         write_card(building, state.results)
-        _move(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return ExportResult(
         out,
         num_features=int(extractor.num_features),  # type: ignore[arg-type]
@@ -190,7 +186,9 @@ def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         stream.write(model_card(facts, record.dino_path or {}, results))
 
 
-def _write_config(file: Path, state: ExportSource, backbone: nn.Module, extractor: nn.Module) -> None:
+def _write_config(
+    file: Path, state: ExportSource, backbone: nn.Module, extractor: nn.Module, *, weights_sha256: str
+) -> None:
     registered: Mapping[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     arguments: dict[str, Any] = {**backbone_arguments(state.backbone), **state.arguments}
     is_fixed = bool(registered.get("fixed_input_size")) and not arguments.get("dynamic_img_size", False)
@@ -209,7 +207,7 @@ def _write_config(file: Path, state: ExportSource, backbone: nn.Module, extracto
             "license": state.license,
             **{name: registered.get(name) for name in ("pool_size", "first_conv", "classifier")},
         },
-        made=state.provenance,
+        made={**state.provenance, WEIGHTS_DIGEST: weights_sha256},
     )
 
 
@@ -238,12 +236,15 @@ def _backbone_with_weights(state: ExportSource) -> nn.Module:
     return backbone.float().eval()
 
 
-def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> None:
+def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> str:
+    """Write them, and return their SHA-256."""
     weights = {
         key: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous().clone()
         for key, tensor in backbone.state_dict().items()
     }
-    file.write_bytes(save(weights, metadata={"format": "pt"}))  # `save_file` leaves a file that only its owner may read
+    content = save(weights, metadata={"format": "pt"})
+    file.write_bytes(content)  # `save_file` leaves a file that only its owner may read
+    return hashlib.sha256(content).hexdigest()
 
 
 def _keep_or_give_up_graphs(out: Path, building: Path, own: FeatureKind | None) -> tuple[str, ...]:
@@ -291,13 +292,3 @@ def _described(folder: Path) -> str:
         "" if steps is None else f"{provenance.get('network', 'weights')} after {steps:,} steps"
     )
     return ", ".join(str(part) for part in (record.architecture, trained) if part)
-
-
-def _move(building: Path, out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        for name in NAMES.values():
-            (out / name).unlink(missing_ok=True)  # an old graph must not stand beside new weights, even for a moment
-        for file in sorted(building.iterdir()):
-            file.replace(out / file.name)
-    else:
-        building.replace(out)

@@ -9,8 +9,7 @@ Shape suffixes: N tiles of a slide, D features.
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +127,7 @@ def find_bags(folder: Path) -> BagFolder:
     for place in (folder, *(folder / inner for inner in INNER_FOLDERS)):
         for suffix in ("h5", "pt"):
             if files := files_like(place, f"*.{suffix}"):
-                named = folder.absolute()
+                named = Path(os.path.abspath(folder))  # noqa: PTH100 (`a/..` has a name, and links keep theirs)
                 named = named.parent if named.name in INNER_FOLDERS else named
                 name = next((named.name.removeprefix(p) for p in PREFIXES if named.name.startswith(p)), named.name)
                 return BagFolder(folder, name, {file.stem: file for file in files})
@@ -192,17 +191,16 @@ class _Opened:
 
 
 def _read_tensor(path: Path) -> torch.Tensor:
-    if not zipfile.is_zipfile(path):
-        raise _bad_bag(path, "no archive of torch's")
-    import torch
+    from dino_path.model.torch_file import UNREADABLE, load_torch_file
 
     try:
-        tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        tensor = load_torch_file(path)
+    except UNREADABLE as error:
         raise _bad_bag(path, " ".join(str(error).split())[:160]) from None
-    if not isinstance(tensor, torch.Tensor):
+    if getattr(tensor, "ndim", None) is None:
         raise _bad_bag(path, f"a {type(tensor).__name__}, no tensor")
-    return tensor.detach().float()
+    plain: torch.Tensor = tensor.detach().float()
+    return plain
 
 
 def _edge_level0(attributes: Mapping[str, Any]) -> float | None:

@@ -141,6 +141,7 @@ def add_coordinates(h5: h5py.File, coords_N2: Coordinates, attributes: Attribute
         data=coords_N2.astype(np.int64, copy=False).reshape(rows, 2),
         chunks=(min(max(rows, 1), ROWS_PER_CHUNK), 2),
         maxshape=(None, 2),
+        fletcher32=True,
         track_times=False,  # the same tiles give the same bytes
     )
     stored.attrs.update(attributes)

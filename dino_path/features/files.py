@@ -156,6 +156,7 @@ def _write_features(h5: h5py.File, features_ND: Features, origin: Origin, *, nam
         data=features_ND.astype(np.float32, copy=False),
         chunks=(min(max(rows, 1), ROWS_PER_CHUNK), width),
         maxshape=(None, width),
+        fletcher32=True,
     )
     stored.attrs.update(origin_attributes(origin, name=name))
 

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 
 import h5py
@@ -24,7 +23,7 @@ from dino_path.features.extractor import Extractor, Forward
 from dino_path.features.files import Origin, origin_attributes
 from dino_path.features.layouts import Attributes
 from dino_path.model.tokens import refuse_no_patch_tokens
-from dino_path.run import atomic_write, is_abandoned
+from dino_path.run import atomic_write
 
 Tokens = NDArray[np.float16]
 GB = 1e9
@@ -99,12 +98,9 @@ def token_file(
     `tokens` is (N, P, D) fp16, patches row by row, without [CLS] and registers; its attributes say `grid`, `patch_px`
     and what made it. `coords` is as in the feature file. Memory holds one batch.
     """
-    for torn in file.parent.glob(f".{escape(file.name)}.*.tmp"):
-        if is_abandoned(torn):  # gigabytes perhaps
-            torn.unlink(missing_ok=True)
     start, shape_NPD = 0, (len(coords_N2), shape.num_patches, shape.width)
     with atomic_write(file, "w+b") as stream, h5py.File(stream, "w") as h5:
-        stored = h5.create_dataset("tokens", shape_NPD, np.float16, chunks=(1, *shape_NPD[1:]))
+        stored = h5.create_dataset("tokens", shape_NPD, np.float16, chunks=(1, *shape_NPD[1:]), fletcher32=True)
         stored.attrs.update(origin_attributes(origin, name=str(attributes["name"])))
         stored.attrs.update({"grid": shape.grid, "patch_px": shape.patch_px})
         add_coordinates(h5, coords_N2, attributes)

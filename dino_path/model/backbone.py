@@ -18,6 +18,7 @@ from dino_path.model.names import architecture
 from dino_path.model.stochastic_depth import drop_everywhere
 
 Argument = bool | int | float | str
+MOST_BLOCKS, MOST_WIDE = 1_000, 100_000  # of a network; of anything else that an argument counts
 
 # timm families whose position embedding can follow the input size; without it 96 px local views are refused.
 DYNAMIC_FAMILIES = ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")
@@ -42,6 +43,7 @@ def build_backbone(
         ConfigError: timm does not know the name, or the model does not take the arguments.
     """
     set_fused_attn(True)
+    _refuse_huge(name, arguments)
     plain = {key: value for key, value in arguments.items() if key not in OUR_ARGUMENTS}
     keywords: dict[str, Any] = {**backbone_arguments(name), **plain}
     if drop_path_rate > 0:
@@ -63,6 +65,23 @@ def build_backbone(
         drop_everywhere(model, drop_path_rate)
     add_locality(model, name, arguments)
     return model
+
+
+def _refuse_huge(name: str, arguments: Mapping[str, Argument]) -> None:
+    """A model folder may say anything; what no machine could hold is refused before timm builds it.
+
+    Raises:
+        ConfigError: a number is larger than in any network that was ever trained.
+    """
+    for key, value in arguments.items():
+        most = MOST_BLOCKS if key == "depth" else MOST_WIDE
+        if isinstance(value, int | float) and abs(value) > most:
+            raise ConfigError(
+                f"model.backbone={name}",
+                f"{key} is {value}.",
+                f"At most {most:,} is allowed.",
+                "Correct model.arguments, or fetch the model folder again.",
+            )
 
 
 def layers_of(backbone: nn.Module) -> dict[str, int]:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
-import zipfile
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from dino_path.errors import CheckpointError
+from dino_path.model.torch_file import UNREADABLE, load_torch_file
 from dino_path.moved_settings import lift_settings
 
 FORMAT = "dino_path checkpoint"
 VERSION = 2
-# What torch's reader raises on files that are damaged, or no checkpoints at all (tried with random bytes).
-UNREADABLE = (
-    OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, struct.error,
-    pickle.UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
 Weights = dict[str, Tensor]
 
 
@@ -109,12 +101,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             or one that lacks something.
     """
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-        torn = torn_member(path)
+        record = load_torch_file(path)
     except UNREADABLE as error:
         raise _not_ours(path, f"cannot be read as a checkpoint ({' '.join(str(error).split())[:160]}).") from None
-    if torn is not None:
-        raise _not_ours(path, f"cannot be read as a checkpoint (the checksum of {torn} is wrong).")
     return checkpoint_in(record, path)
 
 
@@ -174,14 +163,6 @@ def _version_2_from_1(record: dict[str, Any]) -> dict[str, Any]:
         **networks,
         "objective": objective,
     }
-
-
-def torn_member(path: Path) -> str | None:
-    """The first tensor whose checksum does not match: torch writes checksums, and does not look at them."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
 
 
 def _not_ours(path: Path, found: str) -> CheckpointError:

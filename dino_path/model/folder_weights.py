@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from dino_path.errors import ConfigError
+from dino_path.errors import CheckpointError, ConfigError
 from dino_path.model.backbone import build_backbone
 from dino_path.model.folder import ModelFolder
 from dino_path.model.weights import load_weights, read_weights
-from dino_path.records.model_folder import CONFIG_NAME, MODEL, WEIGHTS_NAME
+from dino_path.records.model_folder import CONFIG_NAME, MODEL, WEIGHTS_DIGEST, WEIGHTS_NAME, read_model_record
 
 
 def build_untrained(folder: ModelFolder, *, seed: int) -> nn.Module:
@@ -34,6 +37,27 @@ def load_backbone(folder: ModelFolder) -> nn.Module:
     """
     file = folder.path / WEIGHTS_NAME
     weights = read_weights(file)
+    refuse_changed_weights(folder.path)
     backbone = build_untrained(folder, seed=0)
     load_weights(backbone, weights, source=str(file))
     return backbone
+
+
+def refuse_changed_weights(folder: Path) -> None:
+    """Check the weights of a model folder against the checksum in its `config.json`, where there is one.
+
+    Raises:
+        CheckpointError: they are not those that were written with it.
+    """
+    known = (read_model_record(folder / CONFIG_NAME).dino_path or {}).get(WEIGHTS_DIGEST)
+    if known is None:
+        return
+    with (folder / WEIGHTS_NAME).open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != known:
+        raise CheckpointError(
+            str(folder / WEIGHTS_NAME),
+            f"is not the file that {CONFIG_NAME} was written with (SHA-256 {found[:12]}, and {str(known)[:12]} there).",
+            "The weights of a model folder are as `dino-path export` wrote them.",
+            "Copy the whole folder again, or export again.",
+        )

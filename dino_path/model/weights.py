@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError
-from dino_path.model.checkpoint import UNREADABLE, torn_member
 from dino_path.model.folder import missing_weights
 from dino_path.model.layouts import (
     NOT_BACKBONE,
@@ -31,6 +30,7 @@ from dino_path.model.layouts import (
     ungrouped,
 )
 from dino_path.model.shapes import is_dinov3, looks_like, timm_model_of_shapes
+from dino_path.model.torch_file import UNREADABLE, load_torch_file
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +87,11 @@ def read_pickled(file: Path) -> Any:
     """
     try:
         with torch.serialization.safe_globals(NAMES_IN_PICKLES):
-            record = torch.load(file, map_location="cpu", weights_only=True)
-        torn = torn_member(file)
+            record = load_torch_file(file)
     except UNREADABLE as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         found = f"would run {named[1]} on loading" if named else f"cannot be read ({short(error)})"
         raise _no_weights(file, found) from None
-    if torn is not None:
-        raise _no_weights(file, f"cannot be read (the checksum of {torn} is wrong)")
     return record
 
 

@@ -1,4 +1,7 @@
-"""What `dino-path baseline` leaves: `result.json` of one training, and of the folds of a cross-validation together."""
+"""What `dino-path baseline` leaves: `result.json` of one training, and of the folds of a cross-validation together.
+
+Version 3 says whether class probabilities are true (calibration).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any, Literal
 from dino_path.errors import DataError
 from dino_path.records.environment import EnvironmentRecord
 from dino_path.records.format import Format, Record, Tree
-from dino_path.records.labelled import DataRecord, MetricsRecord
+from dino_path.records.labelled import DataRecord, MetricsRecord, without_calibration
 
 
 class ValidationRecord(Record):
@@ -84,9 +87,13 @@ def _pooled_2_from_1(tree: Tree) -> Tree:
     return {**tree, "format": tree["format"].removesuffix(", 1")}
 
 
+def _version_3_from_2(tree: Tree) -> Tree:
+    return {**tree, "metrics": without_calibration(tree["metrics"])}
+
+
 NEEDED = "The output folder of a finished `dino-path baseline` is needed."
 REMEDY = "Check the path, or run `dino-path baseline --data SPEC --out DIR` (again)."
-BASELINE = Format("baseline", BaselineRecord, DataError, NEEDED, REMEDY, (_version_2_from_1,))
+BASELINE = Format("baseline", BaselineRecord, DataError, NEEDED, REMEDY, (_version_2_from_1, _version_3_from_2))
 POOLED_BASELINE = Format(
-    "cross-validated baseline", PooledBaselineRecord, DataError, NEEDED, REMEDY, (_pooled_2_from_1,)
+    "cross-validated baseline", PooledBaselineRecord, DataError, NEEDED, REMEDY, (_pooled_2_from_1, _version_3_from_2)
 )

@@ -1,5 +1,6 @@
 """What `dino-path evaluate` leaves: `results.json`, `fractions.json` and `fewshot.json`.
 
+Version 4 of results says whether class probabilities are true (calibration).
 Version 3 says which kind of features each model gave.
 Version 2 has differences as mine minus the other, in the row of mine; version 1 had them in the row of whichever model
 was not the first, as that one minus the first.
@@ -18,7 +19,7 @@ from dino_path.errors import DataError
 from dino_path.records.environment import EnvironmentRecord
 from dino_path.records.feature_kinds import FeatureKind
 from dino_path.records.format import Format, Lift, Record, Tree
-from dino_path.records.labelled import DataRecord, MetricsRecord, ScoreRecord
+from dino_path.records.labelled import DataRecord, MetricsRecord, ScoreRecord, without_calibration
 
 Differences = dict[str, dict[str, ScoreRecord]]  # other model -> metric -> this one minus the other
 
@@ -138,6 +139,10 @@ def _version_3_from_2(tree: Tree) -> Tree:
     return {**tree, "models": models}
 
 
+def _results_4_from_3(tree: Tree) -> Tree:
+    return {**tree, "rows": [{**row, "metrics": without_calibration(row["metrics"])} for row in tree["rows"]]}
+
+
 def _differences_of_mine(rows: Sequence[Tree], models: dict[str, Tree]) -> list[Tree]:
     order = list(models)
     lifted = [{**row, "differences": dict(row.get("differences", {}))} if "metrics" in row else row for row in rows]
@@ -168,7 +173,12 @@ def _is_turned(model: str, other: str, order: Sequence[str], models: dict[str, T
 NEEDED = "A file that `dino-path evaluate` has written is needed."
 REMEDY = "Run the evaluation again."
 RESULTS = Format(
-    "results", ResultsRecord, DataError, NEEDED, REMEDY, (version_2_from_1("dino_path evaluation"), _version_3_from_2)
+    "results",
+    ResultsRecord,
+    DataError,
+    NEEDED,
+    REMEDY,
+    (version_2_from_1("dino_path evaluation"), _version_3_from_2, _results_4_from_3),
 )
 FRACTIONS = Format(
     "label fractions",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dino_path.records.format import Record
+from dino_path.records.format import Record, Tree
 
 
 class ScoreRecord(Record):
@@ -59,16 +59,42 @@ class DataRecord(Record):
         return self.name if folds is None else f"{self.name}, {folds.folds}-fold cross-validation"
 
 
+class BinRecord(Record):
+    """One point of a reliability curve: images whose predicted class has a probability above `low` and up to `high`.
+
+    `confidence` is their mean probability, `accuracy` the share of right answers; None where there is no image.
+    """
+
+    low: float
+    high: float
+    num_images: int
+    confidence: float | None
+    accuracy: float | None
+
+
 class MetricsRecord(Record):
-    """All numbers of one set of predictions; `confusion` has true classes as rows."""
+    """All numbers of one set of predictions; `confusion` has true classes as rows.
+
+    `ece`, `brier`, `ece_if_calibrated` and `reliability` say whether the class probabilities are true
+    (`dino_path/evaluation/measures/calibration.py`); None and empty in files of earlier versions.
+    """
 
     accuracy: ScoreRecord
     balanced_accuracy: ScoreRecord
     macro_f1: ScoreRecord
     kappa: ScoreRecord
     auroc: ScoreRecord
+    ece: ScoreRecord | None = None
+    brier: ScoreRecord | None = None
+    ece_if_calibrated: float | None = None
+    reliability: tuple[BinRecord, ...] = ()
     recall: dict[str, ScoreRecord]
     by_class: dict[str, dict[str, ScoreRecord]] = Field({})
     confusion: tuple[tuple[int, ...], ...]
     num_test_images: int
     interval: str
+
+
+def without_calibration(metrics: Tree) -> Tree:
+    """Metrics of a version that did not say whether probabilities are true, as the present one has them."""
+    return {**metrics, "ece": None, "brier": None, "ece_if_calibrated": None, "reliability": ()}

@@ -21,6 +21,7 @@ from dino_path.records.format import Format, Record, Tree
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
+WEIGHTS_DIGEST = "weights_sha256"  # among `ModelRecord.dino_path`; folders of earlier versions have none
 
 
 class PretrainedRecord(Record):

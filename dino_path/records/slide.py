@@ -112,10 +112,13 @@ def read_slide_record(file: Path) -> SlideRecord:
     """A slide's record.
 
     Raises:
-        TileStoreError: missing or damaged.
+        TileStoreError: missing, damaged, or of another slide: its id names the files that `tile` writes and deletes.
         NewerFormat: a later dino_path wrote it.
     """
-    return SLIDE.read(file)
+    record = SLIDE.read(file)
+    if record.slide_id != file.stem:
+        raise SLIDE.damaged(file, f"slide_id {record.slide_id!r} in a file of another name")
+    return record
 
 
 def write_slide_record(file: Path, record: SlideRecord) -> None:

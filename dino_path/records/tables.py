@@ -15,6 +15,7 @@ from dino_path.errors import DataError, DinoPathError, TileStoreError
 from dino_path.records.baseline import NEEDED, REMEDY
 from dino_path.records.format import VERSION_KEY, newer_format
 from dino_path.run import atomic_write
+from dino_path.table_file import plain_cells, stored_cell
 
 Columns = Mapping[str, Sequence[str]]
 
@@ -44,7 +45,7 @@ class TableFormat:
         with atomic_write(file) as stream:
             table = csv.writer(stream, lineterminator="\n")
             table.writerow([*columns, VERSION_KEY])
-            table.writerows([*row, self.version] for row in rows)
+            table.writerows([*plain_cells(row), self.version] for row in rows)
 
     def read(self, file: Path) -> Columns:
         """The columns of a table that no user edits, as the present version has them.
@@ -55,7 +56,7 @@ class TableFormat:
         """
         try:
             with file.open(encoding="utf-8", newline="") as stream:
-                header, *rows = csv.reader(stream, strict=True)
+                header, *rows = ([stored_cell(cell) for cell in row] for row in csv.reader(stream, strict=True))
                 columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(header, ())
         except (OSError, ValueError, csv.Error) as error:
             raise self.damaged(file, str(error)) from None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dino_path.progress import progress
 from dino_path.records.slide import SlideRecord
-from dino_path.run import atomic_write, is_abandoned, one_at_a_time
+from dino_path.run import atomic_write, one_at_a_time
 from dino_path.tiles.layout import StoreFolder, damaged_slide
 from dino_path.tiles.tile_table import COLUMNS, read_tile_table
 
@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 # One row holds all of a tile, so that a tile at random costs one page: from a cold disk 0.6 ms a tile, against 0.8 ms
 # with one file per column.
-PLACE = np.dtype([(name, COLUMNS[name]) for name in ("offset", "length", "x_level0", "y_level0", "size_level0")])
+PLACE_COLUMNS = ("offset", "length", "x_level0", "y_level0", "size_level0", "crc32")
+PLACE = np.dtype([(name, COLUMNS[name]) for name in PLACE_COLUMNS])
 # A slide's table takes 1.8 ms, so smaller stores open within a second or two without leaving a file behind.
 MIN_INDEXED_TILES = 1_000_000
 
@@ -122,7 +123,7 @@ def _rows(folder: StoreFolder, records: Sequence[SlideRecord], num_bytes: Sequen
 
 
 def _remove_others(file: Path, selection: str) -> None:
-    """Delete what was made of the same slides before they changed, and what killed processes left."""
-    for other in (*file.parent.glob(f"{selection}_*.npy"), *file.parent.glob(".*.tmp")):
-        if other != file and (other.suffix == ".npy" or is_abandoned(other)):
+    """Delete what was made of the same slides before they changed."""
+    for other in file.parent.glob(f"{selection}_*.npy"):
+        if other != file:
             other.unlink(missing_ok=True)

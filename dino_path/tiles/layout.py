@@ -20,12 +20,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino_path.atomic import remove_abandoned
 from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, TileStoreError
 from dino_path.records.deciding_settings import deciding_settings
 from dino_path.records.slide import SlideRecord, write_slide_record
 from dino_path.records.store import StoreRecord, read_store_record, write_store_record
-from dino_path.run import is_abandoned
 from dino_path.settings import as_plain, digest_of_plain, section_from_file, section_with
 from dino_path.tiles.tile_table import LIMITS, limits_of
 from dino_path.walk import files_like
@@ -94,16 +94,11 @@ class StoreFolder:
         """The records of all finished slides, in the order of their ids."""
         return files_like(self.path / "slides", "[!.]*.json")
 
-    def remove_leftovers(self, slide_ids: Collection[str]) -> None:
-        """Delete temporary files that killed processes left of the store's own files and of these slides."""
-        files = [*self.path.glob(".*.tmp")]
-        for folder in FOLDERS:
-            # .<slide_id>.<extension>.<process>.tmp; an id has no dots
-            temporary = (self.path / folder).glob(".*.tmp")
-            files += [file for file in temporary if file.name[1:].partition(".")[0] in slide_ids]
-        for file in files:
-            if is_abandoned(file):
-                file.unlink(missing_ok=True)
+    def remove_leftovers(self) -> None:
+        """Delete temporary files that killed processes left."""
+        for folder in (self.path, *(self.path / name for name in FOLDERS)):
+            if folder.is_dir():
+                remove_abandoned(folder)
 
     def remove_outputs(self, slide_id: str) -> None:
         """Delete what there is of a slide that turned out to be unreadable; its record says why it has none."""

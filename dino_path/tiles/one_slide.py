@@ -222,7 +222,7 @@ def _write_tiles(
                 continue
             x, y = corners[number].tolist()
             quality = measure_quality(tile.pixels, spec.tile_mpp, sharpness_mpp=config.sharpness_mpp)
-            place = writer.add(tile.pixels, (x, y), tile.jpeg) if writer else (0, 0)
+            place = writer.add(tile.pixels, (x, y), tile.jpeg) if writer else (0, 0, 0)
             reading.num_passed_through += writer is not None and tile.jpeg is not None
             reading.rows.append(
                 TileRow(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,7 @@ class TileStore:
         self.size_level0: NDArray[np.int32] = places["size_level0"]
         self.offset: NDArray[np.int64] = places["offset"]
         self.length: NDArray[np.int64] = places["length"]
+        self._crc32: NDArray[np.uint32] = places["crc32"]
 
     @classmethod
     def open(cls, path: Path, *, split: str | None = None, exclude: Sequence[str] = ()) -> TileStore:
@@ -106,7 +108,7 @@ class TileStore:
         """The JPEG of one tile; in a store of coordinates its raw pixels.
 
         Raises:
-            TileStoreError: the tar is missing or cut short, or the slide cannot be read.
+            TileStoreError: the tar is missing, cut short or changed since it was written, or the slide cannot be read.
         """
         if self._slide_tiles is not None:
             return self.read_image(index).tobytes()
@@ -117,6 +119,8 @@ class TileStore:
             raise damaged_slide(tar, str(error)) from None
         if len(encoded) != length:
             raise damaged_slide(tar, f"it ends before {self.name(index)}")
+        if (known := int(self._crc32[index])) and crc32(encoded) != known:
+            raise damaged_slide(tar, f"the checksum of {self.name(index)} is wrong")
         return encoded
 
     def slide_id(self, index: int) -> str:

@@ -31,6 +31,7 @@ class TileRow(NamedTuple):
     dark_fraction: float
     offset: int
     length: int
+    crc32: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class TileTable:
         sharpness: variance of the Laplacian at `tiles.sharpness_mpp`, grey levels squared.
         kept: within all quality limits. The others are stored too: a limit can be changed without reading the slide.
         offset, length: bytes, where the JPEG lies in the slide's tar; length 0 in a store of coordinates.
+        crc32: of the JPEG's bytes; 0: none is known, as in stores of earlier versions and of coordinates.
     """
 
     x_level0: NDArray[np.int32]
@@ -56,6 +58,7 @@ class TileTable:
     kept: NDArray[np.bool_]
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
+    crc32: NDArray[np.uint32]
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -79,6 +82,7 @@ COLUMNS: dict[str, Any] = {
     **dict.fromkeys(("tissue_fraction", "sharpness", "pen_fraction", "black_fraction", "dark_fraction"), np.float32),
     "kept": np.bool_,
     **dict.fromkeys(("offset", "length"), np.int64),
+    "crc32": np.uint32,
 }
 
 
@@ -116,7 +120,7 @@ def write_tile_table(path: Path, table: TileTable) -> None:
     """Write the table as Parquet, atomically."""
     columns = {name: pa.array(getattr(table, name)) for name in COLUMNS}
     with atomic_write(path, "wb") as stream:
-        pq.write_table(pa.table(columns), stream)
+        pq.write_table(pa.table(columns), stream, write_page_checksum=True)
 
 
 def read_tile_table(path: Path) -> TileTable:
@@ -126,5 +130,9 @@ def read_tile_table(path: Path) -> TileTable:
         OSError: missing or unreadable.
         ValueError: damaged (pyarrow's own errors are ValueErrors), or without a column.
     """
-    table = pq.read_table(path, columns=list(COLUMNS), memory_map=False, use_threads=False)
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        there = [name for name in COLUMNS if name != "crc32" or name in file.schema_arrow.names]
+        table = file.read(there, use_threads=False)
+    if "crc32" not in there:
+        table = table.append_column("crc32", pa.array(np.zeros(table.num_rows, np.uint32)))
     return TileTable(**{name: table.column(name).to_numpy().astype(dtype) for name, dtype in COLUMNS.items()})

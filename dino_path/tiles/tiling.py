@@ -111,7 +111,7 @@ def tile_slides(
         else:
             records[row.slide_id] = found
     skipped = frozenset(records)
-    folder.remove_leftovers({work.row.slide_id for work in todo})
+    folder.remove_leftovers()
     num_tiles = num_failed = 0
     with meter("tiling", len(todo), "slides") as counter:
         for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers):

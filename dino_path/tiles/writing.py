@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from typing import IO, Literal
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -22,14 +23,14 @@ class TileWriter:
         self._slide_id, self._jpeg_quality, self._subsampling = slide_id, jpeg_quality, subsampling
         self._tar = tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
 
-    def add(self, tile: RgbImage, corner_level0: tuple[int, int], jpeg: bytes | None) -> tuple[int, int]:
+    def add(self, tile: RgbImage, corner_level0: tuple[int, int], jpeg: bytes | None) -> tuple[int, int, int]:
         """Store one tile as `<slide_id>_x<X>_y<Y>.jpg`: a key without dots, as WebDataset needs.
 
         Args:
             jpeg: the tile as it is encoded already; None: encoded here.
 
         Returns:
-            Offset and length of the JPEG in the tar, bytes.
+            Offset and length of the JPEG in the tar, bytes, and its CRC-32.
         """
         x, y = corner_level0
         encoded = encode_jpeg(tile, self._jpeg_quality, self._subsampling) if jpeg is None else jpeg
@@ -37,7 +38,7 @@ class TileWriter:
         header.size = len(encoded)
         self._tar.addfile(header, io.BytesIO(encoded))
         blocks = -(-len(encoded) // tarfile.BLOCKSIZE)
-        return self._tar.offset - blocks * tarfile.BLOCKSIZE, len(encoded)
+        return self._tar.offset - blocks * tarfile.BLOCKSIZE, len(encoded), crc32(encoded)
 
     def close(self) -> None:
         """Write the end of the tar."""

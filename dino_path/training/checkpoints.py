@@ -13,7 +13,7 @@ from dino_path.config import Config
 from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import Checkpoint, Start, as_record, read_checkpoint
 from dino_path.records.best import BestRecord, read_best, write_best
-from dino_path.run import RunFolder, atomic_write, is_abandoned
+from dino_path.run import RunFolder, atomic_write
 from dino_path.settings import as_plain
 from dino_path.tiles.contents import contents_digest
 from dino_path.tiles.source import TileSource
@@ -74,9 +74,6 @@ def save_checkpoint(
         optimizer=optimizer,
         starts=list(starts),
     )
-    for torn in run.checkpoints.glob(".step_*.tmp"):  # a run that was killed while it wrote
-        if is_abandoned(torn):
-            torn.unlink(missing_ok=True)
     try:
         with atomic_write(path, "wb") as stream:
             torch.save(as_record(checkpoint), stream)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dino_path.config import Config
-from dino_path.model.checkpoint import UNREADABLE
+from dino_path.model.torch_file import UNREADABLE
 from dino_path.run import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_path.checksum import seal
 from dino_path.config import Config
 from dino_path.distributed import usable_cores
 from dino_path.errors import CheckpointError, TileStoreError
@@ -172,8 +173,9 @@ def _make(
                 num_unreadable += len(lost)
                 counter.advance(len(tiles_of))
             for part in kept.parts:
-                with atomic_write(kept.file(part, piece), "wb") as stream:
+                with atomic_write(kept.file(part, piece), "w+b") as stream:
                     np.save(stream, np.concatenate(rows[part]))
+                    seal(stream)
     if num_unreadable:
         logger.warning("%d tiles could not be read, and have no features of %s", num_unreadable, kept.facts.name)
 

@@ -8,11 +8,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dino_path"
 FLOOR = {
-    "config", "settings", "moved_settings", "preprocessing", "errors", "identity", "walk", "table_file", "run", "lock",
-    "launch", "distributed", "rendezvous", "processes", "progress", "records",
+    "config", "settings", "moved_settings", "preprocessing", "errors", "identity", "walk", "table_file", "run",
+    "atomic", "checksum", "lock", "launch", "distributed", "rendezvous", "processes", "progress", "records",
 }  # fmt: skip
 # They tie rooms together, or look at the whole installation.
-ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "config_docs"}
+ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "verify", "config_docs"}
 ROOMS: dict[str, set[str]] = {
     "slides": set(),
     "tiles": {"slides"},
@@ -68,6 +68,7 @@ EXCEPTIONS = {
     ("demo", "rich"): "the demo prints its table",
     ("doctor", "openslide"): "it asks each library whether it works",
     ("doctor", "faiss"): "it asks each library whether it works",
+    ("verify", "h5py"): "HDF5 looks at the checksums of feature files itself",
 }
 
 

@@ -19,6 +19,7 @@ from tiny import TINY, write_tiles
 
 from dino_path import __version__, cli
 from dino_path.cli import terminal
+from dino_path.evaluation.results.writing import markdown_table
 from dino_path.progress import rate_text
 from dino_path.run import TIME_FORMAT
 
@@ -49,23 +50,33 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     logger.setLevel(before[2])
 
 
-GROUP = typer.main.get_command(cli.app)
-assert isinstance(GROUP, typer.core.TyperGroup)
-COMMANDS = sorted(GROUP.commands)
+def commands_of(group: object, *before: str) -> dict[tuple[str, ...], typer.core.TyperCommand]:
+    """All commands by their words, those of groups too."""
+    assert isinstance(group, typer.core.TyperGroup)
+    found: dict[tuple[str, ...], typer.core.TyperCommand] = {}
+    for name, command in group.commands.items():
+        words = (*before, name)
+        found |= commands_of(command, *words) if isinstance(command, typer.core.TyperGroup) else {words: command}
+    return found
 
 
-def test_summaries_are_not_cut_at_80_columns(run: Callable) -> None:
-    code, out, _ = run("-h")
+COMMANDS = commands_of(typer.main.get_command(cli.app))
+GROUPS = sorted({words[:-1] for words in COMMANDS})
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda words: " ".join(words) or "dino-path")
+def test_summaries_are_not_cut_at_80_columns(run: Callable, group: tuple[str, ...]) -> None:
+    code, out, _ = run(*group, "-h")
     assert code == 0
-    for name in COMMANDS:
+    for name in [words[-1] for words in COMMANDS if words[:-1] == group]:
         line = next(line for line in out.splitlines() if line.startswith(f"  {name} "))
         assert line.endswith("."), line
         assert not line.endswith("..."), line
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_is_words_and_examples(run: Callable, name: str) -> None:
-    code, out, _ = run(name, "-h")
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_is_words_and_examples(run: Callable, words: tuple[str, ...]) -> None:
+    code, out, _ = run(*words, "-h")
     assert code == 0
     assert "list[" not in out
     assert "`" not in out
@@ -73,22 +84,15 @@ def test_help_is_words_and_examples(run: Callable, name: str) -> None:
     assert "\nExamples:\n" in out
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_examples_are_commands_that_can_be_given(name: str) -> None:
-    lines = [line.strip() for line in (GROUP.commands[name].epilog or "").strip().splitlines()]
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_examples_are_commands_that_can_be_given(words: tuple[str, ...]) -> None:
+    lines = [line.strip() for line in (COMMANDS[words].epilog or "").strip().splitlines()]
     assert lines
     for line in lines:
-        words = shlex.split(line)
-        after = words.index("dino_path") if words[0] == "torchrun" else words.index("dino-path")
-        assert words[after + 1] == name
-        cli.check_command(words[after + 1 :])
-
-
-def test_every_protocol_is_explained_in_the_help_of_evaluate(run: Callable) -> None:
-    _, out, _ = run("evaluate", "knn", "--help")
-    section = out[out.index("Protocols:") : out.index("Arguments:")]
-    for protocol in ("knn", "knn-uni", "linear", "logistic", "linear-uni", "linear-dino", "fewshot", "table"):
-        assert re.search(rf"^    {protocol} ", section, re.MULTILINE), protocol
+        given = shlex.split(line)
+        after = given.index("dino_path") if given[0] == "torchrun" else given.index("dino-path")
+        assert tuple(given[after + 1 :][: len(words)]) == words
+        cli.check_command(given[after + 1 :])
 
 
 def test_the_version_and_completion_are_there(run: Callable) -> None:
@@ -113,6 +117,13 @@ def test_a_table_in_a_file_is_as_wide_as_it_is_and_has_no_marks(capsys: pytest.C
     assert "---" not in out
     assert "`" not in out
     assert out.splitlines()[0] == "title"
+
+
+def test_a_name_with_a_bar_or_a_line_break_stays_in_its_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = markdown_table(["class", "score"], [["a|b\n| x | y |", "0.5"]])
+    assert lines[2:] == [r"| a\|b \| x \| y \| | 0.5 |"]
+    terminal.say_markdown("\n".join(lines))
+    assert "a|b | x | y |" in capsys.readouterr().out
 
 
 def test_what_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:

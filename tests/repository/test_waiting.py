@@ -105,6 +105,7 @@ MISTAKES = [
     ((*EVALUATE, "one_class"), "one class"),
     ((*EVALUATE, "labelled", "--out", "file"), "file"),
     ((*EVALUATE, "labelled", "--baseline", "empty"), "result.json"),
+    (("evaluate", "retrieval", "mean-colour", "--data", "nowhere"), "nowhere"),
     (("baseline", "--data", "nowhere", "--out", "b"), "nowhere"),
     (("baseline", "--data", "labelled", "--out", "file"), "file"),
     (("report", "nowhere", "--out", "r.html"), "nowhere"),

@@ -6,39 +6,7 @@ from pathlib import Path
 import pytest
 
 from dino_path.errors import CheckpointError
-from dino_path.run import RunFolder, atomic_write, environment_record, newest_checkpoint, write_json
-
-
-def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "file.txt"
-    with atomic_write(file) as stream:
-        stream.write("whole, µm")
-        stream.flush()
-        assert not file.exists()
-    assert file.read_text(encoding="utf-8") == "whole, µm"
-    assert [*file.parent.iterdir()] == [file]
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    file = tmp_path / "file.bin"
-    file.write_bytes(b"old")
-
-    def write_half() -> None:
-        with atomic_write(file, "wb") as stream:
-            stream.write(b"half of the new")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_half()
-    assert file.read_bytes() == b"old"
-    assert [*tmp_path.iterdir()] == [file]
-
-
-def test_json_keeps_its_order_and_ends_with_a_line_end(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"z": 1, "a": None})
-    text = (tmp_path / "a.json").read_text()
-    assert text.endswith("}\n")
-    assert [*json.loads(text)] == ["z", "a"]
+from dino_path.run import RunFolder, environment_record, newest_checkpoint
 
 
 def test_checkpoints_are_listed_oldest_first_and_without_unfinished_ones(tmp_path: Path) -> None:

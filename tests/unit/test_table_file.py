@@ -10,8 +10,10 @@ from dino_path.table_file import (
     Vocabulary,
     number,
     path_of,
+    plain_cells,
     read_csv_table,
     settle_columns,
+    stored_cell,
 )
 
 WORDS = Vocabulary(
@@ -161,3 +163,16 @@ def test_paths_in_cells_mean_what_their_writer_meant(tmp_path: Path, monkeypatch
     assert path_of("/x/a.svs", tmp_path) == Path("/x/a.svs")
     assert path_of("file:///x/a%20b.svs", tmp_path) == Path("/x/a b.svs")
     assert path_of("~/a.svs", tmp_path) == Path("/home/ann/a.svs")
+
+
+@pytest.mark.parametrize("text", ["=cmd()", "+cmd", "-cmd", "@SUM(1)", "'=1+1", "''-x", "\tx"])
+def test_text_that_a_spreadsheet_would_run_is_written_with_an_apostrophe_and_read_without(text: str) -> None:
+    (written,) = plain_cells([text])
+    assert written == f"'{text}"
+    assert stored_cell(str(written)) == text
+
+
+@pytest.mark.parametrize("cell", ["tumour", "-", "+", "-1.5", "+3e-4", "it's", "'quoted'", -1.5, None])
+def test_other_cells_are_written_as_they_are(cell: object) -> None:
+    assert plain_cells([cell]) == [cell]
+    assert cell is None or stored_cell(str(cell)) == str(cell)

@@ -9,7 +9,6 @@ import copy
 import hashlib
 import json
 import logging
-import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from dino_path.evaluation.measures.confusion import confusion_matrix, summarise
 from dino_path.evaluation.measures.metrics import Metrics, measure
 from dino_path.model.backbone import build_backbone, count_parameters
 from dino_path.model.pretrained import load_start
+from dino_path.model.torch_file import UNREADABLE, load_torch_file
 from dino_path.preprocessing import Preprocessing, Triple
 from dino_path.progress import Meter, meter
 from dino_path.records.baseline import BaselineRecord, EpochRecord, ValidationRecord, counted_from_1
@@ -245,9 +245,9 @@ class Training:
         if not checkpoint.is_file():
             return
         try:
-            state = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            state = load_torch_file(checkpoint, self.device)
             is_ours = state["experiment"] == experiment
-        except (RuntimeError, OSError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        except UNREADABLE as error:
             raise CheckpointError(
                 str(checkpoint),
                 f"cannot be read ({' '.join(str(error).split())[:200]}).",

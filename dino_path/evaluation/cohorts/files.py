@@ -14,6 +14,7 @@ from dino_path.evaluation.cohorts.folds import Folds
 from dino_path.records.slide_evaluation import TILE_COUNT, CohortRecord, SourceRecord, read_slides_record
 from dino_path.run import atomic_write
 from dino_path.settings import as_plain
+from dino_path.table_file import plain_cells
 
 RESULTS = "slides.json"
 NOT_DECISIVE = (
@@ -106,7 +107,7 @@ def source_record(source: Source) -> SourceRecord:
 def write_csv(file: Path, rows: Iterable[Sequence[object]]) -> None:
     """Write a table, whole or not at all; its first row is the header."""
     with atomic_write(file) as stream:
-        csv.writer(stream, lineterminator="\n").writerows(rows)
+        csv.writer(stream, lineterminator="\n").writerows(map(plain_cells, rows))
 
 
 def case_rows(cohort: Cohort, sources: Sequence[Source], folds: Folds) -> Iterable[Sequence[object]]:

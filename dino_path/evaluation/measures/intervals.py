@@ -100,15 +100,15 @@ def degrees_of_freedom(counts_GC: NDArray[np.number]) -> float:
     return float(trace**2 / squares)
 
 
-def score_interval(value: float, left_out: LeftOut, *, lowest: float = 0.0) -> Score:
-    """Of a score between `lowest` and 1, by Student's t on the logit scale.
+def score_interval(value: float, left_out: LeftOut, *, lowest: float = 0.0, highest: float = 1.0) -> Score:
+    """Of a score between `lowest` and `highest`, by Student's t on the logit scale.
 
     All right (or all wrong) has no spread to see: there the exact binomial bound of as many units stands, each right or
     wrong as a whole. Three patients without an error do not prove 1.0.
     """
     if left_out.freedom < LEAST_FREEDOM or math.isnan(value):
         return Score(value, math.nan, math.nan)
-    span = 1 - lowest
+    span = highest - lowest
     share = (value - lowest) / span
     error = left_out.standard_error() / span
     if share >= 1 or share <= 0:

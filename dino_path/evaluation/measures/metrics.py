@@ -17,6 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.evaluation.measures.calibration import (
+    Bin,
+    calibration_numbers,
+    calibration_sums,
+    ece_if_calibrated,
+    reliability,
+)
 from dino_path.evaluation.measures.confusion import (
     Floats,
     Ints,
@@ -37,9 +44,10 @@ from dino_path.evaluation.measures.intervals import (
 )
 from dino_path.evaluation.measures.pairs import PairBlock
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc")
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc", "ece", "brier")
 CLASS_METRICS = ("recall", "precision", "f1", "auroc")
 LOWEST = {"kappa": -1.0}  # of a metric; 0 for the others
+HIGHEST = {"brier": 2.0}  # of a metric; 1 for the others
 # From here on percentiles of the bootstrap hold what they promise; at 50 patients not yet, where patients differ much
 # (benchmarks/evaluation/coverage.py).
 BOOTSTRAP_FREEDOM = 100
@@ -82,23 +90,23 @@ class Sample:
         """The difference of two models on the same images, with the same resamples."""
         return Sample(self.value - other.value, self.draws - other.draws, self.left_out - other.left_out)
 
-    def score(self, *, lowest: float = 0.0) -> Score:
-        """With its interval, as a score between `lowest` and 1."""
+    def score(self, *, lowest: float = 0.0, highest: float = 1.0) -> Score:
+        """With its interval, as a score between `lowest` and `highest`."""
         if self.left_out.freedom < BOOTSTRAP_FREEDOM:
-            return score_interval(self.value, self.left_out, lowest=lowest)
+            return score_interval(self.value, self.left_out, lowest=lowest, highest=highest)
         score = _percentiles(self.value, self.draws)
         # Where all are right (or all wrong) resampling sees no spread: `score_interval`'s bound stands in.
         bound = 0.025 ** (1 / (self.left_out.freedom + 1))
-        if self.value >= 1.0:
-            return Score(self.value, min(score.low, bound), score.high)
+        if self.value >= highest:
+            return Score(self.value, min(score.low, highest * bound), score.high)
         if self.value <= 0.0:
-            return Score(self.value, score.low, max(score.high, 1 - bound))
+            return Score(self.value, score.low, max(score.high, highest * (1 - bound)))
         return score
 
-    def difference(self, *, lowest: float = 0.0) -> Score:
-        """With its interval, as a difference of scores between `lowest` and 1."""
+    def difference(self, *, lowest: float = 0.0, highest: float = 1.0) -> Score:
+        """With its interval, as a difference of scores between `lowest` and `highest`."""
         if self.left_out.freedom < BOOTSTRAP_FREEDOM:
-            return difference_interval(self.value, self.left_out, widest=1 - lowest)
+            return difference_interval(self.value, self.left_out, widest=highest - lowest)
         return _percentiles(self.value, self.draws)
 
 
@@ -108,6 +116,9 @@ class Metrics:
 
     Attributes:
         auroc: mean of the one-versus-rest areas under the ROC curve.
+        ece, brier: how far the class scores, read as probabilities, are from what happened (`calibration`): 0 is best.
+        ece_if_calibrated: the ECE of as many images whose probabilities are true.
+        reliability: the points of the reliability curve.
         by_class: recall, precision, f1 and auroc (one versus rest) of each class, in class order; NaN where a class was
             never predicted or does not occur.
         confusion: (C, C) counts, rows are true classes.
@@ -120,6 +131,10 @@ class Metrics:
     macro_f1: Score
     kappa: Score
     auroc: Score
+    ece: Score
+    brier: Score
+    ece_if_calibrated: float
+    reliability: tuple[Bin, ...]
     by_class: dict[str, tuple[Score, ...]]
     confusion: Ints
     num_images: int
@@ -131,6 +146,8 @@ class Metrics:
         """For JSON."""
         return {
             **{name: getattr(self, name).record() for name in METRICS},
+            "ece_if_calibrated": self.ece_if_calibrated,
+            "reliability": [one.record() for one in self.reliability],
             "recall": self._class_records("recall", classes),
             "by_class": {name: self._class_records(name, classes) for name in self.by_class},
             "confusion": self.confusion.tolist(),
@@ -159,34 +176,47 @@ class Metrics:
 
 def measure(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, units: Units, *, num_bootstrap: int, seed: int
             ) -> Metrics:  # fmt: skip
-    """Accuracy, balanced accuracy, macro F1, Cohen's kappa and AUROC, and the scores of each class, with intervals.
+    """Accuracy, balanced accuracy, macro F1, Cohen's kappa, AUROC, ECE and Brier score, and the scores of each class.
+
+    Each has its interval.
 
     Args:
-        scores_NC: class scores, larger is likelier.
+        scores_NC: class probabilities; rows sum to 1.
     """
     num_classes = scores_NC.shape[1]
     confusion_CC = confusion_matrix(labels_N, predicted_N, num_classes)
     confusion_GCC = confusions_of_units(labels_N, predicted_N, num_classes, units)
     number_N = np.arange(len(labels_N))
+    sums_GS = calibration_sums(labels_N, predicted_N, scores_NC, units.index, units.count)
+    sums_NS = calibration_sums(labels_N, predicted_N, scores_NC, number_N, len(labels_N))
+    sums_S = sums_GS.sum(axis=0)
     # The same numbers of all images, of each resample, and of all but one unit or image.
-    of_all = _numbers(confusion_CC, areas(labels_N, scores_NC, np.ones((1, len(labels_N))))[0])
+    of_all = _numbers(confusion_CC, areas(labels_N, scores_NC, np.ones((1, len(labels_N))))[0], sums_S)
     drawn = _numbers(
         _resampled_confusions(labels_N, predicted_N, num_classes, units, num_bootstrap, seed),
         np.concatenate(
             [areas(labels_N, scores_NC, weights[:, units.index]) for weights in _resamples(units, num_bootstrap, seed)]
         ),
+        np.concatenate([weights @ sums_GS for weights in _resamples(units, num_bootstrap, seed)]),
     )
-    of_units = _numbers(confusion_CC - confusion_GCC, areas_left_out(labels_N, scores_NC, units.index, units.count))
+    of_units = _numbers(
+        confusion_CC - confusion_GCC,
+        areas_left_out(labels_N, scores_NC, units.index, units.count),
+        sums_S - sums_GS,
+    )
     of_images = _numbers(
         _confusions_without_image(labels_N, predicted_N, num_classes),
         areas_left_out(labels_N, scores_NC, number_N, len(labels_N)),
+        sums_S - sums_NS,
     )
     samples = {
         name: Sample(float(value), drawn[name], LeftOut(of_units[name] - value, of_images[name] - value, freedom))
         for (name, value), freedom in zip(of_all.items(), _freedom(confusion_GCC), strict=True)
     }
     return Metrics(
-        **{name: samples[name].score(lowest=LOWEST.get(name, 0.0)) for name in METRICS},
+        **{name: samples[name].score(**_ends(name)) for name in METRICS},
+        ece_if_calibrated=ece_if_calibrated(scores_NC, seed=seed),
+        reliability=reliability(labels_N, predicted_N, scores_NC),
         by_class={
             name: tuple(samples[f"{name} of {label}"].score() for label in range(num_classes)) for name in CLASS_METRICS
         },
@@ -204,10 +234,7 @@ def paired_difference(metrics: Metrics, reference: Metrics) -> dict[str, Score]:
     That leaves out what they have in common (hard slides are hard for both): the interval is narrower, and rightly so,
     than two intervals side by side suggest.
     """
-    return {
-        name: (metrics.samples[name] - reference.samples[name]).difference(lowest=LOWEST.get(name, 0.0))
-        for name in METRICS
-    }
+    return {name: (metrics.samples[name] - reference.samples[name]).difference(**_ends(name)) for name in METRICS}
 
 
 def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int) -> Score:
@@ -220,6 +247,49 @@ def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int)
         without_G = (total_G.sum() - total_G) / (len(values_N) - count_G)
     left_out = LeftOut(without_G - value, (value - values_N) / rest, degrees_of_freedom(count_G[:, None]))
     return Sample(value, np.concatenate(draws), left_out).score()
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """Means of a value of each image: over all images, over classes that count the same, and over each class."""
+
+    overall: Sample
+    balanced: Sample
+    by_class: tuple[Sample, ...]
+
+
+def class_means(
+    values_N: Floats, labels_N: Ints, num_classes: int, units: Units, *, num_bootstrap: int, seed: int
+) -> ClassMeans:
+    """Means of a value between 0 and 1 of each image, in all three ways; NaN of a class that does not occur."""
+    total_GC, count_GC = (
+        np.bincount(units.index * num_classes + labels_N, weight_N, units.count * num_classes).reshape(-1, num_classes)
+        for weight_N in (values_N, np.ones(len(values_N)))
+    )
+    total_C, count_C, class_NC = total_GC.sum(axis=0), count_GC.sum(axis=0), np.eye(num_classes)[labels_N]
+    of_all = _class_means(total_C, count_C)
+    drawn = np.concatenate(
+        [_class_means(weights @ total_GC, weights @ count_GC) for weights in _resamples(units, num_bootstrap, seed)]
+    )
+    of_units = _class_means(total_C - total_GC, count_C - count_GC) - of_all
+    of_images = _class_means(total_C - values_N[:, None] * class_NC, count_C - class_NC) - of_all
+    freedom = [
+        degrees_of_freedom(counts)
+        for counts in (count_GC.sum(axis=1, keepdims=True), count_GC, *np.split(count_GC, num_classes, axis=1))
+    ]
+    samples = [
+        Sample(float(value), drawn[:, at], LeftOut(of_units[:, at], of_images[:, at], freedom[at]))
+        for at, value in enumerate(of_all)
+    ]
+    return ClassMeans(samples[0], samples[1], tuple(samples[2:]))
+
+
+def _class_means(total_BC: NDArray[Any], count_BC: NDArray[Any]) -> Floats:
+    """(B, 2 + C): the mean over all, that over classes, and that of each class."""
+    with np.errstate(invalid="ignore"):
+        mean_BC = total_BC / count_BC
+        overall = total_BC.sum(axis=-1, keepdims=True) / count_BC.sum(axis=-1, keepdims=True)
+    return np.concatenate([overall, mean_where_known(mean_BC)[..., None], mean_BC], axis=-1)
 
 
 def mean_over_draws(
@@ -243,8 +313,7 @@ def mean_over_draws(
     for name in own[0]:
         values_L = np.array([samples[name].value for samples in own])
         mean = mean_sample([samples[name] for samples in own])
-        lowest = LOWEST.get(name, 0.0)
-        over_units = mean.score(lowest=lowest) if reference_LN is None else mean.difference(lowest=lowest)
+        over_units = mean.score(**_ends(name)) if reference_LN is None else mean.difference(**_ends(name))
         result[name] = over_units if len(values_L) == 1 else _widened(over_units, values_L)
     return result
 
@@ -318,10 +387,19 @@ def confusions_of_units(labels_N: Ints, predicted_N: Ints, num_classes: int, uni
     return counts.reshape(units.count, num_classes, num_classes).astype(np.int64)
 
 
-def _numbers(confusion_BCC: NDArray[Any], areas_BC: Floats) -> dict[str, Floats]:
+def _ends(name: str) -> dict[str, float]:
+    """Between what a metric lies."""
+    return {"lowest": LOWEST.get(name, 0.0), "highest": HIGHEST.get(name, 1.0)}
+
+
+def _numbers(confusion_BCC: NDArray[Any], areas_BC: Floats, sums_BS: Floats) -> dict[str, Floats]:
     """Each of METRICS (B,), and each of CLASS_METRICS of each class (B,), as `recall of 2`."""
     by_class = {**class_scores(confusion_BCC), "auroc": areas_BC}
-    numbers = {**summarise(confusion_BCC), "auroc": mean_where_known(areas_BC)}
+    numbers = {
+        **summarise(confusion_BCC),
+        "auroc": mean_where_known(areas_BC),
+        **calibration_numbers(sums_BS, confusion_BCC.sum(axis=(-2, -1))),
+    }
     for name in CLASS_METRICS:
         numbers |= {f"{name} of {label}": by_class[name][..., label] for label in range(areas_BC.shape[-1])}
     return numbers
@@ -338,6 +416,8 @@ def _freedom(confusion_GCC: Ints) -> Iterator[float]:
     yield of_classes  # macro F1
     yield min(of_all, of_classes)  # kappa
     yield of_classes  # area under the ROC curve
+    yield of_all  # expected calibration error
+    yield of_all  # Brier score
     for counts_GC in (true_GC, predicted_GC, true_GC + predicted_GC):  # recall, precision, F1
         yield from (degrees_of_freedom(counts_GC[:, [label]]) for label in range(num_classes))
     for label in range(num_classes):  # area of one class against the rest

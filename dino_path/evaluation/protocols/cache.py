@@ -1,6 +1,6 @@
 """Features of labelled images, kept by content: extracted once, by all processes together, and resumed after a kill.
 
-FOLDER/<key>.npy             the features (N, D) of one model and one set of images, fp32
+FOLDER/<key>.npy             the features (N, D) of one model and one set of images, fp32; at its end a checksum
 FOLDER/<key>/<piece>.npy     pieces of PIECE rows while they are being made; each is whole or not there
 
 FOLDER is `features` in the folder of the results; for RUN/eval/NAME it is RUN/eval/features, shared by all of them.
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_path.checksum import is_intact, seal
 from dino_path.config import EvaluationConfig
 from dino_path.errors import ConfigError
 from dino_path.evaluation.labelled.datasets import LabelledSet
@@ -110,19 +111,21 @@ class FeatureCache:
             )  # fmt: skip
             sizes = [self._shape(extractor, images, piece)[0] for piece in missing]
             for piece, features_BD in zip(missing, _regrouped(batches, sizes), strict=True):
-                with atomic_write(self._piece(extractor, images, piece), "wb") as stream:
+                with atomic_write(self._piece(extractor, images, piece), "w+b") as stream:
                     np.save(stream, features_BD)
+                    seal(stream)
                 counter.advance(len(features_BD))
 
     def _join(self, extractor: Extractor, images: Images) -> None:
         """Write the pieces as one file, one piece in memory at a time, and remove them."""
         file = self._file(extractor, images)
         pieces = [self._piece(extractor, images, piece) for piece in range(-(-len(images.source) // PIECE))]
-        with atomic_write(file, "wb") as stream:
+        with atomic_write(file, "w+b") as stream:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(images.source), extractor.num_features)}
             np.lib.format.write_array_header_1_0(stream, header)
             for piece in pieces:
                 stream.write(np.load(piece, allow_pickle=False).tobytes())
+            seal(stream)
         shutil.rmtree(file.with_suffix(""))
 
     def _file(self, extractor: Extractor, images: Images) -> Path:
@@ -159,12 +162,12 @@ def load_models(specs: Sequence[str], device: torch.device) -> dict[str, tuple[s
 
 
 def _read(file: Path, shape: tuple[int, int]) -> Features | None:
-    """The mapped array of a file; None where it is not there, damaged, or of another shape."""
+    """The mapped array of a file; None where there is none, or its shape or checksum is wrong."""
     if not file.is_file():
         return None
     try:
         kept: Features = np.load(file, mmap_mode="r", allow_pickle=False)
-        if kept.shape == shape and kept.dtype == np.float32:
+        if kept.shape == shape and kept.dtype == np.float32 and is_intact(file):
             return kept
     except (OSError, ValueError, EOFError):
         pass

@@ -101,6 +101,25 @@ class NeighbourIndex:
                     similarity_QK, neighbour_QK = self._exact(unit_QD, k)
             yield start, similarity_QK, neighbour_QK
 
+    def search_without(
+        self, query_QD: NDArray[np.float32], k: int, left_out: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Similarity and number (Q, K) of the neighbours by an approximate index that passes over some vectors.
+
+        -1 stands where it finds fewer than k.
+
+        Args:
+            left_out: numbers of the vectors that must not be found.
+        """
+        assert self._index is not None
+        others = faiss.IDSelectorNot(faiss.IDSelectorBatch(left_out))
+        if isinstance(self._index, faiss.IndexIVFFlat):
+            how = faiss.SearchParametersIVF(sel=others, nprobe=self._index.nprobe)  # type: ignore[call-arg]
+        else:
+            how = faiss.SearchParametersHNSW(sel=others, efSearch=HNSW_SEARCH_DEPTH)  # type: ignore[attr-defined]
+        similarity_QK, neighbour_QK = self._index.search(unit_length(query_QD), k, params=how)
+        return similarity_QK, neighbour_QK
+
     def recall(self, query_QD: NDArray[np.float32], k: int) -> float:
         """Share of the true k nearest that are found, over up to RECALL_QUERIES queries; 1 for the exact index."""
         if self._index is None:

@@ -10,13 +10,16 @@ from typing import Any, Literal
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
+from dino_path.evaluation.labelled.division import divide
 from dino_path.records.evaluation import AnyEvaluation, FewShotRecord, FractionsRecord, ResultsRecord, read_evaluation
 from dino_path.records.feature_kinds import split_kind
+from dino_path.records.retrieval import RETRIEVAL, RetrievalRecord
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 
 Stem = Literal["results", "fractions", "fewshot"]
-STEMS: tuple[Stem, ...] = ("results", "fractions", "fewshot")
+AnyStem = Literal[Stem, "retrieval"]
+STEMS: tuple[AnyStem, ...] = ("results", "fractions", "fewshot", "retrieval")
 END_TO_END = "end-to-end"
 # They say where inputs lie, how fast it goes, or what is compared here by itself.
 NOT_DECISIVE = ("batch_size", "regions", "protocols")
@@ -34,7 +37,7 @@ class Evaluation:
         has_baseline: whether the supervised network stands beside them.
     """
 
-    stem: Stem
+    stem: AnyStem
     specs: Sequence[str]
     protocols: Sequence[str]
     fractions: Sequence[float]
@@ -60,6 +63,7 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
     Raises:
         DataError: there are results of other data, settings, models or protocols, which the new ones do not hold.
     """
+    labelled = divide(labelled, config).labelled  # results of a cross-validation are of the folds
     for stem in STEMS:
         file = out / f"{stem}.json"
         record = _read(file)
@@ -77,18 +81,20 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
             )
 
 
-def _read(file: Path) -> AnyEvaluation | None:
+def _read(file: Path) -> AnyEvaluation | RetrievalRecord | None:
     """What is there; results that cannot be read must be known before others may replace them."""
-    return read_evaluation(file) if file.exists() else None
+    if not file.exists():
+        return None
+    return RETRIEVAL.read(file) if file.name == "retrieval.json" else read_evaluation(file)
 
 
-def _other_data(record: AnyEvaluation, labelled: LabelledSet) -> list[str]:
+def _other_data(record: AnyEvaluation | RetrievalRecord, labelled: LabelledSet) -> list[str]:
     if record.data.split_digest == labelled.split_digest:
         return []
     return [f"they are of other images, labels or another split ({record.data.name}; {record.data.split_rule})"]
 
 
-def _other_settings(record: AnyEvaluation, config: EvaluationConfig) -> list[str]:
+def _other_settings(record: AnyEvaluation | RetrievalRecord, config: EvaluationConfig) -> list[str]:
     old, new = record.config, as_plain(config)
     return [
         f"evaluation.{key} was {old[key]}, now {new[key]}"
@@ -97,9 +103,9 @@ def _other_settings(record: AnyEvaluation, config: EvaluationConfig) -> list[str
     ]
 
 
-def _left_out(record: AnyEvaluation, evaluation: Evaluation) -> list[str]:
+def _left_out(record: AnyEvaluation | RetrievalRecord, evaluation: Evaluation) -> list[str]:
     specs = [model.spec for model in record.models.values()]
-    rows = () if isinstance(record, FewShotRecord) else record.rows
+    rows = () if isinstance(record, FewShotRecord | RetrievalRecord) else record.rows
     protocols = [row.protocol for row in rows if row.protocol != END_TO_END]
     fractions = [row.fraction for row in record.rows] if isinstance(record, FractionsRecord) else []
     left_out = [f"the model {spec}" for spec in _not_in(specs, evaluation.specs)]

@@ -1,7 +1,8 @@
-"""One row of a table: a model under a protocol."""
+"""One row of a table: a model under a protocol; and which models are compared."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from dino_path.config import FrozenProtocol
 from dino_path.evaluation.measures.intervals import Score
 from dino_path.evaluation.measures.metrics import Metrics
+from dino_path.records.feature_kinds import is_comparison
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,16 @@ class Row:
     settings: dict[str, Any]
     predicted: NDArray[np.int64]
     differences: dict[str, dict[str, Score]] = field(default_factory=dict)
+
+
+def compared_pairs(specs: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(mine, other) of models by name: each of ours with every control and every model of ours after it.
+
+    Where all are controls, the first stands for ours.
+    """
+    names = list(specs)
+    mine = [name for name in names if not is_comparison(specs[name])] or names[:1]
+    return [
+        (name, other) for name in mine for other in names
+        if other not in mine or mine.index(name) < mine.index(other)
+    ]  # fmt: skip

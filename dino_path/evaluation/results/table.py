@@ -27,7 +27,7 @@ from dino_path.evaluation.protocols.cache import FeatureCache, Images, load_mode
 from dino_path.evaluation.protocols.dino_linear import dino_linear, dino_linear_images
 from dino_path.evaluation.protocols.signature import Signature, slide_signature
 from dino_path.evaluation.results.distilled import distilled_notes
-from dino_path.evaluation.results.row import Row
+from dino_path.evaluation.results.row import Row, compared_pairs
 from dino_path.evaluation.results.table_notes import table_notes
 from dino_path.evaluation.results.writing import (
     SUPERVISED,
@@ -36,7 +36,6 @@ from dino_path.evaluation.results.writing import (
     markdown_table,
     write_results,
 )
-from dino_path.records.feature_kinds import is_comparison
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,18 @@ class Table:
         lines = markdown_table(header, rows)
         if differences:
             lines += ["", *markdown_table(["difference", "protocol", "balanced accuracy", "accuracy"], differences)]
-        return markdown_page(self.labelled_name, [*lines, *self._by_k(), *self._signatures()], self.notes)
+        lines += [*self._calibration(), *self._by_k(), *self._signatures()]
+        return markdown_page(self.labelled_name, lines, self.notes)
+
+    def _calibration(self) -> list[str]:
+        """Whether the probabilities of the probes are true; for both numbers lower is better."""
+        cells = [
+            [row.model, TITLES[row.protocol], str(row.metrics.ece), f"{row.metrics.ece_if_calibrated:.3f}",
+             str(row.metrics.brier)]
+            for row in self.rows
+        ]  # fmt: skip
+        header = ["calibration", "protocol", "expected calibration error", "if calibrated", "Brier score"]
+        return ["", *markdown_table(header, cells)]
 
     def _by_k(self) -> list[str]:
         """Balanced accuracy for every number of neighbours, so that none can be picked in silence."""
@@ -227,17 +237,12 @@ def _with_differences(rows: Sequence[Row]) -> list[Row]:
     """Every row less the baseline; and mine less others, under the same protocol: each model of ours less every control
     and every model of ours after it. Where all are controls, the first stands for ours.
     """
-    is_control = {row.model: is_comparison(row.spec) for row in rows if row.protocol != "end-to-end"}
-    if all(is_control.values()):
-        is_control[rows[0].model] = False
-    order = list(is_control)
+    pairs = compared_pairs({row.model: row.spec for row in rows if row.protocol != "end-to-end"})
 
     def is_other(row: Row, other: Row) -> bool:
         if other.protocol == "end-to-end":
             return row.protocol != "end-to-end"
-        if row.protocol != other.protocol or row.model == other.model or is_control[row.model]:
-            return False
-        return is_control[other.model] or order.index(row.model) < order.index(other.model)
+        return row.protocol == other.protocol and (row.model, other.model) in pairs
 
     return [
         replace(row, differences={

@@ -9,6 +9,7 @@ import numpy as np
 
 from dino_path.evaluation.baseline.supervised import Supervised
 from dino_path.evaluation.labelled.division import Division
+from dino_path.evaluation.measures.calibration import NUM_BINS
 from dino_path.evaluation.protocols.by_name import TITLES
 from dino_path.evaluation.protocols.signature import NEIGHBOURS, Signature
 from dino_path.evaluation.results.input_notes import input_notes
@@ -40,6 +41,11 @@ def table_notes(
         *_no_better_than_the_majority(rows, division),
         *division.labelled.notes,
     ]
+    notes.append(
+        "calibration, lower is better: the error is how far, on average, the probability of the predicted class is "
+        f"from the share of right answers ({NUM_BINS} bins); 'if calibrated' is what chance alone would make of it on "
+        "as many independent images; the Brier score, 0 to 2, is the squared error of all class probabilities"
+    )
     if supervised is None:
         notes.append(f"{SUPERVISED}: {baseline_missing()}; without it no number here says what labels alone give")
     else:

@@ -9,17 +9,20 @@ from typing import Any
 
 from dino_path.config import EvaluationConfig
 from dino_path.evaluation.labelled.division import Division
-from dino_path.evaluation.results.earlier import Stem
+from dino_path.evaluation.results.earlier import AnyStem
 from dino_path.features.extractor import Extractor
 from dino_path.records.environment import present_environment
 from dino_path.records.evaluation import FewShotRecord, FractionsRecord, ResultsRecord, write_evaluation
+from dino_path.records.retrieval import RETRIEVAL, RetrievalRecord
 from dino_path.run import atomic_write
 from dino_path.settings import as_plain
+from dino_path.table_file import plain_cells
 
-SCHEMAS: dict[Stem, type[ResultsRecord | FractionsRecord | FewShotRecord]] = {
+SCHEMAS: dict[AnyStem, type[ResultsRecord | FractionsRecord | FewShotRecord | RetrievalRecord]] = {
     "results": ResultsRecord,
     "fractions": FractionsRecord,
     "fewshot": FewShotRecord,
+    "retrieval": RetrievalRecord,
 }
 SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there is none
 
@@ -32,7 +35,7 @@ def baseline_missing(fraction: float = 1.0) -> str:
 
 def write_results(
     out: Path,
-    stem: Stem,
+    stem: AnyStem,
     division: Division,
     config: EvaluationConfig,
     models: Mapping[str, tuple[str, Extractor]],
@@ -63,16 +66,25 @@ def write_results(
     common = {"data": division.record(), "config": as_plain(config), "models": described}
     division.write(out)
     whole = {**common, **record, "environment": present_environment()}
-    write_evaluation(out, SCHEMAS[stem].model_validate(whole))
+    filled = SCHEMAS[stem].model_validate(whole)
+    if isinstance(filled, RetrievalRecord):
+        RETRIEVAL.write(out / "retrieval.json", filled)
+    else:
+        write_evaluation(out, filled)
     with atomic_write(out / f"{stem}.csv") as stream:
-        csv.writer(stream, lineterminator="\n").writerows(csv_rows)
+        csv.writer(stream, lineterminator="\n").writerows(map(plain_cells, csv_rows))
     with atomic_write(out / f"{stem}.md") as stream:
         stream.write(text)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table."""
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+    return [f"| {' | '.join(map(_cell, cells))} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends its cell nor its row: names of classes and models are whatever their folder is called."""
+    return " ".join(text.replace("|", r"\|").splitlines())
 
 
 def markdown_page(title: str, lines: Iterable[str], notes: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slide_files import tissue_image, write_slide_file
@@ -363,3 +364,18 @@ def test_a_percent_sign_in_a_path_is_doubled_where_slurm_would_read_a_placeholde
     assert found["output"].startswith(f"{tmp_path}/RUN_10%%subset%%j/slurm/%x-%")
     assert "a%b" in submission.script
     assert f"{out}/slurm/dino-{stage}-4711" in submission.text()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "folder"),
+    [
+        ({"partition": "gpu\ntouch owned"}, "/a"),
+        ({"account": 'x" \ntouch owned'}, "/a"),
+        ({"constraint": 'h200"'}, "/a"),
+        ({"extra_lines": ["--mail-type=END\ntouch owned"]}, "/a"),
+        ({}, "/a\ntouch owned"),
+    ],
+)
+def test_a_value_that_would_end_its_line_in_the_script_is_refused(cluster: dict[str, Any], folder: str) -> None:
+    with pytest.raises(LaunchError, match="one line of plain text"):
+        render("tile", ClusterConfig(**cluster), [], log_file=Path(folder) / "%j.out", start_folder=Path("/a"))

@@ -20,6 +20,7 @@ from dino_path.cli import main
 from dino_path.config import Config
 from dino_path.errors import CheckpointError, DataError
 from dino_path.export import reload
+from dino_path.export.card import ModelFacts, model_card
 from dino_path.export.checkpoint import export_checkpoint
 from dino_path.export.model_folder import ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
@@ -353,3 +354,13 @@ def test_stain_normalisation_stands_in_config_and_card_and_the_export_says_who_m
     names: dict[str, Any] = {}
     exec(snippet.replace("FOLDER", str(tmp_path / "model")).replace("tile.png", str(tmp_path / "tile.png")), names)
     np.testing.assert_array_equal(np.asarray(names["tile"]), normalise_stain(pixels, "macenko"))
+
+
+@pytest.mark.parametrize("text", ["mit\nmodel-index: evil", "a: b", "[x", 'yes"no', "cc-by-nc-4.0"])
+def test_a_licence_adds_no_key_to_the_card(text: str) -> None:
+    facts = ModelFacts(
+        "vit", {}, 8, "[CLS]", ["x = model(x)"], 10, Preprocessing((0.5,) * 3, (0.5,) * 3, 64), license=text
+    )
+    header = model_card(facts, {}, []).split("---\n")[1]
+    assert yaml.safe_load(header)["license"] == text
+    assert {*yaml.safe_load(header)} == {"license", "library_name", "pipeline_tag", "tags"}

@@ -48,8 +48,8 @@ def write_store(path: Path, slides: dict[str, int], *, mpp: float = 0.5) -> Tile
                 writer, rows = TileWriter(stream, slide_id, jpeg_quality=95, subsampling="420"), []
                 for x in range(0, 100 * num_tiles, 100):
                     tile = random.integers(0, 256, (TILE_PX, TILE_PX, 3), dtype=np.uint8)
-                    offset, length = writer.add(tile, (x, 3), None)
-                    rows.append(TileRow(x, 3, size_level0, 1.0, 9.0, 0.0, 0.0, 0.0, offset, length))
+                    place = writer.add(tile, (x, 3), None)
+                    rows.append(TileRow(x, 3, size_level0, 1.0, 9.0, 0.0, 0.0, 0.0, *place))
                 writer.close()
             write_tile_table(folder.table_file(slide_id), TileTable.from_rows(rows))
         record = SlideRecord(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from feature_samples import CPU, Images, write_model_folder, write_store
+from leftovers import left_by_a_kill
 from tiny import ALONE
 
 from dino_path.errors import CheckpointError, ConfigError, DataError
@@ -103,8 +104,7 @@ def test_called_again_it_makes_the_tokens_that_are_missing_and_keeps_the_others(
     assert embed_store(extractor, store, tmp_path, batch_size=4, world=ALONE, with_tokens=True).written == ("a", "b")
     assert "patch tokens of 7 tiles, 4 x 4 x 24 in fp16: 5.38e-06 GB" in caplog.text
     (tmp_path / TOKENS).unlink()
-    torn = tmp_path / TOKENS.replace("a.h5", ".a.h5.1-abc.tmp")
-    torn.write_bytes(b"of a killed process")
+    torn = left_by_a_kill(tmp_path / TOKENS)
     again = embed_store(extractor, store, tmp_path, batch_size=4, world=ALONE, with_tokens=True)
     assert (again.written, again.kept, torn.exists()) == (("a",), ("b",), False)
     assert embed_store(extractor, store, tmp_path, batch_size=4, world=ALONE).kept == ("a", "b")

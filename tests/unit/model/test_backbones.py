@@ -92,3 +92,9 @@ def test_stochastic_depth_is_off_unless_asked_for(name: str) -> None:
 
     assert largest_rate(0.0) == 0.0
     assert largest_rate(0.3) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("arguments", [{"depth": 1_000_000}, {"embed_dim": 10**9}, {"img_size": -(10**6)}])
+def test_a_network_that_no_machine_could_hold_is_refused_before_it_is_built(arguments: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="At most"):
+        build_backbone("vit_tiny_patch16_224", arguments)

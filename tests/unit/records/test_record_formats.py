@@ -19,6 +19,7 @@ from dino_path.records.guide import GUIDE, GUIDE_FEATURES
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.metrics import METRICS
 from dino_path.records.model_folder import MODEL
+from dino_path.records.retrieval import RETRIEVAL
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.slide_evaluation import SLIDES_EVALUATION
 from dino_path.records.start import START
@@ -27,7 +28,8 @@ from dino_path.records.verdict import VERDICT
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, SLIDES_EVALUATION,
+    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL,
+    SLIDES_EVALUATION,
 ]  # fmt: skip
 
 
@@ -172,12 +174,15 @@ FIELDS = {
     "slide record": (1, "8b7cdd72"),
     "tile store": (2, "c42a2f80"),
     "list of expected slides": (2, "fd2c8f1d"),
-    "results": (3, "d413a524"),
+    "retrieval": (1, "130db7c8"),
+    "results": (4, "71c0e6d9"),
     "label fractions": (3, "0c1c51d0"),
     "few-shot episodes": (3, "f9c0397a"),
     "slide evaluation": (1, "0a0ebc44"),
     "baseline": (2, "47380238"),
     "cross-validated baseline": (2, "c39b9804"),
+    "baseline": (3, "6c5e2969"),
+    "cross-validated baseline": (3, "ec3e95ac"),
     "metrics": (1, "5978ed96"),
     "config.json of a model folder": (2, "a9a6478a"),
     "environment": (1, "e7952035"),
@@ -196,3 +201,10 @@ def fields_of(each: Format[Any]) -> str:
 @pytest.mark.parametrize("each", FORMATS, ids=lambda one: one.name)
 def test_a_change_of_the_schema_is_a_change_of_the_version(each: Format[Any]) -> None:
     assert FIELDS[each.name] == (each.version, fields_of(each))
+
+
+def test_a_slide_record_of_another_slide_is_refused_for_its_id_names_files(tmp_path: Path) -> None:
+    file = tmp_path / "slides" / "a.json"
+    write_slide_record(file, SlideRecord("../../ESCAPED", "a.svs", "empty", "no tissue"))
+    with pytest.raises(TileStoreError, match="ESCAPED"):
+        read_slide_record(file)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from leftovers import left_by_a_kill
 
 from dino_path.errors import TileStoreError
 from dino_path.tiles import index
@@ -83,7 +84,7 @@ def test_a_slide_tiled_again_makes_a_new_index_and_removes_the_old_one(path: Pat
 
 def test_what_killed_openers_left_is_removed(path: Path) -> None:
     (path / "index").mkdir()
-    (path / "index/.0123_4567.npy.77-abcd.tmp").write_bytes(bytes(100))
+    left_by_a_kill(path / "index/0123_4567.npy")
     TileStore.open(path)
     assert [file.suffix for file in index_files(path)] == [".npy"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from leftovers import left_by_a_kill
 from slide_files import PINK, tissue_image, write_jpeg_slide, write_slide_file
 
 from dino_path.config import TilesConfig
@@ -113,7 +114,7 @@ def test_a_killed_task_is_continued_and_leaves_nothing_behind(
     store = shutil.copytree(store_path, tmp_path / "store")
     (store / "slides/a.json").unlink()  # killed before the record was written
     (store / "tiles/a.parquet").unlink()
-    (store / "tiles/.a.tar.4711.tmp").write_bytes(b"half")
+    left_by_a_kill(store / "tiles/a.tar")
     summary = tile_slides(rows, TILES, store, num_workers=0)
     assert (summary.num_done, summary.num_skipped) == (1, 2)
     assert contents(store) == contents(store_path)

@@ -21,7 +21,6 @@ from test_tiling import TILES, contents
 
 from dino_path.errors import TileStoreError
 from dino_path.records.slide import SlideRecord
-from dino_path.run import is_abandoned
 from dino_path.slides.find import SlideRow
 from dino_path.tiles import one_slide, tiling
 from dino_path.tiles.expected import refuse_unfinished
@@ -178,19 +177,6 @@ def test_two_runs_on_one_store_do_not_disturb_each_other(
     (record,) = tile_slides([SlideRow(slide, "a")], TILES, tmp_path / "store", num_workers=0).records
     assert (record.status, len(calls)) == ("done", 2 * record.num_candidates)
     assert contents(tmp_path / "store") == contents(undisturbed)
-
-
-def test_a_temporary_file_is_abandoned_only_when_nobody_writes_it(tmp_path: Path) -> None:
-    from dino_path.run import atomic_write
-
-    with atomic_write(tmp_path / "a.txt") as stream:
-        stream.write("half")
-        (temporary,) = tmp_path.glob(".*.tmp")
-        assert not is_abandoned(temporary)
-        shutil.copy(temporary, tmp_path / ".left.txt.1.tmp")
-    assert is_abandoned(tmp_path / ".left.txt.1.tmp")
-    assert not is_abandoned(temporary)
-    assert (tmp_path / "a.txt").read_text() == "half"
 
 
 @pytest.mark.slow
