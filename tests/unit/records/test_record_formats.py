@@ -181,8 +181,6 @@ FIELDS = {
     "slide evaluation": (1, "0a0ebc44"),
     "baseline": (2, "47380238"),
     "cross-validated baseline": (2, "c39b9804"),
-    "baseline": (3, "6c5e2969"),
-    "cross-validated baseline": (3, "ec3e95ac"),
     "metrics": (1, "5978ed96"),
     "config.json of a model folder": (2, "a9a6478a"),
     "environment": (1, "e7952035"),
