@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from dino_path.config.cluster import ClusterConfig, CpuStage, GpuStage, StageConfig
+from dino_path.config.cohort import Aggregator, CaseUnit, CohortConfig, Task
 from dino_path.config.durations import Clock, Duration
 from dino_path.config.evaluation import (
     COMPARISON_SPECS,
@@ -45,9 +46,12 @@ __all__ = [
     "DINO_RECIPE",
     "PROTOCOL_TITLES",
     "RECIPES",
+    "Aggregator",
     "BaselineConfig",
+    "CaseUnit",
     "Clock",
     "ClusterConfig",
+    "CohortConfig",
     "Config",
     "CpuStage",
     "DinoConfig",
@@ -72,6 +76,7 @@ __all__ = [
     "SlidesConfig",
     "StageConfig",
     "TargetsConfig",
+    "Task",
     "TilesConfig",
     "TrainingConfig",
     "ViewsConfig",
@@ -94,5 +99,6 @@ class Config(Section):
     monitor: MonitorConfig = MonitorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     baseline: BaselineConfig = BaselineConfig()
+    cohort: CohortConfig = CohortConfig()
     wandb: WandbConfig = WandbConfig()
     cluster: ClusterConfig = ClusterConfig()

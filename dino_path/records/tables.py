@@ -103,6 +103,12 @@ LABELLED = TableFormat(
     "A table of images is needed, as users write it, or as `dino-path evaluate` wrote it to split.csv or folds.csv.",
     "Give all rows of one version, or leave the column format_version out of a table of your own.",
 )
+SLIDE_LABELS = TableFormat(
+    "table of slide labels",
+    DataError,
+    "A CSV of slides with a label, or a time and an event, is needed, as users write it.",
+    "Give all rows of one version, or leave the column format_version out of a table of your own.",
+)
 PREDICTIONS = TableFormat(
     "predictions of a baseline",
     DataError,

@@ -18,7 +18,7 @@ from dino_path.training.learner import Learner
 
 # Settings that may change between two starts of one run: they do not change what is computed, but for rounding. How
 # the global batch is divided may change too; its size may not.
-_FREE_SECTIONS = ("monitor", "evaluation", "baseline", "wandb", "cluster", "tiles")
+_FREE_SECTIONS = ("monitor", "evaluation", "baseline", "cohort", "wandb", "cluster", "tiles")
 # Of `slides.exclude` and `objective.distill.teacher` what they name is compared: the tiles, and the model.
 _FREE_SETTINGS = {"slides.exclude", "objective.distill.teacher"} | {
     f"training.{name}" for name in (

@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster": set(),
 }
 # The folders of a room, in the order in which they may import from one another.
-FOLDERS = {"evaluation": ("measures", "labelled", "protocols", "baseline", "results")}
+FOLDERS = {"evaluation": ("measures", "labelled", "protocols", "baseline", "results", "cohorts")}
 DOORS: dict[str, set[str]] = {
     "openslide": {"slides"},
     "tifffile": {"slides"},
@@ -43,6 +43,8 @@ DOORS: dict[str, set[str]] = {
     "faiss": {"evaluation"},
     "sklearn": {"evaluation"},
     "openTSNE": {"evaluation"},
+    "lifelines": {"evaluation"},
+    "pandas": {"evaluation"},
     "safetensors": {"export"},
     "onnx": {"export"},
     "onnxruntime": {"export"},

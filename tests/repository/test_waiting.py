@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cohort_files import write_slide, write_table
 from slide_files import tissue_image, write_slide_file
 from tiny import TINY, write_tiles
 
@@ -37,13 +39,17 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with something of every kind: `tiles`, `labelled`, `slide.tif`, `empty`, `file`, `model`, `text.pt`."""
+    """A folder with something of every kind: `tiles`, `labelled`, `slide.tif`, `bags`, `slides.csv`, `empty`, `file`,
+    `model`, `text.pt`."""
     folder = tmp_path_factory.mktemp("place")
     write_tiles(folder / "tiles", 4)
     write_tiles(folder / "labelled/A", 6)
     write_tiles(folder / "labelled/B", 6)
     write_tiles(folder / "one_class/A", 4)
     write_slide_file(folder / "slide.tif", [tissue_image()])
+    write_slide(folder / "bags/one.h5", np.zeros((2, 3)))
+    write_slide(folder / "bags/two.h5", np.zeros((2, 3)))
+    write_table(folder / "slides.csv", ("slide_id", "label"), [("one", "a"), ("two", "b")])
     (folder / "empty").mkdir()
     (folder / "file").write_text("in the way")
     (folder / "text.pt").write_text("no checkpoint")
@@ -112,6 +118,12 @@ MISTAKES = [
     (("status", "nowhere"), "nowhere"),
     (("submit", "pretrain", "store=nowhere", "out=run", *TINY), "nowhere"),
     (("demo", "--out", "file"), "file"),
+    (("evaluate", "slides", "nowhere", "--labels", "slides.csv", "--out", "e"), "nowhere"),
+    (("evaluate", "slides", "empty", "--labels", "slides.csv", "--out", "e"), "no .h5 or .pt"),
+    (("evaluate", "slides", "bags", "--labels", "nowhere.csv", "--out", "e"), "nowhere.csv"),
+    (("evaluate", "slides", "bags", "--labels", "slides.csv", "--out", "file"), "file"),
+    (("evaluate", "slides", "bags", "--labels", "slides.csv", "--out", "e"), "a: 1, b: 1"),
+    (("evaluate", "slides", "bags", "--labels", "slides.csv", "--out", "e", "cohort.fold=3"), "cohort.fold"),
     # names of models
     ((*PRETRAIN, "model.backbone=vit_smal_patch16_224"), "Did you mean vit_small_patch16_224"),
     (("embed", "timm:resnet_5", "tiles", "--out", "f"), "timm:resnet_5"),

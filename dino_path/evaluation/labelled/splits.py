@@ -89,10 +89,12 @@ def draw_part(labels_N: Ints, units_N: Ints, fraction: float, *, seed: int, what
 
 
 def draw_folds(labels_N: Ints, units_N: Ints, num_folds: int, *, seed: Sequence[int], what: str,
-               classes: tuple[str, ...], unit_name: str) -> Ints:  # fmt: skip
+               classes: tuple[str, ...], unit_name: str, setting: str = "evaluation.cross_validation"
+               ) -> Ints:  # fmt: skip
     """The fold (N,) of each image, 0 to `num_folds` - 1: each holds about its share of every class, and whole units.
 
-    Whatever fold is tested, every class is among the others. Arguments as for `draw_part`.
+    Whatever fold is tested, every class is among the others. Arguments as for `draw_part`; `setting` is the name of
+    that which gives the number of folds.
 
     Raises:
         DataError: there are fewer units than folds, or a class stands in one unit only.
@@ -106,7 +108,7 @@ def draw_folds(labels_N: Ints, units_N: Ints, num_folds: int, *, seed: Sequence[
             what,
             f"{num_units} {unit_name} for {num_folds} folds" + f"; of {', '.join(lacking)} one" * bool(lacking) + ".",
             f"Each fold needs one of the {unit_name} at least, and each class two (identical images count once).",
-            "Lower evaluation.cross_validation, add data, or leave the class out.",
+            f"Lower {setting}, add data, or leave the class out.",
         )
     for attempt in range(NUM_DRAWS):
         fold_G = _deal(counts_GC, num_folds, np.random.default_rng([*seed, attempt]))
@@ -118,7 +120,7 @@ def draw_folds(labels_N: Ints, units_N: Ints, num_folds: int, *, seed: Sequence[
         what,
         f"no {num_folds} folds of its {num_units} {unit_name} that leave every class for training ({NUM_DRAWS} draws).",
         f"Every class needs {unit_name} in two folds.",
-        "Change evaluation.cross_validation, add data, or leave a class out.",
+        f"Change {setting}, add data, or leave a class out.",
     )
 
 

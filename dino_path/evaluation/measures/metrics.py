@@ -10,7 +10,7 @@ Shape suffixes: N test images, C classes, G units, B bootstrap resamples, L draw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ from dino_path.evaluation.measures.intervals import (
     difference_interval,
     score_interval,
 )
+from dino_path.evaluation.measures.pairs import PairBlock
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc", "ece", "brier")
 CLASS_METRICS = ("recall", "precision", "f1", "auroc")
@@ -333,6 +334,55 @@ def mean_sample(samples: Sequence[Sample]) -> Sample:
             samples[0].left_out.freedom,
         ),
     )
+
+
+def confusion_samples(
+    numbers: Callable[[NDArray[Any]], Mapping[str, Floats]], labels_N: Ints, predicted_N: Ints, num_classes: int,
+    units: Units, freedom: Mapping[str, float], *, num_bootstrap: int, seed: int,
+) -> dict[str, Sample]:  # fmt: skip
+    """Any numbers of confusion matrices, with how they vary with what was tested.
+
+    Args:
+        numbers: confusion matrices (..., C, C) -> the numbers (...) by name.
+        freedom: degrees of freedom of each.
+    """
+    confusion_GCC = confusions_of_units(labels_N, predicted_N, num_classes, units)
+    confusion_CC = confusion_GCC.sum(axis=0)
+    drawn = numbers(_resampled_confusions(labels_N, predicted_N, num_classes, units, num_bootstrap, seed))
+    of_units = numbers(confusion_CC - confusion_GCC)
+    of_images = numbers(_confusions_without_image(labels_N, predicted_N, num_classes))
+    return {
+        name: Sample(float(value), drawn[name], LeftOut(of_units[name] - value, of_images[name] - value, freedom[name]))
+        for name, value in numbers(confusion_CC).items()
+    }
+
+
+def pair_sample(blocks: Sequence[PairBlock], units: Units, freedom: float, *, num_bootstrap: int, seed: int) -> Sample:
+    """The share of pairs that are rightly ordered, over all blocks, with how it varies with what was tested.
+
+    NaN where there is no pair.
+    """
+    wins, pairs = (np.array([getattr(block, name).sum() for block in blocks]).sum() for name in ("wins", "pairs"))
+    value = _share(wins, pairs)
+    deviations = []
+    for of_image, count in ((units.index, units.count), (np.arange(len(units.index)), len(units.index))):
+        lost_wins, lost_pairs = np.zeros(count), np.zeros(count)
+        for block in blocks:
+            lost = block.lost_with(of_image, count)
+            lost_wins, lost_pairs = lost_wins + lost[0], lost_pairs + lost[1]
+        deviations.append(_share(wins - lost_wins, pairs - lost_pairs) - value)
+    draws = []
+    for weights_BG in _resamples(units, num_bootstrap, seed):
+        weights_BN = weights_BG[:, units.index].astype(np.float64)
+        drawn = np.array([block.weighted(weights_BN) for block in blocks]).sum(axis=0)
+        draws.append(_share(*drawn))
+    return Sample(float(value), np.concatenate(draws), LeftOut(deviations[0], deviations[1], freedom))
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share: Floats = np.where(np.asarray(whole) > 0, part / whole, np.nan)
+    return share
 
 
 def confusions_of_units(labels_N: Ints, predicted_N: Ints, num_classes: int, units: Units) -> Ints:

@@ -23,6 +23,7 @@ from dino_path.records.model_folder import MODEL
 from dino_path.records.retrieval import RETRIEVAL
 from dino_path.records.robustness import ROBUSTNESS
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
+from dino_path.records.slide_evaluation import SLIDES_EVALUATION
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
 from dino_path.records.verdict import VERDICT
@@ -30,7 +31,7 @@ from dino_path.records.verdict import VERDICT
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
     START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL, ROBUSTNESS,
-    FEATURE_MAP,
+    FEATURE_MAP, SLIDES_EVALUATION,
 ]  # fmt: skip
 
 
@@ -181,8 +182,9 @@ FIELDS = {
     "results": (4, "71c0e6d9"),
     "label fractions": (3, "0c1c51d0"),
     "few-shot episodes": (3, "f9c0397a"),
-    "baseline": (3, "6c5e2969"),
-    "cross-validated baseline": (3, "ec3e95ac"),
+    "slide evaluation": (1, "0a0ebc44"),
+    "baseline": (2, "47380238"),
+    "cross-validated baseline": (2, "c39b9804"),
     "metrics": (1, "5978ed96"),
     "config.json of a model folder": (2, "a9a6478a"),
     "environment": (1, "e7952035"),
