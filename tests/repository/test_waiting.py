@@ -37,12 +37,13 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with something of every kind: `tiles`, `labelled`, `slide.tif`, `empty`, `file`, `model`, `text.pt`."""
+    """A folder with something of every kind: `tiles`, `labelled`, `masks.csv`, `slide.tif`, `empty`, `file`, `model`, `text.pt`."""
     folder = tmp_path_factory.mktemp("place")
     write_tiles(folder / "tiles", 4)
     write_tiles(folder / "labelled/A", 6)
     write_tiles(folder / "labelled/B", 6)
     write_tiles(folder / "one_class/A", 4)
+    (folder / "masks.csv").write_text("path,mask\ntiles/000.png,tiles/001.png\n")
     write_slide_file(folder / "slide.tif", [tissue_image()])
     (folder / "empty").mkdir()
     (folder / "file").write_text("in the way")
@@ -99,6 +100,8 @@ MISTAKES = [
     ((*EVALUATE, "one_class"), "one class"),
     ((*EVALUATE, "labelled", "--out", "file"), "file"),
     ((*EVALUATE, "labelled", "--baseline", "empty"), "result.json"),
+    (("evaluate", "segmentation", "mean-colour", "--data", "masks.csv"), "001.png"),
+    (("evaluate", "segmentation", "mean-colour", "--data", "labelled"), "path and mask"),
     (("baseline", "--data", "nowhere", "--out", "b"), "nowhere"),
     (("baseline", "--data", "labelled", "--out", "file"), "file"),
     (("report", "nowhere", "--out", "r.html"), "nowhere"),

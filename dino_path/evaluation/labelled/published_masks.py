@@ -129,7 +129,7 @@ def read_pannuke(folder: Path) -> MaskListing:
     _refuse_none(folder, list(folds), "`Fold 1/images/fold1/images.npy` and the like")
     source = _PanNukeImages(tuple(_open(place / "images" / f"fold{n}" / "images.npy") for n, place in folds.items()))
     masks = tuple(_open(place / "masks" / f"fold{n}" / "masks.npy") for n, place in folds.items())
-    types = [np.load(place / "images" / f"fold{n}" / "types.npy", allow_pickle=False) for n, place in folds.items()]
+    types = [_open(place / "images" / f"fold{n}" / "types.npy")[:] for n, place in folds.items()]
     for images, of_masks, of_types in zip(source.arrays, masks, types, strict=True):
         wanted = (images.shape[0], images.shape[1], images.shape[2])
         if (
@@ -209,7 +209,7 @@ class _Array:
     file: Path
     shape: tuple[int, ...]
 
-    def __getitem__(self, index: int) -> NDArray[Any]:
+    def __getitem__(self, index: int | slice) -> NDArray[Any]:
         return np.array(np.load(self.file, mmap_mode="r", allow_pickle=False)[index])
 
 

@@ -344,8 +344,8 @@ def _notes(
     division: Division, config: EvaluationConfig,
 ) -> Iterator[str]:  # fmt: skip
     labelled = division.labelled
-    num_images = len(np.unique(division.tested))
-    yield f"in brackets: {rows[0].overlap.interval}; {num_images} images; split: {labelled.split_rule}"
+    of_images = "" if labelled.groups is None else f"; {len(np.unique(division.tested))} images"
+    yield f"in brackets: {rows[0].overlap.interval}{of_images}; split: {labelled.split_rule}"
     yield (
         f"means over {', '.join(masked.classes[one] for one in masked.counted)}; a class that neither the mask nor the"
         " prediction of an image has is not known there and in no mean"
@@ -356,14 +356,14 @@ def _notes(
     if (absent := np.flatnonzero(tested == 0)).size:
         yield f"in no test image: {', '.join(masked.classes[one] for one in absent)}"
     scale = config.segmentation_scale
-    of_images = "the images" if scale == 1 else f"the images times {scale:g}"
+    seen = "the images" if scale == 1 else f"the images times {scale:g}"
     data_mpp = labelled.source.mpp
     for name, model in models.items():
         own = model.extractor.preprocessing
         if is_colour_control(model.extractor):
-            yield f"{name}: patches of {model.patch_px} px of {of_images}, as small as those of any network here"
+            yield f"{name}: patches of {model.patch_px} px of {seen}, as small as those of any network here"
             continue
-        text = f"{name}: windows of {model.window_px} px of {of_images}, patches of {model.patch_px} px"
+        text = f"{name}: windows of {model.window_px} px of {seen}, patches of {model.patch_px} px"
         if own.input_px != model.window_px:
             text += f" (evaluation.input_px; the model's own edge is {own.input_px} px)"
         yield text
