@@ -34,9 +34,13 @@ def write_table(folder: Path, count: int = 8, numbers: tuple[int, ...] = (0, 255
 
 def refusal_of(table: Path, config: EvaluationConfig = CONFIG) -> DataError:
     with pytest.raises(DataError) as refusal:
-        masked = load_masked(str(table), config)
-        masked.refuse_missing_classes([masked.labelled])
+        load_and_check(table, config)
     return refusal.value
+
+
+def load_and_check(table: Path, config: EvaluationConfig) -> None:
+    masked = load_masked(str(table), config)
+    masked.refuse_missing_classes([masked.labelled])
 
 
 def test_0_and_255_alone_are_two_classes(tmp_path: Path) -> None:
