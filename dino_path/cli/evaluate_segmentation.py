@@ -94,7 +94,7 @@ def _check(specs: list[str], data: str, out: Path | None, config: Config) -> tup
 
     masked = load_masked(data, config.evaluation)
     division = divide(masked.labelled, config.evaluation)
-    masked.refuse_missing_classes(division.splits)
+    masked.check_splits(division.splits, seed=config.evaluation.seed)
     out = out or results_folder(specs, masked.labelled, "segmentation")
     check_output_folder(out)
     refuse_to_lose_masks(out, specs, division.labelled, masked.digest, config.evaluation)

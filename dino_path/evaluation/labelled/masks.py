@@ -20,7 +20,7 @@ from PIL import Image
 
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
-from dino_path.evaluation.labelled.datasets import LabelledSet, split_listing
+from dino_path.evaluation.labelled.datasets import VALIDATION_FRACTION, LabelledSet, split_listing
 from dino_path.evaluation.labelled.layouts import Listing, files_of, listing_of
 from dino_path.evaluation.measures.confusion import Ints
 from dino_path.evaluation.measures.overlap import UNKNOWN
@@ -42,7 +42,7 @@ MANIFEST = Vocabulary(
 
 
 class Masks(Protocol):
-    """The mask of each image, by number. Implementations can be pickled."""
+    """The mask of each image, by number."""
 
     def read(self, index: int, shape: tuple[int, int]) -> Mask:
         """Class numbers (H, W) as the file has them; UNKNOWN (255) where nobody says what a pixel is.
@@ -102,11 +102,12 @@ class MaskedSet:
         mask: Mask = self.lookup[self.masks.read(index, shape)]
         return mask
 
-    def refuse_missing_classes(self, splits: Sequence[LabelledSet]) -> None:
-        """Check that every class can be learned.
+    def check_splits(self, splits: Sequence[LabelledSet], *, seed: int) -> None:
+        """Check that every class can be learned, and that there are images to choose settings on.
 
         Raises:
-            DataError: a class is in no training image of a split.
+            DataError: a class is in no training image of a split, or too few patients (slides, images) are there to
+                carve validation images out of.
         """
         for split in splits:
             missing = np.flatnonzero(self.pixels[split.part("train")].sum(axis=0) == 0)
@@ -118,6 +119,7 @@ class MaskedSet:
                     "Correct evaluation.segmentation_classes, give a split in which the training images have it, or"
                     " change evaluation.seed.",
                 )
+            split.fit_and_validation(VALIDATION_FRACTION, seed=seed)
 
     def write_split(self, file: Path) -> None:
         """Write one row per image. Where masks are files, given as `--data` it is the same experiment."""

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 DenseProtocol = Literal["linear", "knn"]
 PROTOCOLS: tuple[DenseProtocol, ...] = ("linear", "knn")
-STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of the L2 penalty, strong to weak
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the L2 penalty, strong to weak
 MAX_ITERATIONS = 300
 GRADIENT_TOLERANCE = 1e-5  # largest entry, of a mean cross-entropy in fp32
 QUERIES_PER_CHUNK = 4096

@@ -10,14 +10,17 @@ import hashlib
 import json
 import logging
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
+from dino_path import __version__
 from dino_path.config import EvaluationConfig
 from dino_path.evaluation.labelled.division import Division, divide
 from dino_path.evaluation.labelled.masks import Mask, MaskedSet
@@ -115,7 +118,7 @@ def evaluate_segmentation(
         TileStoreError: an image cannot be read.
     """
     division = divide(masked.labelled, config)
-    masked.refuse_missing_classes(division.splits)
+    masked.check_splits(division.splits, seed=config.seed)
     loaded = load_models(specs, device)
     ready = window_models(
         [extractor for _, extractor in loaded.values()], device, scale=config.segmentation_scale,
@@ -137,44 +140,23 @@ def evaluate_segmentation(
     best = {name: _measured(one.confusion["best"], masked, division, config) for name, one in found.items()}
     notes = [*_notes(rows, found, models, masked, division, config)]
     text = _page(rows, best, models, masked, division, notes)
-    record = {
-        "data": division.record(),
-        "masks": _masks_record(masked),
-        "config": as_plain(config),
-        "models": {
-            name: {
-                "spec": loaded[name][0],
-                "digest": model.extractor.digest,
-                "num_features": found[name].num_features,
-                "window_px": model.window_px,
-                "patch_px": model.patch_px,
-                "mpp": model.extractor.preprocessing.mpp,
-                "best": best[name].record(masked.classes),
-                "seconds": round(found[name].seconds, 1),
-            }
-            for name, model in models.items()
-        },
-        "rows": [
-            {
-                "model": row.model,
-                "protocol": row.protocol,
-                "overlap": row.overlap.record(masked.classes),
-                "settings": {"splits": list(found[row.model].settings)},
-                "differences": {
-                    other: {a: {m: score.record() for m, score in of.items()} for a, of in means.items()}
-                    for other, means in row.differences.items()
-                },
-            }
-            for row in rows
-        ],
-        "notes": notes,
-        "environment": present_environment(),
-    }
     out.mkdir(parents=True, exist_ok=True)
     if division.num_folds is None:
         masked.write_split(out / "split.csv")
     else:
         division.write(out)
+    record = {
+        "data": division.record(),
+        "masks": _masks_record(masked),
+        "config": as_plain(config),
+        "models": {
+            name: _model_record(loaded[name][0], model, found[name], best[name], masked)
+            for name, model in models.items()
+        },
+        "rows": [_row_record(row, found[row.model], masked) for row in rows],
+        "notes": notes,
+        "environment": present_environment(),
+    }
     SEGMENTATION.write(out / "segmentation.json", SegmentationRecord.model_validate(record))
     for name, lines in (
         ("segmentation.csv", _csv_rows(rows, masked)),
@@ -203,11 +185,12 @@ def _kept_or_made(
         masked.digest,
         division.labelled.split_digest,
         decisive,
+        __version__,
     ]
     file = out / "segmentation" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.npz"
-    if file.is_file():
+    if file.is_file() and (kept := _read(file)) is not None:
         logger.info("%s: masks from %s", model.extractor.name, file)
-        return _read(file)
+        return kept
     found = _make(model, masked, division, config, device=device, num_workers=num_workers)
     told = {"settings": found.settings, "num_features": found.num_features, "seconds": found.seconds}
     arrays: dict[str, Any] = {f"confusion {name}": counts for name, counts in found.confusion.items()}
@@ -217,13 +200,18 @@ def _kept_or_made(
     return found
 
 
-def _read(file: Path) -> Found:
-    with np.load(file, allow_pickle=False) as kept:
-        return Found(
-            confusion={name.partition(" ")[2]: kept[name] for name in kept.files if name.startswith("confusion ")},
-            shown={int(name.partition(" ")[2]): kept[name] for name in kept.files if name.startswith("shown ")},
-            **json.loads(str(kept["told"])),
-        )
+def _read(file: Path) -> Found | None:
+    """What a file keeps; None where it is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            return Found(
+                confusion={name.partition(" ")[2]: kept[name] for name in kept.files if name.startswith("confusion ")},
+                shown={int(name.partition(" ")[2]): kept[name] for name in kept.files if name.startswith("shown ")},
+                **json.loads(str(kept["told"])),
+            )
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error):
+        logger.warning("%s: damaged, the model is run again", file)
+        return None
 
 
 def _make(
@@ -378,6 +366,34 @@ def _notes(
 
 
 # --- what programs read -------------------------------------------------------------------------------------------
+
+
+def _model_record(
+    spec: str, model: WindowModel, found: Found, best: Overlap, masked: MaskedSet
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "spec": spec,
+        "digest": model.extractor.digest,
+        "num_features": found.num_features,
+        "window_px": model.window_px,
+        "patch_px": model.patch_px,
+        "mpp": model.extractor.preprocessing.mpp,
+        "best": best.record(masked.classes),
+        "seconds": round(found.seconds, 1),
+    }
+
+
+def _row_record(row: Row, found: Found, masked: MaskedSet) -> dict[str, Any]:
+    return {
+        "model": row.model,
+        "protocol": row.protocol,
+        "overlap": row.overlap.record(masked.classes),
+        "settings": {"splits": list(found.settings)},
+        "differences": {
+            other: {a: {m: score.record() for m, score in of.items()} for a, of in means.items()}
+            for other, means in row.differences.items()
+        },
+    }
 
 
 def _masks_record(masked: MaskedSet) -> dict[str, Any]:

@@ -164,6 +164,10 @@ def test_called_again_only_new_models_are_run(tmp_path: Path, monkeypatch: pytes
     again = evaluated(table, out, "mean-colour", "colour-statistics")
     assert fitted == ["colour-statistics"]
     assert again.rows[0].overlap == first.rows[0].overlap
+    for kept in (out / "segmentation").iterdir():
+        kept.write_bytes(kept.read_bytes()[:100])
+    evaluated(table, out, "mean-colour", "colour-statistics")
+    assert fitted[1:] == ["mean-colour", "colour-statistics"], "damaged files are made again"
 
 
 def test_results_of_other_masks_or_more_models_are_not_overwritten(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def refusal_of(table: Path, config: EvaluationConfig = CONFIG) -> DataError:
 
 def load_and_check(table: Path, config: EvaluationConfig) -> None:
     masked = load_masked(str(table), config)
-    masked.refuse_missing_classes([masked.labelled])
+    masked.check_splits([masked.labelled], seed=0)
 
 
 def test_0_and_255_alone_are_two_classes(tmp_path: Path) -> None:
@@ -79,6 +79,11 @@ def test_a_class_that_no_training_image_has_is_refused(tmp_path: Path) -> None:
         write_table(tmp_path, numbers=(0, 3)), EvaluationConfig(segmentation_classes={"nucleus": 3, "mitosis": 5})
     )
     assert "mitosis" in error.found
+
+
+def test_too_few_images_to_choose_settings_on_are_refused(tmp_path: Path) -> None:
+    error = refusal_of(write_table(tmp_path, count=2, split=["train", "test"]))
+    assert "too few images to divide" in error.found
 
 
 def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
