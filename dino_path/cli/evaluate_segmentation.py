@@ -55,9 +55,9 @@ def segmentation(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Masks from frozen patch vectors.
+    """Dice and IoU of masks that patch tokens give.
 
-    A linear layer and k-NN on the patch tokens (a CNN's last map): Dice and IoU of every class, at pixels.
+    A linear layer and k-NN on frozen patch tokens (of a CNN: its last map) say the class of every pixel.
     """
     from dino_path.lock import only_writer
 

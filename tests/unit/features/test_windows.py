@@ -72,17 +72,20 @@ def test_colour_controls_have_the_smallest_patches_beside_them(vit: Extractor, t
     assert alone.patches(image)[..., :3] == pytest.approx(means, abs=1e-5)
 
 
-@pytest.mark.parametrize(("architecture", "edge_px", "patch_px"), [("resnet18", 64, 32), ("convnext_atto", 64, 32)])
-def test_a_cnn_gives_its_last_map(architecture: str, edge_px: int, patch_px: int, tmp_path: Path) -> None:
-    folder = write_guide(tmp_path / "cnn", architecture=architecture, model_args={})
+SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+
+
+@pytest.mark.parametrize(("architecture", "arguments"), [("resnet18", {}), ("swin_tiny_patch4_window7_224", SWIN)])
+def test_a_cnn_or_a_swin_gives_its_last_map(architecture: str, arguments: dict[str, object], tmp_path: Path) -> None:
+    """Pooled by both networks as the mean of this map, and nothing more."""
+    folder = write_guide(tmp_path / "network", architecture=architecture, model_args=arguments)
     extractor = load_extractor(str(folder), device=CPU)
-    (model,) = ready(extractor, input_px=edge_px)
-    patches = model.patches(image_of(64, 128))
-    assert (model.patch_px, patches.shape) == (patch_px, (2, 4, extractor.num_features))
-    pooled = patches[:, :2].mean(axis=(0, 1))
-    whole = model.forward(torch.from_numpy(image_of(64, 128)[None, :, :64].copy()))[0]
-    if architecture == "resnet18":  # its features are the mean of the map, and nothing more
-        assert pooled == pytest.approx(whole, abs=1e-4)
+    (model,) = ready(extractor, input_px=64)
+    image = image_of(64, 128)
+    patches = model.patches(image)
+    assert (model.patch_px, patches.shape) == (32, (2, 4, extractor.num_features))
+    features = model.forward(torch.from_numpy(image[None, :, :64].copy()))[0]
+    assert patches[:, :2].mean(axis=(0, 1)) == pytest.approx(features, abs=1e-4)
 
 
 def test_a_window_that_is_no_whole_number_of_patches_is_refused(vit: Extractor) -> None:
