@@ -203,7 +203,7 @@ def _kept_or_made(
 def _read(file: Path) -> Found | None:
     """What a file keeps; None where it is damaged."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
             return Found(
                 confusion={name.partition(" ")[2]: kept[name] for name in kept.files if name.startswith("confusion ")},
                 shown={int(name.partition(" ")[2]): kept[name] for name in kept.files if name.startswith("shown ")},
