@@ -344,7 +344,7 @@ def _notes(
     if (absent := np.flatnonzero(tested == 0)).size:
         yield f"in no test image: {', '.join(masked.classes[one] for one in absent)}"
     scale = config.segmentation_scale
-    seen = "the images" if scale == 1 else f"the images times {scale:g}"
+    seen = "the images" if scale == 1 else f"the images resized by {scale:g}"
     data_mpp = labelled.source.mpp
     for name, model in models.items():
         own = model.extractor.preprocessing

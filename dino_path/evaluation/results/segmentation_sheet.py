@@ -82,6 +82,7 @@ def _write_legend(sheet: RgbImage, masked: MaskedSet, palette: NDArray[np.uint8]
         cv2.rectangle(sheet, (left, baseline - 12), (left + 12, baseline), palette[number].tolist(), cv2.FILLED)
         _write(sheet, name, left + 18, baseline - 1, limit_px=None)
         left += 18 + cv2.getTextSize(name, FONT, FONT_SCALE, 1)[0][0] + 24
+    _write(sheet, "masks of the linear layer", left, baseline - 1, limit_px=None)
 
 
 def _write(sheet: RgbImage, text: str, left: int, baseline: int, limit_px: int | None = PANEL_PX) -> None:
