@@ -87,6 +87,22 @@ class EvaluationConfig(Section):
     min_region_fraction: float = Field(
         0.75, gt=0.5, le=1, description="share of a tile that one region class must cover to label it"
     )
+    segmentation_classes: dict[str, int] = Field(
+        {},
+        description="names of the class numbers in the masks of `evaluate segmentation`; 0 is `background`, which no"
+        " mean counts, unless it is named here; empty: named by their number",
+    )
+    segmentation_scale: float = Field(
+        1.0,
+        gt=0,
+        le=8,
+        description="images are resized by this factor before windows are cut from them: 0.5 halves the edge. Masks are"
+        " compared at their own size whatever it is",
+    )
+    segmentation_fit_tokens: int = Field(
+        100_000, ge=100, description="patches, evenly from all training images, that the linear layer is fitted on"
+    )
+    segmentation_knn_tokens: int = Field(10_000, ge=20, description="of these, patches that k-NN looks among")
     breakhis_magnification: Literal["40X", "100X", "200X", "400X"] = Field(
         "40X", description="which images of `breakhis:` are read"
     )

@@ -39,13 +39,15 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with something of every kind: `tiles`, `labelled`, `slide.tif`, `bags`, `slides.csv`, `empty`, `file`,
-    `model`, `text.pt`."""
+    """A folder with something of every kind: `tiles`, `labelled`, `masks.csv`, `slide.tif`, `bags`, `slides.csv`, `empty`,
+    `file`, `model`, `text.pt`.
+    """
     folder = tmp_path_factory.mktemp("place")
     write_tiles(folder / "tiles", 4)
     write_tiles(folder / "labelled/A", 6)
     write_tiles(folder / "labelled/B", 6)
     write_tiles(folder / "one_class/A", 4)
+    (folder / "masks.csv").write_text("path,mask\ntiles/000.png,tiles/001.png\n")
     write_slide_file(folder / "slide.tif", [tissue_image()])
     write_slide(folder / "bags/one.h5", np.zeros((2, 3)))
     write_slide(folder / "bags/two.h5", np.zeros((2, 3)))
@@ -109,6 +111,8 @@ MISTAKES = [
     (("evaluate", "robustness", "mean-colour", "--data", "nowhere"), "nowhere"),
     (("evaluate", "robustness", "mean-color", "--data", "labelled"), "mean-color"),
     (("evaluate", "robustness", "mean-colour", "--data", "labelled", "evaluation.shifts=[blurr]"), "blurr"),
+    (("evaluate", "segmentation", "mean-colour", "--data", "masks.csv"), "001.png"),
+    (("evaluate", "segmentation", "mean-colour", "--data", "labelled"), "path and mask"),
     (("baseline", "--data", "nowhere", "--out", "b"), "nowhere"),
     (("baseline", "--data", "labelled", "--out", "file"), "file"),
     (("report", "nowhere", "--out", "r.html"), "nowhere"),

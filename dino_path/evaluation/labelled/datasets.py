@@ -216,7 +216,11 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
         DataError: nothing is there, it is malformed, or a given split leaks.
         TileStoreError: an image or a tile cannot be read.
     """
-    listing, classes = check_listing(spec, config)
+    return split_listing(*check_listing(spec, config), spec, config)
+
+
+def split_listing(listing: Listing, classes: tuple[str, ...], spec: str, config: EvaluationConfig) -> LabelledSet:
+    """What a listing holds, split and checked, as `load_labelled` does with what `spec` lists."""
     labels = np.array([classes.index(label) for label in listing.labels], np.int64)
     content = hash_contents(listing.source, listing.name)
     groups = None if listing.groups is None else np.array(listing.groups, np.str_)

@@ -96,22 +96,18 @@ def read_manifest(file: Path) -> Listing:
         raise no_such_path(file)
     table = read_known_table(file, MANIFEST, LABELLED, needed=("path", "label"))
     columns, notes = _labelled_rows(table)
+    return listing_of(file, columns, (*table.notes, *notes))
+
+
+def listing_of(file: Path, columns: Mapping[str, Sequence[str]], notes: tuple[str, ...]) -> Listing:
+    """What the columns path, label[, patient_id][, slide_id][, split] of a table list.
+
+    Raises:
+        DataError: see `read_manifest`.
+    """
     for name in ("path", "split"):
         _refuse_empty(file, columns, name)
-    cells = columns["path"]
-    paths = [path_of(cell, file.parent) for cell in cells]
-    missing = [
-        f"{path}{why_no_file(cell)}"
-        for path, cell in zip(paths, cells, strict=True)
-        if not os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises where we may not look)
-    ]
-    if missing:
-        raise DataError(
-            str(file),
-            f"{len(missing)} of {len(paths)} images are missing, first {missing[0]}.",
-            "Every path must be a file; relative paths start at the folder of the table.",
-            "Correct the paths, or take the rows out.",
-        )
+    paths = files_of(file, columns["path"], "images")
     counts = Counter(os.path.abspath(path) for path in paths)  # noqa: PTH100 (`a/../b.png` is `b.png`)
     repeated = [path for path, count in counts.items() if count > 1]
     if repeated:
@@ -122,13 +118,34 @@ def read_manifest(file: Path) -> Listing:
             "Take the others out.",
         )
     listing = Listing(
-        file.stem,
-        ImageFiles(paths),
-        tuple(columns["label"]),
-        split=_read_split(file, columns),
-        notes=(*table.notes, *notes),
+        file.stem, ImageFiles(paths), tuple(columns["label"]), split=_read_split(file, columns), notes=notes
     )
     return _with_group_column(_with_makers(listing, file, columns), file, columns)
+
+
+def files_of(file: Path, cells: Sequence[str], what: str) -> list[Path]:
+    """The paths in a column of a table.
+
+    Args:
+        what: is there, for messages.
+
+    Raises:
+        DataError: some are no files.
+    """
+    paths = [path_of(cell, file.parent) for cell in cells]
+    missing = [
+        f"{path}{why_no_file(cell)}"
+        for path, cell in zip(paths, cells, strict=True)
+        if not os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises where we may not look)
+    ]
+    if missing:
+        raise DataError(
+            str(file),
+            f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}.",
+            "Every path must be a file; relative paths start at the folder of the table.",
+            "Correct the paths, or take the rows out.",
+        )
+    return paths
 
 
 def refuse_unknown_layout(spec: str, layouts: tuple[str, ...]) -> DataError:

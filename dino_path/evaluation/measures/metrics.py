@@ -163,15 +163,20 @@ class Metrics:
     @property
     def interval(self) -> str:
         """What the interval of balanced accuracy is, in words."""
-        over = f"{self.num_units} test {self.unit}"
-        if self.freedom < LEAST_FREEDOM:
-            return f"no interval: too few {self.unit} for one, {over}; each class needs two, and all together three"
-        if self.freedom < BOOTSTRAP_FREEDOM:
-            return f"95 % interval over {over} (Student's t, {self.freedom:.1f} degrees of freedom)"
-        return f"95 % interval over {over} (bootstrap)"
+        return interval_in_words(self.freedom, self.num_units, self.unit)
 
     def _class_records(self, name: str, classes: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
         return {label: score.record() for label, score in zip(classes, self.by_class[name], strict=True)}
+
+
+def interval_in_words(freedom: float, num_units: int, unit: str) -> str:
+    """What an interval over `num_units` of `unit` ("patients", "slides" or "images") is."""
+    over = f"{num_units} test {unit}"
+    if freedom < LEAST_FREEDOM:
+        return f"no interval: too few {unit} for one, {over}; each class needs two, and all together three"
+    if freedom < BOOTSTRAP_FREEDOM:
+        return f"95 % interval over {over} (Student's t, {freedom:.1f} degrees of freedom)"
+    return f"95 % interval over {over} (bootstrap)"
 
 
 def measure(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, units: Units, *, num_bootstrap: int, seed: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from dino_path.records.feature_kinds import split_kind
 from dino_path.records.format import Format
 from dino_path.records.retrieval import RETRIEVAL, RetrievalRecord
 from dino_path.records.robustness import ROBUSTNESS, RobustnessRecord
+from dino_path.records.segmentation import SEGMENTATION
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 
@@ -90,14 +91,42 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
         record = file_format.read(file)  # what cannot be read must be known before something else replaces it
         lost = _other_data(record, labelled)
         if stem == evaluation.stem:
-            lost += [*_other_settings(record, config), *_left_out(record, evaluation)]
-        if lost:
-            raise DataError(
-                str(file),
-                f"holds results that would be lost: {'; '.join(lost)}.",
-                "Results are replaced only by those of the same data and settings, and of the same models and more.",
-                "Leave --out out or name another, or evaluate all of it together: features are kept, so it is quick.",
-            )
+            lost += [*_other_settings(record.config, config), *_left_out(record, evaluation)]
+        _refuse_lost(file, lost)
+
+
+def refuse_to_lose_masks(
+    out: Path, specs: Sequence[str], labelled: LabelledSet, masks_digest: str, config: EvaluationConfig
+) -> None:
+    """Check that no segmentation in `out` would be lost.
+
+    Args:
+        labelled: the images that are tested, as they are split.
+        masks_digest: of the masks and their classes.
+
+    Raises:
+        DataError: there is one of other images, masks, settings or models, which the new one does not hold.
+    """
+    file = out / "segmentation.json"
+    if not file.exists():
+        return
+    record = SEGMENTATION.read(file)
+    is_other = (record.data.split_digest, record.masks.digest) != (labelled.split_digest, masks_digest)
+    lost = [f"they are of other images, masks or another split ({record.data.name})"] if is_other else []
+    left_out = _not_in([model.spec for model in record.models.values()], specs)
+    _refuse_lost(
+        file, [*lost, *_other_settings(record.config, config), *(f"the model {spec} is left out" for spec in left_out)]
+    )
+
+
+def _refuse_lost(file: Path, lost: Sequence[str]) -> None:
+    if lost:
+        raise DataError(
+            str(file),
+            f"holds results that would be lost: {'; '.join(lost)}.",
+            "Results are replaced only by those of the same data and settings, and of the same models and more.",
+            "Leave --out out or name another, or evaluate all of it together: features are kept, so it is quick.",
+        )
 
 
 def _other_data(record: EvaluationRecord, labelled: LabelledSet) -> list[str]:
@@ -106,8 +135,8 @@ def _other_data(record: EvaluationRecord, labelled: LabelledSet) -> list[str]:
     return [f"they are of other images, labels or another split ({record.data.name}; {record.data.split_rule})"]
 
 
-def _other_settings(record: EvaluationRecord, config: EvaluationConfig) -> list[str]:
-    old, new = record.config, as_plain(config)
+def _other_settings(old: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
+    new = as_plain(config)
     return [
         f"evaluation.{key} was {old[key]}, now {new[key]}"
         for key in new

@@ -22,6 +22,7 @@ from dino_path.records.metrics import METRICS
 from dino_path.records.model_folder import MODEL
 from dino_path.records.retrieval import RETRIEVAL
 from dino_path.records.robustness import ROBUSTNESS
+from dino_path.records.segmentation import SEGMENTATION
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.slide_evaluation import SLIDES_EVALUATION
 from dino_path.records.start import START
@@ -31,7 +32,7 @@ from dino_path.records.verdict import VERDICT
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
     START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL, ROBUSTNESS,
-    FEATURE_MAP, SLIDES_EVALUATION,
+    FEATURE_MAP, SLIDES_EVALUATION, SEGMENTATION,
 ]  # fmt: skip
 
 
@@ -191,6 +192,7 @@ FIELDS = {
     "guide.json": (1, "a62ca6e0"),
     "features.json": (1, "a1b84862"),
     "feature map": (1, "0b871a8d"),
+    "segmentation": (1, "6eb463d4"),
 }
 
 
