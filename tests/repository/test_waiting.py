@@ -39,8 +39,8 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with something of every kind: `tiles`, `labelled`, `masks.csv`, `slide.tif`, `bags`, `slides.csv`, `empty`,
-    `file`, `model`, `text.pt`.
+    """A folder with something of every kind: `tiles`, `labelled`, `masks.csv`, `slide.tif`, `bags`, `slides.csv`,
+    `empty`, `file`, `model`, `text.pt`.
     """
     folder = tmp_path_factory.mktemp("place")
     write_tiles(folder / "tiles", 4)
