@@ -204,7 +204,7 @@ class _MatMasks:
 
 @dataclass(frozen=True)
 class _Array:
-    """An array on the disk, opened anew for each look: processes share nothing, and memory holds what is read."""
+    """An array on the disk, opened again for each look: processes share nothing, and memory holds what is read."""
 
     file: Path
     shape: tuple[int, ...]
