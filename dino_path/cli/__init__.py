@@ -1,6 +1,6 @@
 """The command line: one thin function per command. Heavy imports live inside, so that `--help` answers at once."""
 
-from dino_path.cli import pretraining, extractor, attention, baseline, evaluate, report, cluster  # isort: skip  # the order of `dino-path --help`
+from dino_path.cli import pretraining, extractor, attention, view, baseline, evaluate, report, cluster  # isort: skip  # the order of `dino-path --help`
 from dino_path.cli import program
 from dino_path.cli.program import app, check_command, main
 
@@ -16,4 +16,5 @@ __all__ = [
     "pretraining",
     "program",
     "report",
+    "view",
 ]

@@ -5,13 +5,11 @@ Shape suffixes: T tiles, P patches of a tile, D width of a token, C the three co
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,6 +30,7 @@ from dino_path.model.attention import LastAttention, vit_with_cls
 from dino_path.model.tokens import refuse_no_patch_tokens
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.store import TileStore
+from dino_path.viewing.pngs import data_url
 
 BATCH_SIZE = 32
 SAMPLE_TILES = 128  # spread over the store, from which the components are found
@@ -130,14 +129,17 @@ class PatchMaps:
         """
         return self.colours.paint(self._tokens([tile])[0], self._grid)
 
-    def cls_attention(self, tile: int) -> NDArray[np.float32]:
-        """(rows, columns): what [CLS] attends to in a tile of the store, mean of the heads."""
+    def attention_of(self, tile: int) -> NDArray[np.uint8]:
+        """What [CLS] attends to in a tile of the store, mean of the heads, as colours: (rows, columns, 4) uint8 RGBA.
+
+        Raises:
+            TileStoreError: it cannot be read.
+        """
         edge_px = self.extractor.preprocessing.input_px
-        assert edge_px is not None
+        assert edge_px is not None, "a ViT has an input edge"
         image_HWC = seen_image(self.extractor, self._store.read_image(tile), edge_px)
         with self._lock:
-            weights: NDArray[np.float32] = look(self.extractor, image_HWC).of_cls()[0].mean(dim=0).cpu().numpy()
-        return weights
+            return painted(look(self.extractor, image_HWC).of_cls()[0].mean(dim=0).float().cpu().numpy())[0]
 
     def attention(self, image_HWC: RgbImage, field: int, point: tuple[float, float]) -> list[dict[str, Any]]:
         """Maps of one square as the page draws them: of [CLS] and of the patch at `point`, mean and each head.
@@ -189,14 +191,3 @@ def _maps(attention: LastAttention, point: tuple[float, float]) -> list[dict[str
                 }
             )
     return maps
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """PNG of (H, W, 3) RGB or (H, W, 4) RGBA."""
-    code = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
-    return bytes(cv2.imencode(".png", cv2.cvtColor(pixels, code))[1].tobytes())
-
-
-def data_url(pixels: NDArray[np.uint8]) -> str:
-    """The same, as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"
