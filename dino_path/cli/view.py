@@ -148,6 +148,7 @@ def _show_model(
             allow_other_mpp=allow_other_mpp,
         )
     )  # fmt: skip
+    announce("the page shows what the model makes of the slides")
 
 
 def _check_mpp(store: Path, model: str, *, allow_other_mpp: bool) -> None:

@@ -91,7 +91,7 @@ class Viewer:
         for pattern, method in ROUTES:
             if match := pattern.fullmatch(path):
                 numbers = [int(text) for text in match.groups()]
-                if "slide" in path and numbers[0] >= len(self.records):
+                if path.startswith("slide/") and numbers[0] >= len(self.records):
                     return None
                 return method(self, *numbers)
         return None

@@ -170,6 +170,7 @@ function* boxesInView(group) {
 
 function drawLayer(layer) {
   const isOutlined = layer.name === "tiles", opacity = at("opacity").value / 100;
+  const isAlone = slide.layers.every(({ name }) => name === "tiles" || hidden.has(name)) && !at("show-tokens").checked;
   for (const group of layer.groups) {
     if (hidden.has(`${layer.name}/${group.label}`)) continue;
     const path = new Path2D();
@@ -180,7 +181,7 @@ function drawLayer(layer) {
       path.rect(x, y, edge, group.boxes[first + 3] * view.scale);
     }
     pen.fillStyle = pen.strokeStyle = `rgb(${group.colour.join(" ")})`;
-    pen.globalAlpha = isOutlined ? (group.label === "kept" ? 0.1 : 0.35) : opacity;
+    pen.globalAlpha = isOutlined ? (group.label !== "kept" ? 0.35 : isAlone ? 0.1 : 0) : opacity;
     pen.fill(path);
     if (isOutlined && edge > 5) {
       pen.globalAlpha = 0.7;
@@ -258,9 +259,9 @@ function drawScale() {
   const wanted = 120 / view.scale * slide.about.mpp, power = 10 ** Math.floor(Math.log10(wanted));
   const length = [5, 2, 1].map((step) => step * power).find((one) => one <= wanted);
   const css = length / slide.about.mpp * view.scale;
-  bar.firstElementChild.style.width = `${css}px`;
-  bar.lastChild.remove();
-  bar.append(bar.firstElementChild, length >= 1000 ? `${length / 1000} mm` : `${length} µm`);
+  const [label, line] = bar.children;
+  line.style.width = `${css}px`;
+  label.textContent = length >= 1000 ? `${length / 1000} mm` : `${length} µm`;
 }
 
 // --- what lies where -----------------------------------------------------------------------------------------------
@@ -285,8 +286,9 @@ function describe(x, y) {
   if (x < 0 || y < 0 || x >= slide.about.width || y >= slide.about.height) return "";
   const found = hits(x, y).filter(({ layer }) => layer.name === "tiles" || !hidden.has(layer.name));
   const lines = found.map(({ group, number }) => {
-    const value = group.values ? `: ${group.values[number]} (${group.what})` : "";
-    return group.label + value;
+    if (!group.values) return group.label;
+    const [what, limit] = group.what.split("; ");
+    return `${group.label}: ${what} ${group.values[number]}${limit ? ` (${limit})` : ""}`;
   });
   if (!found.some(({ layer }) => layer.name === "tiles")) lines.unshift(slide.about.no_tile);
   return lines.join("\n");
@@ -414,8 +416,10 @@ async function open(number) {
 
 function showLayers() {
   at("layers").replaceChildren(...slide.layers.map((layer) => {
+    const legend = element("ul", { className: "legend", hidden: hidden.has(layer.name) },
+      ...layer.groups.map((group) => legendEntry(layer, group)));
     const box = checkbox(layer.name, layer.title);
-    const legend = element("ul", { className: "legend" }, ...layer.groups.map((group) => legendEntry(layer, group)));
+    box.firstElementChild.addEventListener("change", (event) => { legend.hidden = !event.target.checked; });
     return element("div", {}, box, legend);
   }));
 }
@@ -532,6 +536,7 @@ at("slides").onchange = (event) => open(Number(event.target.value)).catch(fail);
 for (const id of ["show-contour", "show-tokens", "opacity"]) at(id).oninput = redraw;
 for (const id of ["attention-of", "attention-head", "attention-show"]) at(id).onchange = () => showMap().catch(fail);
 at("show-attention").onchange = at("attention-field").onchange = () => {
+  at("attention-choices").hidden = !at("show-attention").checked;
   if (at("show-attention").checked && attention?.slide === slide.number) lookAt(...attention.point);
   else if (at("show-attention").checked) at("attention-note").textContent = "Click the slide, or press Enter for its middle.";
   redraw();
