@@ -65,9 +65,7 @@ class Page:
             time.sleep(0.03)
 
     def resize(self, width: int, height: int) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def use_colours(self, scheme: str) -> None:
         """`light` or `dark`."""

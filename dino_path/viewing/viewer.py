@@ -159,7 +159,11 @@ class Viewer:
         if record.status == "failed":
             return []
         left, top = record.bounds_origin
-        collection = json.loads(self.folder.contour_file(record.slide_id).read_text(encoding="utf-8"))
+        file = self.folder.contour_file(record.slide_id)
+        try:
+            collection = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise damaged_slide(file, str(error)) from None
         return [
             [[x + left, y + top] for x, y in ring]
             for feature in collection["features"]
@@ -325,7 +329,7 @@ def _slide_facts(record: SlideRecord) -> list[tuple[str, str]]:
             ("Size", f"{record.width_level0:,} x {record.height_level0:,} px ({millimetres[0]:.1f} x"
                      f" {millimetres[1]:.1f} mm)"),
             ("Level 0", f"{record.mpp:.4g} um/px ({record.mpp_source})"),
-            ("Tissue", f"{record.tissue_percent:.1f} % of what was scanned"),
+            ("Tissue", f"{record.tissue_percent or 0:.1f} % of what was scanned"),
             ("Tiles", f"{record.num_tiles:,} kept of {record.num_candidates:,} with enough tissue"),
         ]  # fmt: skip
     counts = {REFUSED[reason][0]: getattr(record, f"num_{reason}") for reason in REFUSED}
