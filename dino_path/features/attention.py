@@ -211,7 +211,7 @@ def mass_mask(weights: Weights, mass: float) -> NDArray[np.bool_]:
     """
     falling = np.argsort(-weights, axis=None, kind="stable")
     held = np.cumsum(weights.ravel()[falling], dtype=np.float64)
-    count = int(np.searchsorted(held, mass * held[-1] * (1 - 1e-9))) + 1
+    count = int(np.searchsorted(held, mass * held[-1] * (1 - 1e-6))) + 1
     mask = np.zeros(weights.size, np.bool_)
     mask[falling[:count]] = True
     return mask.reshape(weights.shape)

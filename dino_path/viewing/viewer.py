@@ -130,7 +130,11 @@ class Viewer:
         )
 
     def about(self, number: int) -> Answer:
-        """One slide: its size, outline of tissue, and what tiling says of it."""
+        """One slide: its size, outline of tissue, and what tiling says of it.
+
+        Raises:
+            TileStoreError: a file of the slide is missing or damaged.
+        """
         record, problem, coarsest = self.records[number], "", -1
         if record.status != "failed":
             try:
@@ -248,7 +252,7 @@ class Viewer:
 
     def _read_table(self, number: int) -> TileTable:
         record = self.records[number]
-        if record.status == "failed":
+        if not (record.num_tiles or record.num_candidates):  # nothing was cut, and there is no table
             return TileTable.from_rows([])
         file = self.folder.table_file(record.slide_id)
         try:

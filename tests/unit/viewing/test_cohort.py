@@ -10,7 +10,7 @@ PATIENTS = ["P1", "P2", "P1"]
 
 
 @pytest.fixture
-def features_ND() -> np.ndarray:
+def features_ND() -> np.ndarray:  # noqa: N802
     return np.random.default_rng(0).standard_normal((60, 5)).astype(np.float32)
 
 

@@ -77,7 +77,7 @@ def test_threads_get_the_squares_they_ask_for(viewer: Viewer, slides: dict[str, 
         square = decode_image(encoded)
         assert square.shape == expected.shape
         assert np.abs(square.astype(int) - expected).mean() < 12  # JPEG of noise
-    assert len({one for one in found}) == 4
+    assert len(set(found)) == 4
 
 
 def test_few_slides_stay_open_and_little_is_kept(viewer: Viewer, monkeypatch: pytest.MonkeyPatch) -> None:
