@@ -114,6 +114,8 @@ def _serve(viewer: Viewer, port: int, *, as_json: bool, opens_browser: bool, sho
             webbrowser.open(server.address)
         try:
             show_model()
+            if viewer.model is not None:
+                announce("the page shows what the model makes of the slides")
             thread.join()
         except KeyboardInterrupt:
             announce("ended")
@@ -148,7 +150,6 @@ def _show_model(
             allow_other_mpp=allow_other_mpp,
         )
     )  # fmt: skip
-    announce("the page shows what the model makes of the slides")
 
 
 def _check_mpp(store: Path, model: str, *, allow_other_mpp: bool) -> None:
