@@ -4,7 +4,9 @@
 from dino_path.cli import (  # isort: skip
     pretraining,
     extractor,
+    attention,
     feature_map,
+    view,
     baseline,
     evaluate,
     evaluate_retrieval,
@@ -20,6 +22,7 @@ from dino_path.cli.program import app, check_command, main
 
 __all__ = [
     "app",
+    "attention",
     "baseline",
     "check_command",
     "cluster",
@@ -35,4 +38,5 @@ __all__ = [
     "program",
     "report",
     "verify",
+    "view",
 ]

@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "features": {"slides", "tiles", "views", "model"},
     "evaluation": {"features", "model", "tiles"},
     "export": {"model"},
+    "viewing": {"slides", "tiles", "features", "model"},
     "reporting": set(),
     "cluster": set(),
 }
@@ -40,7 +41,7 @@ DOORS: dict[str, set[str]] = {
     "timm": {"model"},
     "wandb": {"training"},
     "h5py": {"features"},
-    "faiss": {"evaluation"},
+    "faiss": {"evaluation", "viewing"},
     "sklearn": {"evaluation"},
     "openTSNE": {"evaluation"},
     "lifelines": {"evaluation"},
