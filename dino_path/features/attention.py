@@ -58,6 +58,17 @@ def draw_attention(extractor: Extractor, paths: Sequence[Path], out: Path, *, ed
     return files
 
 
+def cls_attention_picture(extractor: Extractor, image_HWC: RgbImage) -> RgbImage:
+    """The image under its mean [CLS] attention, with a caption: (height, width, 3) uint8 RGB.
+
+    Raises:
+        CheckpointError: the model is no ViT with a [CLS] token.
+    """
+    prepared_HWC = prepare_image(image_HWC, extractor.preprocessing.input_px)
+    heads = _look(extractor, prepared_HWC).of_cls()[0].cpu().numpy()
+    return _overlay(prepared_HWC, heads.mean(axis=0), "[CLS], mean")
+
+
 def attention_sheet(image_HWC: RgbImage, attention: LastAttention) -> RgbImage:
     """The picture of one image: two rows of panels with captions, (height, width, 3) uint8 RGB."""
     heads = attention.of_cls()[0].cpu().numpy()

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 
 from dino_path.slides.images.decoding import BadImage, decode_image
+from dino_path.slides.slide import RgbImage
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 JPEG_QUALITY = 84
@@ -27,12 +28,17 @@ class Picture:
 def inline_picture(file: Path, *, caption: str, max_edge_px: int) -> Picture | None:
     """The picture in `file`, its longer edge at most `max_edge_px`; None when it cannot be decoded.
 
-    It becomes a JPEG or a PNG, whichever is smaller (drawings gain as PNG, tissue as JPEG). Transparency becomes white.
+    Transparency becomes white.
     """
     try:
-        pixels = cv2.cvtColor(decode_image(file.read_bytes()), cv2.COLOR_RGB2BGR)
+        return picture_of(decode_image(file.read_bytes()), caption=caption, max_edge_px=max_edge_px)
     except BadImage:
         return None
+
+
+def picture_of(image_HWC: RgbImage, *, caption: str, max_edge_px: int) -> Picture:
+    """The image as a JPEG or a PNG, whichever is smaller: drawings gain as PNG, tissue as JPEG."""
+    pixels = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR)
     scale = max_edge_px / max(pixels.shape[:2])
     if scale < 1:
         size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
