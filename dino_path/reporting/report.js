@@ -32,14 +32,15 @@ function faded(hex, share) {
 function baseLayout(height) {
   const axis = {
     gridcolor: colour("--grid"), linecolor: colour("--line"), zeroline: false, color: colour("--soft"), automargin: true,
-    tickfont: { size: 11.5 }, exponentformat: "SI",
+    tickfont: { size: 11.5 }, exponentformat: "e", minexponent: 3,
   };
   return {
     height, margin: { l: 44, r: 14, t: 8, b: 32 }, showlegend: false,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, color: colour("--soft"), size: 12 },
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink"), size: 12.5 }, namelength: -1 },
-    xaxis: { ...axis }, yaxis: { ...axis },
+    xaxis: { ...axis, exponentformat: "SI" }, yaxis: { ...axis },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--violet") },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // there a finger scrolls the page
     shapes: [], annotations: [],
   };
@@ -83,15 +84,18 @@ function lineFigure(spec, isCurve) {
   layout.yaxis.type = isLog ? "log" : "linear";
   if (isLog) layout.yaxis.dtick = undefined;
   if (isCurve && shown.range) layout.xaxis.range = shown.range.map((step) => step * (shown.over === "tiles" ? tilesPerStep[0] || 1 : 1));
+  const seen = spec.lines.filter((line, number) => !(isCurve && shown.hidden.has(number)));
+  const values = seen.flatMap((line) => [...(line.low || line.y), ...(line.high || line.y)]);
   if (spec.reference && !(isLog && spec.reference.value <= 0)) {
     const { label, value } = spec.reference;
+    values.push(value);
     layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: { color: colour("--soft"), width: 1, dash: "dash" } });
     layout.annotations.push({ xref: "paper", x: 1, y: isLog ? Math.log10(value) : value, text: plain(label), showarrow: false, xanchor: "right", yanchor: "top", font: { size: 11 } });
-    const values = spec.lines.flatMap((line, number) => (isCurve && shown.hidden.has(number) ? [] : [...(line.low || line.y), ...(line.high || line.y)])).concat(value);
-    if (!isLog) { // a shape does not widen an axis by itself
-      const low = Math.min(...values), high = Math.max(...values), air = 0.07 * (high - low) || 0.5;
-      layout.yaxis.range = [low - air, high + air];
-    }
+  }
+  if (!isLog && values.length) { // a shape does not widen an axis by itself, and a constant would be drawn from -1 to 1
+    const [low, high] = [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
+    const air = 0.07 * (high - low) || 0.1 * Math.abs(low) || 0.5;
+    layout.yaxis.range = [low - air, high + air];
   }
   return { traces, layout };
 }
@@ -120,7 +124,7 @@ function intervalFigure(spec, widthPx) {
       type: "data", symmetric: false, array: [row.high - row.value], arrayminus: [row.value - row.low],
       color: kinds[row.kind], thickness: 2, width: 4,
     },
-    text: [`<b>${row.value.toFixed(3)}</b>`], textposition: "top center", textfont: { color: kinds[row.kind], size: 12 },
+    text: isNarrow ? undefined : [`<b>${row.value.toFixed(3)}</b>`], textposition: "top center", textfont: { color: kinds[row.kind], size: 12 },
     hovertemplate: `${plain(row.label)}<br>${withInterval(row.value, row.low, row.high)}<extra></extra>`,
   }));
   for (const row of spec.rows.filter((one) => one.kind === "baseline" && one.low !== null)) {
@@ -131,7 +135,8 @@ function intervalFigure(spec, widthPx) {
     layout.annotations.push({ yref: "paper", y: 0, x: spec.chance, text: "chance", showarrow: false, xanchor: "left", yanchor: "bottom", font: { size: 11 } });
   }
   spec.rows.forEach((row, number) => {
-    const text = row.kind === "other" ? wrapped(row.label, 34) : `<b>${wrapped(row.label, 34)}</b>`;
+    const text = row.kind === "other" ? wrapped(row.label, 29) : `<b>${wrapped(row.label, 29)}</b>`;
+    if (isNarrow) layout.annotations.push({ xref: "paper", x: 1, y: -number + 0.34, text: `<b>${row.value.toFixed(3)}</b>`, showarrow: false, xanchor: "right", font: { size: 12.5, color: kinds[row.kind] } });
     layout.annotations.push(isNarrow
       ? { xref: "paper", x: 0, y: -number + 0.34, text: text.replaceAll("<br>", ""), showarrow: false, xanchor: "left", font: { size: 12.5, color: colour("--ink") } }
       : { xref: "paper", x: 0, xshift: -12, y: -number, text, showarrow: false, xanchor: "right", align: "right", font: { size: 12.5, color: colour("--ink") } });
@@ -185,7 +190,7 @@ function draw(place) {
   const { traces, layout } = figureOf(place);
   layout.width = place.clientWidth;
   const settings = {
-    displaylogo: false, displayModeBar: isPrinting ? false : "hover", doubleClick: "reset",
+    displaylogo: false, displayModeBar: !isPrinting, doubleClick: "reset",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     toImageButtonOptions: { format: "svg", filename: "dino_path_chart" },
   };
