@@ -136,9 +136,8 @@ function intervalFigure(spec, widthPx) {
   }
   spec.rows.forEach((row, number) => {
     const text = row.kind === "other" ? wrapped(row.label, 29) : `<b>${wrapped(row.label, 29)}</b>`;
-    if (isNarrow) layout.annotations.push({ xref: "paper", x: 1, y: -number + 0.34, text: `<b>${row.value.toFixed(3)}</b>`, showarrow: false, xanchor: "right", font: { size: 12.5, color: kinds[row.kind] } });
     layout.annotations.push(isNarrow
-      ? { xref: "paper", x: 0, y: -number + 0.34, text: text.replaceAll("<br>", ""), showarrow: false, xanchor: "left", font: { size: 12.5, color: colour("--ink") } }
+      ? { xref: "paper", x: 0, y: -number + 0.34, text: `${text.replaceAll("<br>", "")}  <b>${row.value.toFixed(3)}</b>`, showarrow: false, xanchor: "left", font: { size: 12.5, color: colour("--ink") } }
       : { xref: "paper", x: 0, xshift: -12, y: -number, text, showarrow: false, xanchor: "right", align: "right", font: { size: 12.5, color: colour("--ink") } });
   });
   layout.margin = { l: isNarrow ? 10 : 250, r: 18, t: isNarrow ? 18 : 10, b: 34 };

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def write_report(
     found = sections_of(found)
     of_store = None if store is None else read_store(store)
     charts = Charts()
-    plotly, script = plotly_source(), (HERE / "report.js").read_text(encoding="utf-8")
+    script = (HERE / "report.js").read_text(encoding="utf-8")
     page = _environment(charts).get_template("report.html.j2").render(
         title=title or ", ".join(run.name for run in read),
         runs=read,
@@ -170,8 +171,8 @@ def write_report(
         citations=citations([run.config for run in read]),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        plotly_packed=base64.b64encode(gzip.compress(plotly.encode(), 9, mtime=0)).decode(),
-        script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in (script, plotly)),
+        plotly=plotly(),
+        script_hash=_sha256(script),
         refresh_s=refresh_s,
     )  # fmt: skip
     with atomic_write(out) as stream:
@@ -200,12 +201,21 @@ class Charts:
         return data_for_page(self._specs)
 
 
-def plotly_source() -> str:
+@dataclass(frozen=True)
+class Packed:
+    """A script as gzip in base64, and the hash by which the page's policy knows it once it is unpacked."""
+
+    text: str
+    hash: str
+
+
+@cache
+def plotly() -> Packed:
     """Plotly's script, as its Python package brings it (MIT)."""
     from plotly.offline import get_plotlyjs
 
     source: str = get_plotlyjs()
-    return source
+    return Packed(base64.b64encode(gzip.compress(source.encode(), 9, mtime=0)).decode(), _sha256(source))
 
 
 def _sha256(text: str) -> str:

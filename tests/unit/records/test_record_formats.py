@@ -14,6 +14,7 @@ from dino_path.records.best import BEST
 from dino_path.records.embedding import EMBEDDING
 from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
+from dino_path.records.examples import EXAMPLES
 from dino_path.records.format import Format, Record, Tree
 from dino_path.records.guide import GUIDE, GUIDE_FEATURES
 from dino_path.records.labelled import ScoreRecord
@@ -26,7 +27,7 @@ from dino_path.records.verdict import VERDICT
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES,
+    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, EXAMPLES,
 ]  # fmt: skip
 
 
@@ -181,6 +182,7 @@ FIELDS = {
     "environment": (1, "e7952035"),
     "guide.json": (1, "a62ca6e0"),
     "features.json": (1, "a1b84862"),
+    "examples": (1, "aeb033b0"),
 }
 
 
