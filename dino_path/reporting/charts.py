@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
-MAX_POINTS = 1000  # of one curve in the page: a chart is 400 px wide, and zooming in tenfold still shows each point's own
+MAX_POINTS = (
+    1000  # of one curve in the page: a chart is 400 px wide, and zooming in tenfold still shows each point's own
+)
 
 Spec = dict[str, Any]
 

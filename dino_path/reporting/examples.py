@@ -14,9 +14,7 @@ LOW_ACCURACY = 0.5  # share of a slide's images; below it the cell is marked
 
 def examples_section(evaluation: Evaluation) -> Plain:
     """Neighbours, mistakes, attention and results of slides; without them, the command that makes them."""
-    models = [
-        _model(name, entry, record) for record in evaluation.examples for name, entry in record.models.items()
-    ]
+    models = [_model(name, entry, record) for record in evaluation.examples for name, entry in record.models.items()]
     return {
         "name": evaluation.name,
         "models": models,

@@ -24,7 +24,13 @@ from dino_path.records.metrics import StepRecord
 from dino_path.records.verdict import interval, signed
 from dino_path.reporting.charts import Line, Spec, data_for_page, line_chart
 from dino_path.reporting.citations import citations
-from dino_path.reporting.evaluation_sections import axis_of, evaluation_section, format_score, protocol_title, score_chart
+from dino_path.reporting.evaluation_sections import (
+    axis_of,
+    evaluation_section,
+    format_score,
+    protocol_title,
+    score_chart,
+)
 from dino_path.reporting.evaluations import AnyEvaluation, Evaluation, Plain, read_evaluations
 from dino_path.reporting.examples import examples_section
 from dino_path.reporting.learning import as_untrained, ln_of, no_learning

@@ -58,7 +58,9 @@ def collapse_spans(run: Run) -> dict[str, tuple[int, int]]:
 
 def _collapses(run: Run) -> list[Trouble]:
     lines = [(field, _line(run, field)) for field in CURVES_OF_COLLAPSE]
-    charts = [chart for field, line in lines if (chart := line_chart([line], title=field.replace("_", " "))) is not None]
+    charts = [
+        chart for field, line in lines if (chart := line_chart([line], title=field.replace("_", " "))) is not None
+    ]
     return [
         Trouble(
             f"{run.name}: the teacher collapsed ({mode})",
@@ -108,7 +110,9 @@ def _tiles_of(run: Run, store_path: Path) -> TileSource:
 
 def _thumbnails(source: TileSource, numbers: Sequence[int]) -> list[Picture]:
     return [
-        picture_of(source.read_image(number), caption=f"{number}: {Path(source.name(number)).name}", max_edge_px=THUMBNAIL_PX)
+        picture_of(
+            source.read_image(number), caption=f"{number}: {Path(source.name(number)).name}", max_edge_px=THUMBNAIL_PX
+        )
         for number in numbers
         if number < len(source)
     ]

@@ -97,7 +97,9 @@ def test_runs_can_be_hidden_smoothed_and_drawn_on_a_log_scale(tab: Tab) -> None:
     tab.click(".run[value='1']")
     tab.wait_for(f"{number} === 1")
     raw = tab.ask(data(LOSS, "data[0].y"))
-    set_to = "(() => {const e = document.getElementById('smoothing'); e.value = 0.9; e.dispatchEvent(new Event('input'))})()"
+    set_to = (
+        "(() => {const e = document.getElementById('smoothing'); e.value = 0.9; e.dispatchEvent(new Event('input'))})()"
+    )
     tab.ask(set_to)
     smooth, total, weight = tab.ask(data(LOSS, "data[1].y")), 0.0, 0.0
     for value, drawn in zip(raw, smooth, strict=True):
@@ -106,7 +108,9 @@ def test_runs_can_be_hidden_smoothed_and_drawn_on_a_log_scale(tab: Tab) -> None:
     tab.click("#log-scale")
     tab.wait_for(f"{data(LOSS, 'layout.yaxis.type')} === 'log'")
     assert tab.ask("document.getElementById('smoothing-value').textContent") == "0.9"
-    tab.ask("(() => {const e = document.getElementById('over'); e.value = 'tiles'; e.dispatchEvent(new Event('change'))})()")
+    tab.ask(
+        "(() => {const e = document.getElementById('over'); e.value = 'tiles'; e.dispatchEvent(new Event('change'))})()"
+    )
     assert tab.ask(data(LOSS, "data[0].x[0]")) == 10 * 64
     assert tab.problems == []
 
@@ -163,7 +167,9 @@ def test_text_has_contrast_in_light_and_dark(browser: Tab, page: Path, is_dark: 
         if ratio < 4.5:
             weak[selector] = round(ratio, 2)
     assert weak == {}, "WCAG 2.1 AA asks for 4.5"
-    fills = browser.ask("getComputedStyle(document.querySelector('.curves .xtick text')).fill.match(/[\\d.]+/g).map(Number)")
+    fills = browser.ask(
+        "getComputedStyle(document.querySelector('.curves .xtick text')).fill.match(/[\\d.]+/g).map(Number)"
+    )
     assert contrast(fills[:3], browser.ask(BACKGROUND_OF % "document.querySelector('.curves .plot')")) > 4.5
 
 
@@ -171,7 +177,9 @@ def test_a_narrow_window_has_readable_labels_and_tables_that_say_they_scroll(bro
     browser.show(page, width=420)
     browser.wait_for(READY)
     assert browser.ask("document.documentElement.scrollWidth") <= 420, "the page itself does not scroll sideways"
-    sizes = browser.ask("[...document.querySelectorAll('.plot text')].map((e) => parseFloat(getComputedStyle(e).fontSize))")
+    sizes = browser.ask(
+        "[...document.querySelectorAll('.plot text')].map((e) => parseFloat(getComputedStyle(e).fontSize))"
+    )
     assert min(size for size in sizes if size) >= 11
     wide = browser.ask("[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth + 1).map("
                        "(e) => [e.className, e.tabIndex, getComputedStyle(e, '::before').content])")  # fmt: skip

@@ -286,7 +286,9 @@ def test_an_unfinished_run_without_some_numbers_is_shown_as_far_as_it_goes(run: 
     page = report(run, out=tmp_path)
     assert "500 of 1,200 steps, unfinished" in page.text
     assert len(page.curves()) == 11 + 3, "and three that show the collapse"
-    assert "vits16: the teacher collapsed (uniform) The monitor named it first at step 499, last at step 499" in page.text
+    assert (
+        "vits16: the teacher collapsed (uniform) The monitor named it first at step 499, last at step 499" in page.text
+    )
     assert "2 step(s) had a loss that was not finite" in page.text
 
 
@@ -481,7 +483,14 @@ def test_what_went_wrong_comes_with_its_remedy_its_curves_and_the_failed_slides(
     ):  # fmt: skip
         assert text in page.text
     shown = [chart["title"] for chart in page.curves()[:6]]
-    assert shown == ["loss", "teacher entropy", "kl", "feature std", "rankme", "Share of the time spent waiting for tiles"]
+    assert shown == [
+        "loss",
+        "teacher entropy",
+        "kl",
+        "feature std",
+        "rankme",
+        "Share of the time spent waiting for tiles",
+    ]
 
 
 def test_the_tiles_of_skipped_steps_are_shown_from_the_store(run: Path, tmp_path: Path) -> None:
