@@ -108,7 +108,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Model:
-    """A model folder: its absolute path, what it says, what it expects of its images in words, and its weights' size."""
+    """A model folder: absolute path, what it says, what it expects of its images in words, size of its weights."""
 
     folder: str
     record: ModelRecord

@@ -41,7 +41,7 @@ def worth_of(evaluations: Sequence[AnyEvaluation]) -> list[Worth]:
 
 
 def main_rows(evaluation: Evaluation) -> list[EvaluationRow]:
-    """All rows of the protocol that speaks for the evaluation, with a balanced accuracy, the supervised network's too."""
+    """Rows with a balanced accuracy of the protocol that speaks for the evaluation, and of the supervised network."""
     protocol = next((name for name in PROTOCOLS if any(row.protocol == name for row in evaluation.rows)), None)
     rows = [row for row in evaluation.rows if row.protocol in (protocol, "end-to-end")]
     return [row for row in rows if "balanced_accuracy" in row.scores]

@@ -1,4 +1,4 @@
-"""A headless Chromium that tests drive over its DevTools protocol: clicks, keys, screens, and all that it complains of."""
+"""A headless Chromium that tests drive over its DevTools protocol: clicks, keys, screens, and its complaints."""
 
 import base64
 import json

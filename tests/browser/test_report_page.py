@@ -1,4 +1,4 @@
-"""The report in a real browser, as it opens from the disk: what is hovered, dragged, clicked and typed does what it should."""
+"""The report in a real browser, opened from the disk: hovers, drags, clicks and keys do what they should."""
 
 import sys
 from collections.abc import Iterator
@@ -157,8 +157,8 @@ def test_slides_are_found_by_name(tab: Tab) -> None:
 def test_text_has_contrast_in_light_and_dark(browser: Tab, page: Path, is_dark: bool) -> None:
     browser.show(page, width=1200, is_dark=is_dark)
     browser.wait_for(READY)
-    texts = ("p.soft", ".verdict", "h2", "nav a", "th", "td", ".ci", "figcaption b", ".place", ".query .other b", "small",
-             ".status.failed", ".trouble p", "summary", "tr.baseline td", "footer", ".warning a")  # fmt: skip
+    texts = ("p.soft", ".verdict", "h2", "nav a", "th", "td", ".ci", "figcaption b", ".place", ".query .other b",
+             "small", ".status.failed", ".trouble p", "summary", "tr.baseline td", "footer", ".warning a")  # fmt: skip
     weak = {}
     for selector in texts:
         element = f"document.querySelector({selector!r})"

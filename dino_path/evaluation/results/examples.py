@@ -1,4 +1,4 @@
-"""Tiles that show what the numbers mean: nearest neighbours, confident mistakes, attention; and each test slide's result.
+"""Tiles that show what the numbers mean: neighbours, confident mistakes, attention; and each test slide's result.
 
 Shape suffixes: N images of the set, M tested images, Q queries, D features, C classes.
 """
@@ -173,7 +173,7 @@ def _with_neighbours(features_ND: NDArray[np.float32], queries: Sequence[int], t
 
 
 def _mistakes(scores_MC: NDArray[np.float64], division: Division, tiles: _Tiles) -> list[MistakeRecord]:
-    """Of each class the mistakes that the model was surest of. Scores become shares of their sum where they are none."""
+    """Of each class the mistakes that the model was surest of, by the share of its score among all classes'."""
     classes, tested, labels = division.labelled.classes, division.tested, division.labels
     predicted, confidence = scores_MC.argmax(axis=1), _as_shares(scores_MC).max(axis=1)
     per_class = max(1, min(MISTAKES_PER_CLASS, MOST_MISTAKES // len(classes)))

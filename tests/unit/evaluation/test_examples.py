@@ -41,8 +41,8 @@ def test_the_examples_are_those_that_the_features_and_scores_give(with_patients,
     assert (record.apart, record.protocol, len(model.queries)) == ("patients", "linear", 8)
     for query in model.queries:
         asked = record.tiles[query.tile]
-        [number] = [n for n, name in enumerate(names)
-                    if name == asked.name and with_patients.classes[with_patients.labels[n]] == asked.label]  # fmt: skip
+        label = with_patients.classes.index(asked.label)
+        [number] = [n for n, name in enumerate(names) if name == asked.name and with_patients.labels[n] == label]
         assert with_patients.split[number] == "test"
         similarity = unit_ND @ unit_ND[number]
         similarity[with_patients.groups == with_patients.groups[number]] = -2

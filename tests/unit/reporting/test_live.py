@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from made_up import write_run
 
-from dino_path.reporting.live import LOOK_EVERY_S, REFRESH_S, progress_line, watch_runs
 from dino_path.records.metrics import read_metrics
+from dino_path.reporting.live import LOOK_EVERY_S, REFRESH_S, progress_line, watch_runs
 
 
 class Clock:

@@ -118,12 +118,12 @@ def test_an_evaluation_is_shown_with_intervals_beside_the_baseline(run: Path, tm
     write_evaluation(run / "eval" / "results.json")
     page = report(run, out=tmp_path)
     assert (
-        "On polyps (41 test patients), the frozen features of vits16 reach a balanced accuracy of 0.900 (0.870 to 0.930, "
-        "chance 0.500) by linear probe: not compared with the same network untrained (`untrained:MODEL`), not compared "
+        "On polyps (41 test patients), the frozen features of vits16 reach a balanced accuracy of 0.900 (0.870 to "
+        "0.930, chance 0.500) by linear probe: not compared with the same network untrained (`untrained:MODEL`), not compared "
         "with colour alone (`mean-colour`), better than a network trained with these labels (+0.080)." in page.text
     )
     first, *charts = [chart for chart in page.charts if chart["kind"] == "intervals"]
-    assert [row["label"] for row in first["rows"]][0] == "vits16"
+    assert first["rows"][0]["label"] == "vits16"
     assert len(charts) == 2
     assert len({(*chart["axis"], chart["chance"]) for chart in (first, *charts)}) == 1, "one axis, with chance"
     assert "−0.110 (−0.140 to −0.080)" in page.text
@@ -144,8 +144,8 @@ def test_the_verdict_compares_with_untrained_colour_and_supervised_in_this_order
     file.write_text(json.dumps(record))
     page = report(run, out=tmp_path)
     assert (
-        "by linear probe: worse than the same network untrained (−0.100), no clear difference from colour alone (+0.020), "
-        "better than a network trained with these labels (+0.080)." in page.text
+        "by linear probe: worse than the same network untrained (−0.100), no clear difference from colour alone "
+        "(+0.020), better than a network trained with these labels (+0.080)." in page.text
     ), "of two controls of colour the stronger one counts"
     assert '<p class="verdict bad' in page.html
 
@@ -393,7 +393,7 @@ def test_the_same_data_in_two_runs_are_one_section_and_other_data_of_that_name_a
     (runs[1] / "eval" / "other" / "results.json").write_text(json.dumps(other))
     page = report(*runs, out=tmp_path)
     assert page.text.count("Balanced accuracy, linear probe") == 2, "one axis for both runs, one for the other data"
-    for text in ("On polyps (first/eval) (41 test patients), the frozen features of vits16 (first/eval) reach a balanced",
+    for text in ("On polyps (first/eval) (41 test patients), the frozen features of vits16 (first/eval) reach",
                  "the frozen features of vits16 (second/eval) reach a balanced accuracy of 0.920",
                  "On polyps (eval/other) (41 test patients), the frozen features of vits16 reach"):  # fmt: skip
         assert text in page.text
@@ -498,7 +498,8 @@ def test_the_tiles_of_skipped_steps_are_shown_from_the_store(run: Path, tmp_path
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "log.txt, which names their tiles, is not here" in report(run, out=tmp_path).text
     (run / "log.txt").write_text(
-        "2026-01-01 10:00:00 ERROR step 7: the loss is not finite; nothing was updated. Tiles of this rank: [2, 0, 99]\n"
+        "2026-01-01 10:00:00 ERROR step 7: the loss is not finite; nothing was updated. Tiles of this rank:"
+        " [2, 0, 99]\n"
     )
     text = report(run, out=tmp_path).text
     assert "Steps 7; their 3 tiles are numbers 2, 0, 99 of the store. `--store STORE` shows the tiles." in text
