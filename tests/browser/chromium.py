@@ -72,11 +72,15 @@ class Tab:
 
     def show(self, file: Path, *, width: int, height: int = 900, is_dark: bool = False) -> None:
         """Open a file from the disk in a window of this size in px."""
+        self.window(width=width, height=height, is_dark=is_dark)
+        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.wait_for("document.readyState === 'complete'")
+
+    def window(self, *, width: int, height: int = 900, is_dark: bool = False) -> None:
+        """Its size in px, and what its user prefers."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Page.navigate", url=file.resolve().as_uri())
-        self.wait_for("document.readyState === 'complete'")
 
     def middle_of(self, selector: str) -> tuple[float, float]:
         """Of the first such element, which is scrolled into the window."""

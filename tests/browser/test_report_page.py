@@ -17,6 +17,10 @@ from dino_path.reporting.report import write_report
 pytestmark = pytest.mark.slow
 READY = "document.documentElement.classList.contains('ready')"
 LOSS = ".curves .plot"  # the first one
+AS_OPENED = """(() => {document.getElementById('viewer').close(); document.activeElement.blur(); scrollTo(0, 0);
+document.querySelectorAll('.run').forEach((box) => {box.checked = true;});
+document.getElementById('log-scale').checked = false;
+Object.assign(shown, {smoothing: 0, log: false, over: 'step', range: null}); shown.hidden.clear(); drawCurves();})()"""
 BACKGROUND_OF = """(() => {const rgb = (e) => getComputedStyle(e).backgroundColor.match(/[\\d.]+/g).map(Number);
 for (let e = %s; e; e = e.parentElement) {const c = rgb(e); if (c.length < 4 || c[3] > 0.99) return c.slice(0, 3);}
 return [255, 255, 255];})()"""
@@ -32,17 +36,19 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Tab]:
+def browser(page: Path) -> Iterator[Tab]:
     with open_tab() as tab:
+        tab.show(page, width=1200)
+        tab.wait_for(READY)
         yield tab
 
 
 @pytest.fixture
-def tab(browser: Tab, page: Path) -> Tab:
+def tab(browser: Tab) -> Tab:
+    """The page, opened once, as it was when it was opened."""
+    browser.window(width=1200)
+    browser.ask(AS_OPENED)
     browser.problems.clear()
-    browser.requests.clear()
-    browser.show(page, width=1200)
-    browser.wait_for(READY)
     return browser
 
 
@@ -50,7 +56,8 @@ def data(selector: str, what: str) -> str:
     return f"document.querySelector({selector!r}).{what}"
 
 
-def test_nothing_is_complained_of_and_nothing_is_asked_from_outside(tab: Tab, page: Path) -> None:
+def test_nothing_is_complained_of_and_nothing_is_asked_from_outside(browser: Tab, page: Path) -> None:
+    tab = browser
     assert tab.problems == []
     assert {address for address in tab.requests if not address.startswith(("data:", "blob:"))} == {page.as_uri()}
     assert tab.ask("document.querySelectorAll('.plot .main-svg').length") >= tab.ask(
@@ -154,9 +161,9 @@ def test_slides_are_found_by_name(tab: Tab) -> None:
 
 
 @pytest.mark.parametrize("is_dark", [False, True])
-def test_text_has_contrast_in_light_and_dark(browser: Tab, page: Path, is_dark: bool) -> None:
-    browser.show(page, width=1200, is_dark=is_dark)
-    browser.wait_for(READY)
+def test_text_has_contrast_in_light_and_dark(tab: Tab, is_dark: bool) -> None:
+    browser = tab
+    browser.window(width=1200, is_dark=is_dark)
     texts = ("p.soft", ".verdict", "h2", "nav a", "th", "td", ".ci", "figcaption b", ".place", ".query .other b",
              "small", ".status.failed", ".trouble p", "summary", "tr.baseline td", "footer", ".warning a")  # fmt: skip
     weak = {}
@@ -167,15 +174,18 @@ def test_text_has_contrast_in_light_and_dark(browser: Tab, page: Path, is_dark: 
         if ratio < 4.5:
             weak[selector] = round(ratio, 2)
     assert weak == {}, "WCAG 2.1 AA asks for 4.5"
+    ink = "#a39cb0" if is_dark else "#625d6d"
+    browser.wait_for(f"document.querySelector('.curves .plot').layout.xaxis.color === '{ink}'")
     fills = browser.ask(
         "getComputedStyle(document.querySelector('.curves .xtick text')).fill.match(/[\\d.]+/g).map(Number)"
     )
     assert contrast(fills[:3], browser.ask(BACKGROUND_OF % "document.querySelector('.curves .plot')")) > 4.5
 
 
-def test_a_narrow_window_has_readable_labels_and_tables_that_say_they_scroll(browser: Tab, page: Path) -> None:
-    browser.show(page, width=420)
-    browser.wait_for(READY)
+def test_a_narrow_window_has_readable_labels_and_tables_that_say_they_scroll(tab: Tab) -> None:
+    browser = tab
+    browser.window(width=420)
+    browser.wait_for("document.querySelector('.plot.intervals').layout.width < 420")
     assert browser.ask("document.documentElement.scrollWidth") <= 420, "the page itself does not scroll sideways"
     sizes = browser.ask(
         "[...document.querySelectorAll('.plot text')].map((e) => parseFloat(getComputedStyle(e).fontSize))"

@@ -119,8 +119,9 @@ def test_an_evaluation_is_shown_with_intervals_beside_the_baseline(run: Path, tm
     page = report(run, out=tmp_path)
     assert (
         "On polyps (41 test patients), the frozen features of vits16 reach a balanced accuracy of 0.900 (0.870 to "
-        "0.930, chance 0.500) by linear probe: not compared with the same network untrained (`untrained:MODEL`), not compared "
-        "with colour alone (`mean-colour`), better than a network trained with these labels (+0.080)." in page.text
+        "0.930, chance 0.500) by linear probe: not compared with the same network untrained (`untrained:MODEL`), "
+        "not compared with colour alone (`mean-colour`), better than a network trained with these labels (+0.080)."
+        in page.text
     )
     first, *charts = [chart for chart in page.charts if chart["kind"] == "intervals"]
     assert first["rows"][0]["label"] == "vits16"
