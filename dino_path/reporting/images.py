@@ -44,7 +44,9 @@ def picture_of(image_HWC: RgbImage, *, caption: str, max_edge_px: int) -> Pictur
         size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-    png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
+    png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    if len(png) < 2 * len(jpeg):  # else it is tissue, on which the best compression would be seconds in vain
+        png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
     kind, encoded = ("png", png) if len(png) <= len(jpeg) else ("jpeg", jpeg)
     address = f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
     return Picture(address, caption, width=pixels.shape[1], height=pixels.shape[0])

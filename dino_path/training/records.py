@@ -47,7 +47,7 @@ class Records:
                 self._wandb = None
 
     def show_views(self, config: Config, tiles: TileSource) -> None:
-        """Write the first tiles and their views to RUN/figures/views.png, and send it, where `wandb.log_images` is set."""
+        """Write views of the first tiles to RUN/figures/views.png and send it, where `wandb.log_images` is set."""
         if self._wandb is None or not config.wandb.log_images or self._start_step > 0:
             return
         import wandb
