@@ -81,14 +81,17 @@ function lineFigure(spec, isCurve) {
   layout.xaxis.hoverformat = ",.0f";
   layout.xaxis.nticks = 6;
   layout.yaxis.nticks = 6;
+  if (isCurve) layout.yaxis.fixedrange = true;
   layout.yaxis.type = isLog ? "log" : "linear";
   if (isLog) layout.yaxis.dtick = undefined;
   if (isCurve && shown.range) layout.xaxis.range = shown.range.map((step) => step * (shown.over === "tiles" ? tilesPerStep[0] || 1 : 1));
   const seen = spec.lines.filter((line, number) => !(isCurve && shown.hidden.has(number)));
-  const values = seen.flatMap((line) => [...(line.low || line.y), ...(line.high || line.y)]);
+  const [first, last] = (isCurve && shown.range) || [-Infinity, Infinity]; // the height is that of what one sees
+  const isSeen = (line) => (_, place) => line.x[place] >= first && line.x[place] <= last;
+  const values = seen.flatMap((line) => [...(line.low || line.y).filter(isSeen(line)), ...(line.high || line.y).filter(isSeen(line))]);
   if (spec.reference && !(isLog && spec.reference.value <= 0)) {
     const { label, value } = spec.reference;
-    values.push(value);
+    if (!(isCurve && shown.range)) values.push(value);
     layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: { color: colour("--soft"), width: 1, dash: "dash" } });
     layout.annotations.push({ xref: "paper", x: 1, y: isLog ? Math.log10(value) : value, text: plain(label), showarrow: false, xanchor: "right", yanchor: "top", font: { size: 11 } });
   }
@@ -194,6 +197,7 @@ function draw(place) {
     toImageButtonOptions: { format: "svg", filename: "dino_path_chart" },
   };
   Plotly.react(place, traces, layout, settings);
+  place.querySelectorAll("svg").forEach((svg) => svg.setAttribute("aria-hidden", "true")); // the place says it in words
   if (place.dataset.ready) return;
   place.dataset.ready = "yes";
   place.addEventListener("keydown", readByKeys);

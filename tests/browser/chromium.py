@@ -22,6 +22,7 @@ OPTIONS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0",
 )  # fmt: skip
 TIMEOUT_S = 60.0
+KEY_CODES = {"Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "0": 48}
 
 
 class Tab:
@@ -111,8 +112,9 @@ class Tab:
         self.mouse("mouseReleased", *end, clicks=1)
 
     def press(self, key: str) -> None:
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, text="" if len(key) > 1 else key)
+        code = KEY_CODES[key]
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def picture(self, file: Path, *, is_whole: bool = True) -> None:
         """A PNG of the page, or of what the window shows."""

@@ -83,7 +83,7 @@ def test_a_hover_tells_the_values_of_every_run(tab: Tab) -> None:
     assert "0.900 (0.870 to 0.930)" in tab.ask(data(".plot.intervals .hovertext", "textContent"))
 
 
-def test_a_drag_zooms_all_curves_and_a_double_click_shows_all_again(tab: Tab) -> None:
+def test_a_drag_zooms_all_curves_and_a_key_or_button_shows_all_again(tab: Tab) -> None:
     x, y = tab.middle_of(LOSS)
     whole = tab.ask(data(LOSS, "layout.xaxis.range"))
     tab.drag((x - 80, y), (x + 20, y))
@@ -91,10 +91,23 @@ def test_a_drag_zooms_all_curves_and_a_double_click_shows_all_again(tab: Tab) ->
     ranges = tab.ask("[...document.querySelectorAll('.curves .plot')].map((e) => e.layout.xaxis.range)")
     assert all(one == pytest.approx(ranges[0]) for one in ranges)
     assert whole[0] < ranges[0][0] < ranges[0][1] < whole[1]
-    for clicks in (1, 2):
-        tab.mouse("mousePressed", x, y, clicks=clicks)
-        tab.mouse("mouseReleased", x, y, clicks=clicks)
-    tab.wait_for(f"Math.abs({data(LOSS, 'layout.xaxis.range')}[1] - {whole[1]}) < 1")
+    heights = tab.ask(data(LOSS, "layout.yaxis.range"))
+    visible = [
+        value
+        for line in tab.ask(data(LOSS, "data"))
+        for step, value in zip(line["x"], line["y"], strict=True)
+        if ranges[0][0] <= step <= ranges[0][1]
+    ]
+    assert heights[0] < min(visible) < max(visible) < heights[1]
+    assert heights[1] - heights[0] < 1.3 * (max(visible) - min(visible)), "and no higher than what one sees"
+    is_whole = f"Math.abs({data(LOSS, 'layout.xaxis.range')}[1] - {whole[1]}) < 1"
+    tab.ask(data(LOSS, "focus()"))
+    tab.press("0")
+    tab.wait_for(is_whole)
+    tab.drag((x - 80, y), (x + 20, y))
+    tab.wait_for(f"!({is_whole})")
+    tab.click("#reset")
+    tab.wait_for(is_whole)
     assert tab.problems == []
 
 
@@ -139,7 +152,6 @@ def test_pictures_enlarge_on_click_and_close_by_key(tab: Tab) -> None:
     tab.press("Escape")
     tab.wait_for(f"!{data('#viewer', 'open')}")
     assert tab.ask("document.activeElement.className") == "enlarge", "the keyboard is where it was"
-    tab.press("Enter")
     assert tab.problems == []
 
 
@@ -202,7 +214,7 @@ def test_a_narrow_window_has_readable_labels_and_tables_that_say_they_scroll(tab
 def test_every_picture_and_chart_has_words_and_every_control_a_name(tab: Tab) -> None:
     tree: list[dict[str, Any]] = tab.call("Accessibility.getFullAXTree")["nodes"]
     nameless = [
-        (node["role"]["value"], node.get("properties"))
+        (node["role"]["value"], node.get("backendDOMNodeId"))
         for node in tree
         if not node["ignored"]
         and node["role"]["value"] in ("image", "button", "slider", "checkbox", "combobox", "searchbox", "link")
