@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from dino_path.errors import CheckpointError
 from dino_path.records.best import is_exhausted
@@ -37,7 +38,7 @@ from dino_path.reporting.learning import as_untrained, ln_of, no_learning
 from dino_path.reporting.same_data import sections_of
 from dino_path.reporting.sources import Run, read_model, read_run, read_store, run_names
 from dino_path.reporting.troubles import troubles_of
-from dino_path.reporting.worth import NOT_EVALUATED, main_rows, worth_of
+from dino_path.reporting.worth import NOT_EVALUATED, main_rows, summary_of, worth_of
 from dino_path.run import atomic_write
 
 MAX_SLIDE_ROWS = 20_000  # 5 MB of table: what a browser still opens at once
@@ -161,6 +162,7 @@ def write_report(
         runs=read,
         facts=[run_facts(run) for run in read],
         worth=worth_of(found),
+        summary=summary_of(worth_of(found)),
         not_evaluated=NOT_EVALUATED,
         first_chart=_first_chart(found),
         warnings=nothing_learned(read, found),
@@ -332,6 +334,7 @@ def _environment(charts: Charts) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(score=format_score, interval=interval, signed=signed, thousands=_thousands, plain=_plain)
+    environment.filters["marked"] = _marked
     environment.filters.update(size=_size, duration=_duration)
     environment.globals.update(plot=charts.place, chart_data=charts.data)
     return environment
@@ -359,6 +362,11 @@ def _size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"
+
+
+def _marked(text: str) -> Markup:
+    """A sentence in which what stands between backquotes is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _duration(hours: float) -> str:

@@ -24,11 +24,14 @@ class Worth:
     """The sentence on one model on one labelled set, and how it is shown.
 
     Attributes:
+        model, data: what the sentence is on.
         grade: `good`: better than both controls. `bad`: not better than one of them. `unclear`: one is missing.
     """
 
     sentence: str
     grade: Grade
+    model: str
+    data: str
 
 
 def worth_of(evaluations: Sequence[AnyEvaluation]) -> list[Worth]:
@@ -38,6 +41,20 @@ def worth_of(evaluations: Sequence[AnyEvaluation]) -> list[Worth]:
         if isinstance(evaluation, Evaluation):
             found += [_worth(evaluation, row) for row in main_rows(evaluation) if row.kind == "own"]
     return found
+
+
+def summary_of(found: Sequence[Worth]) -> Worth | None:
+    """One sentence on several models and labelled sets; None where there are not several."""
+    if len(found) < 2:
+        return None
+    good = [one for one in found if one.grade == "good"]
+    named = ": " + ", ".join(f"{one.model} on {one.data}" for one in good) if good else ""
+    sentence = (
+        f"{len(good) or 'None'} of {len(found)} results is better than both the same network untrained and colour alone"
+        if len(good) < 2
+        else f"{len(good)} of {len(found)} results are better than both the same network untrained and colour alone"
+    )
+    return Worth(f"{sentence}{named}.", "good" if len(good) == len(found) else "unclear" if good else "bad", "", "")
 
 
 def main_rows(evaluation: Evaluation) -> list[EvaluationRow]:
@@ -66,7 +83,7 @@ def _worth(evaluation: Evaluation, row: EvaluationRow) -> Worth:
         f"On {evaluation.name}{tested}, the frozen features of {row.model} reach a balanced accuracy of"
         f" {score.value:.3f}{interval} by {PROTOCOL_TITLES.get(row.protocol, row.protocol)}: {', '.join(compared)}."
     )
-    return Worth(sentence, _grade([untrained, colour]))
+    return Worth(sentence, _grade([untrained, colour]), row.model, evaluation.name)
 
 
 def _strongest(row: EvaluationRow, others: Sequence[str]) -> Score | None:
