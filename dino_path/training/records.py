@@ -63,8 +63,10 @@ class Records:
                 num_tiles=min(NUM_SHOWN, len(tiles)), seed=config.training.seed, masks=ibot.masks, patch_px=patch_px,
             )  # fmt: skip
             self._wandb.log({"views": wandb.Image(str(file))}, step=0)
-        except (TileStoreError, *_wandb_errors()) as error:
-            logger.warning("W&B got no sheet of views (%s); the run goes on.", " ".join(str(error).split()))
+        except TileStoreError as error:
+            logger.warning("No sheet of views: %s %s", error.thing, error.found)
+        except _wandb_errors() as error:
+            logger.warning("W&B did not take the sheet of views (%s).", error)
 
     def __enter__(self) -> Self:
         return self

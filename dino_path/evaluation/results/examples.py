@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.config import FrozenProtocol
 from dino_path.errors import CheckpointError
 from dino_path.evaluation.labelled.division import Division
 from dino_path.evaluation.protocols.cache import FeatureCache, Images
@@ -46,7 +47,7 @@ MISTAKES_PER_CLASS = 4
 NUM_ATTENTION = 4
 TILE_PX, JPEG_QUALITY = 160, 85  # about 10 kB each
 # Whose answers are shown where several protocols ran. The order was fixed beforehand: the best is not picked.
-PROTOCOLS = ("linear", "logistic", "linear-uni", "linear-dino", "knn", "knn-uni")
+PROTOCOLS: tuple[FrozenProtocol, ...] = ("linear", "logistic", "linear-uni", "linear-dino", "knn", "knn-uni")
 NAME_IN_STORE = re.compile(r"(?P<slide>.+) x=\d+ y=\d+")
 
 
@@ -56,7 +57,7 @@ def write_examples(
     extractors: Mapping[str, tuple[str, Extractor]],
     cache: FeatureCache,
     rows: Sequence[Row],
-    scores: Mapping[tuple[str, str], NDArray[np.float64]],
+    scores: Mapping[tuple[str, FrozenProtocol], NDArray[np.float64]],
     *,
     seed: int,
 ) -> None:
