@@ -92,7 +92,6 @@ def test_folders_that_are_not_named_come_from_data_and_protocol_and_share_featur
     evaluate("fewshot", COLOUR, "evaluation.num_episodes=100", data=class_folders)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "eval/features").iterdir()} == features
     assert {file.name for file in (tmp_path / "eval").iterdir()} == {
-        "examples.json",
         "data-knn",
         "data-linear",
         "data-fewshot",
