@@ -153,6 +153,18 @@ def _write_sheet(
         stream.write(encoded.tobytes())
 
 
+def cls_attention_picture(extractor: Extractor, image_HWC: RgbImage) -> RgbImage:
+    """The image under its mean [CLS] attention, with a caption: (height, width, 3) uint8 RGB.
+
+    Raises:
+        CheckpointError: the model is no ViT with a [CLS] token.
+    """
+    edge_px = extractor.preprocessing.input_px
+    assert edge_px is not None, "a ViT has an input edge"
+    seen = seen_image(extractor, image_HWC, edge_px)
+    return _overlay(seen, look(extractor, seen).of_cls()[0].mean(dim=0).cpu().numpy(), "[CLS], mean")
+
+
 def attention_sheet(
     image_HWC: RgbImage, attention: LastAttention, points: Sequence[Point] = POINTS, mass: float = MASS
 ) -> RgbImage:

@@ -52,6 +52,7 @@ DOORS: dict[str, set[str]] = {
     "huggingface_hub": {"export"},
     "matplotlib": {"reporting"},
     "jinja2": {"reporting"},
+    "plotly": {"reporting"},
     "typer": {"cli"},
     "rich": {"cli"},
 }
@@ -66,6 +67,7 @@ EXCEPTIONS = {
     ("evaluation", "h5py"): "PatchCamelyon is published as HDF5: labelled images, which features have no part in",
     ("evaluation", "safetensors"): "the supervised baseline keeps its own weights; it is no exported extractor",
     ("reporting", "slides"): "the pictures of a run are decoded as every image is: the house has one decoder",
+    ("reporting", "tiles"): "the tiles of skipped steps are shown: a store has one reader",
     ("progress", "rich"): "the bar that every room shows stands on the floor",
     ("demo", "rich"): "the demo prints its table",
     ("doctor", "openslide"): "it asks each library whether it works",

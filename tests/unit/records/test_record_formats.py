@@ -15,6 +15,7 @@ from dino_path.records.embedding import EMBEDDING
 from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
 from dino_path.records.feature_map import FEATURE_MAP
+from dino_path.records.examples import EXAMPLES
 from dino_path.records.format import Format, Record, Tree
 from dino_path.records.guide import GUIDE, GUIDE_FEATURES
 from dino_path.records.labelled import ScoreRecord
@@ -32,7 +33,7 @@ from dino_path.records.verdict import VERDICT
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
     START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL, ROBUSTNESS,
-    FEATURE_MAP, SLIDES_EVALUATION, SEGMENTATION,
+    FEATURE_MAP, SLIDES_EVALUATION, SEGMENTATION, EXAMPLES,
 ]  # fmt: skip
 
 
@@ -193,6 +194,7 @@ FIELDS = {
     "features.json": (1, "a1b84862"),
     "feature map": (1, "0b871a8d"),
     "segmentation": (1, "6eb463d4"),
+    "examples": (1, "aeb033b0"),
 }
 
 
