@@ -67,6 +67,7 @@ class Described:
 
     Attributes:
         num_tested: images (or slides) in all test parts, each counted once.
+        num_classes: that are tested; None where there are no classes.
         has_groups: whether patients or slides are named.
         identity: changes with any image, label or part of the split.
     """
@@ -74,6 +75,7 @@ class Described:
     name: str
     split_rule: str
     num_tested: int
+    num_classes: int | None
     has_groups: bool
     identity: str
 
@@ -104,7 +106,14 @@ def _describe_labelled(labelled: LabelledSet, evaluation: EvaluationConfig) -> D
     whole = division.labelled
     num_tested = len(np.unique(division.tested))
     identity = f"{labelled.content_digest} {whole.split_digest}"
-    return Described(division.name, whole.split_rule, num_tested, labelled.groups is not None, identity)
+    return Described(
+        name=division.name,
+        split_rule=whole.split_rule,
+        num_tested=num_tested,
+        num_classes=len(np.unique(division.labels)),
+        has_groups=labelled.groups is not None,
+        identity=identity,
+    )
 
 
 def _look_for(stem: Stem) -> Callable[[Work], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dino_path.evaluation.results.suite_plan import Plan
 from dino_path.evaluation.results.writing import SUPERVISED
@@ -38,9 +38,27 @@ def suite_warnings(
             f"{', '.join(ungrouped)}: no patients are named, so intervals are over images and too narrow where several "
             "are of one patient, and a split that was drawn may have a patient on both sides"
         )
+    warnings += _weak_nulls(plan, models, sets)
     if without := [one.name for one in sets if any(score.low is None for score in one.scores.values())]:
         warnings.append(f"{', '.join(without)}: too few groups for an interval, and so the mean and the rank have none")
     return tuple(warnings)
+
+
+def _weak_nulls(plan: Plan, models: Mapping[str, SuiteModelRecord], sets: Sequence[SuiteSetRecord]) -> Iterator[str]:
+    """A control that always gives one class flatters what stands beside it."""
+    for planned, one in zip(plan.sets, sets, strict=True):
+        num_classes = planned.described.num_classes
+        if one.metric != "balanced_accuracy" or num_classes is None:
+            continue
+        weak = [
+            name for name, score in one.scores.items()
+            if models[name].role == "null" and score.low is not None and score.low <= 1 / num_classes
+        ]  # fmt: skip
+        if weak:
+            yield (
+                f"{one.name}: {', '.join(weak)} by {one.protocol}: no better than always giving one class "
+                f"({1 / num_classes:.3f}), and so no strong control there: look at the set's other protocols"
+            )
 
 
 def suite_notes(

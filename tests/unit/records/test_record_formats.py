@@ -22,11 +22,12 @@ from dino_path.records.model_folder import MODEL
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
+from dino_path.records.suite import SUITE
 from dino_path.records.verdict import VERDICT
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES,
+    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, SUITE,
 ]  # fmt: skip
 
 
@@ -181,6 +182,7 @@ FIELDS = {
     "environment": (1, "e7952035"),
     "guide.json": (1, "a62ca6e0"),
     "features.json": (1, "a1b84862"),
+    "suite": (1, "7bc3e4bb"),
 }
 
 
