@@ -92,6 +92,13 @@ SUITE = Format(
 )
 
 
+def verdict(difference: ScoreRecord) -> Literal["better", "worse", "open"]:
+    """What the interval of a difference says: it lies above 0, below 0, or holds it (or there is none)."""
+    if difference.low is not None and difference.low > 0:
+        return "better"
+    return "worse" if difference.high is not None and difference.high < 0 else "open"
+
+
 def read_suite(folder: Path) -> SuiteRecord:
     """What a suite has written into a folder.
 

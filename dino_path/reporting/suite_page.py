@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from dino_path.config import PROTOCOL_TITLES
 from dino_path.records.labelled import ScoreRecord
-from dino_path.records.suite import SuiteDifferenceRecord, SuiteRecord, read_suite
+from dino_path.records.suite import SuiteRecord, read_suite, verdict
 from dino_path.run import atomic_write
 
 CODE = re.compile(r"`([^`]+)`")
@@ -29,7 +29,7 @@ def write_suite_page(folder: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(title=_title, code=_code, verdict=_verdict, ends=_ends)
+    environment.filters.update(title=_title, code=_code, verdict=verdict, ends=_ends)
     page = environment.get_template("suite.html.j2").render(
         record=record,
         rows=_rows(record),
@@ -61,12 +61,6 @@ def _ends(score: ScoreRecord, is_signed: bool = False) -> str:
     if score.low is None or score.high is None:
         return "no interval"
     return f"{score.low:+.3f} to {score.high:+.3f}" if is_signed else f"{score.low:.3f}–{score.high:.3f}"
-
-
-def _verdict(difference: SuiteDifferenceRecord) -> str:
-    """Whether the mean difference excludes 0: `better`, `worse`, or `open`."""
-    low, high = difference.mean.low, difference.mean.high
-    return "better" if low is not None and low > 0 else "worse" if high is not None and high < 0 else "open"
 
 
 def _code(text: str) -> Markup:

@@ -69,7 +69,7 @@ def mean_ranks(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Score]:
     """The mean over sets of each model's rank among all (1 is the best, equal ones share the mean of their ranks).
 
     The interval is for the mean rank to expect of as many other groups of the same sets. A resample adds noise to what
-    is noisy already, and so draws the ranks of close models together: its percentiles alone held that rank in 51 to
+    is noisy already, and so draws the ranks of close models together: its percentiles alone held that rank in 36 to
     99 % of simulated suites. Their reflection about the observed rank errs to the other side, and the wider end of both
     held it in 92 to 99 % (`benchmarks/evaluation/ranks.py`). The rank that infinitely many groups would give is another
     number: where models are nearly equal no such interval holds it.

@@ -42,6 +42,7 @@ from dino_path.records.suite import (
     SuiteModelRecord,
     SuiteRecord,
     SuiteSetRecord,
+    verdict,
     write_suite,
 )
 from dino_path.run import atomic_write
@@ -215,7 +216,7 @@ def _record(suite: SuiteConfig, plan: Plan, models: Mapping[str, Model], leading
         differences=differences,
         warnings=suite_warnings(plan, described, sets),
         notes=suite_notes(described, sets, len(differences)),
-        config=as_plain(suite),
+        config=suite.model_dump(mode="json", exclude_unset=True),
         environment=present_environment(),
     )
 
@@ -270,8 +271,8 @@ def _difference_record(model: str, other: str, mean: Score, sets: Sequence[Suite
         model=model,
         other=other,
         mean=_score(mean),
-        num_above=sum(one.low is not None and one.low > 0 for one in of_sets),
-        num_below=sum(one.high is not None and one.high < 0 for one in of_sets),
+        num_above=sum(verdict(one) == "better" for one in of_sets),
+        num_below=sum(verdict(one) == "worse" for one in of_sets),
     )
 
 

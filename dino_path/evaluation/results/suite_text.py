@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dino_path.config import PROTOCOL_TITLES
 from dino_path.evaluation.results.writing import SUPERVISED, markdown_page, markdown_table
-from dino_path.records.suite import SuiteRecord
+from dino_path.records.suite import SuiteRecord, verdict
 from dino_path.records.verdict import interval, signed
 
 
@@ -37,16 +37,8 @@ def _differences(record: SuiteRecord) -> list[str]:
     rows: list[Sequence[str]] = []
     for one in record.differences:
         num_open = len(record.sets) - one.num_above - one.num_below
-        verdict = excludes_zero(one.mean.low, one.mean.high)
-        rows.append([f"{one.model} - {one.other}", signed(one.mean), verdict,
+        rows.append([f"{one.model} - {one.other}", signed(one.mean), verdict(one.mean),
                      str(one.num_above), str(one.num_below), str(num_open)])  # fmt: skip
     return markdown_table(
-        ["difference", "mean over sets", "mean excludes 0", "sets above 0", "sets below 0", "sets open"], rows
+        ["difference", "mean over sets", "the mean is", "sets above 0", "sets below 0", "sets open"], rows
     )
-
-
-def excludes_zero(low: float | None, high: float | None) -> str:
-    """Whether an interval leaves out 0, in a word."""
-    if low is None or high is None:
-        return "no interval"
-    return "better" if low > 0 else "worse" if high < 0 else "open"
