@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
+from dino_path.evaluation.labelled.division import divide
 from dino_path.records.evaluation import AnyEvaluation, FewShotRecord, FractionsRecord, ResultsRecord, read_evaluation
 from dino_path.records.feature_kinds import split_kind
 from dino_path.run import RunFolder
@@ -64,6 +65,7 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
     Raises:
         DataError: there are results of other data, settings, models or protocols, which the new ones do not hold.
     """
+    labelled = divide(labelled, config).labelled  # results of a cross-validation are of the folds
     for stem in STEMS:
         file = out / f"{stem}.json"
         record = _read(file)

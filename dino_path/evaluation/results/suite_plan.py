@@ -68,7 +68,7 @@ def plan_suite(
     for name, config in suite.sets.items():
         place = resolved(config.data, root)[1]
         if not place.exists():
-            missing[name] = f"{config.data} is not there"
+            missing[name] = f"{shown(config.data)} is not there"
     if missing and not skip_missing:
         faults |= {
             name: f"{why} (looked for {resolved(suite.sets[name].data, root)[1]})" for name, why in missing.items()
@@ -105,6 +105,12 @@ def resolved(data: str, root: Path) -> tuple[str, Path]:
     if colon and LAYOUT.fullmatch(name):
         return f"{name}:{root / rest}", root / rest
     return str(root / data), root / data
+
+
+def shown(data: str) -> str:
+    """The --data of a set as a page may show it: of a path that is not relative only the last name."""
+    path = resolved(data, Path())[1]
+    return data.replace(str(path), f"PATH/{path.name}") if path.is_absolute() else data
 
 
 def _plan_set(
@@ -160,4 +166,4 @@ def baseline_command(name: str, config: SuiteSet, evaluation: EvaluationConfig) 
     """What trains the supervised network of a set, in the folder --root."""
     given = evaluation.model_dump(mode="json", exclude_defaults=True)
     settings = [f"evaluation.{key}={setting_text(value)}" for key, value in given.items()]
-    return shlex.join(["dino-path", "baseline", "--data", config.data, "--out", f"baselines/{name}", *settings])
+    return shlex.join(["dino-path", "baseline", "--data", shown(config.data), "--out", f"baselines/{name}", *settings])
