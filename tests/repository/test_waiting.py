@@ -55,6 +55,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty").mkdir()
     (folder / "file").write_text("in the way")
     (folder / "text.pt").write_text("no checkpoint")
+    sets = "".join(
+        f"  {name}: {{data: {data}, protocols: [knn], primary: {{protocol: knn}}}}\n"
+        for name, data in {"one": "one_class", "gone": "nowhere", "good": "labelled"}.items()
+    )
+    (folder / "suite.yaml").write_text(f"title: Sets\nsets:\n{sets}")
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text(
         '{"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0, 0, 0], '
@@ -77,6 +82,7 @@ def end(place: Path) -> Callable[..., Ended]:
 
 
 EVALUATE = ("evaluate", "knn", "mean-colour", "--data")
+SUITE = ("evaluate", "suite", "mean-colour", "--suite")
 PRETRAIN = ("pretrain", "store=tiles", "out=run", *TINY)
 TILES = ("tiles.mpp=0.5", "tiles.size_px=64", "tiles.mask_mpp=4", "tiles.min_area_um2=500")
 MISTAKES = [
@@ -122,6 +128,11 @@ MISTAKES = [
     (("evaluate", "robustness", "mean-colour", "--data", "labelled", "evaluation.shifts=[blurr]"), "blurr"),
     (("evaluate", "segmentation", "mean-colour", "--data", "masks.csv"), "001.png"),
     (("evaluate", "segmentation", "mean-colour", "--data", "labelled"), "path and mask"),
+    ((*SUITE, "nowhere.yaml"), "nowhere.yaml"),
+    ((*SUITE, "suite.yaml"), "2 of 3 sets cannot be evaluated"),
+    ((*SUITE, "suite.yaml", "sets.one.protocols=[knnn]"), "sets.one.protocols"),
+    ((*SUITE, "suite.yaml", "--baselines", "nowhere"), "--baselines nowhere"),
+    ((*SUITE, "suite.yaml", "--out", "file"), "file"),
     (("baseline", "--data", "nowhere", "--out", "b"), "nowhere"),
     (("baseline", "--data", "labelled", "--out", "file"), "file"),
     (("report", "nowhere", "--out", "r.html"), "nowhere"),

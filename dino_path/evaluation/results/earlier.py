@@ -70,11 +70,15 @@ def results_folder(specs: Sequence[str], labelled: LabelledSet, what: str) -> Pa
     Args:
         what: protocol, or `fractions`.
     """
+    name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in labelled.name)
+    return folder_of_run(specs) / f"{name}-{what}"
+
+
+def folder_of_run(specs: Sequence[str]) -> Path:
+    """`eval` of the run of the first model that is of one, else here."""
     places = [Path(split_kind(spec)[1]) for spec in specs]
     runs = [RunFolder(place.parent) for place in places if place.is_dir()]
-    root = next((run.evaluation for run in runs if run.config_file.is_file()), Path("eval"))
-    name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in labelled.name)
-    return root / f"{name}-{what}"
+    return next((run.evaluation for run in runs if run.config_file.is_file()), Path("eval"))
 
 
 def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, config: EvaluationConfig) -> None:

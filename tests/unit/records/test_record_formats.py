@@ -28,12 +28,13 @@ from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write
 from dino_path.records.slide_evaluation import SLIDES_EVALUATION
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
+from dino_path.records.suite import SUITE
 from dino_path.records.verdict import VERDICT
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
     START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL, ROBUSTNESS,
-    FEATURE_MAP, SLIDES_EVALUATION, SEGMENTATION, EXAMPLES,
+    FEATURE_MAP, SLIDES_EVALUATION, SEGMENTATION, EXAMPLES, SUITE,
 ]  # fmt: skip
 
 
@@ -195,6 +196,7 @@ FIELDS = {
     "feature map": (1, "0b871a8d"),
     "segmentation": (1, "6eb463d4"),
     "examples": (1, "aeb033b0"),
+    "suite": (1, "7bc3e4bb"),
 }
 
 
