@@ -14,8 +14,8 @@ from dino_path.records.best import BEST
 from dino_path.records.embedding import EMBEDDING
 from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
-from dino_path.records.feature_map import FEATURE_MAP
 from dino_path.records.examples import EXAMPLES
+from dino_path.records.feature_map import FEATURE_MAP
 from dino_path.records.format import Format, Record, Tree
 from dino_path.records.guide import GUIDE, GUIDE_FEATURES
 from dino_path.records.labelled import ScoreRecord
