@@ -48,7 +48,7 @@ def retrieval(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Majority votes and mAP among the images of other patients, and a picture.
+    """Majority votes and mAP among other patients' images.
 
     Each test image searches among all images of other patients (slides, where no patients are known).
     """

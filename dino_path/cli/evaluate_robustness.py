@@ -47,7 +47,7 @@ def robustness(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """How far features hold at other centres and on other scanners, and under changes of stain and image.
+    """How far features hold at other centres and scanners.
 
     Centres and scanners are columns of the data (centre, scanner). Without them, or with --shifts, the test images
     are looked at again under stain, gamma, blur, JPEG and resolution shifts. Give untrained:MODEL and colour-statistics

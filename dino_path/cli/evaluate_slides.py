@@ -62,7 +62,7 @@ def evaluate_slides_command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Slide labels or survival on feature files: mean pooling, attention-MIL, Cox.
+    """Slide labels or survival: mean pooling, attention-MIL, Cox.
 
     Features are those of 'dino-path embed', TRIDENT or CLAM. Called again, it goes on where it was.
     """

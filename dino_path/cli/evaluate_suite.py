@@ -49,7 +49,7 @@ def suite(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Many sets and protocols in one call, in one table: mean, mean rank and differences with intervals.
+    """Many sets and protocols in one call, one table and one page.
 
     Called again, sets that are done are not evaluated again.
     """

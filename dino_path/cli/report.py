@@ -71,7 +71,7 @@ def figures(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the report's charts as files for a paper, one file each."""
+    """Write the report's charts as files for a paper."""
     log_to(None, is_quiet=quiet)
     from dino_path.reporting.figures import FIGURE_KINDS, write_figures
 
