@@ -96,9 +96,9 @@ def test_commands_refuse_newer_tables_and_mixed_ones(read: Callable[[Path], obje
 def test_a_users_own_columns_and_rows_are_no_newer_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.svs").touch()
     (tmp_path / "b.svs").touch()
-    file = write_rows(tmp_path / "mine.csv", "path,scanner,format_version", "a.svs,AT2,1", "b.svs,GT450,")
+    file = write_rows(tmp_path / "mine.csv", "path,stainer,format_version", "a.svs,AT2,1", "b.svs,GT450,")
     assert [row.path.name for row in read_slide_table(file)] == ["a.svs", "b.svs"]
-    assert "columns that are not read: `scanner`" in caplog.text
+    assert "columns that are not read: `stainer`" in caplog.text
     assert "format_version" not in caplog.text
 
 
