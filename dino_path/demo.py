@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +15,6 @@ from rich.table import Table as ScreenTable
 
 from dino_path.config import Config
 from dino_path.distributed import open_world, usable_cores
-from dino_path.errors import ConfigError
 from dino_path.evaluation.baseline.training import train_baseline
 from dino_path.evaluation.labelled.datasets import load_labelled
 from dino_path.evaluation.results.table import Table, evaluate_table
@@ -26,7 +24,7 @@ from dino_path.features.embed import embed_store
 from dino_path.features.extractor import load_extractor
 from dino_path.records.evaluation import RESULTS
 from dino_path.reporting.report import write_report
-from dino_path.settings import load_config
+from dino_path.settings import load_config, shipped_config
 from dino_path.slides.find import find_slides
 from dino_path.slides.synthetic import SyntheticSlide, make_slides
 from dino_path.tiles.store import TileStore
@@ -145,18 +143,6 @@ def demo_config(folder: DemoFolder, *, is_fast: bool) -> Config:
         needs=("store", "out", "tiles", "training"),
         settings=settings,
     )
-
-
-def shipped_config(name: str) -> Path:
-    """A file of `configs/`, in the installed package or in the checkout.
-
-    Raises:
-        ConfigError: it is in neither.
-    """
-    for folder in (Path(str(files("dino_path"))) / "configs", Path(str(files("dino_path"))).parent / "configs"):
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigError(name, "is not among the shipped configs.", "The installation is incomplete.", "Install again.")
 
 
 def demo_slides(*, is_fast: bool) -> list[SyntheticSlide]:

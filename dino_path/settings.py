@@ -12,12 +12,12 @@ import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import ValidationError
 
-from dino_path.config import Config, Section
+from dino_path.config import Config, Section, SuiteConfig
 from dino_path.errors import ConfigError
 from dino_path.moved_settings import MOVED, lift_settings
 
@@ -155,7 +155,7 @@ def load_config(
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        faults += _fault_lines(error, tree)
+        faults += _fault_lines(error, tree, Config)
     if faults or config is None:
         raise ConfigError(
             source,
@@ -168,6 +168,52 @@ def load_config(
     return config
 
 
+def load_suite(file: Path, overrides: Sequence[str] = ()) -> SuiteConfig:
+    """Read a suite file and apply `dotted.key=value` overrides, as `load_config` does.
+
+    Raises:
+        ConfigError: with every unknown, missing, repeated or mistyped key in one message.
+    """
+    tree, faults = _read_yaml(file)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            faults.append(f"{override!r} is not of the form dotted.key=value")
+            continue
+        try:
+            value, repeated = _parse_yaml(text)
+            faults += repeated
+            _set(tree, key, value)
+        except (yaml.YAMLError, TypeError) as error:
+            faults.append(f"{override!r}: {_one_line(error)}")
+    suite = None
+    try:
+        suite = SuiteConfig.model_validate(tree)
+    except ValidationError as error:
+        faults += _fault_lines(error, tree, SuiteConfig)
+    if faults or suite is None:
+        raise ConfigError(
+            str(file),
+            faults[0] if len(faults) == 1 else f"{len(faults)} faults:\n" + "\n".join(f"    - {f}" for f in faults),
+            "Every key must be known, given once, and of the right type.",
+            "Correct the file or the dotted overrides; docs/evaluation-suite.md lists the keys of a suite.",
+        )
+    return suite
+
+
+def shipped_config(name: str) -> Path:
+    """A file of `configs/`, in the installed package or in the checkout.
+
+    Raises:
+        ConfigError: it is in neither.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(name, "is not among the shipped configs.", "The installation is incomplete.", "Install again.")
+
+
 def section_from_file(cls: type[T], tree: Tree, source: str) -> T:
     """A section read back from one of our own JSON or YAML files."""
     try:
@@ -175,7 +221,7 @@ def section_from_file(cls: type[T], tree: Tree, source: str) -> T:
     except ValidationError as error:
         raise ConfigError(
             source,
-            "; ".join(_fault_lines(error, tree)),
+            "; ".join(_fault_lines(error, tree, cls)),
             f"A {cls.__name__} as this version of dino_path writes it is needed.",
             "The file was made by another version, or edited.",
         ) from None
@@ -192,7 +238,7 @@ def section_with(section: T, texts: Mapping[str, str], source: str) -> T:
         tree |= {key: _parse_yaml(text)[0] for key, text in texts.items()}
         return type(section).model_validate(tree)
     except (yaml.YAMLError, ValidationError) as error:
-        faults = _fault_lines(error, tree) if isinstance(error, ValidationError) else [_one_line(error)]
+        faults = _fault_lines(error, tree, type(section)) if isinstance(error, ValidationError) else [_one_line(error)]
         needed = "Every setting must be known and of the right type."
         raise ConfigError(source, "; ".join(faults), needed, "docs/config.md lists all settings.") from None
 
@@ -306,12 +352,16 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _fault_lines(error: ValidationError, tree: Tree) -> list[str]:
-    """The faults in our words, one per place: pydantic gives one per type where a value fits none of several."""
+def _fault_lines(error: ValidationError, tree: Tree, root: type[Section]) -> list[str]:
+    """The faults in our words, one per place: pydantic gives one per type where a value fits none of several.
+
+    Args:
+        root: the section that the tree was to be.
+    """
     by_place: dict[tuple[int | str, ...], list[Any]] = {}
     for fault in error.errors():
         by_place.setdefault(_place(fault, tree), []).append(fault)
-    return [_fault_line(place, faults) for place, faults in by_place.items()]
+    return [_fault_line(place, faults, root) for place, faults in by_place.items()]
 
 
 def _place(fault: Any, tree: Any) -> tuple[int | str, ...]:
@@ -328,18 +378,18 @@ def _place(fault: Any, tree: Any) -> tuple[int | str, ...]:
     return tuple(place)
 
 
-def _fault_line(place: Sequence[int | str], faults: Sequence[Any]) -> str:
+def _fault_line(place: Sequence[int | str], faults: Sequence[Any], root: type[Section]) -> str:
     """One fault of pydantic's in our words: `unknown key 'optim.wieght_decay'. Did you mean 'weight_decay'?`"""
     fault = faults[0]
     location = [str(part) for part in place]
     dotted = ".".join(location)
     if fault["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(location[:-1], root)
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else f" Known here: {', '.join(sorted(known))}."
         return f"unknown key '{dotted}'.{hint}"
     if fault["type"] == "missing":
-        section = _section_at(location[:-1])
+        section = _section_at(location[:-1], root)
         if section is None:  # a tuple that is too short
             return f"'{'.'.join(location[:-1])}': {location[-1]} value(s) given, more are needed"
         return f"missing key '{dotted}' ({section.model_fields[location[-1]].description or 'no default'})"
@@ -349,19 +399,21 @@ def _fault_line(place: Sequence[int | str], faults: Sequence[Any]) -> str:
     return f"'{dotted}': {message}" + ("" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})")
 
 
-def _section_at(location: Sequence[str]) -> type[Section] | None:
-    """The section class that sits at a dotted place of the tree."""
-    section: type[Section] = Config
-    for name in location:
-        field = section.model_fields.get(name)
+def _section_at(location: Sequence[str], root: type[Section] = Config) -> type[Section] | None:
+    """The section class that sits at a dotted place of the tree; sections by name (`sets.pcam`) have the name in it."""
+    section, rest = root, list(location)
+    while rest:
+        field = section.model_fields.get(rest.pop(0))
         options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         inner = [option for option in options if isinstance(option, type) and issubclass(option, Section)]
         if not inner:
             return None
         section = inner[0]
+        if field is not None and get_origin(field.annotation) is dict and rest:
+            rest.pop(0)
     return section
 
 
-def _known_keys(location: Sequence[str]) -> list[str]:
-    section = _section_at(location)
+def _known_keys(location: Sequence[str], root: type[Section]) -> list[str]:
+    section = _section_at(location, root)
     return list(section.model_fields) if section else []

@@ -28,6 +28,8 @@ MISSING = frozenset(
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods; .xls
 # Names that others give to patients, and that mean nothing else.
 PATIENTS = {"patient": "patient_id", "patientid": "patient_id", "case_id": "patient_id"}
+# Names that others give to the place that made a slide (`medical_center`: PathoROB).
+CENTRES = {"center": "centre", "medical_center": "centre", "medical_centre": "centre"}
 # Names that may mean a column of ours, or something else (`case` is often "case or control"): never passed over.
 DOUBTFUL = {
     "case": "patient_id", "case_submitter_id": "patient_id", "subject": "patient_id", "subject_id": "patient_id",
@@ -74,7 +76,7 @@ class Vocabulary:
     """
 
     known: tuple[str, ...]
-    aliases: Mapping[str, str] = field(default_factory=lambda: PATIENTS)
+    aliases: Mapping[str, str] = field(default_factory=lambda: PATIENTS | CENTRES)
     prefix: str | None = None
     passed_over: Collection[str] = field(default=())
 

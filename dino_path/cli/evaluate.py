@@ -32,7 +32,7 @@ from dino_path.launch import is_first
 if TYPE_CHECKING:
     from dino_path.config import Config
     from dino_path.evaluation.labelled.datasets import LabelledSet
-    from dino_path.evaluation.results.earlier import Stem
+    from dino_path.evaluation.results.earlier import TableStem
 
 EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process whose share was small waits for the others
 PROTOCOLS = {  # and what `evaluate --help` says of them
@@ -165,7 +165,7 @@ def _wanted(protocol: str, config: Config) -> tuple[Any, ...]:
     return tuple(config.evaluation.protocols) if protocol == "table" else (protocol,)
 
 
-def _stem(protocol: str, shares: Sequence[float]) -> Stem:
+def _stem(protocol: str, shares: Sequence[float]) -> TableStem:
     """Of the files of results."""
     return "fractions" if shares else "fewshot" if protocol == "fewshot" else "results"
 
@@ -200,7 +200,7 @@ def _check_evaluation(
 
 
 def _evaluate(
-    stem: Stem,
+    stem: TableStem,
     specs: list[str],
     labelled: LabelledSet,
     config: Config,

@@ -38,7 +38,8 @@ DataSpec = Annotated[
     str,
     typer.Option(
         "--data",
-        help="class folders, manifest CSV, store:STORE, or nct-crc: pcam: mhist: breakhis: bach: + FOLDER",
+        help="class folders, manifest CSV, store:STORE, or nct-crc: pcam: mhist: breakhis: bach: camelyon17-wilds:"
+        " + FOLDER",
     ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is one")]
@@ -46,7 +47,7 @@ Workers = Annotated[int, typer.Option(help="processes (or threads) that read and
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no notes: warnings and results only")]
 AsJson = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout, for programs")]
 
-SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9]+)*=.*", re.DOTALL)
+SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9-]+)*=.*", re.DOTALL)
 # 1 is left to what nobody foresaw: Python's code for an exception, and srun's for a step that it cannot start. So a job
 # that ends with 1 has failed, and slurm/ forgives EXIT_SOME_FAILED alone; slurm/pretrain.sbatch knows 85.
 EXIT_REFUSED, EXIT_SOME_FAILED, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 3, 85, 130

@@ -1,4 +1,4 @@
-"""The page with everything that runs hold."""
+"""The page with everything that runs hold, and its charts as files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from dino_path.cli.help import Command
-from dino_path.cli.program import Quiet, announce, app, check_output_folder, log_to
-from dino_path.cli.terminal import say
+from dino_path.cli.program import AsJson, Quiet, announce, app, check_output_folder, log_to
+from dino_path.cli.terminal import say, say_json
 from dino_path.errors import ConfigError
 
 
@@ -18,6 +18,7 @@ from dino_path.errors import ConfigError
     epilog="""
     dino-path report runs/vits16 --out report.html --store tiles --model runs/vits16/model
     dino-path report runs/a runs/b --out comparison.html
+    dino-path report runs/vits16 --out report.html --watch
     """,
 )
 def report(
@@ -26,6 +27,9 @@ def report(
     store: Annotated[Path | None, typer.Option(help="tile store, for the section on slides")] = None,
     model: Annotated[list[Path] | None, typer.Option(help="exported model folder; may be given again")] = None,
     evaluation: Annotated[list[Path] | None, typer.Option(help="further folders with a results.json")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="write it again as the runs go on, until they end; the page reloads itself")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write one page with everything that runs hold."""
@@ -36,5 +40,55 @@ def report(
     check_output_folder(out.parent)
     if out.is_dir():
         raise ConfigError(f"--out {out}", "is a folder.", "The name of an HTML file is needed.", "Correct --out.")
-    write_report(runs, out, store=store, models=model or (), evaluations=evaluation or ())
+
+    def write(refresh_s: int | None) -> None:
+        write_report(
+            runs, out, store=store, models=model or (), evaluations=evaluation or (), refresh_s=refresh_s
+        )  # fmt: skip
+
+    if watch:
+        from dino_path.reporting.live import watch_runs
+
+        say(f"report: {out}")
+        watch_runs(runs, write, say)
+        return
+    write(None)
     say(f"report: {out}")
+
+
+@app.command(
+    cls=Command,
+    epilog="""
+    dino-path figures runs/vits16 --out figures
+    dino-path figures runs/a runs/b --out figures --format pdf,png
+    """,
+)
+def figures(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders")],
+    out: Annotated[Path, typer.Option(help="folder for the files")],
+    evaluation: Annotated[list[Path] | None, typer.Option(help="further folders with a results.json")] = None,
+    formats: Annotated[str, typer.Option("--format", help="pdf, svg and png, with commas between")] = "pdf",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the report's charts as files for a paper, one file each."""
+    log_to(None, is_quiet=quiet)
+    from dino_path.reporting.figures import FIGURE_KINDS, write_figures
+
+    wanted = tuple(dict.fromkeys(part.strip() for part in formats.split(",")))
+    kinds = [kind for kind in FIGURE_KINDS if kind in wanted]
+    if len(kinds) < len(wanted):
+        unknown = next(part for part in wanted if part not in FIGURE_KINDS)
+        raise ConfigError(
+            f"--format {formats}",
+            f"{unknown or 'an empty name'} is not known.",
+            f"One or more of {', '.join(FIGURE_KINDS)} are needed.",
+            "Correct --format.",
+        )
+    check_output_folder(out)
+    announce(f"reading {', '.join(map(str, runs))}")
+    files = write_figures(runs, out, evaluations=evaluation or (), kinds=kinds)
+    if as_json:
+        say_json({"figures": [str(file) for file in files]})
+        return
+    say(f"{len(files)} figures: {out}")

@@ -21,6 +21,7 @@ from dino_path.config.evaluation import (
     FeatureProtocol,
     FrozenProtocol,
     IndexKind,
+    ShiftName,
 )
 from dino_path.config.model import ModelConfig
 from dino_path.config.monitor import MonitorConfig, WandbConfig
@@ -36,6 +37,7 @@ from dino_path.config.objective import (
     TargetsConfig,
 )
 from dino_path.config.section import Section
+from dino_path.config.suite import PrimaryConfig, SuiteConfig, SuiteProtocol, SuiteSet
 from dino_path.config.tiling import SlidesConfig, TilesConfig
 from dino_path.config.training import OptimConfig, TrainingConfig
 from dino_path.config.views import DINO_RECIPE, RECIPES, ViewsConfig
@@ -70,9 +72,14 @@ __all__ = [
     "MonitorConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "PrimaryConfig",
     "Section",
+    "ShiftName",
     "SlidesConfig",
     "StageConfig",
+    "SuiteConfig",
+    "SuiteProtocol",
+    "SuiteSet",
     "TargetsConfig",
     "Task",
     "TilesConfig",

@@ -23,6 +23,7 @@ PROTOCOL_TITLES = {  # in reports and model cards; `evaluate` has shorter ones f
 # What a model is given as, where it is there to be compared with: no model that dino_path trained.
 COMPARISON_SPECS = ("untrained:", "timm:", "mean-colour", "colour-statistics")
 IndexKind = Literal["flat", "ivf", "hnsw"]
+ShiftName = Literal["haematoxylin", "eosin", "gamma", "blur", "jpeg", "resolution"]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -60,6 +61,14 @@ class EvaluationConfig(Section):
         " others, for cohorts too small to hold out a part; None: one split",
     )
     cross_validation_repeats: int = Field(1, ge=1, description="how often the folds are drawn anew; all are pooled")
+    shifts: tuple[ShiftName, ...] = Field(
+        ("haematoxylin", "eosin", "gamma", "blur", "jpeg", "resolution"),
+        min_length=1,
+        description="changes of stain and scanner under which `evaluate robustness` looks at the test images again",
+    )
+    shift_images: int = Field(
+        2000, ge=50, description="test images that are looked at under each shift; a random part where there are more"
+    )
     seed: int = Field(0, ge=0, description="of splits, bootstrap and whatever else is drawn")
     batch_size: int = Field(128, ge=1, description="images per forward pass")
     input_px: int | None = Field(
@@ -78,6 +87,22 @@ class EvaluationConfig(Section):
     min_region_fraction: float = Field(
         0.75, gt=0.5, le=1, description="share of a tile that one region class must cover to label it"
     )
+    segmentation_classes: dict[str, int] = Field(
+        {},
+        description="names of the class numbers in the masks of `evaluate segmentation`; 0 is `background`, which no"
+        " mean counts, unless it is named here; empty: named by their number",
+    )
+    segmentation_scale: float = Field(
+        1.0,
+        gt=0,
+        le=8,
+        description="images are resized by this factor before windows are cut from them: 0.5 halves the edge. Masks are"
+        " compared at their own size whatever it is",
+    )
+    segmentation_fit_tokens: int = Field(
+        100_000, ge=100, description="patches, evenly from all training images, that the linear layer is fitted on"
+    )
+    segmentation_knn_tokens: int = Field(10_000, ge=20, description="of these, patches that k-NN looks among")
     breakhis_magnification: Literal["40X", "100X", "200X", "400X"] = Field(
         "40X", description="which images of `breakhis:` are read"
     )

@@ -55,7 +55,7 @@ class MonitorConfig(Section):
 
 
 class WandbConfig(Section):
-    """Weights & Biases. Numbers and settings only: pixels never leave."""
+    """Weights & Biases. Numbers and settings only, unless `log_images` is set: pixels do not leave unasked."""
 
     mode: Literal["offline", "online", "disabled"] = Field(
         "offline", description="`offline` writes into the run folder; `wandb sync` can send it later"
@@ -63,3 +63,4 @@ class WandbConfig(Section):
     project: str = Field("dino_path", description="W&B project")
     entity: str | None = Field(None, description="W&B team or user; None: your default")
     name: str | None = Field(None, description="of the run; None: W&B invents one")
+    log_images: bool = Field(False, description="send a sheet of the first tiles' views too: pixels of slides")

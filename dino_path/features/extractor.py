@@ -20,7 +20,7 @@ from dino_path.errors import CheckpointError, ConfigError, TileStoreError
 from dino_path.features.images import read_batches, stain_normalised
 from dino_path.features.specs import CONTROL_NAMES
 from dino_path.model.frozen import FrozenModel, frozen_model, load_frozen
-from dino_path.model.tokens import features_and_patches, kind_of, plain_backbone
+from dino_path.model.tokens import features_and_patches, kind_of, patch_map, plain_backbone
 from dino_path.preprocessing import Preprocessing
 from dino_path.progress import meter
 from dino_path.records.feature_kinds import FeatureKind, split_kind
@@ -203,6 +203,11 @@ class Forward:
         features_BD, tokens = self._in_parts(images_BHWC, self._features_and_patches)
         return features_BD.numpy(), tokens.numpy()
 
+    def patch_map(self, images_BHWC: Tensor) -> NDArray[np.float32]:
+        """The last layer on its grid, (B, rows, columns, D)."""
+        (map_BRCD,) = self._in_parts(images_BHWC, self._patch_map)
+        return map_BRCD.numpy()
+
     def _in_parts(self, images: Tensor, run: Callable[[Tensor], tuple[Tensor, ...]]) -> list[Tensor]:
         """What `run` gives of all images, on the CPU."""
         parts: list[tuple[Tensor, ...]] = []
@@ -235,6 +240,12 @@ class Forward:
         with self._autocast():
             features_BD, tokens = features_and_patches(self._extractor.module, self._normalised(images_BHWC))
         return features_BD.float().cpu(), tokens.half().cpu()
+
+    @torch.inference_mode()
+    def _patch_map(self, images_BHWC: Tensor) -> tuple[Tensor]:
+        with self._autocast():
+            map_BRCD = patch_map(self._extractor.module, self._normalised(images_BHWC))
+        return (map_BRCD.float().cpu(),)
 
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self._extractor.precision]

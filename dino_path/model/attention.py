@@ -44,9 +44,8 @@ class LastAttention:
         return self.weights[:, :, token, self.num_prefix :].reshape(num_images, num_heads, *self.grid)
 
 
-@torch.inference_mode()
-def last_attention(backbone: nn.Module, images_BCHW: Tensor, *, name: str) -> LastAttention:
-    """Run normalised images through a ViT, and return what its last block attended to.
+def vit_with_cls(backbone: nn.Module, name: str) -> VisionTransformer:
+    """The backbone, as one whose [CLS] token has attention that can be shown.
 
     Raises:
         CheckpointError: not a plain ViT of timm with a [CLS] token. `name` is the model's, for the message.
@@ -62,15 +61,26 @@ def last_attention(backbone: nn.Module, images_BCHW: Tensor, *, name: str) -> La
             "A ViT of timm's VisionTransformer is needed.",
             "Take a ViT. What a CNN looks at, gradients would have to tell.",
         )
-    attention, seen = backbone.blocks[-1].attn, []
+    return backbone
+
+
+@torch.inference_mode()
+def last_attention(backbone: nn.Module, images_BCHW: Tensor, *, name: str) -> LastAttention:
+    """Run normalised images through a ViT, and return what its last block attended to.
+
+    Raises:
+        CheckpointError: not a plain ViT of timm with a [CLS] token. `name` is the model's, for the message.
+    """
+    vit = vit_with_cls(backbone, name)
+    attention, seen = vit.blocks[-1].attn, []
     hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        backbone(images_BCHW)
+        vit(images_BCHW)
     finally:
         hook.remove()
-    patch_height, patch_width = backbone.patch_embed.patch_size
+    patch_height, patch_width = vit.patch_embed.patch_size
     grid = (images_BCHW.shape[2] // patch_height, images_BCHW.shape[3] // patch_width)
-    return LastAttention(_weights(attention, seen[0]), int(backbone.num_prefix_tokens), grid)
+    return LastAttention(_weights(attention, seen[0]), int(vit.num_prefix_tokens), grid)
 
 
 def _weights(attention: nn.Module, tokens_BND: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Shape suffixes: B images of a batch, H and W their edges in px, P tokens before 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -104,6 +105,30 @@ def features_and_patches(module: nn.Module, images_BCHW: Tensor) -> tuple[Tensor
     if isinstance(module, TokenFeatures):
         features_BD = module.of_tokens(tokens)
     return features_BD, tokens[:, backbone.num_prefix_tokens :]
+
+
+def patch_map(module: nn.Module, images_BCHW: Tensor) -> Tensor:
+    """The vectors of the last layer on their grid, (B, rows, columns, D).
+
+    A ViT's patch tokens, or the last feature map of a CNN or a Swin.
+
+    Raises:
+        CheckpointError: the last layer has no grid.
+    """
+    backbone = plain_backbone(module)
+    layer: Tensor = backbone.forward_features(images_BCHW)  # type: ignore[operator]
+    if has_patch_tokens(backbone):
+        patches_BND = layer[:, int(backbone.num_prefix_tokens) :]  # type: ignore[arg-type]
+        edge = math.isqrt(patches_BND.shape[1])
+        return patches_BND.reshape(len(patches_BND), edge, edge, -1)
+    if layer.ndim != 4:
+        raise CheckpointError(
+            type(backbone).__name__,
+            f"its last layer has the shape {tuple(layer.shape)}: no grid of patches.",
+            "A network whose last layer is a grid is needed: a ViT, a Swin or a CNN.",
+            "Take another model.",
+        )
+    return layer if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else layer.permute(0, 2, 3, 1)
 
 
 def timm_arguments(backbone: nn.Module, kind: FeatureKind | None) -> Mapping[str, Argument]:

@@ -1,4 +1,4 @@
-"""What became of one slide: `STORE/slides/<slide_id>.json`."""
+"""What became of one slide: `STORE/slides/<slide_id>.json`. Version 2 knows its centre and scanner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from dino_path.errors import TileStoreError
 from dino_path.identity import Identity
-from dino_path.records.format import Format
+from dino_path.records.format import Format, Tree
 
 Box = tuple[int, int, int, int]  # of a slide: left, top, width, height, level-0 px
 
@@ -23,6 +23,7 @@ class SlideRecord:
     Attributes:
         status: `done` has tiles; `empty` has none, for `reason`; `failed` could not be read, for `reason`.
         path, file_bytes: the slide file when it was tiled.
+        centre, scanner: who made the slide and with which scanner, as the slides CSV says; None: it does not say.
         content_digest, stamp: which content it had, and what tells that nobody has touched it since (see `identity`);
             empty in records of older versions until `tile` sees the slide again.
         mpp, mpp_source: microns per level-0 pixel and who said so.
@@ -51,6 +52,8 @@ class SlideRecord:
     reason: str = ""
     patient_id: str | None = None
     split: str | None = None
+    centre: str | None = None
+    scanner: str | None = None
     file_bytes: int = 0
     content_digest: str = ""
     stamp: str = ""
@@ -99,12 +102,17 @@ class SlideRecord:
         return left, top, width, height
 
 
+def _version_2_from_1(tree: Tree) -> Tree:
+    return {"centre": None, "scanner": None, **tree}
+
+
 SLIDE = Format(
     "slide record",
     SlideRecord,
     TileStoreError,
     "A file as `dino-path tile` writes it is needed.",
     "Delete it and run `dino-path tile` again: it makes what is missing.",
+    (_version_2_from_1,),
 )
 
 

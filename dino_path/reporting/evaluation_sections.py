@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from dino_path.config import PROTOCOL_TITLES
-from dino_path.reporting.charts import Interval, Series, fraction_chart, interval_chart
+from dino_path.reporting.charts import Interval, Series, Spec, common_axis, fraction_chart, interval_chart
 from dino_path.reporting.evaluations import (
     AnyEvaluation,
     Evaluation,
@@ -16,38 +16,6 @@ from dino_path.reporting.evaluations import (
     Plain,
     Score,
 )
-
-
-def headline(evaluation: AnyEvaluation) -> Iterator[str]:
-    """One sentence per model of ours and protocol, with what it is better than: untrained, colour, supervised."""
-    if not isinstance(evaluation, Evaluation):
-        return
-    for row in evaluation.rows:
-        score = row.scores.get("balanced_accuracy")
-        if row.kind != "own" or score is None:
-            continue
-        sentence = f"{evaluation.name}, {protocol_title(row.protocol)}: {row.model} reaches a "
-        sentence += f"balanced accuracy of {format_score(score)}"
-        others = sorted(row.differences, key=lambda other: _place_in_headline(other, evaluation.baselines))
-        for other in others:
-            difference = row.differences[other]
-            sentence += f"; against {other}: {format_score(difference, signed=True)}, {_verdict(difference)}"
-        yield f"{sentence}."
-
-
-def _place_in_headline(other: str, baselines: frozenset[str]) -> int:
-    """First what nobody trained, then colour, then other networks, last the supervised one."""
-    if other in baselines:
-        return 3
-    return 0 if other.startswith("untrained") else 1 if "colour" in other else 2
-
-
-def _verdict(difference: Score) -> str:
-    if difference.low is None:
-        return "too few patients to tell"
-    if not difference.excludes_zero:
-        return "no clear difference"
-    return "better" if difference.value > 0 else "worse"
 
 
 def evaluation_section(evaluation: AnyEvaluation) -> Plain:
@@ -66,15 +34,30 @@ def protocol_title(protocol: str) -> str:
 def _table_section(evaluation: Evaluation) -> Plain:
     protocols = [p for p in dict.fromkeys(row.protocol for row in evaluation.rows) if p != "end-to-end"]
     baselines = [row for row in evaluation.rows if row.kind == "baseline"]
+    axis = axis_of(evaluation)
     panels = []
     for protocol in protocols:
         rows = [row for row in evaluation.rows if row.protocol == protocol] + baselines
-        intervals = [_interval(row) for row in rows if "balanced_accuracy" in row.scores]
         name = protocol_title(protocol)
-        chart = interval_chart(intervals, title=f"Balanced accuracy, {name}, {evaluation.name}")
+        chart = score_chart(evaluation, rows, axis, title=f"Balanced accuracy, {name}, {evaluation.name}")
         panels.append({"title": name, "rows": rows, "chart": chart, "shown": _row_to_detail(rows)})
     classes = list(evaluation.data.classes)
     return {"kind": "table", "evaluation": evaluation, "panels": panels, "classes": classes}
+
+
+def axis_of(evaluation: Evaluation) -> tuple[float, float]:
+    """What the charts of an evaluation span: all of its balanced accuracies with their intervals, and chance."""
+    scores = [row.scores["balanced_accuracy"] for row in evaluation.rows if "balanced_accuracy" in row.scores]
+    ends = [end for score in scores for end in (score.low, score.value, score.high) if end is not None]
+    return common_axis([*ends, evaluation.chance])
+
+
+def score_chart(
+    evaluation: Evaluation, rows: Sequence[EvaluationRow], axis: tuple[float, float], *, title: str
+) -> Spec | None:
+    """Balanced accuracies one below the other, with chance."""
+    intervals = [_interval(row) for row in rows if "balanced_accuracy" in row.scores]
+    return interval_chart(intervals, title=title, axis=axis, chance=evaluation.chance)
 
 
 def _fraction_section(evaluation: Fractions) -> Plain:
@@ -94,7 +77,7 @@ def _fraction_section(evaluation: Fractions) -> Plain:
         title = protocol_title(protocol)
         panels.append({
             "title": title,
-            "chart": _fraction_chart(names, fractions, found, f"{title}, {evaluation.name}"),
+            "chart": _fraction_chart(names, fractions, found, evaluation, f"{title}, {evaluation.name}"),
             "rows": [_fraction_cells(fraction, models, evaluation, found, pairs) for fraction in fractions],
         })  # fmt: skip
     return {"kind": "fractions", "evaluation": evaluation, "models": models, "names": names, "panels": panels,
@@ -102,8 +85,9 @@ def _fraction_section(evaluation: Fractions) -> Plain:
 
 
 def _fraction_chart(
-    names: Sequence[str], fractions: Sequence[float], found: dict[tuple[str, float], FractionRow], title: str
-) -> str:
+    names: Sequence[str], fractions: Sequence[float], found: dict[tuple[str, float], FractionRow],
+    evaluation: Fractions, title: str,
+) -> Spec | None:  # fmt: skip
     labels = [_percent(fraction) for fraction in reversed(fractions)]
     series = [
         Series(name, [
@@ -112,7 +96,9 @@ def _fraction_chart(
         ])
         for name in names
     ]  # fmt: skip
-    return fraction_chart(series, labels, title=f"Balanced accuracy over the share of labels, {title}")
+    return fraction_chart(
+        series, labels, title=f"Balanced accuracy over the share of labels, {title}", chance=1 / evaluation.num_classes
+    )
 
 
 def _fraction_cells(

@@ -20,6 +20,7 @@ from dino_path.records.evaluation import (
     SignatureRecord,
     read_evaluation,
 )
+from dino_path.records.examples import ExamplesRecord, read_examples
 from dino_path.records.feature_kinds import is_comparison
 from dino_path.records.labelled import DataRecord, ScoreRecord
 from dino_path.walk import Found, files_below
@@ -93,6 +94,15 @@ class Evaluation:
     rows: Sequence[EvaluationRow]
     notes: Sequence[str]
     signatures: Sequence[Signature]
+    command: Sequence[str] = ()
+    """That wrote it."""
+    examples: Sequence[ExamplesRecord] = ()
+    """Tiles that show what was measured: one, or several where evaluations of the same data stand together."""
+
+    @property
+    def chance(self) -> float:
+        """The balanced accuracy of guessing."""
+        return 1 / len(self.data.classes)
 
     @property
     def baselines(self) -> frozenset[str]:
@@ -131,6 +141,7 @@ class Fractions:
     baseline: str
     missing: Mapping[float, str]
     notes: Sequence[str]
+    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -178,14 +189,18 @@ def _read(file: Path) -> AnyEvaluation:
         case FractionsRecord():
             rows = tuple(_fraction_row(row) for row in record.rows)
             missing = {float(fraction): text for fraction, text in record.missing.items()}
-            return Fractions(name, origin, rows, record.baseline, missing, notes)
+            return Fractions(name, origin, rows, record.baseline, missing, notes, len(record.data.classes))
         case FewShotRecord():
             return FewShot(name, origin, _episodes(record.rows), record.baseline, notes)
         case ResultsRecord():
             baseline = record.baseline if record.has_baseline else None
             table = tuple(_evaluation_row(row, baseline) for row in record.rows)
             signatures = tuple(_signature(model, one) for model, one in record.slide_signature.items())
-            return Evaluation(name, origin, record.data, table, notes, signatures)
+            examples = read_examples(file.parent, record.data.split_digest)
+            return Evaluation(
+                name, origin, record.data, table, notes, signatures, command=record.environment.command,
+                examples=() if examples is None else (examples,),
+            )  # fmt: skip
         case _ as never:
             assert_never(never)
 

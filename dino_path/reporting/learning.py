@@ -28,7 +28,7 @@ def no_learning(run: Run, ln_k: float | None) -> str | None:
         f"{run.name} has learned nothing: at its end DINO's loss is {ln_k + sum(gaps) / len(gaps):.3f}, which is ln K"
         f" ({ln_k:.3f}) within 1 %, what a teacher that tells no tile from another gives."
     )
-    return sentence + (f" Advised at its start: {'; '.join(run.advice)}." if run.advice else "")
+    return sentence + (f" Advised at its start: {'; '.join(run.log.advice)}." if run.log.advice else "")
 
 
 def _above_ln_k(record: StepRecord, ln_k: float | None) -> float | None:

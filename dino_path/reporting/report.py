@@ -1,28 +1,48 @@
-"""Run folders -> one HTML page that holds everything it shows: no scripts, no fonts or pictures from elsewhere."""
+"""Run folders -> one HTML page that holds everything it shows: its scripts, numbers and pictures too.
+
+The page's policy lets exactly the scripts run that are written here (by their hashes), and nothing be loaded. Plotly is
+packed: a page is 2 MB instead of 5.
+"""
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from dino_path.errors import CheckpointError
 from dino_path.records.best import is_exhausted
 from dino_path.records.metrics import StepRecord
 from dino_path.records.verdict import interval, signed
-from dino_path.reporting.charts import Line, line_chart
-from dino_path.reporting.evaluation_sections import evaluation_section, format_score, headline
-from dino_path.reporting.evaluations import AnyEvaluation, Plain, read_evaluations
+from dino_path.reporting.charts import Line, Spec, data_for_page, line_chart
+from dino_path.reporting.citations import citations
+from dino_path.reporting.evaluation_sections import (
+    axis_of,
+    evaluation_section,
+    format_score,
+    protocol_title,
+    score_chart,
+)
+from dino_path.reporting.evaluations import AnyEvaluation, Evaluation, Plain, read_evaluations
+from dino_path.reporting.examples import examples_section
 from dino_path.reporting.learning import as_untrained, ln_of, no_learning
 from dino_path.reporting.same_data import sections_of
 from dino_path.reporting.sources import Run, read_model, read_run, read_store, run_names
+from dino_path.reporting.troubles import troubles_of
+from dino_path.reporting.worth import NOT_EVALUATED, main_rows, summary_of, worth_of
 from dino_path.run import atomic_write
 
-MAX_SLIDE_ROWS = 200
+MAX_SLIDE_ROWS = 20_000  # 5 MB of table: what a browser still opens at once
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -113,15 +133,17 @@ def write_report(
     store: Path | None = None,
     models: Sequence[Path] = (),
     evaluations: Sequence[Path] = (),
+    refresh_s: int | None = None,
 ) -> Path:
     """Write what the run folders hold as one self-contained HTML file, and return it.
 
     Args:
         runs: run folders; several are drawn in the same charts.
-        store: the tile store that they were trained on, for the section on slides.
+        store: the tile store that they were trained on, for the section on slides and the tiles of skipped steps.
         models: exported model folders.
         evaluations: further files that `dino-path evaluate` wrote as JSON, or folders with them, besides those in the
             runs' `eval/`.
+        refresh_s: the page loads itself again after so many seconds; None: it stays as it is.
 
     Raises:
         CheckpointError: a run or model folder that is none. TileStoreError, DataError: the same of the others.
@@ -132,23 +154,90 @@ def write_report(
     found = [evaluation for run in read for evaluation in run.evaluations]
     found += [evaluation for path in evaluations for evaluation in read_evaluations(path)]
     found = sections_of(found)
-    page = _environment().get_template("report.html.j2").render(
+    of_store = None if store is None else read_store(store)
+    charts = Charts()
+    script = (HERE / "report.js").read_text(encoding="utf-8")
+    page = _environment(charts).get_template("report.html.j2").render(
         title=title or ", ".join(run.name for run in read),
         runs=read,
         facts=[run_facts(run) for run in read],
+        worth=worth_of(found),
+        summary=summary_of(worth_of(found)),
+        not_evaluated=NOT_EVALUATED,
+        first_chart=_first_chart(found),
         warnings=nothing_learned(read, found),
-        findings=[*verdicts(read), *(sentence for evaluation in found for sentence in headline(evaluation))],
+        findings=verdicts(read),
+        troubles=troubles_of(read, of_store, store),
         evaluations=[evaluation_section(evaluation) for evaluation in found],
+        examples=[examples_section(one) for one in found if isinstance(one, Evaluation)],
         curves=training_section(read),
+        tiles_per_step=[_tiles_per_step(run) for run in read],
         settings=settings_table(read),
-        store=None if store is None else read_store(store),
+        store=of_store,
         max_slide_rows=MAX_SLIDE_ROWS,
         models=[read_model(path) for path in models],
-        style=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
+        citations=citations([run.config for run in read]),
+        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        plotly=plotly(),
+        script_hash=_sha256(script),
+        refresh_s=refresh_s,
     )  # fmt: skip
     with atomic_write(out) as stream:
         stream.write(page)
     return out
+
+
+class Charts:
+    """The charts of a page: each is a place in it, and numbers that its script draws there."""
+
+    def __init__(self) -> None:
+        self._specs: list[Spec] = []
+
+    def place(self, spec: Spec) -> Markup:
+        """The element that the script draws in. Without scripts, and for a screen reader, it says the numbers."""
+        number = len(self._specs)
+        self._specs.append(spec)
+        return Markup(
+            '<div class="plot {kind}" id="chart-{number}" tabindex="0" role="group" aria-label="Chart: {title}. Arrow'
+            ' keys read its values." aria-describedby="says-{number}"></div><p class="says" id="says-{number}">'
+            "{summary}</p>"
+        ).format(kind=spec["kind"], number=number, title=spec["title"], summary=spec["summary"])
+
+    def data(self) -> Markup:
+        """All of them, as JSON for the page's end."""
+        return data_for_page(self._specs)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A script as gzip in base64, and the hash by which the page's policy knows it once it is unpacked."""
+
+    text: str
+    hash: str
+
+
+@cache
+def plotly() -> Packed:
+    """Plotly's script, as its Python package brings it (MIT)."""
+    from plotly.offline import get_plotlyjs
+
+    source: str = get_plotlyjs()
+    return Packed(base64.b64encode(gzip.compress(source.encode(), 9, mtime=0)).decode(), _sha256(source))
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _first_chart(found: Sequence[AnyEvaluation]) -> Plain | None:
+    """Of the first labelled set: what the sentence above it says."""
+    for evaluation in found:
+        if isinstance(evaluation, Evaluation) and (rows := main_rows(evaluation)):
+            name = protocol_title(next(row.protocol for row in rows))
+            title = f"Balanced accuracy on {evaluation.name}, {name}"
+            return {"title": title, "chart": score_chart(evaluation, rows, axis_of(evaluation), title=title)}
+    return None
 
 
 def nothing_learned(runs: Sequence[Run], evaluations: Sequence[AnyEvaluation]) -> list[str]:
@@ -176,9 +265,16 @@ def run_facts(run: Run) -> Plain:
         "loss": last and last.loss,
         "rankme": last and last.rankme,
         "tiles_per_s": _median([record.tiles_per_s for record in run.metrics]),
-        "num_skipped": last.num_skipped if last else 0,
-        "collapses": _collapses(run),
+        "eta_s": last and last.eta_s,
         "best": run.best,
+        "hours": _hours(run),
+        "started": run.log.started,
+        "ended": run.log.ended,
+        "device": run.log.device,
+        "peak_memory_gb": max((record.peak_memory_gb for record in run.metrics), default=None),
+        "num_cpus": run.environment.get("num_cpus"),
+        "platform": run.environment.get("platform"),
+        "disk_bytes": run.disk_bytes,
         "has_ended_early": is_exhausted(run.best, _setting(run.config, "monitor.stop_after")),
     }
 
@@ -210,10 +306,9 @@ def training_section(runs: Sequence[Run]) -> dict[str, list[Plain]]:
         charts = []
         for curve in curves:
             lines = [_line(run, curve.field) for run in runs]
-            width_px = 380 if group == "Learning" else 290
             reference = _ln_k(runs) if curve.has_ln_k else None
-            chart = line_chart(lines, title=curve.title, width_px=width_px, reference=reference)
-            if chart:
+            chart = line_chart(lines, title=curve.title, reference=reference)
+            if chart is not None:
                 charts.append({"title": curve.title, "hint": curve.hint, "chart": chart})
         if charts:
             groups[group] = charts
@@ -230,7 +325,7 @@ def settings_table(runs: Sequence[Run]) -> list[Plain]:
     return rows
 
 
-def _environment() -> Environment:
+def _environment(charts: Charts) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -239,6 +334,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(score=format_score, interval=interval, signed=signed, thousands=_thousands, plain=_plain)
+    environment.filters["marked"] = _marked
+    environment.filters.update(size=_size, duration=_duration)
+    environment.globals.update(plot=charts.place, chart_data=charts.data)
     return environment
 
 
@@ -257,6 +355,25 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
+def _size(num_bytes: float) -> str:
+    """1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def _marked(text: str) -> Markup:
+    """A sentence in which what stands between backquotes is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _duration(hours: float) -> str:
+    """4 min, 3.2 h."""
+    return f"{60 * hours:.0f} min" if hours < 1.5 else f"{hours:.1f} h"
+
+
 def _planned_steps(training: Plain, last: StepRecord | None) -> int | None:
     """Length of the run: as its last record says; in an older one as configured, or from how far it says it is."""
     if last is not None and last.num_steps is not None:
@@ -271,14 +388,19 @@ def _planned_steps(training: Plain, last: StepRecord | None) -> int | None:
     return None
 
 
-def _collapses(run: Run) -> list[Plain]:
-    """Each mode of collapse that the monitor named, with the first and last step that it named it at."""
-    spans: dict[str, Plain] = {}
+def _hours(run: Run) -> float | None:
+    """Spent in steps, from the tiles and the rate of each record; None where there is no record."""
+    seconds, before = 0.0, 0
     for record in run.metrics:
-        if mode := record.collapse:
-            span = spans.setdefault(mode, {"mode": mode, "first": record.step, "last": record.step})
-            span["last"] = record.step
-    return list(spans.values())
+        if record.tiles_per_s > 0:
+            seconds += max(0, record.tiles_seen - before) / record.tiles_per_s
+        before = record.tiles_seen
+    return seconds / 3600 if run.metrics else None
+
+
+def _tiles_per_step(run: Run) -> float | None:
+    last = run.metrics[-1] if run.metrics else None
+    return None if last is None else last.tiles_seen / (last.step + 1)
 
 
 def _median(values: Sequence[float]) -> float | None:

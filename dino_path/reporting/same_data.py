@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from dino_path.records.examples import ExamplesRecord
 from dino_path.reporting.evaluations import AnyEvaluation, Evaluation, EvaluationRow, Score, Signature
 
 
@@ -45,7 +46,11 @@ def _merged(evaluations: Sequence[Evaluation]) -> Evaluation:
     signatures = {one.model: one for evaluation in evaluations for one in evaluation.signatures}
     notes = dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes)
     in_order = sorted(rows.values(), key=lambda row: ("own", "other", "baseline").index(row.kind))
-    return replace(evaluations[0], rows=in_order, signatures=tuple(signatures.values()), notes=tuple(notes))
+    examples = {json.dumps(sorted(one.models)): one for evaluation in evaluations for one in evaluation.examples}
+    return replace(
+        evaluations[0], rows=in_order, signatures=tuple(signatures.values()), notes=tuple(notes),
+        examples=tuple(examples.values()),
+    )  # fmt: skip
 
 
 def _names_that_differ(evaluations: Iterable[Evaluation]) -> list[str]:
@@ -66,8 +71,17 @@ def _renamed(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:
     def signature_of(one: Signature) -> Signature:
         return replace(one, model=names.get(one.model, one.model))
 
+    def examples_of(one: ExamplesRecord) -> ExamplesRecord:
+        models = {names.get(name, name): entry for name, entry in one.models.items()}
+        slides = tuple(
+            slide.model_copy(update={"accuracy": {names.get(name, name): v for name, v in slide.accuracy.items()}})
+            for slide in one.slides
+        )
+        return one.model_copy(update={"models": models, "slides": slides})
+
     return replace(
         evaluation,
+        examples=tuple(map(examples_of, evaluation.examples)),
         rows=tuple(map(row_of, evaluation.rows)),
         signatures=tuple(map(signature_of, evaluation.signatures)),
     )

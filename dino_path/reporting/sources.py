@@ -6,9 +6,11 @@ What is there but cannot be read becomes a line in the report.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -32,8 +34,13 @@ from dino_path.walk import files_like
 
 R = TypeVar("R")
 FIGURE_EDGE_PX = 1600
-OVERLAY_EDGE_PX = 640
-MAX_OVERLAYS = 12
+# Edges of the slides' pictures: the first at which all of them stay within the bytes below, by what tissue takes.
+OVERLAY_EDGES_PX = (1200, 900, 640, 420)
+OVERLAY_BYTES, BYTES_PER_PX = 5_000_000, 0.22
+STEP_SKIPPED = re.compile(r"step (\d+): the loss is not finite.*Tiles of this rank: \[([\d, ]*)\]")
+REMEDY = re.compile(r"the teacher has collapsed \(([^)]*)\)\. Try this: (.+)\.")
+LOG_TIME = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) ")
+DEVICE = re.compile(r"; (\S+ on \S+, \d+ process\(es\))")
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,33 @@ class Run:
     evaluations: Sequence[AnyEvaluation]
     figures: Sequence[Picture]
     troubles: Sequence[str] = field(default_factory=tuple)
-    advice: Sequence[str] = ()
     best: BestRecord | None = None
     """Its best checkpoint, where checkpoints were compared."""
     verdict: VerdictRecord | None = None
     """Whether it beat its start, where that is known."""
+    log: Log = field(default_factory=lambda: Log())
+    disk_bytes: int = 0
+    """Of all files in its folder."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a run's log.txt says that no other file does.
+
+    Attributes:
+        advice: given at its start, each sentence once, those of a continued run too.
+        skipped: step -> numbers of the tiles whose loss was not finite.
+        remedies: mode of collapse -> what was advised against it.
+        started, ended: local time of the first and the last step's line.
+        device: precision, device and processes of the last start, in words.
+    """
+
+    advice: tuple[str, ...] = ()
+    skipped: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    remedies: Mapping[str, str] = field(default_factory=dict)
+    started: str | None = None
+    ended: str | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +94,9 @@ class Store:
     tiles: Plain
     slides: Sequence[SlideRecord]
     overlays: Sequence[Picture]
+    num_without_picture: int
+    """Slides that have an overlay in the store, and none here."""
+    disk_bytes: int
 
     def count(self, status: str) -> int:
         return sum(slide.status == status for slide in self.slides)
@@ -76,7 +108,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Model:
-    """A model folder: its name, what it says, what it expects of its images in words, and the size of its weights."""
+    """A model folder: absolute path, what it says, what it expects of its images in words, size of its weights."""
 
     folder: str
     record: ModelRecord
@@ -111,7 +143,8 @@ def read_run(path: Path, *, name: str) -> Run:
         best=_tolerant(read_best, folder, folder.best_file, troubles),
         verdict=_tolerant(read_verdict, folder, folder.verdict_file, troubles),
         troubles=tuple(troubles),
-        advice=_read_advice(folder.log_file),
+        log=_read_log(folder.log_file),
+        disk_bytes=disk_bytes(path),
     )
 
 
@@ -124,7 +157,8 @@ def read_store(path: Path) -> Store:
     tiles = read_store_record(path / "store.json").tiles
     slides = [read_slide_record(file) for file in files_like(path / "slides", "[!.]*.json")]
     slides.sort(key=lambda slide: {"failed": 0, "empty": 1}.get(slide.status, 2 if slide.flags else 3))
-    return Store(path.resolve().name, tiles, slides, tuple(_read_overlays(path, slides)))
+    pictures, num_left = _read_overlays(path, slides)
+    return Store(path.resolve().name, tiles, slides, pictures, num_left, disk_bytes(path))
 
 
 def read_model(path: Path) -> Model:
@@ -143,7 +177,7 @@ def read_model(path: Path) -> Model:
             "A folder that `dino-path export` has written is needed.",
             "Check the path, or export again.",
         ) from None
-    return Model(path.name, record, record.preprocessing.text().replace("um/px", "µm/px"), weights_bytes)
+    return Model(str(path.resolve()), record, record.preprocessing.text().replace("um/px", "µm/px"), weights_bytes)
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
@@ -175,10 +209,32 @@ def _read_metrics(file: Path, troubles: list[str]) -> Sequence[StepRecord]:
     return found.records
 
 
-def _read_advice(file: Path) -> tuple[str, ...]:
-    """What a run's log says under `advice:`, each sentence once, those of a continued run too."""
-    log = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    return tuple(dict.fromkeys(re.findall(r"\badvice: (.+)", log)))
+def _read_log(file: Path) -> Log:
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    steps = [line for line in text.splitlines() if " step " in line]
+    times = [match[1] for line in steps if (match := LOG_TIME.match(line))]
+    skipped = {
+        int(step): [int(tile) for tile in tiles.replace(" ", "").split(",") if tile]
+        for step, tiles in STEP_SKIPPED.findall(text)
+    }
+    return Log(
+        advice=tuple(dict.fromkeys(re.findall(r"\badvice: (.+)", text))),
+        skipped=skipped,
+        remedies=dict(REMEDY.findall(text)),
+        started=times[0] if times else None,
+        ended=times[-1] if times else None,
+        device=(DEVICE.findall(text) or [None])[-1],
+    )
+
+
+def disk_bytes(path: Path) -> int:
+    """Of all files in a folder; one that goes away meanwhile counts as nothing."""
+    sizes = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                sizes += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118  # Path costs twice the time
+    return sizes
 
 
 def _read_environment(file: Path, troubles: list[str]) -> Plain:
@@ -221,16 +277,23 @@ def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:
             yield picture
 
 
-def _read_overlays(path: Path, slides: Sequence[SlideRecord]) -> Iterator[Picture]:
-    """Overlays of flagged slides first, then of others spread evenly over the store."""
+def _read_overlays(path: Path, slides: Sequence[SlideRecord]) -> tuple[tuple[Picture, ...], int]:
+    """The slides' overlays, flagged slides first, and how many are left out.
+
+    The more there are the smaller they are; beyond what the budget takes, flagged ones and others spread evenly.
+    """
     with_overlay = [slide for slide in slides if (path / "overlays" / f"{slide.slide_id}.jpg").is_file()]
-    flagged = [slide for slide in with_overlay if slide.flags][: MAX_OVERLAYS // 2]
+    rooms = {edge: int(OVERLAY_BYTES / (edge * edge * BYTES_PER_PX)) for edge in OVERLAY_EDGES_PX}
+    edge_px = next((edge for edge, room in rooms.items() if len(with_overlay) <= room), OVERLAY_EDGES_PX[-1])
+    flagged = [slide for slide in with_overlay if slide.flags][: rooms[edge_px]]
     plain = [slide for slide in with_overlay if not slide.flags]
-    room = MAX_OVERLAYS - len(flagged)
-    every = max(1, math.ceil(len(plain) / room))
-    for slide in [*flagged, *plain[::every]]:
+    room = rooms[edge_px] - len(flagged)
+    every = max(1, math.ceil(len(plain) / room)) if room else len(plain) + 1
+    pictures = []
+    for slide in [*flagged, *(plain[::every] if room else ())]:
         file = path / "overlays" / f"{slide.slide_id}.jpg"
         notes = [slide.slide_id, f"{slide.num_tiles:,} tiles", *slide.flags]
-        picture = inline_picture(file, caption=" · ".join(notes), max_edge_px=OVERLAY_EDGE_PX)
+        picture = inline_picture(file, caption=" · ".join(notes), max_edge_px=edge_px)
         if picture is not None:
-            yield picture
+            pictures.append(picture)
+    return tuple(pictures), len(with_overlay) - len(pictures)

@@ -51,6 +51,8 @@ class SlideRow:
     mpp: float | None = None
     split: str | None = None
     overrides: dict[str, str] | None = None
+    centre: str | None = None
+    scanner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def search_slides(inputs: Sequence[Path], exclude: Sequence[str] = (), *, masks:
 
     Args:
         inputs: slide files, folders (searched with their subfolders), and CSV files with the columns
-            `path[,slide_id,patient_id,mpp,split,mask,tiles.<setting>]`, paths relative to the CSV's folder.
+            `path[,slide_id,patient_id,centre,scanner,mpp,split,mask,tiles.<setting>]`, paths relative to the CSV's
+            folder.
         exclude: slide ids or file names to leave out; of folders that cannot be read, their names.
         masks: folder of tissue masks; a slide whose row names a mask of its own keeps that.
 
@@ -281,7 +284,9 @@ def _rows_of_table(path: Path, series: DicomSeries) -> list[SlideRow]:
     for one in read_slide_table(path):
         if not is_slide_path(one.path):
             raise bad_slide_table(path, f"line {one.line} names {one.path}, which has no slide extension.")
-        row = SlideRow(one.path, one.slide_id, one.patient_id, one.mpp, one.split, one.overrides)
+        row = SlideRow(
+            one.path, one.slide_id, one.patient_id, one.mpp, one.split, one.overrides, one.centre, one.scanner
+        )
         slide = series.slide_of(one.path)[0] if may_be_dicom(one.path) else one.path
         line, file, before = said.setdefault(slide, (one.line, one.path, row))
         if line != one.line and (file == one.path or before != replace(row, path=file)):
@@ -312,13 +317,13 @@ def _count_once(rows: Sequence[SlideRow]) -> list[SlideRow]:
 
 
 def _refuse_contradiction(first: SlideRow, other: SlideRow, how: str) -> None:
-    for name in ("patient_id", "split", "mpp"):
+    for name in ("patient_id", "split", "mpp", "centre", "scanner"):
         one, another = getattr(first, name), getattr(other, name)
         if None not in (one, another) and one != another:
             raise SlideError(
                 str(other.path),
                 f"is {how} of {first.path}, with another {name} ({another} and {one}).",
-                "One slide belongs to one patient and one split.",
+                "One slide belongs to one patient, one split, one centre and one scanner.",
                 "Take the wrong row out; or give each row a mask of its own, where the slide holds several tissues.",
             )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from dino_path.errors import DataError, SlideError
 from dino_path.records.tables import SLIDES
 from dino_path.table_file import (
+    CENTRES,
     PATIENTS,
     Table,
     Vocabulary,
@@ -23,10 +24,10 @@ from dino_path.table_file import (
 
 logger = logging.getLogger(__name__)
 
-CSV_COLUMNS = "path[,slide_id,patient_id,mpp,split,mask,tiles.<setting>]"
+CSV_COLUMNS = "path[,slide_id,patient_id,centre,scanner,mpp,split,mask,tiles.<setting>]"
 COLUMNS = Vocabulary(
-    ("path", "slide_id", "patient_id", "mpp", "split", "mask"),
-    aliases={**PATIENTS, "wsi": "path"},  # `wsi`: TRIDENT's lists
+    ("path", "slide_id", "patient_id", "centre", "scanner", "mpp", "split", "mask"),
+    aliases={**PATIENTS, **CENTRES, "wsi": "path"},  # `wsi`: TRIDENT's lists
     prefix="tiles.",
 )
 # `STORE/slides.csv`, given back: its further columns are results, which everybody knows are not read.
@@ -46,6 +47,8 @@ class ListedSlide:
     mpp: float | None
     split: str | None
     overrides: dict[str, str] | None
+    centre: str | None = None
+    scanner: str | None = None
 
 
 def read_slide_table(path: Path) -> list[ListedSlide]:
@@ -106,6 +109,8 @@ def _rows(table: Table) -> Iterator[ListedSlide]:
             _mpp(table.path, line, cells),
             cells.get("split") or None,
             overrides if own else None,
+            cells.get("centre") or None,
+            cells.get("scanner") or None,
         )
 
 

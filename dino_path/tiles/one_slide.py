@@ -95,7 +95,7 @@ def tile_one_slide(work: SlideWork) -> SlideRecord:
         if not _is_about_store(error, work.folder):
             raise
         raise _cannot_write(work, error) from None
-    record = replace(record, patient_id=row.patient_id, split=row.split)
+    record = replace(record, patient_id=row.patient_id, split=row.split, centre=row.centre, scanner=row.scanner)
     _finish(work, record)
     return record
 
@@ -117,6 +117,8 @@ def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
         reason,
         patient_id=work.row.patient_id,
         split=work.row.split,
+        centre=work.row.centre,
+        scanner=work.row.scanner,
         file_bytes=file_bytes(work.row.path),
         content_digest=identity.digest,
         stamp=identity.stamp,

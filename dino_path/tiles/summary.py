@@ -24,7 +24,10 @@ from dino_path.tiles.layout import PER_SLIDE, StoreFolder, damaged_slide
 from dino_path.tiles.pictures import FONT, LONG_EDGE_PX
 from dino_path.tiles.writing import encode_jpeg
 
-INPUTS = ("path", "slide_id", "patient_id", "mpp", "split", "mask", *(f"tiles.{name}" for name in PER_SLIDE))
+INPUTS = (
+    "path", "slide_id", "patient_id", "centre", "scanner", "mpp", "split", "mask",
+    *(f"tiles.{name}" for name in PER_SLIDE),
+)  # fmt: skip
 RESULTS = (
     "status", "reason", "flags", "num_tiles", "num_candidates", "num_pen", "num_black", "num_dark", "num_blurred",
     "num_unreadable", "tissue_percent", "mpp_found", "mpp_source", "tile_mpp", "reader", "seconds",

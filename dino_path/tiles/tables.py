@@ -57,7 +57,7 @@ def _refuse_lacking(path: Path, columns: Mapping[str, Sequence[str]], needed: Se
             f"The columns {', '.join(needed)} are needed, in a first line.",
             "Rename the columns.",
         )
-    if not columns[needed[0]]:
+    if not any(columns.values()):
         raise DataError(str(path), "the table has no rows.", "One row per image is needed.", "Check the file.")
 
 

@@ -106,6 +106,15 @@ def why_refused(table: TileTable, number: int, limits: dict[str, float]) -> str:
     return next((reason for reason, refused in _refusals(table, limits).items() if refused[number]), "")
 
 
+def refusal_reasons(table: TileTable, limits: dict[str, float]) -> list[str]:
+    """Per tile the first reason against it; empty for a tile that is kept."""
+    reasons = [""] * len(table)
+    for reason, refused in _refusals(table, limits).items():
+        for number in np.flatnonzero(refused):
+            reasons[number] = reasons[number] or reason
+    return reasons
+
+
 def _refusals(table: TileTable, limits: dict[str, float]) -> dict[str, NDArray[np.bool_]]:
     # Compared in float32 as stored: the verdict is the same when the table is read back.
     return {

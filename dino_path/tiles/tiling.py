@@ -153,7 +153,9 @@ def _look_up(folder: StoreFolder, row: SlideRow, config: TilesConfig) -> SlideRe
         return work
     if record.limits != limits_of(work.config):
         return replace(work, before=record)
-    updated = replace(record, patient_id=row.patient_id, split=row.split, overrides=stated)
+    updated = replace(
+        record, patient_id=row.patient_id, split=row.split, centre=row.centre, scanner=row.scanner, overrides=stated
+    )
     if updated != before:
         write_record(folder, updated)
     return updated

@@ -131,6 +131,8 @@ def _train(
         meter("pretraining", clock.num_steps, "steps", lines=False) as counter,
     ):
         counter.advance(start)
+        if watch.records is not None:
+            watch.records.show_views(config, tiles)
         for step in range(start, clock.num_steps):
             with watch.waiting():
                 micro_batches = [next(batches) for _ in range(training.accumulate_steps)]

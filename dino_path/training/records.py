@@ -9,11 +9,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from dino_path.config import Config
+from dino_path.errors import TileStoreError
+from dino_path.model.sizes import patch_grid
 from dino_path.records.metrics import StepRecord, cut_metrics, metrics_line
 from dino_path.run import RunFolder, atomic_write
 from dino_path.settings import as_plain
+from dino_path.tiles.source import TileSource
+from dino_path.views.sheet import write_sheet
 
 logger = logging.getLogger(__name__)
+
+NUM_SHOWN = 6  # tiles on the sheet of views
 
 
 class Records:
@@ -25,6 +31,7 @@ class Records:
         if before.is_cut_off:
             logger.warning("%s: its last line was cut off; it is left out, and the run goes on", run.metrics_file)
         self._stream = run.metrics_file.open("a", encoding="utf-8")
+        self._run, self._start_step = run, start_step
         self._wandb = _start_wandb(run, config)
 
     def write(self, record: StepRecord) -> None:
@@ -38,6 +45,28 @@ class Records:
             except _wandb_errors() as error:
                 logger.warning("W&B stopped (%s); training and metrics.jsonl go on.", error)
                 self._wandb = None
+
+    def show_views(self, config: Config, tiles: TileSource) -> None:
+        """Write views of the first tiles to RUN/figures/views.png and send it, where `wandb.log_images` is set."""
+        if self._wandb is None or not config.wandb.log_images or self._start_step > 0:
+            return
+        import wandb
+
+        assert config.training is not None
+        file, ibot, patch_px = self._run.figures / "views.png", config.objective.ibot, None
+        if ibot.weight > 0:
+            rows, _ = patch_grid(config.model.backbone, config.model.backbone_arguments, config.views.global_px)
+            patch_px = config.views.global_px // rows
+        try:
+            write_sheet(
+                file, tiles, {config.views.recipe: config.views}, balance=config.training.balance,
+                num_tiles=min(NUM_SHOWN, len(tiles)), seed=config.training.seed, masks=ibot.masks, patch_px=patch_px,
+            )  # fmt: skip
+            self._wandb.log({"views": wandb.Image(str(file))}, step=0)
+        except TileStoreError as error:
+            logger.warning("No sheet of views: %s %s", error.thing, error.found)
+        except _wandb_errors() as error:
+            logger.warning("W&B did not take the sheet of views (%s).", error)
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """Every command with every kind of bad input: exit code 2 and a message of four parts, or 3 and a list."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -542,3 +543,23 @@ def test_help_imports_nothing_heavy() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert "pretrain" in answer.stdout
+
+
+def test_segmentation_prints_its_tables_or_json_and_refuses_to_lose_results(run: Run, tmp_path: Path) -> None:
+    rng, lines = np.random.default_rng(0), ["path,mask"]
+    for number in range(8):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:, 16:] = 255
+        image = (rng.normal(90, 5, (32, 32, 3)) + mask[..., None] * 0.4).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+        cv2.imwrite(str(tmp_path / f"{number}_mask.png"), mask)
+        lines.append(f"{number}.png,{number}_mask.png")
+    (tmp_path / "masks.csv").write_text("\n".join(lines))
+    words = ("evaluate", "segmentation", "--data", "masks.csv", "--out", "out", "--workers", 0)
+    answer = run(*words, "mean-colour")
+    assert answer.code == 0, answer.err
+    assert "1.000" in row_of(answer, "mean-colour")
+    assert "segmentation.jpg" in answer.out
+    again = run(*words, "mean-colour", "--json", "--quiet")
+    assert json.loads(again.out)["rows"][0]["overlap"]["mean"]["image"]["dice"]["value"] == 1.0
+    run(*words, "colour-statistics").check_refused("the model mean-colour is left out", "Leave --out out")

@@ -39,13 +39,15 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with something of every kind: `tiles`, `labelled`, `slide.tif`, `bags`, `slides.csv`, `empty`, `file`,
-    `model`, `text.pt`."""
+    """A folder with something of every kind: `tiles`, `labelled`, `masks.csv`, `slide.tif`, `bags`, `slides.csv`,
+    `empty`, `file`, `model`, `text.pt`.
+    """
     folder = tmp_path_factory.mktemp("place")
     write_tiles(folder / "tiles", 4)
     write_tiles(folder / "labelled/A", 6)
     write_tiles(folder / "labelled/B", 6)
     write_tiles(folder / "one_class/A", 4)
+    (folder / "masks.csv").write_text("path,mask\ntiles/000.png,tiles/001.png\n")
     write_slide_file(folder / "slide.tif", [tissue_image()])
     write_slide(folder / "bags/one.h5", np.zeros((2, 3)))
     write_slide(folder / "bags/two.h5", np.zeros((2, 3)))
@@ -53,6 +55,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty").mkdir()
     (folder / "file").write_text("in the way")
     (folder / "text.pt").write_text("no checkpoint")
+    sets = "".join(
+        f"  {name}: {{data: {data}, protocols: [knn], primary: {{protocol: knn}}}}\n"
+        for name, data in {"one": "one_class", "gone": "nowhere", "good": "labelled"}.items()
+    )
+    (folder / "suite.yaml").write_text(f"title: Sets\nsets:\n{sets}")
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text(
         '{"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0, 0, 0], '
@@ -75,6 +82,7 @@ def end(place: Path) -> Callable[..., Ended]:
 
 
 EVALUATE = ("evaluate", "knn", "mean-colour", "--data")
+SUITE = ("evaluate", "suite", "mean-colour", "--suite")
 PRETRAIN = ("pretrain", "store=tiles", "out=run", *TINY)
 TILES = ("tiles.mpp=0.5", "tiles.size_px=64", "tiles.mask_mpp=4", "tiles.min_area_um2=500")
 MISTAKES = [
@@ -101,14 +109,36 @@ MISTAKES = [
     (("embed", "mean-colour", "tiles", "--out", "file"), "file"),
     (("attention", "nowhere", "slide.tif", "--out", "a"), "nowhere"),
     (("attention", "mean-colour", "nowhere.png", "--out", "a"), "nowhere.png"),
+    (("attention", "mean-colour", "slide.tif", "--out", "a", "--point", "2,0"), "--point 2,0"),
+    (("attention", "mean-colour", "slide.tif", "--out", "a", "--region", "1,2"), "--region 1,2"),
+    (("attention", "mean-colour", "slide.tif", "--out", "a", "--mass", "0"), "--mass 0"),
+    (("view", "nowhere"), "nowhere"),
+    (("view", "empty", "--model", "mean-colour"), "empty"),
+    (("view", "tiles", "--model", "nowhere"), "nowhere"),
+    (("view", "tiles", "--features", "f"), "--features"),
+    (("view", "tiles", "--slide", "a"), "--slide"),
+    (("view", "tiles", "--export", "file"), "file"),
     ((*EVALUATE, "nowhere"), "nowhere"),
     ((*EVALUATE, "one_class"), "one class"),
     ((*EVALUATE, "labelled", "--out", "file"), "file"),
     ((*EVALUATE, "labelled", "--baseline", "empty"), "result.json"),
     (("evaluate", "retrieval", "mean-colour", "--data", "nowhere"), "nowhere"),
+    (("evaluate", "robustness", "mean-colour", "--data", "nowhere"), "nowhere"),
+    (("evaluate", "robustness", "mean-color", "--data", "labelled"), "mean-color"),
+    (("evaluate", "robustness", "mean-colour", "--data", "labelled", "evaluation.shifts=[blurr]"), "blurr"),
+    (("evaluate", "segmentation", "mean-colour", "--data", "masks.csv"), "001.png"),
+    (("evaluate", "segmentation", "mean-colour", "--data", "labelled"), "path and mask"),
+    ((*SUITE, "nowhere.yaml"), "nowhere.yaml"),
+    ((*SUITE, "suite.yaml"), "2 of 3 sets cannot be evaluated"),
+    ((*SUITE, "suite.yaml", "sets.one.protocols=[knnn]"), "sets.one.protocols"),
+    ((*SUITE, "suite.yaml", "--baselines", "nowhere"), "--baselines nowhere"),
+    ((*SUITE, "suite.yaml", "--out", "file"), "file"),
     (("baseline", "--data", "nowhere", "--out", "b"), "nowhere"),
     (("baseline", "--data", "labelled", "--out", "file"), "file"),
     (("report", "nowhere", "--out", "r.html"), "nowhere"),
+    (("map", "mean-colour", "--store", "nowhere", "--out", "m.html"), "nowhere"),
+    (("map", "nowhere", "--data", "labelled", "--out", "m.html"), "nowhere"),
+    (("map", "mean-colour", "--store", "tiles", "--out", "m.pdf"), ".html"),
     (("status", "nowhere"), "nowhere"),
     (("submit", "pretrain", "store=nowhere", "out=run", *TINY), "nowhere"),
     (("demo", "--out", "file"), "file"),

@@ -25,7 +25,14 @@ from dino_path.evaluation.labelled.layouts import (
     read_manifest,
     refuse_unknown_layout,
 )
-from dino_path.evaluation.labelled.published import read_bach, read_breakhis, read_mhist, read_nct_crc, read_pcam
+from dino_path.evaluation.labelled.published import (
+    read_bach,
+    read_breakhis,
+    read_camelyon17_wilds,
+    read_mhist,
+    read_nct_crc,
+    read_pcam,
+)
 from dino_path.evaluation.labelled.regions import read_store
 from dino_path.evaluation.labelled.splits import Ints, draw_labelled, draw_part, linked_units
 from dino_path.evaluation.measures.metrics import Units
@@ -37,7 +44,7 @@ from dino_path.tiles.tables import TABLE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = ("store", "nct-crc", "pcam", "mhist", "breakhis", "bach")
+LAYOUTS = ("store", "nct-crc", "pcam", "mhist", "breakhis", "bach", "camelyon17-wilds")
 READING_THREADS = 8
 # Of the training units: what settings are chosen on where the data bring no validation images.
 VALIDATION_FRACTION = 0.2
@@ -58,6 +65,7 @@ class LabelledSet:
         unit_name: what the units are: "patients", "slides" or "images".
         split: "train", "val" or "test". "val" comes with the data or not at all: it then serves to choose settings.
             "unused" where only a fraction is labelled.
+        centres, scanners: who made the slide of each image, and with which scanner; None: the data do not say.
         split_rule: how the split came about, in words.
         notes: what the user should know, as sentences.
         content: hash of each image file; byte for byte the same images have the same.
@@ -77,11 +85,18 @@ class LabelledSet:
     notes: tuple[str, ...]
     content: NDArray[np.bytes_]
     split_digest: str
+    centres: NDArray[np.str_] | None = None
+    scanners: NDArray[np.str_] | None = None
 
     @property
     def content_digest(self) -> str:
         """Of all image files in order: the key under which features may be kept."""
         return hashlib.sha256(self.content.tobytes()).hexdigest()
+
+    @property
+    def has_makers(self) -> bool:
+        """Whether the data name two centres, or two scanners."""
+        return any(one is not None and len(np.unique(one)) > 1 for one in (self.centres, self.scanners))
 
     def part(self, name: str) -> Ints:
         """Indices of the images of one split, ascending."""
@@ -144,19 +159,24 @@ class LabelledSet:
         return drawn
 
     def write_split(self, file: Path) -> None:
-        """Write one row per image: path, label, the group's id, split, and the hash of its content.
+        """Write one row per image: path, label, the group's id, centre and scanner where known, split, and the hash of
+        its content.
 
         For image files this is a manifest: given as `--data` it is the same experiment.
         """
         is_files = isinstance(self.source, ImageFiles)
-        group_column = [] if self.groups is None else [f"{self.group_kind}_id"]
+        known = {
+            name: values for name, values in
+            ((f"{self.group_kind}_id", self.groups), ("centre", self.centres), ("scanner", self.scanners))
+            if values is not None
+        }  # fmt: skip
         names = map(self.source.name, range(len(self.labels)))
         rows = (
             [Path(name).resolve() if is_files else name, self.classes[self.labels[index]],
-             *([] if self.groups is None else [self.groups[index]]), self.split[index], self.content[index].decode()]
+             *(values[index] for values in known.values()), self.split[index], self.content[index].decode()]
             for index, name in enumerate(names)
         )  # fmt: skip
-        LABELLED.write(file, ("path", "label", *group_column, "split", "content"), rows)
+        LABELLED.write(file, ("path", "label", *known, "split", "content"), rows)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per split and class."""
@@ -188,15 +208,19 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
     """The labelled images that `spec` names, split and checked.
 
     Args:
-        spec: a folder of class folders | a CSV or Parquet table (path, label[, patient_id][, slide_id][, split]) |
-            `store:` + tile store, labelled by `config.regions` | a published set by name: `nct-crc:`, `pcam:`,
-            `mhist:`, `breakhis:` or `bach:` + folder.
+        spec: a folder of class folders | a CSV or Parquet table (path, label[, patient_id][, slide_id][, centre]
+            [, scanner][, split]) | `store:` + tile store, labelled by `config.regions` | a published set by name:
+            `nct-crc:`, `pcam:`, `mhist:`, `breakhis:`, `bach:` or `camelyon17-wilds:` + folder.
 
     Raises:
         DataError: nothing is there, it is malformed, or a given split leaks.
         TileStoreError: an image or a tile cannot be read.
     """
-    listing, classes = check_listing(spec, config)
+    return split_listing(*check_listing(spec, config), spec, config)
+
+
+def split_listing(listing: Listing, classes: tuple[str, ...], spec: str, config: EvaluationConfig) -> LabelledSet:
+    """What a listing holds, split and checked, as `load_labelled` does with what `spec` lists."""
     labels = np.array([classes.index(label) for label in listing.labels], np.int64)
     content = hash_contents(listing.source, listing.name)
     groups = None if listing.groups is None else np.array(listing.groups, np.str_)
@@ -230,6 +254,8 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
         notes=tuple(notes),
         content=content,
         split_digest=digest_of_split(content, listing.labels, split),
+        centres=None if listing.centres is None else np.array(listing.centres, np.str_),
+        scanners=None if listing.scanners is None else np.array(listing.scanners, np.str_),
     )
 
 
@@ -298,6 +324,8 @@ def _read_listing(spec: str, config: EvaluationConfig) -> Listing:
                 return read_breakhis(Path(rest), config.breakhis_magnification)
             case "bach":
                 return read_bach(Path(rest))
+            case "camelyon17-wilds":
+                return read_camelyon17_wilds(Path(rest))
             case _:
                 raise refuse_unknown_layout(spec, LAYOUTS)
     if path.suffix.lower() in TABLE_SUFFIXES:

@@ -30,8 +30,10 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
 UNLABELLED = ("unlabelled", "unlabeled")
 # `test_external`, `Train-2`: a part of the data by its name, and never a class. `testis` is none of them.
 PART_NAME = re.compile(r"(train(ing)?|val(id|idation)?|test(ing)?|hold_?out|held_?out)([ _.\-\d].*)?", re.IGNORECASE)
-MANIFEST = Vocabulary(("path", "label", "patient_id", "slide_id", "split"), passed_over=("content",))
-GROUPS_TABLE = Vocabulary(("path", "label", "patient_id", "slide_id"), passed_over=("content",))
+MANIFEST = Vocabulary(
+    ("path", "label", "patient_id", "slide_id", "centre", "scanner", "split"), passed_over=("content",)
+)
+GROUPS_TABLE = Vocabulary(("path", "label", "patient_id", "slide_id", "centre", "scanner"), passed_over=("content",))
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Listing:
         name: short name for tables.
         groups: patient or slide of each image (`group_kind`); None: the data name none.
         split: "train", "val" or "test" of each image; None: the data bring none.
+        centres, scanners: who made the slide of each image, and with which scanner; None: the data do not say.
         notes: what the user should know, as sentences.
     """
 
@@ -52,10 +55,12 @@ class Listing:
     group_kind: GroupKind | None = None
     split: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    centres: tuple[str, ...] | None = None
+    scanners: tuple[str, ...] | None = None
 
 
 def read_folder(folder: Path) -> Listing:
-    """A folder of class folders; `groups.csv` (path, patient_id or slide_id) in it names the groups.
+    """A folder of class folders; `groups.csv` (path, patient_id or slide_id) in it names the groups, and centres.
 
     Folders called train, val and test that hold class folders are taken as the split. A folder called `unlabelled`
     is no class. No class is called train, val or test, nor `test_external` and the like.
@@ -77,7 +82,9 @@ def read_folder(folder: Path) -> Listing:
 
 
 def read_manifest(file: Path) -> Listing:
-    """A CSV, TSV or Parquet table: path, label, and optionally patient_id, slide_id, split; others are named in a note.
+    """A CSV, TSV or Parquet table: path, label, and optionally patient_id, slide_id, centre, scanner, split.
+
+    Other columns are named in a note.
 
     Relative paths are relative to the folder of the table. Rows without a label are left out and counted.
 
@@ -89,22 +96,18 @@ def read_manifest(file: Path) -> Listing:
         raise no_such_path(file)
     table = read_known_table(file, MANIFEST, LABELLED, needed=("path", "label"))
     columns, notes = _labelled_rows(table)
+    return listing_of(file, columns, (*table.notes, *notes))
+
+
+def listing_of(file: Path, columns: Mapping[str, Sequence[str]], notes: tuple[str, ...]) -> Listing:
+    """What the columns path, label[, patient_id][, slide_id][, split] of a table list.
+
+    Raises:
+        DataError: see `read_manifest`.
+    """
     for name in ("path", "split"):
         _refuse_empty(file, columns, name)
-    cells = columns["path"]
-    paths = [path_of(cell, file.parent) for cell in cells]
-    missing = [
-        f"{path}{why_no_file(cell)}"
-        for path, cell in zip(paths, cells, strict=True)
-        if not os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises where we may not look)
-    ]
-    if missing:
-        raise DataError(
-            str(file),
-            f"{len(missing)} of {len(paths)} images are missing, first {missing[0]}.",
-            "Every path must be a file; relative paths start at the folder of the table.",
-            "Correct the paths, or take the rows out.",
-        )
+    paths = files_of(file, columns["path"], "images")
     counts = Counter(os.path.abspath(path) for path in paths)  # noqa: PTH100 (`a/../b.png` is `b.png`)
     repeated = [path for path, count in counts.items() if count > 1]
     if repeated:
@@ -115,13 +118,34 @@ def read_manifest(file: Path) -> Listing:
             "Take the others out.",
         )
     listing = Listing(
-        file.stem,
-        ImageFiles(paths),
-        tuple(columns["label"]),
-        split=_read_split(file, columns),
-        notes=(*table.notes, *notes),
+        file.stem, ImageFiles(paths), tuple(columns["label"]), split=_read_split(file, columns), notes=notes
     )
-    return _with_group_column(listing, file, columns)
+    return _with_group_column(_with_makers(listing, file, columns), file, columns)
+
+
+def files_of(file: Path, cells: Sequence[str], what: str) -> list[Path]:
+    """The paths in a column of a table.
+
+    Args:
+        what: is there, for messages.
+
+    Raises:
+        DataError: some are no files.
+    """
+    paths = [path_of(cell, file.parent) for cell in cells]
+    missing = [
+        f"{path}{why_no_file(cell)}"
+        for path, cell in zip(paths, cells, strict=True)
+        if not os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises where we may not look)
+    ]
+    if missing:
+        raise DataError(
+            str(file),
+            f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}.",
+            "Every path must be a file; relative paths start at the folder of the table.",
+            "Correct the paths, or take the rows out.",
+        )
+    return paths
 
 
 def refuse_unknown_layout(spec: str, layouts: tuple[str, ...]) -> DataError:
@@ -268,7 +292,8 @@ def _with_groups(listing: Listing, folder: Path, paths: list[Path]) -> Listing:
                 "Correct the table, or move the image.",
             )
     ordered = {name: [values[row] for row in rows] for name, values in columns.items()}
-    grouped = _with_group_column(replace(listing, notes=(*listing.notes, *table.notes)), file, ordered)
+    listing = _with_makers(replace(listing, notes=(*listing.notes, *table.notes)), file, ordered)
+    grouped = _with_group_column(listing, file, ordered)
     if grouped.groups is None:
         raise DataError(
             str(file),
@@ -313,6 +338,17 @@ def _with_group_column(listing: Listing, file: Path, columns: Mapping[str, Seque
             _refuse_empty(file, columns, name)
             return replace(listing, groups=tuple(columns[name]), group_kind=kind)
     return listing
+
+
+def _with_makers(listing: Listing, file: Path, columns: Mapping[str, Sequence[str]]) -> Listing:
+    """The listing with its centres and scanners, where the columns have them."""
+    found: dict[str, tuple[str, ...] | None] = {}
+    for name in ("centre", "scanner"):
+        is_known = any(columns.get(name, ()))
+        if is_known:
+            _refuse_empty(file, columns, name)
+        found[name] = tuple(columns[name]) if is_known else None
+    return replace(listing, centres=found["centre"], scanners=found["scanner"])
 
 
 def _refuse_empty(file: Path, columns: Mapping[str, Sequence[str]], name: str) -> None:

@@ -24,6 +24,10 @@ PCAM_NAME = "camelyonpatch_level_2_split_{part}_{what}"
 PCAM_MPP = 0.97  # level 2 of CAMELYON16, 0.243 um/px at level 0 (0.226 in one of its two centres)
 BACH_CLASSES = ("Benign", "InSitu", "Invasive", "Normal")
 BACH_MPP = 0.42
+WILDS_CENTRES = {"1": "val", "2": "test"}  # of the five (0 to 4): their images are validation and test, whole
+WILDS_TRAIN, WILDS_ID_VAL = "0", "1"  # column `split` of the three others
+WILDS_NAME = "patch_patient_{patient}_node_{node}_x_{x}_y_{y}.png"
+WILDS_MPP = 0.97  # level 2 of CAMELYON17, 0.243 um/px at level 0 (0.23 to 0.25 in its five centres)
 # SOB_M_DC-14-2523-40-001.png: procedure _ benign or malignant _ type - year - case - magnification - number.
 BREAKHIS_NAME = re.compile(r"SOB_[BM]_(?P<type>[A-Z]+)-\d+-(?P<case>\d+)[A-Z]*-(?P<magnification>\d+)-\d+\.png")
 # The other types come from 3 to 6 patients: no split by patient says anything about them (eva leaves them out too).
@@ -35,6 +39,7 @@ PUBLISHED: dict[str, dict[str, Collection[int]]] = {
     "pcam": {"train": {262_144}, "val": {32_768}, "test": {32_768}, "all": {262_144, 32_768}},
     "mhist": {"train": {2_175}, "test": {977}},
     "bach": {"all": {400}},
+    "camelyon17-wilds": {"train": {302_436}, "val": {34_904}, "test": {85_054}},
     "breakhis 40X": {"all": {1_995}},
     "breakhis 100X": {"all": {2_081}},
     "breakhis 200X": {"all": {2_013}},
@@ -207,6 +212,64 @@ def read_bach(folder: Path) -> Listing:
     listing = replace(read_folder(photos), name="bach")
     _check_classes(f"bach:{folder}", listing, BACH_CLASSES)
     return _with_counts("bach", _at_mpp(listing, BACH_MPP))
+
+
+def read_camelyon17_wilds(folder: Path) -> Listing:
+    """Camelyon17-WILDS (Koh et al. 2021): `metadata.csv` and `patches/`, with the published split by centre.
+
+    Training is of centres 0, 3 and 4, validation of centre 1 and test of centre 2. The images of `id_val` come from the
+    slides of the training images and are left out. The label says whether the central 32 x 32 px hold tumour.
+
+    Raises:
+        DataError: no such table, a value of it is unknown, or none of its images is there.
+    """
+    _check_folder(folder)
+    places = (folder / "camelyon17_v1.0", folder)
+    root = next((place for place in places if (place / "metadata.csv").is_file()), folder)
+    names = ("patient", "node", "x_coord", "y_coord", "tumor", "center", "split")
+    table = read_table(root / "metadata.csv", needed=names)
+    rows = list(zip(*(table[name] for name in names), strict=True))
+    unknown = sorted({row[6] for row in rows} - {WILDS_TRAIN, WILDS_ID_VAL} | {row[4] for row in rows} - {"0", "1"})
+    if unknown:
+        raise DataError(
+            f"camelyon17-wilds:{folder}",
+            f"metadata.csv has split or tumor {', '.join(map(repr, unknown[:5]))}.",
+            "`tumor` is 0 or 1, and `split` 0 (train) or 1 (id_val).",
+            "Fetch metadata.csv of version 1.0 again.",
+        )
+    parts = [WILDS_CENTRES.get(row[5], "train" if row[6] == WILDS_TRAIN else None) for row in rows]
+    wanted = [(_wilds_image(root, row), row, part) for row, part in zip(rows, parts, strict=True) if part is not None]
+    found = [(path, row, part) for path, row, part in wanted if path.is_file()]
+    if not found:
+        raise DataError(
+            f"camelyon17-wilds:{folder}",
+            f"none of the {len(wanted):,} images of metadata.csv is there, first {wanted[0][0] if wanted else 'none'}.",
+            "`metadata.csv` beside `patches/patient_*_node_*/` is needed, as WILDS unpacks it.",
+            "Check the path, or fetch the set again.",
+        )
+    notes = [
+        "the label is that of the central 32 x 32 px: a crop or a shift makes it wrong",
+        f"{parts.count(None):,} images of id_val left out: they come from the slides of the training images",
+    ]
+    if num_missing := len(wanted) - len(found):
+        notes.append(f"{num_missing:,} images of metadata.csv are not there and left out")
+    listing = Listing(
+        "camelyon17-wilds",
+        ImageFiles([path for path, *_ in found], mpp=WILDS_MPP),
+        tuple(PCAM_CLASSES[int(row[4])] for _, row, _ in found),
+        groups=tuple(f"patient_{row[0].zfill(3)}" for _, row, _ in found),
+        group_kind="patient",
+        split=tuple(part for *_, part in found),
+        notes=tuple(notes),
+        centres=tuple(f"centre {row[5]}" for _, row, _ in found),
+    )
+    return _with_counts("camelyon17-wilds", listing)
+
+
+def _wilds_image(root: Path, row: tuple[str, ...]) -> Path:
+    patient, node, x, y = row[0].zfill(3), *row[1:4]
+    name = WILDS_NAME.format(patient=patient, node=node, x=x, y=y)
+    return root / "patches" / f"patient_{patient}_node_{node}" / name
 
 
 def _pcam_slides(file: Path, labels: list[str]) -> tuple[list[str] | None, str | None]:

@@ -80,6 +80,7 @@ def read_store(path: Path, config: EvaluationConfig) -> Listing:
     if not found.tiles:
         raise _nothing_labelled(path, store, config.regions, config, found)
     groups, kind = _groups(found.slides)
+    makers = {name: _makers(found.slides, name) for name in ("centre", "scanner")}
     return Listing(
         name=path.resolve().name,
         source=Subset(store, np.array(found.tiles)),
@@ -87,7 +88,9 @@ def read_store(path: Path, config: EvaluationConfig) -> Listing:
         groups=groups,
         group_kind=kind,
         split=_split(f"store:{path}", found.slides),
-        notes=tuple(_notes(found, len(store))),
+        notes=(*_notes(found, len(store)), *(note for _, note in makers.values() if note)),
+        centres=makers["centre"][0],
+        scanners=makers["scanner"][0],
     )
 
 
@@ -183,6 +186,15 @@ def _groups(slides: Sequence[SlideRecord]) -> tuple[tuple[str, ...], GroupKind]:
     if len(patients) == len(slides):
         return tuple(patients), "patient"
     return tuple(slide.slide_id for slide in slides), "slide"
+
+
+def _makers(slides: Sequence[SlideRecord], name: str) -> tuple[tuple[str, ...] | None, str | None]:
+    """The `centre` or `scanner` of each tile's slide where all slides name one, else None; a note where some do."""
+    values = tuple(getattr(slide, name) or "" for slide in slides)
+    if all(values):
+        return values, None
+    lacking = {slide.slide_id for slide, value in zip(slides, values, strict=True) if not value}
+    return None, f"{len(lacking)} labelled slides name no {name}: it counts as not known" if any(values) else None
 
 
 def _split(what: str, slides: Sequence[SlideRecord]) -> tuple[str, ...] | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,15 @@ class Score:
             return f"{self.value:.3f} (no interval)"
         between = "-" if self.low >= 0 else " to "
         return f"{self.value:.3f} ({self.low:.3f}{between}{self.high:.3f})"
+
+
+class Spread(Protocol):
+    """How much a metric varies with what was tested: a standard error and its degrees of freedom."""
+
+    @property
+    def freedom(self) -> float: ...
+
+    def standard_error(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def degrees_of_freedom(counts_GC: NDArray[np.number]) -> float:
     return float(trace**2 / squares)
 
 
-def score_interval(value: float, left_out: LeftOut, *, lowest: float = 0.0, highest: float = 1.0) -> Score:
+def score_interval(value: float, left_out: Spread, *, lowest: float = 0.0, highest: float = 1.0) -> Score:
     """Of a score between `lowest` and `highest`, by Student's t on the logit scale.
 
     All right (or all wrong) has no spread to see: there the exact binomial bound of as many units stands, each right or
@@ -122,7 +132,7 @@ def score_interval(value: float, left_out: LeftOut, *, lowest: float = 0.0, high
     return Score(value, lowest + span * low, lowest + span * high)
 
 
-def difference_interval(value: float, left_out: LeftOut, *, widest: float = 1.0) -> Score:
+def difference_interval(value: float, left_out: Spread, *, widest: float = 1.0) -> Score:
     """Of a difference of two scores, which lies between -`widest` and `widest`, by Student's t.
 
     Where no unit shows any difference, the exact binomial bound of as many units stands, as for `score_interval`: two

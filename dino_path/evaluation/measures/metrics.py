@@ -163,15 +163,20 @@ class Metrics:
     @property
     def interval(self) -> str:
         """What the interval of balanced accuracy is, in words."""
-        over = f"{self.num_units} test {self.unit}"
-        if self.freedom < LEAST_FREEDOM:
-            return f"no interval: too few {self.unit} for one, {over}; each class needs two, and all together three"
-        if self.freedom < BOOTSTRAP_FREEDOM:
-            return f"95 % interval over {over} (Student's t, {self.freedom:.1f} degrees of freedom)"
-        return f"95 % interval over {over} (bootstrap)"
+        return interval_in_words(self.freedom, self.num_units, self.unit)
 
     def _class_records(self, name: str, classes: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
         return {label: score.record() for label, score in zip(classes, self.by_class[name], strict=True)}
+
+
+def interval_in_words(freedom: float, num_units: int, unit: str) -> str:
+    """What an interval over `num_units` of `unit` ("patients", "slides" or "images") is."""
+    over = f"{num_units} test {unit}"
+    if freedom < LEAST_FREEDOM:
+        return f"no interval: too few {unit} for one, {over}; each class needs two, and all together three"
+    if freedom < BOOTSTRAP_FREEDOM:
+        return f"95 % interval over {over} (Student's t, {freedom:.1f} degrees of freedom)"
+    return f"95 % interval over {over} (bootstrap)"
 
 
 def measure(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, units: Units, *, num_bootstrap: int, seed: int
@@ -239,6 +244,11 @@ def paired_difference(metrics: Metrics, reference: Metrics) -> dict[str, Score]:
 
 def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int) -> Score:
     """Mean of a value between 0 and 1 of each image, with its interval."""
+    return sample_of_mean(values_N, units, num_bootstrap=num_bootstrap, seed=seed).score()
+
+
+def sample_of_mean(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int) -> Sample:
+    """Mean of any value of each image, and how it varies with the units that were drawn."""
     total_G = np.bincount(units.index, values_N, minlength=units.count)
     count_G = np.bincount(units.index, minlength=units.count)
     draws = [(weights @ total_G) / (weights @ count_G) for weights in _resamples(units, num_bootstrap, seed)]
@@ -246,7 +256,7 @@ def mean_score(values_N: Floats, units: Units, *, num_bootstrap: int, seed: int)
     with np.errstate(invalid="ignore"):
         without_G = (total_G.sum() - total_G) / (len(values_N) - count_G)
     left_out = LeftOut(without_G - value, (value - values_N) / rest, degrees_of_freedom(count_G[:, None]))
-    return Sample(value, np.concatenate(draws), left_out).score()
+    return Sample(value, np.concatenate(draws), left_out)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +11,33 @@ from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.division import divide
-from dino_path.records.evaluation import AnyEvaluation, FewShotRecord, FractionsRecord, ResultsRecord, read_evaluation
+from dino_path.records.evaluation import (
+    FEWSHOT,
+    FRACTIONS,
+    RESULTS,
+    AnyEvaluation,
+    EvaluationRecord,
+    FractionsRecord,
+    ResultsRecord,
+)
 from dino_path.records.feature_kinds import split_kind
+from dino_path.records.format import Format
 from dino_path.records.retrieval import RETRIEVAL, RetrievalRecord
+from dino_path.records.robustness import ROBUSTNESS, RobustnessRecord
+from dino_path.records.segmentation import SEGMENTATION
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 
-Stem = Literal["results", "fractions", "fewshot"]
-AnyStem = Literal[Stem, "retrieval"]
-STEMS: tuple[AnyStem, ...] = ("results", "fractions", "fewshot", "retrieval")
+TableStem = Literal["results", "fractions", "fewshot"]
+Stem = Literal[TableStem, "retrieval", "robustness"]
+AnyRecord = AnyEvaluation | RetrievalRecord | RobustnessRecord
+FORMATS: dict[Stem, Format[Any]] = {
+    "results": RESULTS,
+    "fractions": FRACTIONS,
+    "fewshot": FEWSHOT,
+    "retrieval": RETRIEVAL,
+    "robustness": ROBUSTNESS,
+}
 END_TO_END = "end-to-end"
 # They say where inputs lie, how fast it goes, or what is compared here by itself.
 NOT_DECISIVE = ("batch_size", "regions", "protocols")
@@ -35,13 +53,15 @@ class Evaluation:
         protocols: that it runs; empty where the stem says it.
         fractions: of the labels; empty where all are used.
         has_baseline: whether the supervised network stands beside them.
+        has_shifts: whether images are looked at under shifts.
     """
 
-    stem: AnyStem
+    stem: Stem
     specs: Sequence[str]
     protocols: Sequence[str]
     fractions: Sequence[float]
     has_baseline: bool
+    has_shifts: bool = False
 
 
 def results_folder(specs: Sequence[str], labelled: LabelledSet, what: str) -> Path:
@@ -50,11 +70,15 @@ def results_folder(specs: Sequence[str], labelled: LabelledSet, what: str) -> Pa
     Args:
         what: protocol, or `fractions`.
     """
+    name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in labelled.name)
+    return folder_of_run(specs) / f"{name}-{what}"
+
+
+def folder_of_run(specs: Sequence[str]) -> Path:
+    """`eval` of the run of the first model that is of one, else here."""
     places = [Path(split_kind(spec)[1]) for spec in specs]
     runs = [RunFolder(place.parent) for place in places if place.is_dir()]
-    root = next((run.evaluation for run in runs if run.config_file.is_file()), Path("eval"))
-    name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in labelled.name)
-    return root / f"{name}-{what}"
+    return next((run.evaluation for run in runs if run.config_file.is_file()), Path("eval"))
 
 
 def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, config: EvaluationConfig) -> None:
@@ -64,38 +88,59 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
         DataError: there are results of other data, settings, models or protocols, which the new ones do not hold.
     """
     labelled = divide(labelled, config).labelled  # results of a cross-validation are of the folds
-    for stem in STEMS:
+    for stem, file_format in FORMATS.items():
         file = out / f"{stem}.json"
-        record = _read(file)
-        if record is None:
+        if not file.exists():
             continue
+        record = file_format.read(file)  # what cannot be read must be known before something else replaces it
         lost = _other_data(record, labelled)
         if stem == evaluation.stem:
-            lost += [*_other_settings(record, config), *_left_out(record, evaluation)]
-        if lost:
-            raise DataError(
-                str(file),
-                f"holds results that would be lost: {'; '.join(lost)}.",
-                "Results are replaced only by those of the same data and settings, and of the same models and more.",
-                "Leave --out out or name another, or evaluate all of it together: features are kept, so it is quick.",
-            )
+            lost += [*_other_settings(record.config, config), *_left_out(record, evaluation)]
+        _refuse_lost(file, lost)
 
 
-def _read(file: Path) -> AnyEvaluation | RetrievalRecord | None:
-    """What is there; results that cannot be read must be known before others may replace them."""
+def refuse_to_lose_masks(
+    out: Path, specs: Sequence[str], labelled: LabelledSet, masks_digest: str, config: EvaluationConfig
+) -> None:
+    """Check that no segmentation in `out` would be lost.
+
+    Args:
+        labelled: the images that are tested, as they are split.
+        masks_digest: of the masks and their classes.
+
+    Raises:
+        DataError: there is one of other images, masks, settings or models, which the new one does not hold.
+    """
+    file = out / "segmentation.json"
     if not file.exists():
-        return None
-    return RETRIEVAL.read(file) if file.name == "retrieval.json" else read_evaluation(file)
+        return
+    record = SEGMENTATION.read(file)
+    is_other = (record.data.split_digest, record.masks.digest) != (labelled.split_digest, masks_digest)
+    lost = [f"they are of other images, masks or another split ({record.data.name})"] if is_other else []
+    left_out = _not_in([model.spec for model in record.models.values()], specs)
+    _refuse_lost(
+        file, [*lost, *_other_settings(record.config, config), *(f"the model {spec} is left out" for spec in left_out)]
+    )
 
 
-def _other_data(record: AnyEvaluation | RetrievalRecord, labelled: LabelledSet) -> list[str]:
+def _refuse_lost(file: Path, lost: Sequence[str]) -> None:
+    if lost:
+        raise DataError(
+            str(file),
+            f"holds results that would be lost: {'; '.join(lost)}.",
+            "Results are replaced only by those of the same data and settings, and of the same models and more.",
+            "Leave --out out or name another, or evaluate all of it together: features are kept, so it is quick.",
+        )
+
+
+def _other_data(record: EvaluationRecord, labelled: LabelledSet) -> list[str]:
     if record.data.split_digest == labelled.split_digest:
         return []
     return [f"they are of other images, labels or another split ({record.data.name}; {record.data.split_rule})"]
 
 
-def _other_settings(record: AnyEvaluation | RetrievalRecord, config: EvaluationConfig) -> list[str]:
-    old, new = record.config, as_plain(config)
+def _other_settings(old: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
+    new = as_plain(config)
     return [
         f"evaluation.{key} was {old[key]}, now {new[key]}"
         for key in new
@@ -103,15 +148,17 @@ def _other_settings(record: AnyEvaluation | RetrievalRecord, config: EvaluationC
     ]
 
 
-def _left_out(record: AnyEvaluation | RetrievalRecord, evaluation: Evaluation) -> list[str]:
+def _left_out(record: AnyRecord, evaluation: Evaluation) -> list[str]:
     specs = [model.spec for model in record.models.values()]
-    rows = () if isinstance(record, FewShotRecord | RetrievalRecord) else record.rows
+    rows = record.rows if isinstance(record, ResultsRecord | FractionsRecord) else ()
     protocols = [row.protocol for row in rows if row.protocol != END_TO_END]
     fractions = [row.fraction for row in record.rows] if isinstance(record, FractionsRecord) else []
     left_out = [f"the model {spec}" for spec in _not_in(specs, evaluation.specs)]
     if evaluation.protocols:
         left_out += [f"the protocol {name}" for name in _not_in(protocols, evaluation.protocols)]
     left_out += [f"the fraction {fraction:g}" for fraction in _not_in(fractions, evaluation.fractions)]
+    if isinstance(record, RobustnessRecord) and record.shifts is not None and not evaluation.has_shifts:
+        left_out.append("what becomes of the images under shifts")
     if isinstance(record, ResultsRecord) and record.has_baseline and not evaluation.has_baseline:
         left_out.append(f"the baseline {record.baseline}")
     return [f"{what} is left out" for what in left_out]

@@ -27,6 +27,7 @@ from dino_path.evaluation.protocols.cache import FeatureCache, Images, load_mode
 from dino_path.evaluation.protocols.dino_linear import dino_linear, dino_linear_images
 from dino_path.evaluation.protocols.signature import Signature, slide_signature
 from dino_path.evaluation.results.distilled import distilled_notes
+from dino_path.evaluation.results.examples import write_examples
 from dino_path.evaluation.results.row import Row, compared_pairs
 from dino_path.evaluation.results.table_notes import table_notes
 from dino_path.evaluation.results.writing import (
@@ -130,7 +131,7 @@ def evaluate_table(
     baseline: Path | None,
     num_workers: int,
 ) -> Table:
-    """Run the protocols on every model; write results.json, results.csv, results.md and split.csv to `out`.
+    """Run the protocols on every model; write results.json, .csv and .md, split.csv and examples.json to `out`.
 
     Features are kept in `out/features` (see `cache`): called again, only what is new is computed.
 
@@ -151,6 +152,7 @@ def evaluate_table(
     cache = FeatureCache.create(out, config, device, num_workers)
     rows = []
     signatures = {}
+    scores = {}
     for name, (spec, extractor) in extractors.items():
         features_ND = cache.features(extractor, Images.of(labelled))
         for protocol in protocols:
@@ -160,6 +162,7 @@ def evaluate_table(
                 results = [run_protocol(protocol, features_ND, split, config) for split in division.splits]
             scores_MC = pooled([scores for scores, _ in results])
             settings = settings_of_splits([settings for _, settings in results])
+            scores[name, protocol] = scores_MC
             rows.append(_row(name, spec, protocol, scores_MC, settings, division, config))
             logger.info("%s, %s: balanced accuracy %s", name, TITLES[protocol], rows[-1].metrics.balanced_accuracy)
         signature = slide_signature(features_ND, labelled, num_bootstrap=config.num_bootstrap, seed=config.seed)
@@ -188,6 +191,7 @@ def evaluate_table(
         out, "results", division, config, extractors, record=_record(table, labelled), csv_rows=_csv_rows(table),
         text=table.markdown(),
     )  # fmt: skip
+    write_examples(out, division, extractors, cache, rows, scores, seed=config.seed)
     return table
 
 

@@ -9,21 +9,13 @@ from typing import Any
 
 from dino_path.config import EvaluationConfig
 from dino_path.evaluation.labelled.division import Division
-from dino_path.evaluation.results.earlier import AnyStem
+from dino_path.evaluation.results.earlier import FORMATS, Stem
 from dino_path.features.extractor import Extractor
 from dino_path.records.environment import present_environment
-from dino_path.records.evaluation import FewShotRecord, FractionsRecord, ResultsRecord, write_evaluation
-from dino_path.records.retrieval import RETRIEVAL, RetrievalRecord
 from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 from dino_path.table_file import plain_cells
 
-SCHEMAS: dict[AnyStem, type[ResultsRecord | FractionsRecord | FewShotRecord | RetrievalRecord]] = {
-    "results": ResultsRecord,
-    "fractions": FractionsRecord,
-    "fewshot": FewShotRecord,
-    "retrieval": RetrievalRecord,
-}
 SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there is none
 
 
@@ -35,7 +27,7 @@ def baseline_missing(fraction: float = 1.0) -> str:
 
 def write_results(
     out: Path,
-    stem: AnyStem,
+    stem: Stem,
     division: Division,
     config: EvaluationConfig,
     models: Mapping[str, tuple[str, Extractor]],
@@ -66,11 +58,7 @@ def write_results(
     common = {"data": division.record(), "config": as_plain(config), "models": described}
     division.write(out)
     whole = {**common, **record, "environment": present_environment()}
-    filled = SCHEMAS[stem].model_validate(whole)
-    if isinstance(filled, RetrievalRecord):
-        RETRIEVAL.write(out / "retrieval.json", filled)
-    else:
-        write_evaluation(out, filled)
+    FORMATS[stem].write(out / f"{stem}.json", FORMATS[stem].schema.model_validate(whole))
     with atomic_write(out / f"{stem}.csv") as stream:
         csv.writer(stream, lineterminator="\n").writerows(map(plain_cells, csv_rows))
     with atomic_write(out / f"{stem}.md") as stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
@@ -136,23 +137,25 @@ class PagePixels:
 
 
 class _Pieces:
-    """The pieces that were decoded last, up to CACHE_BYTES."""
+    """The pieces that were decoded last, up to CACHE_BYTES. Threads that read different slides share them."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[int, int], Samples] = OrderedDict()
-        self._bytes = 0
+        self._bytes, self._lock = 0, threading.Lock()
 
     def get(self, key: tuple[int, int]) -> Samples | None:
-        piece = self._kept.get(key)
-        if piece is not None:
-            self._kept.move_to_end(key)
-        return piece
+        with self._lock:
+            piece = self._kept.get(key)
+            if piece is not None:
+                self._kept.move_to_end(key)
+            return piece
 
     def add(self, key: tuple[int, int], piece: Samples) -> None:
-        self._kept[key] = piece
-        self._bytes += piece.nbytes
-        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        with self._lock:
+            self._kept[key] = piece
+            self._bytes += piece.nbytes
+            while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
 @lru_cache(maxsize=1)

@@ -345,6 +345,36 @@ def test_blank_rows_aliases_and_strange_columns_of_a_manifest(tmp_path, rows):
     assert labelled.notes[:2] == ("column `patient` is read as `patient_id`", "columns that are not read: `site`")
 
 
+def test_centres_and_scanners_of_a_manifest_are_known_and_come_back_from_the_split(tmp_path, rows):
+    some = [(*row, f"C{index % 2}", "one") for index, row in enumerate(rows)]
+    header = ["path", "label", "patient_id", "Medical Center", "scanner"]
+    labelled = load_labelled(write_csv(tmp_path / "m.csv", header, some), CONFIG)
+    assert "column `Medical Center` is read as `centre`" in labelled.notes
+    assert labelled.centres.tolist() == [f"C{index % 2}" for index in range(36)]
+    assert (set(labelled.scanners), labelled.has_makers) == ({"one"}, True)
+    labelled.write_split(tmp_path / "split.csv")
+    again = load_labelled(str(tmp_path / "split.csv"), CONFIG)
+    assert again.split_digest == labelled.split_digest
+    assert (again.centres == labelled.centres).all()
+    assert (again.scanners == labelled.scanners).all()
+
+
+def test_a_centre_that_is_missing_in_some_rows_is_refused_and_in_all_rows_not_known(tmp_path, rows):
+    some = [(*row, "C0" if index else "") for index, row in enumerate(rows)]
+    header = ["path", "label", "patient_id", "centre"]
+    with pytest.raises(DataError, match=r"'centre' is empty \(or NA\) in 1 of 36 rows"):
+        load_labelled(write_csv(tmp_path / "m.csv", header, some), CONFIG)
+    none = load_labelled(write_csv(tmp_path / "m.csv", header, [(*row, "NA") for row in rows]), CONFIG)
+    assert (none.centres, none.has_makers) == (None, False)
+
+
+def test_a_table_beside_class_folders_names_centres_too(class_folders, rows):
+    write_csv(class_folders / "groups.csv", ["path", "slide_id", "centre"],
+              [(path.removeprefix("data/"), slide, label) for path, label, slide in rows])  # fmt: skip
+    labelled = load_labelled(str(class_folders), CONFIG)
+    assert labelled.centres.tolist() == [labelled.classes[label] for label in labelled.labels]
+
+
 def test_a_semicolon_table_of_windows_names_the_same_images(tmp_path, rows):
     text = "path;label\n" + "".join(f"{path.replace('/', chr(92))};{label}\n" for path, label, _ in rows)
     (tmp_path / "m.csv").write_text(text, encoding="utf-16")

@@ -189,9 +189,56 @@ def test_bach_is_split_by_image_unless_a_table_names_patients(tmp_path, write_im
     assert load_labelled(f"bach:{tmp_path}", CONFIG).group_kind == "patient"
 
 
+WILDS_HEADER = ["", "patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "split"]
+
+
+def write_wilds(folder, write_image, *, skipped=()):
+    """Two patients of each of the five centres with four images each; the last of a training patient is of id_val."""
+    rows = []
+    for number in range(40):
+        patient, centre = f"{number // 4 + 4:03d}", number // 8
+        is_id_val = int(centre in (0, 3, 4) and number % 4 == 3)
+        rows.append([number, patient, 1, 32 * number, 64, number % 2, number // 4, centre, is_id_val])
+        if number not in skipped:
+            name = f"patch_patient_{patient}_node_1_x_{32 * number}_y_64.png"
+            write_image(folder / "patches" / f"patient_{patient}_node_1" / name, number)
+    write_table(folder / "metadata.csv", WILDS_HEADER, rows)
+    return rows
+
+
+def test_camelyon17_wilds_is_split_by_centre_and_leaves_id_val_out(tmp_path, write_image):
+    write_wilds(tmp_path / "camelyon17_v1.0", write_image, skipped=(0,))
+    labelled = load_labelled(f"camelyon17-wilds:{tmp_path}", CONFIG)
+    centres = {part: set(labelled.centres[labelled.part(part)]) for part in ("train", "val", "test")}
+    assert centres == {"train": {"centre 0", "centre 3", "centre 4"}, "val": {"centre 1"}, "test": {"centre 2"}}
+    assert [len(labelled.part(part)) for part in ("train", "val", "test")] == [17, 8, 8]
+    assert (labelled.group_kind, len(np.unique(labelled.groups)), labelled.source.mpp) == ("patient", 10, 0.97)
+    assert labelled.classes == ("normal", "tumour")
+    assert labelled.has_makers
+    notes = "; ".join(labelled.notes)
+    assert "6 images of id_val left out: they come from the slides of the training images" in notes
+    assert "1 images of metadata.csv are not there and left out" in notes
+    assert "not the published set: 17 images in train, 302,436 were published" in notes
+    assert "the label is that of the central 32 x 32 px" in notes
+    inside = load_labelled(f"camelyon17-wilds:{tmp_path / 'camelyon17_v1.0'}", CONFIG)
+    assert inside.split_digest == labelled.split_digest
+
+
+def test_a_camelyon17_wilds_of_other_values_or_without_images_is_refused(tmp_path, write_image):
+    rows = write_wilds(tmp_path / "a", write_image)
+    write_table(tmp_path / "a" / "metadata.csv", WILDS_HEADER, [[*row[:-1], 7] for row in rows])
+    with pytest.raises(DataError, match=r"metadata\.csv has split or tumor '7'"):
+        load_labelled(f"camelyon17-wilds:{tmp_path / 'a'}", CONFIG)
+    (tmp_path / "b").mkdir()
+    write_table(tmp_path / "b" / "metadata.csv", WILDS_HEADER, rows)
+    with pytest.raises(DataError, match=r"none of the 34 images of metadata\.csv is there, first .*patch_patient_004"):
+        load_labelled(f"camelyon17-wilds:{tmp_path / 'b'}", CONFIG)
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
+        ("camelyon17-wilds", "metadata.csv"),
         ("pcam", "The published files camelyonpatch_level_2_split_PART_x.h5"),
         ("mhist", "annotations.csv"),
         ("breakhis", "0 images named as in BreakHis"),

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ from dino_path.errors import DataError, SlideError
 from dino_path.evaluation.labelled.datasets import load_labelled
 from dino_path.evaluation.labelled.region_labels import covered_share, label_tiles, label_tiles_by_mask
 from dino_path.evaluation.labelled.regions import read_regions
-from dino_path.records.slide import SlideRecord
+from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.slides.annotations.outlines import Polygon
 from dino_path.slides.find import SlideRow
 from dino_path.tiles.layout import StoreFolder, write_record
@@ -74,6 +75,21 @@ def draw_two_regions(config, *slide_ids):
         features = [feature("Tumour", square(0, -50, 450)), feature("Stroma", square(500, -50, 400))]
         text = json.dumps({"type": "FeatureCollection", "features": features})
         (config.regions / f"{slide_id}.geojson").write_text(text)
+
+
+def test_centres_of_a_store_are_those_of_its_slides_where_all_name_one(make_store):
+    spec, config = make_store(("s1", "p1", None), ("s2", "p2", None))
+    draw_two_regions(config, "s1", "s2")
+    assert load_labelled(spec, config).centres is None
+    folder = StoreFolder(Path(spec.removeprefix("store:")))
+    for slide_id, centre in (("s1", "A"), ("s2", None)):
+        write_record(folder, replace(read_slide_record(folder.record_file(slide_id)), centre=centre, scanner="S"))
+    some = load_labelled(spec, config)
+    assert (some.centres, set(some.scanners)) == (None, {"S"})
+    assert "1 labelled slides name no centre: it counts as not known" in some.notes
+    write_record(folder, replace(read_slide_record(folder.record_file("s2")), centre="B"))
+    known = load_labelled(spec, config)
+    assert sorted(zip(known.groups, known.centres, strict=True))[::8] == [("p1", "A"), ("p2", "B")]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Attention maps: their numbers against a slow reference, and the pictures."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -7,12 +9,22 @@ import numpy as np
 import pytest
 import torch
 from feature_samples import CPU, write_model_folder
+from slide_files import stained_image, write_slide_file
 
 from dino_path.errors import CheckpointError, ConfigError
-from dino_path.features.attention import CAPTION_PX, GAP_PX, PANEL_PX, attention_sheet, draw_attention
+from dino_path.features.attention import (
+    CAPTION_PX,
+    GAP_PX,
+    PANEL_PX,
+    attention_sheet,
+    draw_attention,
+    draw_region_attention,
+    mass_mask,
+)
 from dino_path.features.extractor import load_extractor
 from dino_path.model.attention import LastAttention, last_attention
 from dino_path.model.backbone import build_backbone
+from dino_path.slides.slide import Slide
 
 NAME = "vit_tiny_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -61,10 +73,10 @@ def test_every_image_becomes_a_sheet_of_its_heads_and_points(model_folder: Path,
         cv2.imwrite(str(tmp_path / name), np.full((50, 50, 3), 180, np.uint8))
     extractor = load_extractor(str(model_folder), device=CPU)
     images = [tmp_path / "x/tile.png", tmp_path / "y/tile.png"]
-    files = draw_attention(extractor, images, tmp_path / "out", edge_px=48)
+    files = [sheet.file for sheet in draw_attention(extractor, images, tmp_path / "out", edge_px=48)]
     assert [file.name for file in files] == ["000_tile.png", "001_tile.png"]
     sheet = cv2.imread(str(files[0]))
-    assert sheet.shape == (2 * (PANEL_PX + CAPTION_PX), 6 * (PANEL_PX + GAP_PX), 3)
+    assert sheet.shape == (3 * (PANEL_PX + CAPTION_PX), 6 * (PANEL_PX + GAP_PX), 3)
     assert (sheet[:PANEL_PX, :PANEL_PX] == 180).all()
 
 
@@ -95,3 +107,49 @@ def test_an_edge_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None
     extractor = load_extractor(str(write_model_folder(tmp_path / "m" / "tiny")), device=CPU)
     with pytest.raises(ConfigError, match="--px 45"):
         draw_attention(extractor, [tmp_path / "tile.png"], tmp_path / "out", edge_px=45)
+
+
+@pytest.mark.parametrize(
+    ("mass", "expected"),
+    [(0.4, [0, 0, 0, 1]), (0.5, [0, 0, 1, 1]), (0.7, [0, 0, 1, 1]), (0.71, [0, 1, 1, 1]), (1.0, [1, 1, 1, 1])],
+)
+def test_the_fewest_patches_that_hold_the_mass_are_marked(mass: float, expected: list[int]) -> None:
+    weights = np.array([[0.1, 0.2], [0.3, 0.4]], np.float32) * 0.9  # the prefix tokens hold the rest
+    assert mass_mask(weights, mass).ravel().tolist() == [bool(one) for one in expected]
+    every = [
+        chosen for size in range(1, 5) for chosen in itertools.combinations(range(4), size)
+        if weights.ravel()[[*chosen]].sum() >= mass * weights.sum() - 1e-6
+    ]  # fmt: skip
+    assert sum(expected) == min(map(len, every))
+
+
+def test_the_middle_row_fades_what_holds_little_and_points_are_those_that_are_given() -> None:
+    weights = torch.full((1, 2, 37, 37), 1 / 36)
+    weights[0, :, 0] = 0.01
+    weights[0, :, 0, 1 + 2 * 6 + 3] = 0.9
+    sheet = attention_sheet(np.full((48, 48, 3), 100, np.uint8), LastAttention(weights, 1, (6, 6)), [(0.99, 0.99)], 0.6)
+    assert sheet.shape[1] == 4 * (PANEL_PX + GAP_PX)
+    middle = sheet[PANEL_PX + CAPTION_PX :][:PANEL_PX, PANEL_PX + GAP_PX :][:, :PANEL_PX]
+    assert (middle == 100).all(axis=2).mean() == pytest.approx(1 / 36, rel=0.1)
+    assert middle[0, 0].tolist() == [216, 216, 216]
+
+
+def test_a_region_of_a_slide_is_seen_at_the_mpp_of_the_training(tmp_path: Path) -> None:
+    image = stained_image(600, 500)
+    extractor = load_extractor(str(write_model_folder(tmp_path / "m" / "tiny", mpp=0.5)), device=CPU)
+    extractor = replace(extractor, preprocessing=replace(extractor.preprocessing, tile_px=64))  # 32 px see 1 um/px
+    with Slide.open(write_slide_file(tmp_path / "s.tif", [image], mpp=0.5)) as slide:
+        (sheet,) = draw_region_attention(extractor, slide, [(100, 50, 192)], tmp_path / "out", edge_px=None)
+        assert sheet.file.name == "s_100_50_192.png"
+        assert (sheet.edge_px, sheet.seen_mpp) == (96, 1.0)
+        shown = cv2.imread(str(sheet.file))[:PANEL_PX, :PANEL_PX, ::-1]
+        expected = cv2.resize(
+            cv2.resize(image[50:242, 100:292], (96, 96), interpolation=cv2.INTER_AREA), (PANEL_PX, PANEL_PX)
+        )
+        assert np.abs(shown.astype(int) - expected).mean() < 3
+        (sheet,) = draw_region_attention(extractor, slide, [(0, 0, 192)], tmp_path / "out", edge_px=48)
+        assert (sheet.edge_px, sheet.seen_mpp) == (48, 2.0)
+        with pytest.raises(ConfigError, match=r"lies outside s\.tif"):
+            draw_region_attention(extractor, slide, [(600, 0, 64)], tmp_path / "out", edge_px=None)
+        with pytest.raises(ConfigError, match="it has 3,000 x 3,000 px"):
+            draw_region_attention(extractor, slide, [(0, 0, 6000)], tmp_path / "out", edge_px=None)

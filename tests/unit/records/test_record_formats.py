@@ -14,22 +14,27 @@ from dino_path.records.best import BEST
 from dino_path.records.embedding import EMBEDDING
 from dino_path.records.environment import ENVIRONMENT
 from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS, version_2_from_1
+from dino_path.records.examples import EXAMPLES
+from dino_path.records.feature_map import FEATURE_MAP
 from dino_path.records.format import Format, Record, Tree
 from dino_path.records.guide import GUIDE, GUIDE_FEATURES
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.metrics import METRICS
 from dino_path.records.model_folder import MODEL
 from dino_path.records.retrieval import RETRIEVAL
+from dino_path.records.robustness import ROBUSTNESS
+from dino_path.records.segmentation import SEGMENTATION
 from dino_path.records.slide import SLIDE, SlideRecord, read_slide_record, write_slide_record
 from dino_path.records.slide_evaluation import SLIDES_EVALUATION
 from dino_path.records.start import START
 from dino_path.records.store import EXPECTED, STORE, read_expected
+from dino_path.records.suite import SUITE
 from dino_path.records.verdict import VERDICT
 
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
-    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL,
-    SLIDES_EVALUATION,
+    START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL, ROBUSTNESS,
+    FEATURE_MAP, SLIDES_EVALUATION, SEGMENTATION, EXAMPLES, SUITE,
 ]  # fmt: skip
 
 
@@ -102,8 +107,9 @@ def test_a_slide_record_comes_back_as_it_went_and_without_a_version_is_of_the_fi
     record = SlideRecord("a", "a.svs", "done", bounds_origin=(3, 4), pictured=(0, 0, 5, 6), flags=("odd",), num_tiles=7)
     write_slide_record(tmp_path / "a.json", record)
     written = json.loads((tmp_path / "a.json").read_text())
-    assert (written.pop("format_version"), read_slide_record(tmp_path / "a.json")) == (1, record)
-    (tmp_path / "a.json").write_text(json.dumps(written))
+    assert (written.pop("format_version"), read_slide_record(tmp_path / "a.json")) == (2, record)
+    of_version_1 = {name: value for name, value in written.items() if name not in ("centre", "scanner")}
+    (tmp_path / "a.json").write_text(json.dumps(of_version_1))
     assert read_slide_record(tmp_path / "a.json") == record
 
 
@@ -171,7 +177,8 @@ FIELDS = {
     "verdict": (1, "87f3f471"),
     "embedding": (2, "3b893a31"),
     "start of a run": (1, "8d64cea7"),
-    "slide record": (1, "8b7cdd72"),
+    "slide record": (2, "30a911a5"),
+    "robustness": (1, "ee85780a"),
     "tile store": (2, "c42a2f80"),
     "list of expected slides": (2, "fd2c8f1d"),
     "retrieval": (1, "130db7c8"),
@@ -186,6 +193,10 @@ FIELDS = {
     "environment": (1, "e7952035"),
     "guide.json": (1, "a62ca6e0"),
     "features.json": (1, "a1b84862"),
+    "feature map": (1, "0b871a8d"),
+    "segmentation": (1, "6eb463d4"),
+    "examples": (1, "aeb033b0"),
+    "suite": (1, "7bc3e4bb"),
 }
 
 

@@ -1,5 +1,6 @@
 """A made-up run folder, evaluation and tile store, as the other rooms write them."""
 
+import base64
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,16 @@ from dino_path.config import Config, TilesConfig
 from dino_path.records.environment import ENVIRONMENT, EnvironmentRecord, present_environment
 from dino_path.records.evaluation import FewShotRecord, FractionsRecord, ResultsRecord
 from dino_path.records.evaluation import write_evaluation as write_evaluation_record
+from dino_path.records.examples import (
+    EXAMPLES,
+    ExamplesRecord,
+    MistakeRecord,
+    ModelExamplesRecord,
+    NeighbourRecord,
+    QueryRecord,
+    SlideResultRecord,
+    TileRecord,
+)
 from dino_path.records.metrics import StepRecord, metrics_line
 from dino_path.records.slide import SlideRecord, write_slide_record
 from dino_path.records.store import StoreRecord, write_store_record
@@ -122,6 +133,27 @@ def write_evaluation(file: Path, *, has_baseline: bool = True) -> Path:
     }
     write_evaluation_record(file.parent, ResultsRecord.model_validate(record))
     return file
+
+
+def write_examples(folder: Path, *, split_digest: str = "s") -> None:
+    """One query with a neighbour of its class and one of another, one mistake, one slide."""
+    jpeg = base64.b64encode(cv2.imencode(".jpg", np.full((32, 32, 3), 200, np.uint8))[1].tobytes()).decode()
+    tiles = [
+        TileRecord(name=f"{name.lower()}.png", slide=f"slide {name}", label=label, jpeg=jpeg)
+        for name, label in (("A", "normal"), ("C", "normal"), ("B", "tumour"))
+    ]
+    neighbours = (NeighbourRecord(tile=1, similarity=0.75), NeighbourRecord(tile=2, similarity=0.5))
+    model = ModelExamplesRecord(
+        queries=(QueryRecord(tile=0, neighbours=neighbours),),
+        mistakes=(MistakeRecord(tile=0, predicted="tumour", score=0.91),),
+        no_attention="has no [CLS].",
+    )
+    slide = SlideResultRecord(name="slide A", num_images=3, accuracy={"vits16": 0.3333, "mean-colour": 0.6667})
+    record = ExamplesRecord(
+        split_digest=split_digest, protocol="linear", apart="slides", unit="slide", tiles=tuple(tiles),
+        models={"vits16": model}, slides=(slide,),
+    )  # fmt: skip
+    EXAMPLES.write(folder / "examples.json", record)
 
 
 def fraction_row(row: dict[str, Any], fraction: float) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """The report: one file that needs nothing else, from whole, unfinished and damaged run folders."""
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import cv2
 import numpy as np
 import pytest
 import yaml
-from made_up import score, write_evaluation, write_fewshot, write_fractions, write_run, write_store
+from made_up import score, write_evaluation, write_examples, write_fewshot, write_fractions, write_run, write_store
 
 from dino_path.config import FrozenProtocol
 from dino_path.errors import CheckpointError, DataError, TileStoreError
@@ -18,12 +20,15 @@ from dino_path.records.best import BestRecord, write_best
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.slide import SlideRecord, write_slide_record
 from dino_path.records.verdict import JudgedRecord, VerdictRecord, write_verdict
+from dino_path.reporting import sources
 from dino_path.reporting.evaluation_sections import PROTOCOL_TITLES
 from dino_path.reporting.images import inline_picture
 from dino_path.reporting.report import write_report
+from dino_path.reporting.sources import read_run
+from dino_path.reporting.troubles import troubles_of
 from dino_path.run import RunFolder
 
-VOID = {"meta", "img", "br", "hr", "line", "circle", "rect", "polyline", "polygon"}
+VOID = {"meta", "img", "br", "hr", "input"}
 
 
 class Page(HTMLParser):
@@ -35,6 +40,7 @@ class Page(HTMLParser):
         self.addresses: list[str] = []
         self.texts: list[str] = []
         self.tags: list[str] = []
+        self.html = html
         self.feed(html)
         assert self.open == []
 
@@ -51,12 +57,23 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] not in ("style", "title"):
+        if not self.open or self.open[-1] not in ("style", "title", "script"):
             self.texts.append(data)
 
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.texts).split())
+
+    @property
+    def charts(self) -> list[dict[str, Any]]:
+        """The numbers of all charts, in the order of their places."""
+        [data] = re.findall(r'id="chart-data">(.*?)</script>', self.html, re.DOTALL)
+        charts: list[dict[str, Any]] = json.loads(data)
+        assert self.html.count('<div class="plot ') == len(charts)
+        return charts
+
+    def curves(self) -> list[dict[str, Any]]:
+        return [chart for chart in self.charts if chart["kind"] == "lines"]
 
 
 def report(*runs: Path, out: Path, **more: object) -> Page:
@@ -73,10 +90,15 @@ def test_the_page_loads_nothing_from_elsewhere(run: Path, tmp_path: Path) -> Non
     page = report(run, out=tmp_path, store=write_store(tmp_path / "store"))
     assert page.addresses
     assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
-    assert not {"script", "link", "iframe", "object"}.intersection(page.tags)
+    assert not {"link", "iframe", "object"}.intersection(page.tags)
     html = (tmp_path / "report.html").read_text()
     assert "url(" not in html
     assert "@import" not in html
+    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy.startswith("default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'sha256-")
+    [script] = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert len(html) < 3_000_000
 
 
 def test_it_tells_the_facts_of_the_run(run: Path, tmp_path: Path) -> None:
@@ -89,37 +111,58 @@ def test_it_tells_the_facts_of_the_run(run: Path, tmp_path: Path) -> None:
 
 
 def test_every_field_of_the_metrics_has_its_chart(run: Path, tmp_path: Path) -> None:
-    assert report(run, out=tmp_path).tags.count("svg") == 14
+    assert len(report(run, out=tmp_path).curves()) == 14
 
 
 def test_an_evaluation_is_shown_with_intervals_beside_the_baseline(run: Path, tmp_path: Path) -> None:
     write_evaluation(run / "eval" / "results.json")
     page = report(run, out=tmp_path)
     assert (
-        "polyps, linear probe: vits16 reaches a balanced accuracy of 0.900 (0.870 to 0.930); against supervised "
-        "resnet50 (from scratch): +0.080 (+0.050 to +0.110), better." in page.text
+        "On polyps (41 test patients), the frozen features of vits16 reach a balanced accuracy of 0.900 (0.870 to "
+        "0.930, chance 0.500) by linear probe: not compared with the same network untrained ( untrained:MODEL ), "
+        "not compared with colour alone ( mean-colour ), better than a network trained with these labels (+0.080)."
+        in page.text
     )
+    first, *charts = [chart for chart in page.charts if chart["kind"] == "intervals"]
+    assert first["rows"][0]["label"] == "vits16"
+    assert len(charts) == 2
+    assert len({(*chart["axis"], chart["chance"]) for chart in (first, *charts)}) == 1, "one axis, with chance"
     assert "−0.110 (−0.140 to −0.080)" in page.text
     assert "0.710 0.680–0.740" in page.text
     assert "41 test patients" in page.text
-    assert "untrained-vits16 reaches" not in page.text, "comparisons make no headline"
+    assert "features of untrained-vits16 reach" not in page.text, "comparisons make no headline"
 
 
-def test_the_headline_compares_with_untrained_colour_and_supervised_in_this_order(run: Path, tmp_path: Path) -> None:
+def test_the_verdict_compares_with_untrained_colour_and_supervised_in_this_order(run: Path, tmp_path: Path) -> None:
     file = write_evaluation(run / "eval" / "results.json")
     record = json.loads(file.read_text())
     record["data"]["cross_validation"] = {"folds": 5, "repeats": 1, "splits": []}
     record["rows"][1]["differences"] |= {
         "mean-colour": {"balanced_accuracy": {"value": 0.24, "low": None, "high": None}},
+        "colour-statistics": {"balanced_accuracy": {"value": 0.02, "low": -0.1, "high": 0.1}},
         "untrained-vits16": {"balanced_accuracy": {"value": -0.1, "low": -0.2, "high": -0.01}},
     }
     file.write_text(json.dumps(record))
     page = report(run, out=tmp_path)
     assert (
-        "polyps, 5-fold cross-validation, linear probe: vits16 reaches a balanced accuracy of 0.900 (0.870 to 0.930); "
-        "against untrained-vits16: −0.100 (−0.200 to −0.010), worse; against mean-colour: +0.240, too few patients to "
-        "tell; against supervised resnet50 (from scratch): +0.080 (+0.050 to +0.110), better." in page.text
-    )
+        "by linear probe: worse than the same network untrained (−0.100), no clear difference from colour alone "
+        "(+0.020), better than a network trained with these labels (+0.080)." in page.text
+    ), "of two controls of colour the stronger one counts"
+    assert '<p class="verdict bad' in page.html
+
+
+def test_the_linear_probe_speaks_where_the_neighbours_do_better(run: Path, tmp_path: Path) -> None:
+    file = write_evaluation(run / "eval" / "results.json")
+    record = json.loads(file.read_text())
+    record["rows"][0]["metrics"]["balanced_accuracy"] = score(0.99)
+    file.write_text(json.dumps(record))
+    text = report(run, out=tmp_path).text
+    assert "reach a balanced accuracy of 0.900 (0.870 to 0.930, chance 0.500) by linear probe" in text
+    assert "reach a balanced accuracy of 0.990" not in text
+
+
+def test_without_an_evaluation_the_first_sentence_says_how_to_make_one(run: Path, tmp_path: Path) -> None:
+    assert "What the features are worth is not known: no evaluation was found." in report(run, out=tmp_path).text
 
 
 def test_a_missing_baseline_is_said_and_not_hidden(run: Path, tmp_path: Path) -> None:
@@ -136,12 +179,11 @@ def test_few_labels_have_a_chart_per_protocol_and_say_where_the_baseline_is_miss
     assert "100 % 0.900 0.870–0.930 0.700 0.670–0.730 0.860 0.830–0.890" in page.text
     assert "10 % 0.720 0.690–0.750 0.520 0.490–0.550 missing, run `dino-path baseline --fraction 0.1`" in page.text
     assert "−0.200 (−0.230 to −0.170)" in page.text
-    html = (tmp_path / "report.html").read_text()
-    charts = re.findall(r'<svg[^>]*aria-label="Balanced accuracy over the share of labels[^"]*".*?</svg>', html)
+    charts = [chart for chart in page.charts if chart["kind"] == "fractions"]
     assert len(charts) == 2
     for chart in charts:
-        assert chart.count('class="whisker"') == 5  # two models twice, the baseline once
-        assert "vits16, 10 %: 0.720 (0.690 to 0.750)" in chart
+        assert sum(point is not None for one in chart["series"] for point in one["points"]) == 5
+        assert "vits16, 10 %: 0.720 (0.690 to 0.750)" in chart["summary"]  # two models twice, the baseline once
 
 
 def test_few_shot_episodes_are_shown_beside_the_supervised_network(run: Path, tmp_path: Path) -> None:
@@ -167,14 +209,14 @@ def test_evaluations_in_subfolders_and_elsewhere_are_found(run: Path, tmp_path: 
     write_evaluation(run / "eval" / "crc" / "results.json")
     other = write_evaluation(tmp_path / "elsewhere" / "results.json")
     page = report(run, out=tmp_path, evaluations=[tmp_path / "elsewhere"])
-    assert page.text.count("polyps, linear probe: vits16 reaches") == 1  # the same data: one section
+    assert page.text.count("On polyps (41 test patients), the frozen features of vits16") == 1  # the same data: one
 
     tree = json.loads(other.read_text())
     tree["data"]["content_digest"] = "of other images"
     other.write_text(json.dumps(tree))
     page = report(run, out=tmp_path, evaluations=[tmp_path / "elsewhere"])
     for origin in ("eval/crc", f"{tmp_path.name}/elsewhere"):
-        assert page.text.count(f"polyps ({origin}), linear probe: vits16 reaches") == 1
+        assert page.text.count(f"On polyps ({origin}) (41 test patients), the frozen features of vits16") == 1
     with pytest.raises(DataError, match="no nowhere here"):
         report(run, out=tmp_path, evaluations=[tmp_path / "nowhere"])
 
@@ -200,22 +242,21 @@ def test_runs_are_drawn_together_and_differing_settings_are_marked(run: Path, tm
     html = (tmp_path / "report.html").read_text()
     [row] = re.findall(r'<tr class="differs"><td title="([^"]*)">', html)
     assert row == "training.momentum"
-    assert html.count('class="curve slot1"') == 14
+    assert [len(chart["lines"]) for chart in page.curves()] == [2] * 14
 
 
 def test_a_run_with_settings_of_an_earlier_version_shows_them_and_ln_k_as_before(run: Path, tmp_path: Path) -> None:
-    html = []
+    pages = []
     for number in range(2):
         if number == 1:
             tree = yaml.safe_load((run / "config.yaml").read_text())
             tree["model"]["num_prototypes"] = tree.pop("objective")["dino"]["num_prototypes"]
             (run / "config.yaml").write_text(yaml.safe_dump(tree))
-        html.append(write_report([run], tmp_path / "report.html").read_text())
-    rows = [re.findall(r'<td title="objective.dino.num_prototypes">.*?</tr>', each, re.DOTALL) for each in html]
-    charts = [re.findall(r"<svg.*?</svg>", each, re.DOTALL) for each in html]
+        pages.append(report(run, out=tmp_path))
+    rows = [re.findall(r'<td title="objective.dino.num_prototypes">.*?</tr>', each.html, re.DOTALL) for each in pages]
     assert "4096" in rows[0][0]
-    assert sum(">ln K<" in chart for chart in charts[0]) == 2
-    assert (rows[0], charts[0]) == (rows[1], charts[1])
+    assert [chart["reference"]["label"] for chart in pages[0].curves() if chart["reference"]] == ["ln K"] * 2
+    assert (rows[0], pages[0].charts) == (rows[1], pages[1].charts)
 
 
 def test_numbers_that_have_no_words_here_have_a_chart_each(run: Path, tmp_path: Path) -> None:
@@ -225,7 +266,7 @@ def test_numbers_that_have_no_words_here_have_a_chart_each(run: Path, tmp_path: 
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
     page = report(run, out=tmp_path)
     assert "Toy loss" in page.text
-    assert page.tags.count("svg") == 15
+    assert len(page.curves()) == 15
 
 
 def test_two_runs_of_one_name_get_their_parents_name_too(tmp_path: Path) -> None:
@@ -245,8 +286,10 @@ def test_an_unfinished_run_without_some_numbers_is_shown_as_far_as_it_goes(run: 
     (run / "environment.json").unlink()
     page = report(run, out=tmp_path)
     assert "500 of 1,200 steps, unfinished" in page.text
-    assert page.tags.count("svg") == 11
-    assert "named a collapse (uniform), first at step 499" in page.text
+    assert len(page.curves()) == 11 + 3, "and three that show the collapse"
+    assert (
+        "vits16: the teacher collapsed (uniform) The monitor named it first at step 499, last at step 499" in page.text
+    )
     assert "2 step(s) had a loss that was not finite" in page.text
 
 
@@ -268,7 +311,7 @@ def test_what_cannot_be_read_is_said_on_the_page(run: Path, tmp_path: Path) -> N
         "eval/results.json: is damaged", "metrics.jsonl cannot be read whole: line 1 is no JSON",
     ):  # fmt: skip
         assert text in page.text
-    assert page.tags.count("svg") == 14, "the other lines are drawn"
+    assert len(page.curves()) == 14, "the other lines are drawn"
 
 
 def test_names_from_files_cannot_bring_markup(run: Path, tmp_path: Path) -> None:
@@ -276,7 +319,7 @@ def test_names_from_files_cannot_bring_markup(run: Path, tmp_path: Path) -> None
     record = SlideRecord("<script>alert(1)</script>", "bad.svs", "failed", "<img src=x>")
     write_slide_record(store / "slides" / "bad.json", record)
     page = report(run, out=tmp_path, store=store, title="<b>title</b>")
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 4, "the page's own"
     assert "<script>alert(1)</script>" in page.text
 
 
@@ -297,8 +340,6 @@ def test_pictures_become_smaller_and_lose_transparency(tmp_path: Path) -> None:
     picture = inline_picture(file, caption="", max_edge_px=800)
     assert picture is not None
     assert (picture.width, picture.height) == (800, 200)
-    import base64
-
     encoded = np.frombuffer(base64.b64decode(picture.address.split(",")[1]), np.uint8)
     assert (cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) == 255).all()
 
@@ -353,11 +394,13 @@ def test_the_same_data_in_two_runs_are_one_section_and_other_data_of_that_name_a
     (runs[1] / "eval" / "other" / "results.json").write_text(json.dumps(other))
     page = report(*runs, out=tmp_path)
     assert page.text.count("Balanced accuracy, linear probe") == 2, "one axis for both runs, one for the other data"
-    for text in ("polyps (first/eval), linear probe: vits16 (first/eval) reaches a balanced accuracy of 0.900",
-                 "polyps (first/eval), linear probe: vits16 (second/eval) reaches a balanced accuracy of 0.920",
-                 "polyps (eval/other), linear probe: vits16 reaches"):  # fmt: skip
+    for text in ("On polyps (first/eval) (41 test patients), the frozen features of vits16 (first/eval) reach",
+                 "the frozen features of vits16 (second/eval) reach a balanced accuracy of 0.920",
+                 "On polyps (eval/other) (41 test patients), the frozen features of vits16 reach",
+                 "None of 3 results is better than both the same network untrained and colour alone."):  # fmt: skip
         assert text in page.text
-    assert page.text.count("mean-colour") == 2 * 3, "what both found alike stands once in chart, table and classes"
+    table = re.findall(r"<tr class=\"other\"><td>mean-colour</td>", page.html)
+    assert len(table) == 2, "what both found alike stands once in each table"
 
 
 @pytest.mark.parametrize("share_of_ln_k", [1.0, 0.97])
@@ -374,7 +417,7 @@ def test_a_run_that_learned_nothing_is_said_first_with_its_advice(
     sentence = "vits16 has learned nothing: at its end DINO's loss is 8.318, which is ln K (8.318) within 1 %"
     assert (sentence in page.text) == (share_of_ln_k == 1)
     if share_of_ln_k == 1:
-        assert page.text.index(sentence) < page.text.index("reaches a balanced accuracy")
+        assert page.text.index(sentence) < page.text.index("reach a balanced accuracy")
         assert "Advised at its start: 4096 prototypes are many for 60 tiles." in page.text
 
 
@@ -388,7 +431,7 @@ def test_features_as_good_as_untrained_are_said_first(run: Path, tmp_path: Path,
     sentence = "polyps: training gave vits16 nothing that this test shows: it is not better than untrained-vits16"
     assert (sentence in text) == is_said
     if is_said:
-        assert text.index(sentence) < text.index("reaches a balanced accuracy")
+        assert text.index(sentence) < text.index("reach a balanced accuracy")
 
 
 def test_the_best_checkpoint_and_the_verdict_on_a_run_are_shown(tmp_path: Path) -> None:
@@ -421,3 +464,89 @@ def test_the_best_checkpoint_and_the_verdict_on_a_run_are_shown(tmp_path: Path) 
     assert "of 9,000 steps, ended without a gain" in report(stopped.path, out=tmp_path).text
     run.verdict_file.write_text("{")
     assert "verdict.json cannot be used" in report(run.path, out=tmp_path).text
+
+
+def test_what_went_wrong_comes_with_its_remedy_its_curves_and_the_failed_slides(run: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"data_wait": 0.4, "num_unreadable": 1, "collapse": "constant" if line["step"] > 900 else None}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "log.txt").write_text(
+        "2026-01-01 10:00:00 INFO vit: 2.72 M parameters, 1024 prototypes; bf16 on cuda, 8 process(es)\n"
+        "2026-01-01 10:00:01 WARNING step 909: the teacher has collapsed (constant). Try this: a lower temperature.\n"
+        "2026-01-01 12:00:01 INFO step 1200/1200  100 %\n"
+    )
+    page = report(run, out=tmp_path, store=write_store(tmp_path / "store"))
+    for text in (
+        "What went wrong: vits16: the teacher collapsed (constant) ;", "Try this: a lower temperature.",
+        "first at step 909, last at step 1,199, where the run stands.", "120 times another tile took the place",
+        "waited for tiles for 40% of the time", "1 of 5 slides gave no tiles.", "case-090 no mpp in the file",
+        "Steps from 2026-01-01 10:00:01 to 2026-01-01 12:00:01. bf16 on cuda, 8 process(es).",
+    ):  # fmt: skip
+        assert text in page.text
+    shown = [chart["title"] for chart in page.curves()[:6]]
+    assert shown == [
+        "loss",
+        "teacher entropy",
+        "kl",
+        "feature std",
+        "rankme",
+        "Share of the time spent waiting for tiles",
+    ]
+
+
+def test_the_tiles_of_skipped_steps_are_shown_from_the_store(run: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) | {"num_skipped": 1} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "log.txt, which names their tiles, is not here" in report(run, out=tmp_path).text
+    (run / "log.txt").write_text(
+        "2026-01-01 10:00:00 ERROR step 7: the loss is not finite; nothing was updated. Tiles of this rank:"
+        " [2, 0, 99]\n"
+    )
+    text = report(run, out=tmp_path).text
+    assert "Steps 7; their 3 tiles are numbers 2, 0, 99 of the store. --store STORE shows the tiles." in text
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(images / f"{number}.png"), np.full((64, 64, 3), 60 * number, np.uint8))
+    [trouble] = troubles_of([read_run(run, name="run")], None, images)
+    assert [picture.caption for picture in trouble.pictures] == ["2: 2.png", "0: 0.png"]
+    [trouble] = troubles_of([read_run(run, name="run")], None, tmp_path / "nothing")
+    assert "The tiles cannot be shown: " in trouble.sentences[-1]
+
+
+def test_examples_are_shown_and_without_them_the_command_that_makes_them(run: Path, tmp_path: Path) -> None:
+    file = write_evaluation(run / "eval" / "results.json")
+    record = json.loads(file.read_text())
+    record["environment"]["command"] = ["/bin/dino-path", "evaluate", "table", "a model", "--data", "polyps"]
+    file.write_text(json.dumps(record))
+    assert "dino-path evaluate table 'a model' --data polyps" in report(run, out=tmp_path).text
+    write_examples(run / "eval")
+    page = report(run, out=tmp_path)
+    assert "evaluate table 'a model'" not in page.text
+    for text in (
+        "all from other slides. 1 of 2 neighbours are of the query's class", "✗ tumour 0.500 slide B",
+        "normal 0.750 slide C", "called tumour 0.91", "slide A 3 0.333 0.667", "Not shown: the model has no [CLS].",
+    ):  # fmt: skip
+        assert text in page.text
+    assert 'alt="Neighbour 2: tumour, b.png"' in page.html
+    (run / "eval" / "examples.json").write_text("{")
+    assert "eval/results.json: is damaged" in report(run, out=tmp_path).text
+
+
+def test_examples_of_another_split_are_not_shown(run: Path, tmp_path: Path) -> None:
+    write_evaluation(run / "eval" / "results.json")
+    write_examples(run / "eval", split_digest="another")
+    assert "are not there: an earlier dino_path evaluated polyps" in report(run, out=tmp_path).text
+
+
+def test_pictures_of_many_slides_become_smaller_and_the_rest_is_counted(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "OVERLAY_EDGES_PX", (500, 250))
+    monkeypatch.setattr(sources, "OVERLAY_BYTES", 2 * 250 * 250)
+    monkeypatch.setattr(sources, "BYTES_PER_PX", 1.0)
+    page = report(run, out=tmp_path, store=write_store(tmp_path / "store"))
+    pictures = re.findall(r'alt="Tissue contour and kept tiles of (case-\d+)[^>]*width="(\d+)"', page.html)
+    assert pictures == [("case-001", "250"), ("case-000", "250")], "flagged ones first"
+    assert "1 more pictures would make this page too large" in page.text

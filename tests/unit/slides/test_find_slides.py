@@ -45,6 +45,12 @@ def test_a_slide_named_twice_counts_once_and_the_csv_knows_more(tmp_path: Path) 
     assert rows == [SlideRow(slide, "a", patient_id="P1")]
 
 
+def test_a_csv_gives_centre_and_scanner(tmp_path: Path) -> None:
+    (slide,) = make_files(tmp_path, "a.svs")
+    (tmp_path / "slides.csv").write_text("path,center,Scanner\na.svs,Utrecht,NanoZoomer\n")
+    assert find_slides([tmp_path / "slides.csv"]) == [SlideRow(slide, "a", centre="Utrecht", scanner="NanoZoomer")]
+
+
 def test_a_csv_gives_ids_patients_mpp_and_split_and_may_hold_other_columns(tmp_path: Path) -> None:
     make_files(tmp_path, "s/a.svs", "s/b.svs")
     (tmp_path / "slides.csv").write_bytes(

@@ -134,6 +134,20 @@ def test_a_slide_that_cannot_be_read_fails_alone_and_is_tried_again(rows: list[S
     assert (second.num_done, second.num_failed, second.num_skipped) == (1, 0, 1)
 
 
+def test_centre_and_scanner_stand_in_the_record_and_change_without_tiling_again(
+    rows: list[SlideRow], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    first = tile_slides([replace(rows[0], centre="A", scanner="S")], TILES, store, num_workers=0)
+    assert (first.records[0].centre, first.records[0].scanner) == ("A", "S")
+    second = tile_slides([replace(rows[0], centre="B", scanner="S")], TILES, store, num_workers=0)
+    assert (second.num_done, second.num_skipped, second.records[0].centre) == (0, 1, "B")
+    header, line = (store / "slides.csv").read_text().splitlines()
+    written = dict(zip(header.split(","), line.split(","), strict=True))
+    assert (written["centre"], written["scanner"]) == ("B", "S")
+    assert [(row.centre, row.scanner) for row in find_slides([store / "slides.csv"])] == [("B", "S")]
+
+
 def test_mpp_of_the_csv_overrules_and_a_changed_one_tiles_anew(rows: list[SlideRow], tmp_path: Path) -> None:
     tile_slides(rows[:1], TILES, tmp_path / "store", num_workers=0)
     finer = [replace(rows[0], mpp=0.25)]

@@ -1,0 +1,169 @@
+"""What a suite is going to evaluate: each set's data, settings and baseline, checked before torch is imported."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dino_path.config import EvaluationConfig, SuiteConfig, SuiteSet
+from dino_path.errors import DataError, DinoPathError
+from dino_path.evaluation.baseline.files import BaselineFolder
+from dino_path.evaluation.labelled.datasets import LabelledSet
+from dino_path.evaluation.labelled.division import divide
+from dino_path.evaluation.results.suite_kinds import Described, Kind, Work, by_kind
+from dino_path.settings import setting_text
+
+LAYOUT = re.compile(r"[a-z0-9-]+")
+
+
+@dataclass(frozen=True)
+class PlannedSet:
+    """One set, read and checked.
+
+    Attributes:
+        works: what each kind of evaluation has to do.
+        described: the data, as the kind of the primary protocol describes them.
+        baseline_digests: of the supervised networks, one for each split; empty where they are missing.
+        supervised_missing: the command that would train the supervised network, from the folder --root.
+    """
+
+    name: str
+    config: SuiteSet
+    evaluation: EvaluationConfig
+    works: Mapping[Kind, Work]
+    described: Described
+    baseline_digests: tuple[str, ...]
+    supervised_missing: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sets that are there, and why the others are left out."""
+
+    sets: tuple[PlannedSet, ...]
+    left_out: Mapping[str, str]
+
+
+def plan_suite(
+    suite: SuiteConfig, specs: Sequence[str], *, root: Path, baselines: Path | None, out: Path, skip_missing: bool
+) -> Plan:
+    """Read and check the data of all sets.
+
+    Args:
+        root: what paths in the suite file are relative to.
+        baselines: instead of the suite's.
+        out: folder of the suite; each set has a folder in it.
+        skip_missing: leave out the sets whose folder or file is not there.
+
+    Raises:
+        DataError: sets are missing or cannot be evaluated, all of them in one message; or none is left.
+    """
+    if baselines is None and suite.baselines is not None:
+        baselines = root / suite.baselines
+    missing, faults, planned = dict[str, str](), dict[str, str](), list[PlannedSet]()
+    for name, config in suite.sets.items():
+        place = resolved(config.data, root)[1]
+        if not place.exists():
+            missing[name] = f"{shown(config.data)} is not there"
+    if missing and not skip_missing:
+        faults |= {
+            name: f"{why} (looked for {resolved(suite.sets[name].data, root)[1]})" for name, why in missing.items()
+        }
+    for name in suite.sets:
+        if name in missing:
+            continue
+        try:
+            planned.append(_plan_set(name, suite, specs, root, baselines, out))
+        except DinoPathError as error:
+            faults[name] = f"{error.thing}: {error.found} {error.needed} {error.remedy}"
+    if faults:
+        lines = "\n".join(f"    - {name}: {' '.join(fault.split())}" for name, fault in faults.items())
+        raise DataError(
+            suite.title,
+            f"{len(faults)} of {len(suite.sets)} sets cannot be evaluated:\n{lines}",
+            "Every set of the suite must be there and whole.",
+            "Check --root and the paths in the suite file"
+            + ("; --skip-missing leaves out sets that are not there." if not skip_missing and missing else "."),
+        )
+    if not planned:
+        raise DataError(
+            suite.title,
+            f"none of its {len(suite.sets)} sets is there: {', '.join(missing)}.",
+            "At least one set is needed.",
+            "Check --root and the paths in the suite file.",
+        )
+    return Plan(tuple(planned), missing)
+
+
+def resolved(data: str, root: Path) -> tuple[str, Path]:
+    """The --data of a set whose path is relative to `root`, and the path in it: `pcam:P` -> (`pcam:ROOT/P`, ROOT/P)."""
+    name, colon, rest = data.partition(":")
+    if colon and LAYOUT.fullmatch(name):
+        return f"{name}:{root / rest}", root / rest
+    return str(root / data), root / data
+
+
+def shown(data: str) -> str:
+    """The --data of a set as a page may show it: of a path that is not relative only the last name."""
+    path = resolved(data, Path())[1]
+    return data.replace(str(path), f"PATH/{path.name}") if path.is_absolute() else data
+
+
+def _plan_set(
+    name: str, suite: SuiteConfig, specs: Sequence[str], root: Path, baselines: Path | None, out: Path
+) -> PlannedSet:
+    config, evaluation = suite.sets[name], suite.evaluation_of(name)
+    spec = resolved(config.data, root)[0]
+    if evaluation.regions is not None:
+        evaluation = evaluation.model_copy(update={"regions": root / evaluation.regions})
+    loaded: dict[Callable[..., Any], Any] = {}
+    kinds = by_kind(config.protocols)
+    for kind in kinds:
+        if kind.load not in loaded:
+            loaded[kind.load] = kind.load(spec, evaluation)
+    labelled = next((data for data in loaded.values() if isinstance(data, LabelledSet)), None)
+    baseline, digests = _baseline(baselines, name, labelled, evaluation)
+    works = {
+        kind: Work(specs, loaded[kind.load], protocols, config.fractions, evaluation, out / name, baseline)
+        for kind, protocols in kinds.items()
+    }
+    for kind, work in works.items():
+        kind.look(work)
+    leading = next(kind for kind, work in works.items() if config.primary.protocol in work.protocols)
+    return PlannedSet(
+        name,
+        config,
+        evaluation,
+        works,
+        leading.describe(works[leading].data, evaluation),
+        digests,
+        None if baseline is not None or labelled is None else baseline_command(name, config, suite.evaluation_of(name)),
+    )
+
+
+def _baseline(
+    baselines: Path | None, name: str, labelled: LabelledSet | None, evaluation: EvaluationConfig
+) -> tuple[Path | None, tuple[str, ...]]:
+    """The folder of the set's baseline, and what identifies its networks; None where there is no such folder.
+
+    Raises:
+        DataError: the folder is not of a finished baseline of this split.
+    """
+    if baselines is None or labelled is None or not (baselines / name).is_dir():
+        return None, ()
+    division = divide(labelled, evaluation)
+    folders = [BaselineFolder(path) for path in division.folders(baselines / name)]
+    for folder, split in zip(folders, division.splits, strict=True):
+        folder.read_scores(split)
+    return baselines / name, tuple(folder.read_result().experiment for folder in folders)
+
+
+def baseline_command(name: str, config: SuiteSet, evaluation: EvaluationConfig) -> str:
+    """What trains the supervised network of a set, in the folder --root."""
+    given = evaluation.model_dump(mode="json", exclude_defaults=True)
+    settings = [f"evaluation.{key}={setting_text(value)}" for key, value in given.items()]
+    return shlex.join(["dino-path", "baseline", "--data", shown(config.data), "--out", f"baselines/{name}", *settings])

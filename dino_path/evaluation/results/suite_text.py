@@ -1,0 +1,44 @@
+"""A suite as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dino_path.config import PROTOCOL_TITLES
+from dino_path.evaluation.results.writing import SUPERVISED, markdown_page, markdown_table
+from dino_path.records.suite import SuiteRecord, verdict
+from dino_path.records.verdict import interval, signed
+
+
+def suite_markdown(record: SuiteRecord) -> str:
+    """Sets x models, mean and mean rank; then differences, warnings and notes."""
+    columns = list(record.models)
+    header = ["set", "number", *(f"{name} (null)" if record.models[name].role == "null" else name for name in columns)]
+    rows = [
+        [one.name, f"{PROTOCOL_TITLES.get(one.protocol, one.protocol)}, {one.metric.replace('_', ' ')}",
+         *(interval(one.scores[name]) if name in one.scores else "missing" for name in columns)]
+        for one in record.sets
+    ]  # fmt: skip
+    for title, what in (("mean", "mean"), ("mean rank", "rank")):
+        scores = [getattr(record.models[name], what) for name in columns]
+        rows.append(
+            [title, f"{len(record.sets)} sets", *("" if score is None else interval(score) for score in scores)]
+        )
+    if not any(model.role == "supervised" for model in record.models.values()):
+        header.append(SUPERVISED)
+        rows = [[*row, "missing"] for row in rows[:-2]] + [[*row, ""] for row in rows[-2:]]
+    lines = markdown_table(header, rows)
+    if record.differences:
+        lines += ["", *_differences(record)]
+    return markdown_page(record.title, lines, [*(f"WARNING: {one}" for one in record.warnings), *record.notes])
+
+
+def _differences(record: SuiteRecord) -> list[str]:
+    rows: list[Sequence[str]] = []
+    for one in record.differences:
+        num_open = len(record.sets) - one.num_above - one.num_below
+        rows.append([f"{one.model} - {one.other}", signed(one.mean), verdict(one.mean),
+                     str(one.num_above), str(one.num_below), str(num_open)])  # fmt: skip
+    return markdown_table(
+        ["difference", "mean over sets", "the mean is", "sets above 0", "sets below 0", "sets open"], rows
+    )

@@ -1,0 +1,89 @@
+"""What to keep in mind when reading a suite's table, as sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from dino_path.evaluation.results.suite_plan import Plan
+from dino_path.evaluation.results.writing import SUPERVISED
+from dino_path.records.feature_kinds import split_kind
+from dino_path.records.suite import SuiteModelRecord, SuiteSetRecord
+
+
+def suite_warnings(
+    plan: Plan, models: Mapping[str, SuiteModelRecord], sets: Sequence[SuiteSetRecord]
+) -> tuple[str, ...]:
+    """What the table lacks, and which of its intervals promise too much."""
+    nulls = [split_kind(model.spec)[1] for model in models.values() if model.role == "null" and model.spec is not None]
+    warnings = [f"{name} is left out: {why}" for name, why in plan.left_out.items()]
+    if not any(spec.startswith("untrained:") for spec in nulls):
+        warnings.append(
+            "no untrained network is among the models, so nothing says what the architecture alone gives: add "
+            "`untrained:MODEL`"
+        )
+    if all(spec.startswith("untrained:") for spec in nulls):
+        warnings.append(
+            "no colour features are among the models, so nothing says what stain alone gives: add `mean-colour` and "
+            "`colour-statistics`"
+        )
+    missing = {one.name: one.supervised_missing for one in sets if one.supervised_missing is not None}
+    if missing:
+        command = next(iter(missing.values()))
+        warnings.append(
+            f"{SUPERVISED} is missing for {', '.join(missing)}, so nothing there says what labels alone give. In the "
+            f"folder --root, `{command}` trains it (one command for each set); then give --baselines ROOT/baselines"
+        )
+    if ungrouped := [planned.name for planned in plan.sets if not planned.described.has_groups]:
+        warnings.append(
+            f"{', '.join(ungrouped)}: no patients are named, so intervals are over images and too narrow where several "
+            "are of one patient, and a split that was drawn may have a patient on both sides"
+        )
+    warnings += _weak_nulls(plan, models, sets)
+    if without := [one.name for one in sets if any(score.low is None for score in one.scores.values())]:
+        warnings.append(f"{', '.join(without)}: too few groups for an interval, and so the mean and the rank have none")
+    return tuple(warnings)
+
+
+def _weak_nulls(plan: Plan, models: Mapping[str, SuiteModelRecord], sets: Sequence[SuiteSetRecord]) -> Iterator[str]:
+    """A control that always gives one class flatters what stands beside it."""
+    for planned, one in zip(plan.sets, sets, strict=True):
+        num_classes = planned.described.num_classes
+        if one.metric != "balanced_accuracy" or num_classes is None:
+            continue
+        weak = [
+            name for name, score in one.scores.items()
+            if models[name].role == "null" and score.low is not None and score.low <= 1 / num_classes
+        ]  # fmt: skip
+        if weak:
+            yield (
+                f"{one.name}: {', '.join(weak)} by {one.protocol}: no better than always giving one class "
+                f"({1 / num_classes:.3f}), and so no strong control there: look at the set's other protocols"
+            )
+
+
+def suite_notes(
+    models: Mapping[str, SuiteModelRecord], sets: Sequence[SuiteSetRecord], num_differences: int
+) -> tuple[str, ...]:
+    """How the numbers are made."""
+    ranked = sum(model.rank is not None for model in models.values())
+    notes = [
+        "in brackets: 95 % intervals over the tested groups (patients, slides or images) of each set; they say nothing "
+        "of sets that are not here",
+        f"mean: the plain mean over the {len(sets)} sets. Its interval is the bootstrap of the groups within each set, "
+        "or Student's t of their jackknife variances below 100 degrees of freedom",
+        f"mean rank: the rank among the {ranked} models that are on all sets (1 is the best), averaged over the sets. "
+        "Its interval is the paired bootstrap of the groups within each set, for the mean rank to expect of as many "
+        "other groups; models that are nearly equal are drawn together by it",
+        "differences are paired: the same images and the same resamples for both. `better` and `worse`: the interval "
+        f"excludes 0. Each has 95 % of its own: of {num_differences} differences that are all 0, about "
+        f"{0.05 * num_differences:.2g} exclude it by chance",
+        "null: an untrained network, or colours; no trained model is worth its training where it does not beat them",
+    ]
+    if len({one.metric for one in sets}) > 1:
+        notes.append("the mean is over different metrics: read the mean rank")
+    notes += [
+        f"{one.name}: {one.data}, {one.num_tested:,} tested; split: {one.split_rule}; {one.interval}; "
+        f"all of {', '.join(one.protocols)} in {one.name}/" + (f". {one.about}" if one.about else "")
+        for one in sets
+    ]
+    return tuple(notes)

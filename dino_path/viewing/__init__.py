@@ -1,0 +1,1 @@
+"""The slide viewer: a page that this machine alone can open, and the same overlays as files."""
