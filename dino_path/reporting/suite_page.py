@@ -56,11 +56,12 @@ def _title(protocol: str) -> str:
     return PROTOCOL_TITLES.get(protocol, protocol)
 
 
-def _ends(score: ScoreRecord, is_signed: bool = False) -> str:
+def _ends(score: ScoreRecord, is_signed: bool = False, digits: int = 3) -> str:
     """The interval alone: `0.790–0.860`."""
     if score.low is None or score.high is None:
         return "no interval"
-    return f"{score.low:+.3f} to {score.high:+.3f}" if is_signed else f"{score.low:.3f}–{score.high:.3f}"
+    low, high = (f"{end:{'+' if is_signed else ''}.{digits}f}" for end in (score.low, score.high))
+    return f"{low} to {high}" if is_signed else f"{low}–{high}"
 
 
 def _code(text: str) -> Markup:

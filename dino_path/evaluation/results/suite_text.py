@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dino_path.config import PROTOCOL_TITLES
 from dino_path.evaluation.results.writing import SUPERVISED, markdown_page, markdown_table
+from dino_path.records.labelled import ScoreRecord
 from dino_path.records.suite import SuiteRecord, verdict
 from dino_path.records.verdict import interval, signed
 
@@ -19,11 +20,9 @@ def suite_markdown(record: SuiteRecord) -> str:
          *(interval(one.scores[name]) if name in one.scores else "missing" for name in columns)]
         for one in record.sets
     ]  # fmt: skip
-    for title, what in (("mean", "mean"), ("mean rank", "rank")):
-        scores = [getattr(record.models[name], what) for name in columns]
-        rows.append(
-            [title, f"{len(record.sets)} sets", *("" if score is None else interval(score) for score in scores)]
-        )
+    models, num_sets = [record.models[name] for name in columns], f"{len(record.sets)} sets"
+    rows.append(["mean", num_sets, *("" if model.mean is None else interval(model.mean) for model in models)])
+    rows.append(["mean rank", num_sets, *("" if model.rank is None else _rank(model.rank) for model in models)])
     if not any(model.role == "supervised" for model in record.models.values()):
         header.append(SUPERVISED)
         rows = [[*row, "missing"] for row in rows[:-2]] + [[*row, ""] for row in rows[-2:]]
@@ -31,6 +30,12 @@ def suite_markdown(record: SuiteRecord) -> str:
     if record.differences:
         lines += ["", *_differences(record)]
     return markdown_page(record.title, lines, [*(f"WARNING: {one}" for one in record.warnings), *record.notes])
+
+
+def _rank(score: ScoreRecord) -> str:
+    """`1.75 (1.00-3.00)`."""
+    between = "no interval" if score.low is None or score.high is None else f"{score.low:.2f}-{score.high:.2f}"
+    return f"{score.value:.2f} ({between})"
 
 
 def _differences(record: SuiteRecord) -> list[str]:
