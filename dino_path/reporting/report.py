@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,10 @@ from dino_path.reporting.troubles import troubles_of
 from dino_path.reporting.worth import NOT_EVALUATED, main_rows, summary_of, worth_of
 from dino_path.run import atomic_write
 
+logger = logging.getLogger(__name__)
+
 MAX_SLIDE_ROWS = 20_000  # 5 MB of table: what a browser still opens at once
+LARGE_BYTES = 15_000_000  # what mail still takes
 HERE = Path(__file__).parent
 
 
@@ -185,6 +189,8 @@ def write_report(
     )  # fmt: skip
     with atomic_write(out) as stream:
         stream.write(page)
+    if len(page) > LARGE_BYTES:
+        logger.warning("%s has %s: the pictures in the runs' figures/ are most of it", out, _size(len(page)))
     return out
 
 

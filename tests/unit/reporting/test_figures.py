@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from made_up import write_evaluation, write_fractions, write_run
 
+from dino_path.reporting import figures
 from dino_path.reporting.figures import write_figures
 
 
@@ -17,17 +18,27 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def test_every_chart_becomes_a_file_of_each_kind(run: Path, tmp_path: Path) -> None:
+def test_every_chart_has_a_name_of_its_own(run: Path) -> None:
+    names = [name for name, _ in figures._charts([run], [])]
+    assert len(set(names)) == len(names) == 14 + 2 + 2
+    assert {"table_polyps_linear-probe", "fractions_polyps_k-nn", "curve_learning-rate"} <= set(names)
+
+
+def test_a_chart_of_each_kind_becomes_a_file_of_each_kind_the_same_each_time(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_kind = {chart["kind"]: (name, chart) for name, chart in figures._charts([run], [])}
+    monkeypatch.setattr(figures, "_charts", lambda runs, evaluations: by_kind.values())
     files = write_figures([run], tmp_path / "figures", kinds=("svg", "pdf"))
-    names = {file.name for file in files}
-    assert len(names) == len(files) == 2 * (14 + 2 + 2)
-    assert {"table_polyps_linear-probe.pdf", "fractions_polyps_k-nn.svg", "curve_learning-rate.svg"} <= names
-    assert (tmp_path / "figures" / "curve_loss.pdf").read_bytes().startswith(b"%PDF")
+    assert len(files) == 3 * 2
+    assert all(file.read_bytes().startswith(b"%PDF" if file.suffix == ".pdf" else b"<?xml") for file in files)
     again = write_figures([run], tmp_path / "again", kinds=("svg", "pdf"))
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
 
 
-def test_a_point_lies_where_its_number_is(run: Path, tmp_path: Path) -> None:
+def test_a_point_lies_where_its_number_is(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [chart] = [(name, chart) for name, chart in figures._charts([run], []) if name == "table_polyps_linear-probe"]
+    monkeypatch.setattr(figures, "_charts", lambda runs, evaluations: [chart])
     write_figures([run], tmp_path, kinds=("svg",))
     svg = (tmp_path / "table_polyps_linear-probe.svg").read_text()
     assert "untrained-vits16" in svg, "text stays text"
