@@ -59,7 +59,7 @@ def view(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Look at slides, their tiles, and what a model makes of them.
+    """Look at slides, tiles, and what a model makes of them.
 
     A page in the browser, served on 127.0.0.1 to those who have its address; nothing is changed. Ctrl-C ends it.
     """
