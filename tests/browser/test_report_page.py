@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "reporting"))
 
-from chromium import Tab, open_tab
+from devtools import Tab, open_tab
 from made_up import write_evaluation, write_examples, write_run, write_store
 
 from dino_path.reporting.report import write_report
