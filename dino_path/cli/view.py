@@ -59,11 +59,7 @@ def view(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-<<<<<<< HEAD
     """Look at slides, their tiles and what a model sees.
-=======
-    """Look at slides, tiles, and what a model makes of them.
->>>>>>> view
 
     A page in the browser, served on 127.0.0.1 to those who have its address; nothing is changed. Ctrl-C ends it.
     """
