@@ -97,10 +97,7 @@ class TileStore:
             try:
                 return decode_image(self.read_bytes(index))
             except BadImage as error:
-                tar = self._folder.tar_file(self.slide_id(index))
-                slide = damaged_slide(tar, str(error))
-                found = f"cannot be read ({error})."
-                raise TileStoreError(self.name(index), found, slide.needed, slide.remedy) from None
+                raise self._unreadable(index, str(error)) from None
         corner = int(self.x_level0[index]), int(self.y_level0[index])
         return self._slide_tiles.read(self._slide(index), corner)
 
@@ -120,8 +117,12 @@ class TileStore:
         if len(encoded) != length:
             raise damaged_slide(tar, f"it ends before {self.name(index)}")
         if (known := int(self._crc32[index])) and crc32(encoded) != known:
-            raise damaged_slide(tar, f"the checksum of {self.name(index)} is wrong")
+            raise self._unreadable(index, "its checksum is wrong")
         return encoded
+
+    def _unreadable(self, index: int, why: str) -> TileStoreError:
+        slide = damaged_slide(self._folder.tar_file(self.slide_id(index)), why)
+        return TileStoreError(self.name(index), f"cannot be read ({why}).", slide.needed, slide.remedy)
 
     def slide_id(self, index: int) -> str:
         """The slide that a tile was read from."""

@@ -24,12 +24,12 @@ def write_images(folder: Path, count: int) -> list[str]:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Thirty images: label, patient, and a centre that is not known of some."""
+    """Thirty images: label, patient, and a site that is not known of some."""
     rows = [
         f"{path},{'AB'[number % 2]},p{number // 3},{('Oslo', 'Bonn', '')[number % 3]}"
         for number, path in enumerate(write_images(tmp_path / "images", 30))
     ]
-    (tmp_path / "set.csv").write_text("path,label,patient_id,centre\n" + "\n".join(rows) + "\n")
+    (tmp_path / "set.csv").write_text("path,label,patient_id,site\n" + "\n".join(rows) + "\n")
     return tmp_path / "set.csv"
 
 
@@ -64,8 +64,8 @@ def test_draws_are_repeatable_without_repetition_and_even() -> None:
 def test_a_manifest_brings_classes_patients_split_and_its_further_columns(manifest: Path) -> None:
     labelled = load_labelled(str(manifest), EvaluationConfig())
     tiles = tiles_of_labelled(str(manifest), labelled, None, None, 100, seed=0)
-    assert list(tiles.columns) == ["class", "patient", "split", "centre"]
-    assert tiles.columns["centre"][:4] == ["Oslo", "Bonn", "not given", "Oslo"]
+    assert list(tiles.columns) == ["class", "patient", "split", "site"]
+    assert tiles.columns["site"][:4] == ["Oslo", "Bonn", "not given", "Oslo"]
     assert (tiles.unit, len(np.unique(tiles.group_M))) == ("patient", 10)
     assert tiles.content == labelled.content_digest, "features of an evaluation are found again"
     some = tiles_of_labelled(str(manifest), labelled, None, None, 20, seed=0)

@@ -39,7 +39,7 @@ def test_a_store_as_it_was_written_is_intact_and_a_changed_tile_is_named_and_ref
         "tiles", 6, (f"{tmp_path / 'tiles/a.tar'}: the tile at byte {store.offset[1]:,}",)
     )  # fmt: skip
     again = TileStore.open(tmp_path)
-    with pytest.raises(TileStoreError, match="the checksum of a x=100 y=3 is wrong"):
+    with pytest.raises(TileStoreError, match=r"a x=100 y=3: cannot be read \(its checksum is wrong"):
         again.read_bytes(1)
     again.read_image(0)
 

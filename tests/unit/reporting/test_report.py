@@ -316,8 +316,10 @@ def test_what_cannot_be_read_is_said_on_the_page(run: Path, tmp_path: Path) -> N
 
 def test_names_from_files_cannot_bring_markup(run: Path, tmp_path: Path) -> None:
     store = write_store(tmp_path / "store")
-    record = SlideRecord("<script>alert(1)</script>", "bad.svs", "failed", "<img src=x>")
-    write_slide_record(store / "slides" / "bad.json", record)
+    name = "<img onerror=alert(1) src=x>"
+    write_slide_record(
+        store / "slides" / f"{name}.json", SlideRecord(name, "bad.svs", "failed", "<script>alert(1)</script>")
+    )
     page = report(run, out=tmp_path, store=store, title="<b>title</b>")
     assert page.tags.count("script") == 4, "the page's own"
     assert "<script>alert(1)</script>" in page.text

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from leftovers import left_by_a_kill
 from tiny import ALONE, differences, state_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules, write_tiles
 
 from dino_path.config import Config
@@ -115,7 +116,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_rubbish(config: Config, st
 
 def test_what_a_kill_left_half_written_is_removed_at_the_next_checkpoint(config: Config) -> None:
     path = save(config, tiny_learner(config), step=1)
-    path.with_name(".step_00000002.pt.4711.tmp").write_bytes(b"half of it")
+    left_by_a_kill(path.with_name("step_00000002.pt"))
     path = save(config, tiny_learner(config), step=2)
     assert [file.name for file in sorted(path.parent.iterdir())] == ["step_00000001.pt", "step_00000002.pt"]
 

@@ -125,7 +125,7 @@ def test_a_damaged_tile_of_a_store_is_passed_over_too(tmp_path: Path) -> None:
         stream.seek(int(tiles.offset[5] + tiles.length[5] // 2))  # type: ignore[attr-defined]
         stream.write(bytes(int(tiles.length[5]) // 2))  # type: ignore[attr-defined]
     with pytest.raises(
-        TileStoreError, match=r"a x=\d+ y=\d+: cannot be read \(a damaged JPEG(?s:.*)run `dino-path tile` again"
+        TileStoreError, match=r"a x=\d+ y=\d+: cannot be read \(its checksum is wrong(?s:.*)run `dino-path tile` again"
     ):
         tiles.read_image(5)
     steps = len(tiles) // 4 + 1
