@@ -1,4 +1,4 @@
-"""What this machine has and lacks for dino_path, and how to mend it. Every check tries the thing, not its version only.
+"""What this machine has and lacks for dino_path, and how to fix it. Every check tries the thing, not its version only.
 
 Checks import what they look at inside, because what they look at may be broken.
 """
@@ -110,7 +110,7 @@ def check_packages() -> list[Finding]:
 
 def check_torch() -> list[Finding]:
     """torch, and whether torchvision was built for it (timm fails at import where it was not)."""
-    remedy = "install both anew from one index: pip install --force-reinstall torch torchvision"
+    remedy = "install both again from one index: pip install --force-reinstall torch torchvision"
     try:
         import torch
         from torchvision.ops import nms  # type: ignore[import-untyped]

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. `cli` prints them without a traceback and exits with code 2."""
+"""Errors that a user can fix. `cli` prints them without a traceback and exits with code 2."""
 
 
 class DinoPathError(Exception):
@@ -41,7 +41,7 @@ class NewerFormat(DinoPathError):
 
 
 class LaunchError(DinoPathError):
-    """The process group, device or cluster that was asked for cannot be had."""
+    """The process group, device or cluster that was asked for cannot be obtained."""
 
 
 class FolderInUse(DinoPathError):

@@ -98,7 +98,7 @@ def only_writer(folder: Path) -> Iterator[None]:
                 raise _in_use(folder, before) from None
             is_locked = False
         if not file.exists() or not os.path.samestat(os.fstat(stream.fileno()), file.stat()):
-            raise _in_use(folder, None)  # its last holder has just removed it: whoever made it anew was faster
+            raise _in_use(folder, None)  # its last holder has just removed it: whoever made it again was faster
         stream.truncate(0)
         json.dump(asdict(Holder.this_process()), stream)
         stream.flush()

@@ -161,7 +161,7 @@ def load_config(
             source,
             faults[0] if len(faults) == 1 else f"{len(faults)} faults:\n" + "\n".join(f"    - {f}" for f in faults),
             "Every key must be known, given once, and of the right type.",
-            "Mend the file or the dotted overrides; docs/config.md lists all keys.",
+            "Correct the file or the dotted overrides; docs/config.md lists all keys.",
         )
     if moved:
         logger.warning("%s: settings have moved: %s", source, ", ".join(f"{old} -> {MOVED[old]}" for old in moved))
@@ -314,7 +314,7 @@ def _read_yaml(file: Path) -> tuple[Tree, list[str]]:
             str(file),
             _one_line(error),
             "A YAML file of plain keys and values is needed.",
-            "Mend that line; configs/ has examples.",
+            "Correct that line; configs/ has examples.",
         ) from None
     if tree is None:
         return {}, faults

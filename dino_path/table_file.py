@@ -201,7 +201,7 @@ def bad_table(path: Path, found: str) -> DataError:
         str(path),
         found,
         "A table is needed: a first line that names the columns, and one line for each row.",
-        "Mend the table, or save it again as CSV (UTF-8).",
+        "Correct the table, or save it again as CSV (UTF-8).",
     )
 
 

@@ -197,7 +197,7 @@ def doctor(
 ) -> None:
     """Examine this machine: what it has and lacks.
 
-    Every check tries the thing, and tells how to mend it.
+    Every check tries the thing, and tells how to fix it.
     """
     log_to(None, is_quiet=quiet)
     from dino_path.doctor import examine

@@ -153,7 +153,7 @@ def loading(what: str = "torch and timm") -> None:
 
 
 def log_to(file: Path | None, *, is_first: bool = True, is_quiet: bool = False) -> None:
-    """Configure logging anew: the console, and `file`. Ranks other than the first speak at ERROR only."""
+    """Configure logging again: the console, and `file`. Ranks other than the first speak at ERROR only."""
     root = logging.getLogger("dino_path")
     root.setLevel((logging.WARNING if is_quiet else logging.INFO) if is_first else logging.ERROR)
     root.propagate = False

@@ -60,7 +60,7 @@ class EvaluationConfig(Section):
         description="folds of patients (slides, images), stratified by class: each is tested once by a model of the"
         " others, for cohorts too small to hold out a part; None: one split",
     )
-    cross_validation_repeats: int = Field(1, ge=1, description="how often the folds are drawn anew; all are pooled")
+    cross_validation_repeats: int = Field(1, ge=1, description="how often the folds are drawn again; all are pooled")
     shifts: tuple[ShiftName, ...] = Field(
         ("haematoxylin", "eosin", "gamma", "blur", "jpeg", "resolution"),
         min_length=1,

@@ -84,7 +84,7 @@ class TilesConfig(Section):
     jpeg_quality: int = Field(90, ge=50, le=100, description="of the stored tiles")
     jpeg_subsampling: Literal["auto", "444", "420"] = Field(
         "auto",
-        description="colour resolution of tiles that are encoded anew: whole (`444`), or halved in both directions"
+        description="colour resolution of tiles that are re-encoded: whole (`444`), or halved in both directions"
         " (`420`: smaller); `auto`: halved only where the slide's own JPEG tiles are",
     )
     copy_native_jpeg: bool = Field(

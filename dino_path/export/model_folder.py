@@ -136,7 +136,7 @@ def export_model(
         _write_config(building / CONFIG_NAME, state, backbone, extractor, weights_sha256=digest)
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
-        logger.info("loading it back in a fresh process, which imports torch anew")
+        logger.info("loading it back in a fresh process, which imports torch again")
         check = check_reload(building, extractor, state.preprocessing, loader=loader, tolerance=tolerance)
         input_px = state.preprocessing.input_px
         assert input_px is not None

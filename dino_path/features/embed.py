@@ -142,7 +142,7 @@ def embed_store(
     clam: `out/clam_<encoder>/h5_files/<name>.h5` and `pt_files/<name>.pt`. Patch tokens are in TRIDENT's layout, in
     `tokens_<encoder>/<name>.h5` (see `patch_tokens.token_file`). `name` is that of the slide file, by which
     both look for it. `out/embed_<encoder>.json` lists every slide with what became of it. Features of
-    a slide that another has replaced since are made anew.
+    a slide that another has replaced since are made again.
 
     Args:
         world: each of its processes takes some slides; all return the same summary.

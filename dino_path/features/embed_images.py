@@ -1,4 +1,4 @@
-"""A frozen model and a folder of images -> one feature file; called again, it makes anew what was replaced.
+"""A frozen model and a folder of images -> one feature file; called again, it makes again what was replaced.
 
 Shape suffixes: N images, D features.
 """
@@ -37,7 +37,7 @@ def embed_images(
 ) -> Path:
     """Features of a folder of images as `out/features.h5`: `features` (N, D) and `names` relative to `root`.
 
-    Images whose content was replaced since are embedded anew, the others keep their features.
+    Images whose content was replaced since are embedded again, the others keep their features.
 
     Raises:
         DataError: `out` holds features that another model, or images of other names, have given.
@@ -62,7 +62,7 @@ def embed_images(
         what="embedding",
     )  # fmt: skip
     if before is not None:
-        logger.warning("%s: %d of %d images were replaced (first: %s): their features are made anew",
+        logger.warning("%s: %d of %d images were replaced (first: %s): their features are made again",
                        file, len(changed), len(names), names[changed[0]])  # fmt: skip
         before.features[changed] = features_ND
     write_image_features(file, features_ND if before is None else before.features, names, origin, now)

@@ -129,7 +129,7 @@ class TridentLayout(FeatureLayout):
     def misread_factor(self, record: SlideRecord, size_level0: int) -> float:
         """It cuts the downsample of the level that it reads to an integer.
 
-        No attributes mend that (3.9990 is cut to 3): the ratio of magnifications settles level and edge together.
+        No attributes correct that (3.9990 is cut to 3): the ratio of magnifications settles level and edge together.
         """
         widths, heights = record.width_level0 / record.level_width, record.height_level0 / record.level_height
         downsample = (widths + heights) / 2  # OpenSlide's

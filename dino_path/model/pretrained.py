@@ -37,7 +37,7 @@ def load_start(name: str, weights: str, arguments: Mapping[str, Argument]) -> Ti
         arguments: its own, of timm.create_model.
 
     Raises:
-        CheckpointError: they cannot be had, or the folder is of another architecture.
+        CheckpointError: they cannot be obtained, or the folder is of another architecture.
     """
     if weights == "timm" or weights.startswith("timm:"):
         theirs = weights.removeprefix("timm").removeprefix(":") or name
@@ -91,7 +91,7 @@ def load_timm_weights(name: str) -> TimmBackbone:
             `weights`; a classifier may come along).
 
     Raises:
-        CheckpointError: timm has no such model or weights, they cannot be had here, or the file's do not fit.
+        CheckpointError: timm has no such model or weights, they cannot be obtained here, or the file's do not fit.
     """
     return _timm_backbone(name, pretrained=True)
 

@@ -50,7 +50,7 @@ def read_start(name: str, arguments: Mapping[str, Argument], weights: str) -> St
             file of published weights.
 
     Raises:
-        CheckpointError: they cannot be had, or are of another architecture as far as a folder or run tells.
+        CheckpointError: they cannot be obtained, or are of another architecture as far as a folder or run tells.
     """
     path = Path(weights)
     if (path / "checkpoints").is_dir():

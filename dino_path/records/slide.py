@@ -40,8 +40,8 @@ class SlideRecord:
         tissue_percent: of the area that the scanner recorded.
         ink_percent: of what is not glass, the share that has the colour of pen ink; above 0 where there is any.
         reader: who read the tiles: `native`, or another and why (`openslide: <why>`); empty when there were none.
-        jpeg_subsampling: `444` or `420`, of the tiles that were encoded anew; empty in records from before, `420`.
-        num_passed_through: tiles that are the slide's own JPEG bytes, not encoded anew.
+        jpeg_subsampling: `444` or `420`, of the tiles that were re-encoded; empty in records from before, `420`.
+        num_passed_through: tiles that are the slide's own JPEG bytes, not re-encoded.
         num_candidates: tiles with enough tissue; the next five counts say why some were not kept.
         flags: what a person should look at, such as `tissue near 0 %`.
     """

@@ -96,7 +96,7 @@ def unreadable_mask(file: Path, error: Exception) -> SlideError:
         str(file),
         f"the mask cannot be read ({' '.join(str(error).split())[:150]}).",
         "A whole file of outlines, or a whole PNG or TIFF picture, is needed.",
-        "Make the mask anew, or check the path and that its disk is mounted.",
+        "Make the mask again, or check the path and that its disk is mounted.",
     )
 
 

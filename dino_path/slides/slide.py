@@ -130,7 +130,7 @@ class Slide:
         try:
             rgba = self._process_handle().read_region(corner_level0, level, size)
         except SlideError:
-            self.close()  # OpenSlide latches: after one failure every later read fails. The next read opens anew.
+            self.close()  # OpenSlide latches: after one failure every later read fails. The next read opens again.
             raise
         alpha = rgba[..., 3]
         if int(alpha.min()) == 255:

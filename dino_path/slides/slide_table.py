@@ -78,7 +78,7 @@ def read_slide_table(path: Path) -> list[ListedSlide]:
 
 
 def bad_slide_table(path: Path, found: str) -> SlideError:
-    return SlideError(str(path), found, _needed(), "Mend the CSV.")
+    return SlideError(str(path), found, _needed(), "Correct the CSV.")
 
 
 def _needed() -> str:

@@ -75,7 +75,7 @@ class _Reading:
 
 
 def tile_one_slide(work: SlideWork) -> SlideRecord:
-    """Tile one slide, or judge its tiles anew, and write its record; an unreadable slide is a record with its reason.
+    """Tile one slide, or judge its tiles again, and write its record; an unreadable slide is a record with its reason.
 
     Raises:
         TileStoreError: the store cannot be written. Whatever else is raised is about this slide alone.

@@ -161,7 +161,7 @@ class TileStore:
             )
 
     def __reduce__(self) -> tuple[Callable[..., TileStore], tuple[Path, tuple[SlideRecord, ...], str, str]]:
-        # A worker process opens the places anew: cheaper than sending gigabytes through a pipe.
+        # A worker process opens the places again: cheaper than sending gigabytes through a pipe.
         return _reopen, (self.path, self.slides, self._selection, self.digest)
 
 

@@ -182,7 +182,7 @@ def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow)
             "Within a store an id stands for one slide.",
             "Give ids in a CSV (columns path,slide_id), or use another --out.",
         )
-    logger.warning("%s: the slide was replaced by another; its old tiles are deleted and made anew", row.slide_id)
+    logger.warning("%s: the slide was replaced by another; its old tiles are deleted and made again", row.slide_id)
     folder.record_file(row.slide_id).unlink(missing_ok=True)
     folder.remove_outputs(row.slide_id)
     return None

@@ -147,7 +147,7 @@ def newest_readable(folder: Path, files: Sequence[Path]) -> tuple[Path, Checkpoi
         str(folder),
         f"none of its {len(files)} checkpoints can be read.",
         "One good checkpoint is needed to continue this run.",
-        "Move the folder away and start anew, or restore a checkpoint from a backup.",
+        "Move the folder away and start again, or restore a checkpoint from a backup.",
     )
 
 

@@ -49,7 +49,7 @@ class Origin:
 
 
 def start_from_other_run(learner: Learner, config: Config, tiles: TileSource) -> Position:
-    """Load the state that `training.continue_from` names into `learner`; say what goes on and what begins anew.
+    """Load the state that `training.continue_from` names into `learner`; say what goes on and what begins again.
 
     Skipped steps are counted from 0. Every rank must call it.
 
@@ -206,7 +206,7 @@ def _tiles_line(origin: Origin, position: Position, config: Config, tiles: TileS
     if config.training.schedules == "extend" and not changes:
         return f"tiles: the same, and their order goes on at step {position.step}"
     why = f" ({'; '.join(changes)})" if changes else ""
-    line = f"tiles: order and epochs begin anew at step {position.step}{why}"
+    line = f"tiles: order and epochs begin again at step {position.step}{why}"
     if "training.seed" in origin.changed:
         return line
     return (

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def keep_global_batch(config: Config, world_size: int) -> Config:
-    """`config`, divided anew where the run in `config.out` began with another global batch than it gives here.
+    """`config`, divided again where the run in `config.out` began with another global batch than it gives here.
 
     A job that was queued again with fewer nodes makes more passes per step, one with more nodes fewer; no process gets
     more tiles in a pass than `training.batch_size_per_gpu`. A batch that so many processes cannot share out evenly is

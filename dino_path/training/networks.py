@@ -72,7 +72,7 @@ def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
     """Start from `model.weights`: the backbone, and the mask token and heads that they bring.
 
     Raises:
-        CheckpointError: the weights cannot be had, or belong to another architecture.
+        CheckpointError: the weights cannot be obtained, or belong to another architecture.
     """
     assert model.weights is not None
     start = read_start(model.backbone, model.backbone_arguments, model.weights)

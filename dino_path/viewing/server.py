@@ -51,7 +51,7 @@ class ViewerServer(ThreadingHTTPServer):
         except OSError as error:
             raise ConfigError(
                 f"--port {port}",
-                f"cannot be had ({error.strerror or error}).",
+                f"cannot be obtained ({error.strerror or error}).",
                 "A free port of this machine is needed.",
                 "Name another, or leave --port out to get any.",
             ) from None

@@ -28,7 +28,7 @@ from dino_path.views.device import finish_views
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # of drivers and compilers, which are not ours to mend
+    pytest.mark.filterwarnings("ignore"),  # of drivers and compilers, which are not ours to fix
 ]
 OUT = Path("unused")
 GPU = World(rank=0, size=1, local_rank=0, device=torch.device("cuda", 0))

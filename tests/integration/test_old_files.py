@@ -76,8 +76,8 @@ def test_a_finished_run_is_finished(old: Path) -> None:
 def test_a_run_is_exported_as_it_was(old: Path) -> None:
     from safetensors.torch import load_file
 
-    run("export", "run", "--out", "anew")
-    then, now = load_file(old / "model" / "model.safetensors"), load_file(old / "anew" / "model.safetensors")
+    run("export", "run", "--out", "again")
+    then, now = load_file(old / "model" / "model.safetensors"), load_file(old / "again" / "model.safetensors")
     assert then.keys() == now.keys()
     assert all(torch.equal(then[name], now[name]) for name in then)
 
@@ -92,8 +92,8 @@ def test_features_of_a_store_are_kept(old: Path) -> None:
 def test_a_model_folder_gives_the_features_that_it_gave(old: Path) -> None:
     import h5py
 
-    run("embed", "model", "images", "--out", "anew", "--workers", "0")
-    with h5py.File("image_features/features.h5") as then, h5py.File("anew/features.h5") as now:
+    run("embed", "model", "images", "--out", "again", "--workers", "0")
+    with h5py.File("image_features/features.h5") as then, h5py.File("again/features.h5") as now:
         torch.testing.assert_close(torch.tensor(now["features"][:]), torch.tensor(then["features"][:]))
 
 

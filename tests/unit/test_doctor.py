@@ -1,4 +1,4 @@
-"""The doctor says what is broken and how to mend it, and never breaks itself."""
+"""The doctor says what is broken and how to fix it, and never breaks itself."""
 
 import os
 import shutil
@@ -66,7 +66,7 @@ def test_an_extra_that_cannot_be_loaded_is_a_fault(monkeypatch: pytest.MonkeyPat
 
 
 def test_faults_come_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "check_git", lambda: [Finding("git", "broken", is_fault=True, remedy="mend it")])
+    monkeypatch.setattr(doctor, "check_git", lambda: [Finding("git", "broken", is_fault=True, remedy="fix it")])
     assert examine(tmp_path)[0].name == "git"
 
 

@@ -104,7 +104,7 @@ def train_baseline(
 
     Raises:
         DataError: a class has too few training units, or `out` holds another experiment.
-        CheckpointError: the weights to start from cannot be had.
+        CheckpointError: the weights to start from cannot be obtained.
         TileStoreError: an image cannot be read.
     """
     folder = BaselineFolder(out)
@@ -252,7 +252,7 @@ class Training:
                 str(checkpoint),
                 f"cannot be read ({' '.join(str(error).split())[:200]}).",
                 "A whole checkpoint is needed to continue.",
-                "Delete it to start this baseline anew.",
+                "Delete it to start this baseline again.",
             ) from None
         if not is_ours:
             raise _other_experiment(checkpoint.parent)
@@ -264,7 +264,7 @@ class Training:
         logger.info("baseline: continuing after epoch %d", len(self.history))
 
     def _save(self, checkpoint: Path, experiment: str) -> None:
-        # The schedule's function object is no plain value; its name is set anew when the schedule is built.
+        # The schedule's function object is no plain value; its name is set again when the schedule is built.
         schedule = {key: value for key, value in self.schedule.state_dict().items() if _is_plain(value)}
         state = {
             "experiment": experiment,

@@ -131,7 +131,7 @@ class LabelledSet:
         return train[~is_validation], train[is_validation]
 
     def label_draws(self, fraction: float, num_draws: int, *, seed: int) -> list[LabelledSet]:
-        """The same set with only `fraction` of the training (and given validation) images labelled, drawn anew each
+        """The same set with only `fraction` of the training (and given validation) images labelled, drawn again each
         time, as `splits.draw_labelled` does; the test part stays whole. For 1: the set itself, once.
         """
         if fraction == 1:
@@ -366,7 +366,7 @@ def _check_given_split(spec: str, split: NDArray[np.str_], labels: Ints, classes
                 spec,
                 f"the given split has no {side} images of {', '.join(missing)}.",
                 "Every class needs images in train and in test.",
-                "Mend the split, leave the class out, or give no split to have one drawn.",
+                "Correct the split, leave the class out, or give no split to have one drawn.",
             )
 
 
@@ -382,7 +382,7 @@ def _refuse_leaking_groups(
             spec,
             f"{leaking.size} {kind}s are on several sides of the given split, first {leaking[0]}.",
             f"A {kind} must be in one of {', '.join(SPLITS)} only, else the test measures memory.",
-            "Mend the column `split`, or take it out to have a split drawn.",
+            "Correct the column `split`, or take it out to have a split drawn.",
         )
 
 

@@ -138,7 +138,7 @@ class Division:
 
 
 def divide(labelled: LabelledSet, config: EvaluationConfig) -> Division:
-    """The one split of a labelled set, or `config.cross_validation` folds of it, drawn anew for each repeat.
+    """The one split of a labelled set, or `config.cross_validation` folds of it, drawn again for each repeat.
 
     Raises:
         DataError: folds of data that bring a split, or too few patients (slides, images) for the folds.

@@ -36,7 +36,7 @@ AUGMENTATION = (
 class SquareImages:
     """The images of a source as squares of `edge_px` pixels, prepared as for feature extraction.
 
-    Up to MAX_KEPT_BYTES (2 GiB) they are decoded once and kept; more are decoded anew for every batch, ahead of the
+    Up to MAX_KEPT_BYTES (2 GiB) they are decoded once and kept; more are decoded again for every batch, ahead of the
     model, by `num_workers` threads (OpenCV decodes outside Python's lock).
     """
 
@@ -45,7 +45,7 @@ class SquareImages:
         self._num_threads = max(1, num_workers)
         self._kept = self._decode_all() if len(source) * edge_px**2 * 3 <= MAX_KEPT_BYTES else None
         if self._kept is None:
-            logger.info("%d images exceed %d GiB: decoding them anew each time", len(source), MAX_KEPT_BYTES >> 30)
+            logger.info("%d images exceed %d GiB: decoding them again each time", len(source), MAX_KEPT_BYTES >> 30)
 
     def batches(self, orders: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
         """One (B, H, W, C) uint8 tensor per array of image numbers.

@@ -209,6 +209,6 @@ def _split(what: str, slides: Sequence[SlideRecord]) -> tuple[str, ...] | None:
             f"{len(unknown)} of {len(given)} labelled slides have no split of ours, first {unknown[0]} "
             f"({given[unknown[0]]!r}).",
             f"Either every labelled slide has a split ({', '.join(SPLITS)}), or none has.",
-            "Mend the column `split` of the slides CSV and tile again.",
+            "Correct the column `split` of the slides CSV and tile again.",
         )
     return tuple(SPLIT_NAMES[(slide.split or "").lower()] for slide in slides)

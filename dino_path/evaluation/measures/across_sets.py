@@ -118,7 +118,7 @@ def _draws_of_set(samples_M: Sequence[Sample], number: int, num_draws: int) -> F
 def _chosen(draws_BM: Floats, number: int, num_draws: int) -> NDArray[np.int64]:
     """Which resamples of a set stand beside those of the others.
 
-    Sets of as many groups have the same numbers drawn; choosing anew makes them independent, and leaves out those
+    Sets of as many groups have the same numbers drawn; choosing again makes them independent, and leaves out those
     that have no value.
     """
     known = np.flatnonzero(~np.isnan(draws_BM).any(axis=1))

@@ -168,7 +168,7 @@ def _refuse_other_files(file: tifffile.TiffFile, series: Any, path: Path) -> Non
             path,
             "its planes lie in several files, or one is missing.",
             "One file with all of its planes is needed.",
-            "Write it anew (Bio-Formats: bfconvert IN.ome.tif OUT.ome.tif)",
+            "Write it again (Bio-Formats: bfconvert IN.ome.tif OUT.ome.tif)",
         )
 
 
@@ -199,7 +199,7 @@ def _refuse_samples(page: Any, path: Path) -> None:
             path,
             f"its pixels are compressed as {_name(page.compression)}.",
             "A compression that imagecodecs decodes is needed.",
-            "Write it anew with the tool that made it, as a TIFF in deflate or JPEG",
+            "Write it again with the tool that made it, as a TIFF in deflate or JPEG",
         )
 
 

@@ -20,9 +20,9 @@ def test_images_kept_and_images_decoded_anew_are_the_same(source, monkeypatch):
     orders = [np.array([3, 1, 35]), np.array([0]), *np.array_split(np.arange(36), 9)]
     kept = list(SquareImages(source, 12, num_workers=2).batches(orders))
     monkeypatch.setattr(images, "MAX_KEPT_BYTES", 0)
-    anew = list(SquareImages(source, 12, num_workers=2).batches(orders))
+    again = list(SquareImages(source, 12, num_workers=2).batches(orders))
     assert [batch.shape for batch in kept[:2]] == [(3, 12, 12, 3), (1, 12, 12, 3)]
-    assert all(torch.equal(a, b) for a, b in zip(kept, anew, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
 def test_the_edge_is_the_shorter_side_of_the_first_image(source):

@@ -1,6 +1,6 @@
 """Checkpoints of facebookresearch/dino: their features, in a model folder of ours.
 
-The reference is its ViT's forward pass, written anew over a plain dict of its key names. Beside this test the two
+The reference is its ViT's forward pass, written again over a plain dict of its key names. Beside this test the two
 programs were compared by hand at commit 7c446df (docs/models.md has the numbers).
 """
 

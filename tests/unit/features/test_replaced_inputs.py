@@ -1,4 +1,4 @@
-"""Features belong to the content that they were made of: what was replaced under its name is embedded anew."""
+"""Features belong to the content that they were made of: what was replaced under its name is embedded again."""
 
 import logging
 import os

@@ -41,8 +41,8 @@ def test_a_new_setting_with_its_default_changes_no_store_and_refuses_none(
     summary = tile_slides([row], later, tmp_path / "store", num_workers=0)
     assert (summary.num_skipped, summary.num_done) == (1, 0)
     assert TileStore.open(tmp_path / "store").digest == before
-    tile_slides([row], later, tmp_path / "made anew", num_workers=0)
-    assert TileStore.open(tmp_path / "made anew").digest == before
+    tile_slides([row], later, tmp_path / "made again", num_workers=0)
+    assert TileStore.open(tmp_path / "made again").digest == before
     with pytest.raises(TileStoreError, match=r"tiles\.invented 3 there, 4 now"):
         tile_slides([row], later.model_copy(update={"invented": 4}), tmp_path / "store", num_workers=0)
     tile_slides([row], later.model_copy(update={"invented": 4}), tmp_path / "with 4", num_workers=0)

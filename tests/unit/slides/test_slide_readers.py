@@ -122,7 +122,7 @@ def test_a_compression_that_nobody_decodes_is_no_damage(tmp_path: Path) -> None:
         for place in places:
             stream.seek(place)
             stream.write(struct.pack("<H", 34661))  # JBIG
-    with pytest.raises(SlideError, match=r"(?s)compressed as jbig.*Write it anew") as refusal:
+    with pytest.raises(SlideError, match=r"(?s)compressed as jbig.*Write it again") as refusal:
         Slide.open(path)
     assert "Fetch" not in str(refusal.value)
 

@@ -29,7 +29,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jpeg_slide(tmp_path_factory.mktemp("sparse") / "a.tif", [image], missing=missing)
 
 
-@pytest.mark.parametrize("mask_mpp", [4.0, 0.5])  # the picture is read anew, and the mask's own
+@pytest.mark.parametrize("mask_mpp", [4.0, 0.5])  # the picture is read again, and the mask's own
 def test_pictures_show_what_was_scanned_and_tissue_is_a_share_of_it(
     slide: Path, tmp_path: Path, mask_mpp: float
 ) -> None:

@@ -94,7 +94,7 @@ def test_schedules_are_extended_or_restarted_and_the_seam_is_said(
         of_each = ([record[name] for record in metrics_of(run)] for run in (restarted, alone))
         assert next(of_each) == next(of_each)
     assert says(caplog, "schedules=restart: 4 steps of their own, with warm-ups")
-    assert says(caplog, "order and epochs begin anew at step 0; with training.seed=0 as before")
+    assert says(caplog, "order and epochs begin again at step 0; with training.seed=0 as before")
     first = state_in(restarted.checkpoint_files()[0])
     assert differences(state_in(old.checkpoint_file(10)), first) == [], "everything was taken over"
 
@@ -114,13 +114,13 @@ def test_other_tiles_begin_their_own_epochs_at_the_seam_and_lengths_in_epochs_ar
     more = write_tiles(tmp_path / "16", 16)
     settings = (f"training.continue_from={old.path}", "training.num_steps=null", "training.num_epochs=1.5", KEEP_ALL)
     new = go(more, tmp_path / "new", *settings)
-    assert asked == [(0, 6)], "the stream of tiles begins anew"
+    assert asked == [(0, 6)], "the stream of tiles begins again"
     records = metrics_of(new)
     assert [record["step"] for record in records] == [*range(10, 16)]
     assert [record["epoch"] for record in records] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
     assert [record["tiles_seen"] for record in records] == [44, 48, 52, 56, 60, 64]
     assert {record["num_steps"] for record in records} == {16}
-    assert says(caplog, "order and epochs begin anew at step 10 (tiles (12 -> 16, or others of the same number))")
+    assert says(caplog, "order and epochs begin again at step 10 (tiles (12 -> 16, or others of the same number))")
     checkpoint = read_checkpoint(new.checkpoint_file(16))
     assert checkpoint.tiles_seen == 64
     assert [(start.stream_start, start.tiles_before) for start in checkpoint.starts] == [(10, 40)]

@@ -44,7 +44,7 @@ def browser(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def page(browser: Page, address: str) -> Iterator[Page]:
-    """The viewer, opened anew; whatever a test does, no error may come and nobody else may be asked."""
+    """The viewer, opened again; whatever a test does, no error may come and nobody else may be asked."""
     browser.errors.clear()
     browser.requests.clear()
     browser.open(address)
