@@ -17,6 +17,8 @@ from dino_path.reporting.evaluations import (
     Score,
 )
 
+TRUE_PROBABILITIES = "if probabilities were true"
+
 
 def evaluation_section(evaluation: AnyEvaluation) -> Plain:
     """Charts and tables of one evaluation; `kind` says which part of the template shows them."""
@@ -40,7 +42,10 @@ def _table_section(evaluation: Evaluation) -> Plain:
         rows = [row for row in evaluation.rows if row.protocol == protocol] + baselines
         name = protocol_title(protocol)
         chart = score_chart(evaluation, rows, axis, title=f"Balanced accuracy, {name}, {evaluation.name}")
-        panels.append({"title": name, "rows": rows, "chart": chart, "shown": _row_to_detail(rows)})
+        panels.append({
+            "title": name, "rows": rows, "chart": chart, "shown": _row_to_detail(rows),
+            "reliability": _reliability_chart(rows, title=f"Right answers by probability, {name}, {evaluation.name}"),
+        })  # fmt: skip
     classes = list(evaluation.data.classes)
     return {"kind": "table", "evaluation": evaluation, "panels": panels, "classes": classes}
 
@@ -58,6 +63,25 @@ def score_chart(
     """Balanced accuracies one below the other, with chance."""
     intervals = [_interval(row) for row in rows if "balanced_accuracy" in row.scores]
     return interval_chart(intervals, title=title, axis=axis, chance=evaluation.chance)
+
+
+def _reliability_chart(rows: Sequence[EvaluationRow], *, title: str) -> Spec | None:
+    """The share of right answers among images whose class was given about the same probability, for each model.
+
+    Bins in which no model has an image are left out; what true probabilities would give is a line of its own.
+    """
+    known = [row for row in rows if row.reliability]
+    if not known:
+        return None
+    places = [place for place, bins in enumerate(zip(*(row.reliability for row in known), strict=True))
+              if any(one.num_images for one in bins)]  # fmt: skip
+    ends = [(known[0].reliability[place].low, known[0].reliability[place].high) for place in places]
+    series = [Series(TRUE_PROBABILITIES, [((low + high) / 2, None, None) for low, high in ends])]
+    for row in known:
+        shares = [row.reliability[place].accuracy for place in places]
+        series.append(Series(row.model, [None if share is None else (share, None, None) for share in shares]))
+    labels = [f"{(low + high) / 2:.2f}" for low, high in ends]
+    return fraction_chart(series, labels, title=title, chance=None)
 
 
 def _fraction_section(evaluation: Fractions) -> Plain:

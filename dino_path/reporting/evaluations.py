@@ -22,7 +22,7 @@ from dino_path.records.evaluation import (
 )
 from dino_path.records.examples import ExamplesRecord, read_examples
 from dino_path.records.feature_kinds import is_comparison
-from dino_path.records.labelled import DataRecord, ScoreRecord
+from dino_path.records.labelled import BinRecord, DataRecord, ScoreRecord
 from dino_path.walk import Found, files_below
 
 Plain = dict[str, Any]
@@ -64,6 +64,7 @@ class EvaluationRow:
         spec: what the evaluation was given: a model folder, `untrained:FOLDER`, `mean-colour`, ...
         differences: other model -> this one minus it, in balanced accuracy.
         kind: `own` for models that dino_path trained, `baseline` for the supervised one, `other` for comparisons.
+        reliability: points of the curve of its class probabilities; none in files of earlier versions.
     """
 
     model: str
@@ -74,6 +75,7 @@ class EvaluationRow:
     differences: Mapping[str, Score]
     recall: Mapping[str, Score]
     confusion: Sequence[Sequence[int]]
+    reliability: Sequence[BinRecord] = ()
 
     def minus_any_of(self, others: Collection[str]) -> Score | None:
         """The difference to the one of them that the row was compared with."""
@@ -217,6 +219,7 @@ def _evaluation_row(row: ResultRow, baseline: str | None) -> EvaluationRow:
         differences=_differences(row),
         recall={name: score for name, entry in metrics.recall.items() if (score := _score(entry)) is not None},
         confusion=metrics.confusion,
+        reliability=metrics.reliability,
     )
 
 

@@ -72,6 +72,8 @@ def _charts(runs: Sequence[Path], evaluations: Sequence[Path]) -> Iterator[tuple
         for panel in section.get("panels", ()):
             if panel["chart"] is not None:
                 yield _file_name(section["kind"], evaluation.name, panel["title"]), panel["chart"]
+            if panel.get("reliability") is not None:
+                yield _file_name("reliability", evaluation.name, panel["title"]), panel["reliability"]
     for charts in training_section(read).values():
         for entry in charts:
             yield _file_name("curve", entry["title"]), entry["chart"]
