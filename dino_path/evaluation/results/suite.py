@@ -110,11 +110,9 @@ def extract_suite(plan: Plan, *, world: World, num_workers: int) -> None:
 def _evaluate_set(
     folder: Path, planned: PlannedSet, experiment: str, device: torch.device, num_workers: int
 ) -> Leading:
-    primary, found = planned.config.primary, None
+    found = None
     for kind, work in planned.works.items():
-        is_leading = primary.protocol in work.protocols
-        result = kind.run(work, primary if is_leading else None, device, num_workers)
-        found = result if is_leading else found
+        found = kind.run(work, device, num_workers) or found
     assert found is not None
     _write_leading(folder, found, experiment)
     return found

@@ -128,12 +128,16 @@ def _plan_set(
     labelled = next((data for data in loaded.values() if isinstance(data, LabelledSet)), None)
     baseline, digests = _baseline(baselines, name, labelled, evaluation)
     works = {
-        kind: Work(specs, loaded[kind.load], protocols, config.fractions, evaluation, out / name, baseline)
+        kind: Work(
+            specs=specs, data=loaded[kind.load], protocols=protocols, fractions=config.fractions, evaluation=evaluation,
+            out=out / name, baseline=baseline, primary=config.primary if config.primary.protocol in protocols else None,
+        )
         for kind, protocols in kinds.items()
-    }
+    }  # fmt: skip
     for kind, work in works.items():
         kind.look(work)
-    leading = next(kind for kind, work in works.items() if config.primary.protocol in work.protocols)
+    leading = next(kind for kind, work in works.items() if work.primary is not None)
+    is_trained = baseline is not None or not leading.has_supervised
     return PlannedSet(
         name,
         config,
@@ -141,7 +145,7 @@ def _plan_set(
         works,
         leading.describe(works[leading].data, evaluation),
         digests,
-        None if baseline is not None or labelled is None else baseline_command(name, config, suite.evaluation_of(name)),
+        None if is_trained else baseline_command(name, config, suite.evaluation_of(name)),
     )
 
 

@@ -84,7 +84,9 @@ def test_one_call_gives_every_set_its_files_and_one_table_of_all(root, monkeypat
     out = root / "out"
     record = run(suite_of(one=ONE, two=TWO), root, out)
     assert sorted(extracted) == sorted(2 * ["untrained-resnet10t", "colour-statistics", "mean-colour"])
-    assert {file.name for file in (out / "one").iterdir() if file.suffix == ".json"} == {"results.json", "fewshot.json"}
+    assert {file.name for file in (out / "one").iterdir() if file.suffix == ".json"} == {
+        "results.json", "fewshot.json", "examples.json",
+    }  # fmt: skip
     assert (out / "two/folds.csv").is_file()
     assert (out / "two/fractions.json").is_file()
 
