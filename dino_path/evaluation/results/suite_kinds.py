@@ -14,10 +14,10 @@ import numpy as np
 
 from dino_path.config import EvaluationConfig, PrimaryConfig, SuiteProtocol
 from dino_path.errors import DataError
-from dino_path.evaluation.labelled.datasets import LabelledSet, load_labelled
+from dino_path.evaluation.labelled.datasets import LabelledSet, check_listing, load_labelled
 from dino_path.evaluation.labelled.division import divide
-from dino_path.evaluation.labelled.masks import MaskedSet
-from dino_path.evaluation.labelled.published_masks import load_masked
+from dino_path.evaluation.labelled.masks import MaskedSet, MaskListing
+from dino_path.evaluation.labelled.published_masks import list_masked, load_masked
 from dino_path.evaluation.labelled.queries import queries_of
 from dino_path.evaluation.measures.metrics import LOWEST, Metrics, Sample, interval_in_words
 from dino_path.evaluation.results.earlier import Evaluation, Stem, refuse_to_lose, refuse_to_lose_masks
@@ -93,7 +93,8 @@ class Kind:
 
     Attributes:
         file: its results in the set's folder; the set is not complete without it.
-        load: reads and checks the data, given as --data and the set's settings.
+        list: looks at what the data list, given as --data and the set's settings; no image is opened.
+        load: reads and checks the data, given so too.
         describe: says of them what the page needs.
         look: refuses what would be refused later, such as results that would be lost.
         extract: makes the share of the features of one process of several.
@@ -102,6 +103,7 @@ class Kind:
     """
 
     file: str
+    list: Callable[[str, EvaluationConfig], Any]
     load: Callable[[str, EvaluationConfig], Any]
     describe: Callable[[Any, EvaluationConfig], Described]
     look: Callable[[Work], None]
@@ -256,6 +258,10 @@ def _robustness(work: Work, device: torch.device, num_workers: int) -> Leading |
 # --- masks ---
 
 
+def _list_masks(spec: str, evaluation: EvaluationConfig) -> MaskListing:
+    return list_masked(spec)
+
+
 def _describe_masked(masked: MaskedSet, evaluation: EvaluationConfig) -> Described:
     images = _describe_labelled(masked.labelled, evaluation)
     return replace(images, num_classes=None, identity=f"{images.identity} {masked.digest}")
@@ -280,15 +286,29 @@ def _segmentation(work: Work, device: torch.device, num_workers: int) -> Leading
     return _leading(outcome, work.primary)
 
 
-TABLE = Kind("results.json", load_labelled, _describe_labelled, _look_for("results"), _extract, _table, True)
-FEWSHOT = Kind("fewshot.json", load_labelled, _describe_labelled, _look_for("fewshot"), _extract, _fewshot)
-FRACTIONS = Kind("fractions.json", load_labelled, _describe_labelled, _look_for("fractions"), _extract, _fractions)
-RETRIEVAL = Kind("retrieval.json", load_labelled, _describe_labelled, _look_at_retrieval, _extract, _retrieval)
+TABLE = Kind(
+    "results.json", check_listing, load_labelled, _describe_labelled, _look_for("results"), _extract, _table, True
+)
+FEWSHOT = Kind(
+    "fewshot.json", check_listing, load_labelled, _describe_labelled, _look_for("fewshot"), _extract, _fewshot
+)
+FRACTIONS = Kind(
+    "fractions.json", check_listing, load_labelled, _describe_labelled, _look_for("fractions"), _extract, _fractions
+)
+RETRIEVAL = Kind(
+    "retrieval.json", check_listing, load_labelled, _describe_labelled, _look_at_retrieval, _extract, _retrieval
+)
 ROBUSTNESS = Kind(
-    "robustness.json", load_labelled, _describe_labelled, _look_at_robustness, _extract_robustness, _robustness
+    "robustness.json",
+    check_listing,
+    load_labelled,
+    _describe_labelled,
+    _look_at_robustness,
+    _extract_robustness,
+    _robustness,
 )
 SEGMENTATION = Kind(
-    "segmentation.json", load_masked, _describe_masked, _look_at_masks, _extract_no_masks, _segmentation
+    "segmentation.json", _list_masks, load_masked, _describe_masked, _look_at_masks, _extract_no_masks, _segmentation
 )
 
 # The seam: a further protocol of `evaluate` is a `Kind` of its own and a line here.
