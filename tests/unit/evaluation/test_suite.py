@@ -23,7 +23,7 @@ from dino_path.evaluation.results import suite as suite_module
 from dino_path.evaluation.results.suite import compared, evaluate_suite
 from dino_path.evaluation.results.suite_kinds import KINDS
 from dino_path.evaluation.results.suite_plan import plan_suite, resolved
-from dino_path.records.suite import read_suite
+from dino_path.records.suite import num_open, read_suite
 from dino_path.reporting.suite_page import write_suite_page
 
 SPECS = ["untrained:timm:resnet10t", "colour-statistics", "mean-colour"]
@@ -172,6 +172,14 @@ def test_the_supervised_network_of_each_set_stands_in_one_column(root):
         assert record.sets[1].supervised_missing is None or not is_whole
     assert [(one.model, one.other) for one in record.differences] == [("mean-colour", title)]
     assert record.differences[0].num_above + record.differences[0].num_below <= 2
+    near = {"data": "patients", "protocols": ["retrieval"], "primary": {"protocol": "retrieval", "metric": "mMV@1"}}
+    with_near = suite_of(one={**ONE, "protocols": ["knn"]}, near=near)
+    beside = run(with_near, root, root / "beside", specs=["mean-colour"], baselines=root / "baselines")
+    assert beside.models[title].mean is None
+    assert beside.differences[0].mean.value == pytest.approx(beside.sets[0].differences["mean-colour"][title].value)
+    assert num_open(beside, beside.differences[0]) <= 1
+    assert "| none |" in (root / "beside/suite.md").read_text()
+    assert f"{title}: on 1 of 2 sets" in " ".join(beside.notes)
     other = suite_of(one={**ONE, "protocols": ["knn"], "evaluation": {"seed": 5}})
     with pytest.raises(DataError, match=r"one: .*tested on another split"):
         run(other, root, root / "other", specs=["mean-colour"], baselines=root / "baselines")
