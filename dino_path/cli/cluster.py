@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -65,6 +66,7 @@ def submit(
     """
     from dino_path.cli.inputs import check_stage_inputs
     from dino_path.cluster.submission import submit as submit_stage
+    from dino_path.config import SuiteConfig
     from dino_path.settings import load_config
     from dino_path.tiles.layout import StoreFolder
 
@@ -72,6 +74,10 @@ def submit(
         _submit_pipeline(list(arguments or ()), out, config, dry_run=dry_run)
         return
     words, overrides = ([], overrides_only(arguments)) if stage == "pretrain" else split_arguments(arguments or ())
+    command = f"{stage} {words[0]}" if stage == "evaluate" and words else stage
+    if command == "evaluate suite":  # it has a file of its own, whose settings stay on its command line
+        own = [one for one in overrides if re.split("[.=]", one)[0] in SuiteConfig.model_fields]
+        words, overrides = words + own, [one for one in overrides if one not in own]
     key = "store" if stage == "tile" else "out"
     resolved = load_config(config, overrides, needs=NEEDS[stage], settings={key: out} if out else None)
     folder = resolved.store if stage == "tile" else resolved.out
@@ -81,13 +87,14 @@ def submit(
     if stage != "pretrain":
         words += ["--out", str(folder)]
     given = check_command([stage, *words])
-    refusals = _refusals(partial(check_stage_inputs, stage, given, resolved), dry_run=dry_run)
+    refusals = _refusals(partial(check_stage_inputs, command, given, resolved), dry_run=dry_run)
     if stage == "tile" and not dry_run:
         assert resolved.tiles is not None
         StoreFolder(folder).prepare(resolved.tiles)
     submission = submit_stage(
         stage, resolved, words, out=folder, dry_run=dry_run,
-        has_settings=stage == "embed" and are_slides(given["inputs"]),
+        has_config=are_slides(given["inputs"]) if stage == "embed" else "config" in given,
+        has_workers=stage != "tile" and "workers" in given,
     )  # fmt: skip
     say(submission.text())
     _raise_first([*refusals, submission.refusal])

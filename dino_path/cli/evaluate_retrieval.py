@@ -82,9 +82,11 @@ def retrieval(
             )
     if not world.is_first:
         return
-    text = evaluate_retrieval(specs, labelled, resolved.evaluation, device=world.device, out=out, num_workers=workers)
+    outcome = evaluate_retrieval(
+        specs, labelled, resolved.evaluation, device=world.device, out=out, num_workers=workers
+    )
     if as_json:
         say_json(json.loads((out / "retrieval.json").read_text(encoding="utf-8")))
         return
-    say_markdown(text)
+    say_markdown(outcome.text)
     say(f"results: {out / 'retrieval.json'}, picture: {out / SHEET}")

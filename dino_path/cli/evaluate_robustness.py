@@ -84,7 +84,7 @@ def robustness(
             )
     if not world.is_first:
         return
-    text = evaluate_robustness(
+    outcome = evaluate_robustness(
         specs, labelled, resolved.evaluation, with_shifts=with_shifts, device=world.device, out=out, num_workers=workers
     )
     file = out / "robustness.json"
@@ -93,5 +93,5 @@ def robustness(
     if as_json:
         say_json(json.loads(file.read_text(encoding="utf-8")))
         return
-    say_markdown(text)
+    say_markdown(outcome.text)
     say(f"results: {file}" + (f"; curves: {out / 'robustness.png'}" if with_shifts else ""))

@@ -72,13 +72,13 @@ def segmentation(
     from dino_path.evaluation.results.segmentation import evaluate_segmentation
 
     with only_writer(out):
-        text = evaluate_segmentation(
+        outcome = evaluate_segmentation(
             specs, masked, resolved.evaluation, device=choose_device(device, 0), out=out, num_workers=workers
         )
     if as_json:
         say_json(json.loads((out / "segmentation.json").read_text(encoding="utf-8")))
         return
-    say_markdown(text)
+    say_markdown(outcome.text)
     say(f"results: {out / 'segmentation.json'}; pictures: {out / 'segmentation.jpg'}")
 
 

@@ -26,6 +26,7 @@ from dino_path.cli.program import (
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
 from dino_path.errors import ConfigError, DataError
+from dino_path.launch import is_first
 
 if TYPE_CHECKING:
     from dino_path.config import CohortConfig
@@ -68,6 +69,8 @@ def evaluate_slides_command(
     """
     from dino_path.lock import only_writer
 
+    if not is_first():
+        return  # one process does it all
     log_to(None, is_quiet=quiet)
     folders, overrides = split_arguments(features)
     cohort_config = resolve_config(config, overrides).cohort

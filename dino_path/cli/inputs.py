@@ -22,6 +22,7 @@ def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> Non
     """Refuse what the stage would refuse at its start, as far as paths tell.
 
     Args:
+        stage: for `evaluate` with its command, such as `evaluate knn`.
         given: what its command line gives the command, by the names of its parameters.
 
     Raises:
@@ -36,7 +37,15 @@ def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> Non
             check_settings_of_distillation(config)
         case "baseline":
             check_labelled(given["data"], config)
-        case "evaluate":
+        case "evaluate slides":
+            check_cohort(split_arguments(given["features"])[0], given["labels"])
+        case "evaluate suite":
+            check_suite(given)
+            check_models_to_come(split_arguments(given["models"])[0])
+        case "evaluate segmentation":
+            check_masked(given["data"])
+            check_models_to_come(split_arguments(given["models"])[0])
+        case _ if stage.startswith("evaluate "):
             check_labelled(given["data"], config)
             check_models_to_come(split_arguments(given["models"])[0])
         case "embed":
@@ -153,6 +162,37 @@ def check_labelled(data: str, config: Config, *, coming_store: Path | None = Non
 
     if coming_store is None or Path(data.removeprefix("store:")).resolve() != coming_store.resolve():
         check_listing(data, config.evaluation)
+
+
+def check_masked(data: str) -> None:
+    """There are images with masks."""
+    from dino_path.evaluation.labelled.published_masks import list_masked
+
+    list_masked(data)
+
+
+def check_cohort(folders: Sequence[str], labels: Path) -> None:
+    """There are feature files, and a table of slides."""
+    from dino_path.evaluation.cohorts.cohort import read_labels
+    from dino_path.features.bags import find_bags
+
+    for folder in folders:
+        find_bags(Path(folder))
+    read_labels(labels)
+
+
+def check_suite(given: dict[str, Any]) -> None:
+    """The suite's file can be read, and its sets are there.
+
+    Args:
+        given: what the command line gives `evaluate suite`.
+    """
+    from dino_path.cli.evaluate_suite import suite_file
+    from dino_path.evaluation.results.suite_plan import look_at_suite
+    from dino_path.settings import load_suite
+
+    suite = load_suite(suite_file(given["suite"]), split_arguments(given["models"])[1])
+    look_at_suite(suite, root=given["root"], skip_missing=given["skip_missing"])
 
 
 def check_models(specs: Sequence[str]) -> None:

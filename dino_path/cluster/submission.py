@@ -84,7 +84,8 @@ def submit(
     out: Path,
     dry_run: bool,
     after: str | None = None,
-    has_settings: bool = False,
+    has_config: bool | None = None,
+    has_workers: bool | None = None,
 ) -> Submission:
     """Write `OUT/slurm/STAGE.{sbatch,yaml}` and hand the script to SLURM; a dry run writes and submits nothing.
 
@@ -95,7 +96,8 @@ def submit(
         arguments: of `dino-path STAGE`, without `--config` and settings (those are in `config`).
         out: run folder, or whatever folder the stage writes to.
         after: id of the job that must have ended well before this one starts.
-        has_settings: of a stage that takes settings for some inputs only: it does for this one.
+        has_config, has_workers: whether this command of the stage takes --config and --workers; None: as most of the
+            stage's do.
 
     Raises:
         LaunchError: there is no SLURM here, or it refuses the job (in its own words).
@@ -104,9 +106,9 @@ def submit(
     script_file, config_file = folder / f"{stage}.sbatch", folder / f"{stage}.yaml"
     log_file = _without_placeholders(folder) / ("%x-%A_%a.out" if stage == "tile" else "%x-%j.out")
     words = [*arguments]
-    if stage in HAS_CONFIG or has_settings:
+    if stage in HAS_CONFIG if has_config is None else has_config:
         words += ["--config", str(config_file)]
-    if stage in HAS_WORKERS and "--workers" not in words:
+    if (stage in HAS_WORKERS if has_workers is None else has_workers) and "--workers" not in words:
         words += ["--workers", str(resources_of(stage, config.cluster).cpus)]
     script = render(stage, config.cluster, words, log_file=log_file, start_folder=Path.cwd())
     if dry_run:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from dino_path.config.evaluation import EvaluationConfig, FrozenProtocol
 from dino_path.config.section import Section
 
-SuiteProtocol = Literal[FrozenProtocol, "fewshot", "fractions"]
+SuiteProtocol = Literal[FrozenProtocol, "fewshot", "fractions", "retrieval", "robustness", "segmentation"]
 TABLE_METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "kappa", "auroc")
 # What can lead a set, by protocol: numbers of one test with an interval over its groups, larger being better.
 PRIMARY_METRICS: Mapping[SuiteProtocol, tuple[str, ...]] = {
@@ -27,6 +27,9 @@ PRIMARY_METRICS: Mapping[SuiteProtocol, tuple[str, ...]] = {
     "linear-dino": TABLE_METRICS,
     "fewshot": (),  # its range is that of the episodes, not of the tested groups
     "fractions": (),  # one number for each fraction
+    "retrieval": ("mMV@1", "mMV@3", "mMV@5", "mMV@10"),  # means over classes that count the same
+    "robustness": ("accuracy_known", "accuracy_new", "accuracy_shifted"),  # balanced; the last without centres
+    "segmentation": ("dice", "iou"),  # of the linear layer, by image
 }
 
 
@@ -44,7 +47,9 @@ class PrimaryConfig(Section):
     """The one number of a set that stands in the suite's table."""
 
     protocol: SuiteProtocol = Field(description="one of the set's protocols")
-    metric: str = Field("balanced_accuracy", description="balanced_accuracy, accuracy, macro_f1, kappa or auroc")
+    metric: str = Field(
+        "balanced_accuracy", description="of the protocol's metrics in `PRIMARY_METRICS`, such as auroc"
+    )
 
     @model_validator(mode="after")
     def _has_interval(self) -> Self:
@@ -62,7 +67,8 @@ class SuiteSet(Section):
     data: str = Field(description="as --data of `evaluate`; a path in it is relative to --root")
     about: str = Field("", description="one sentence: tissue, task, where it comes from; it stands on the page")
     protocols: Annotated[tuple[SuiteProtocol, ...], AfterValidator(_different)] = Field(
-        min_length=1, description="what is run: knn, linear, logistic, ..., fewshot, fractions"
+        min_length=1,
+        description="what is run: knn, ..., fewshot, fractions, retrieval, robustness; or segmentation alone",
     )
     primary: PrimaryConfig = Field(description="`protocol` and `metric` of the number in the suite's table")
     fractions: Annotated[tuple[LabelFraction, ...], AfterValidator(_different)] = Field(
@@ -76,6 +82,8 @@ class SuiteSet(Section):
     def _is_whole(self) -> Self:
         if self.primary.protocol not in self.protocols:
             raise ValueError(f"its primary protocol {self.primary.protocol} is not among its protocols")
+        if "segmentation" in self.protocols and len(self.protocols) > 1:
+            raise ValueError("segmentation reads masks, the other protocols labels: give it a set of its own")
         _refuse_protocols(self.evaluation)
         return self
 

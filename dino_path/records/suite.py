@@ -99,6 +99,17 @@ def verdict(difference: ScoreRecord) -> Literal["better", "worse", "open"]:
     return "worse" if difference.high is not None and difference.high < 0 else "open"
 
 
+def lacking(one: SuiteSetRecord) -> str:
+    """What stands for the supervised network where a set has no number of it: it is missing, or cannot be there."""
+    return "none" if one.supervised_missing is None else "missing"
+
+
+def num_open(record: SuiteRecord, difference: SuiteDifferenceRecord) -> int:
+    """On how many sets, of those that both models are on, the interval of the difference holds 0."""
+    num_sets = sum(difference.other in one.differences.get(difference.model, {}) for one in record.sets)
+    return num_sets - difference.num_above - difference.num_below
+
+
 def read_suite(folder: Path) -> SuiteRecord:
     """What a suite has written into a folder.
 

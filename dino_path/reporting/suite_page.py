@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from dino_path.config import PROTOCOL_TITLES
 from dino_path.records.labelled import ScoreRecord
-from dino_path.records.suite import SuiteRecord, read_suite, verdict
+from dino_path.records.suite import SuiteRecord, lacking, num_open, read_suite, verdict
 from dino_path.run import atomic_write
 
 CODE = re.compile(r"`([^`]+)`")
@@ -29,9 +29,10 @@ def write_suite_page(folder: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(title=_title, code=_code, verdict=verdict, ends=_ends)
+    environment.filters.update(title=_title, code=_code, verdict=verdict, ends=_ends, lacking=lacking)
     page = environment.get_template("suite.html.j2").render(
         record=record,
+        num_open=num_open,
         rows=_rows(record),
         has_supervised=any(model.role == "supervised" for model in record.models.values()),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),

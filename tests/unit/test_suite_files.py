@@ -10,8 +10,9 @@ import pytest
 from dino_path.cli import check_command
 from dino_path.cli.evaluate_suite import SHIPPED, suite_file
 from dino_path.config import FrozenProtocol
-from dino_path.evaluation.labelled.datasets import LAYOUTS, check_listing
-from dino_path.evaluation.results.suite_plan import resolved
+from dino_path.evaluation.labelled.datasets import LAYOUTS
+from dino_path.evaluation.labelled.published_masks import LAYOUTS as MASK_LAYOUTS
+from dino_path.evaluation.results.suite_plan import look_at_suite
 from dino_path.settings import load_suite
 
 FILES = sorted((Path(__file__).parents[2] / "configs" / "suites").glob("*.yaml"))
@@ -31,15 +32,14 @@ def test_a_suite_loads_and_its_header_gives_a_command_that_exists(file: Path) ->
         assert check_command(words)["suite"] == file.stem
     for one in suite.sets.values():
         assert one.about
-        assert one.primary.protocol in get_args(FrozenProtocol)
+        assert one.primary.protocol in (*get_args(FrozenProtocol), "segmentation")
 
 
 def test_every_published_layout_is_in_the_public_suite() -> None:
     suite = load_suite(next(file for file in FILES if file.stem == "public"))
-    assert {one.data.partition(":")[0] for one in suite.sets.values()} == {*LAYOUTS} - {"store"}
+    assert {one.data.partition(":")[0] for one in suite.sets.values()} == {*LAYOUTS, *MASK_LAYOUTS} - {"store"}
 
 
 def test_the_development_sets_are_what_lies_in_shared_data(shared_data: Path) -> None:
     suite = load_suite(next(file for file in FILES if file.stem == "development"))
-    for name, one in suite.sets.items():
-        assert len(check_listing(resolved(one.data, shared_data)[0], suite.evaluation_of(name))[1]) >= 2
+    look_at_suite(suite, root=shared_data, skip_missing=False)

@@ -136,6 +136,20 @@ class _Row:
     time: float | None
 
 
+def read_labels(table: Path) -> Table:
+    """The columns of a table of slide labels.
+
+    Raises:
+        DataError: the table is none, or names no slides.
+        NewerFormat: a later dino_path wrote it.
+    """
+    if not table.is_file():
+        raise DataError(
+            str(table), "no such file." if not table.exists() else "is a folder.", _needed(), "Check --labels."
+        )
+    return read_known_table(table, COLUMNS, SLIDE_LABELS, needed=("slide_id",))
+
+
 def read_cohort(table: Path, folders: Sequence[BagFolder], config: CohortConfig) -> tuple[Cohort, tuple[Source, ...]]:
     """The cases that have a label and features of every extractor; the others are listed in `left_out`.
 
@@ -146,11 +160,7 @@ def read_cohort(table: Path, folders: Sequence[BagFolder], config: CohortConfig)
             each, or fewer than five events; or a feature file cannot be read.
         ConfigError: settings do not fit the table, or a folder is given twice.
     """
-    if not table.is_file():
-        raise DataError(
-            str(table), "no such file." if not table.exists() else "is a folder.", _needed(), "Check --labels."
-        )
-    known = read_known_table(table, COLUMNS, SLIDE_LABELS, needed=("slide_id",))
+    known = read_labels(table)
     task = _task(known, config)
     notes = [*known.notes]
     rows, has_patients = _rows(known, task, notes)

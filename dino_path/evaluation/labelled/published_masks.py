@@ -63,7 +63,7 @@ def load_masked(spec: str, config: EvaluationConfig) -> MaskedSet:
         DataError: nothing is there, it is malformed, or a given split leaks.
         TileStoreError: an image cannot be read.
     """
-    return split_masks(_read_listing(spec), spec, config)
+    return split_masks(list_masked(spec), spec, config)
 
 
 def read_monusac(folder: Path) -> MaskListing:
@@ -299,7 +299,12 @@ def _fold(folder: Path, number: int) -> Path | None:
     return next((folder / name for name in names if (folder / name / "images").is_dir()), None)
 
 
-def _read_listing(spec: str) -> MaskListing:
+def list_masked(spec: str) -> MaskListing:
+    """What `spec`, as of `load_masked`, lists; no mask is opened.
+
+    Raises:
+        DataError: nothing is there, or it is malformed.
+    """
     name, colon, rest = spec.partition(":")
     if colon and not Path(spec).exists():
         match name:

@@ -47,9 +47,7 @@ def leave_one_maker_out(features_ND: NDArray[np.float32], cohort: Cohort, *, num
     """
     is_tested_N, cell_N = _testable(cohort)
     tested = np.flatnonzero(is_tested_N)
-    classes = np.unique(cohort.labels[tested])
-    if len(classes) < 2:
-        raise _too_few(cohort, "fewer than two classes are of two {kind}s, each with two of the {unit}.")
+    classes = classes_at_new_makers(cohort)
     own_fold_N = np.full(len(cell_N), -1)
     own_fold_N[tested] = _folds(cohort, tested, cell_N[tested], min(max(2, len(cohort.names)), MOST_FOLDS), seed)
     same_NC, new_NC = (np.zeros((len(cell_N), len(classes))) for _ in range(2))
@@ -74,6 +72,18 @@ def leave_one_maker_out(features_ND: NDArray[np.float32], cohort: Cohort, *, num
         confusion = confusion_matrix(number_T[own], predicted_T[own], len(classes))
         by_maker[cohort.names[maker]] = float(summarise(confusion)["balanced_accuracy"])
     return HeldOut(same, new, by_maker)
+
+
+def classes_at_new_makers(cohort: Cohort) -> Ints:
+    """Numbers of the classes that can be tested at a new maker.
+
+    Raises:
+        DataError: fewer than two classes are of two makers with two patients (slides, images) each.
+    """
+    classes = np.unique(cohort.labels[_testable(cohort)[0]])
+    if len(classes) < 2:
+        raise _too_few(cohort, "fewer than two classes are of two {kind}s, each with two of the {unit}.")
+    return classes
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dino_path.evaluation.protocols.retrieval import NUM_NEIGHBOURS, Retrieved, 
 from dino_path.evaluation.results.input_notes import input_notes
 from dino_path.evaluation.results.neighbour_sheet import others, write_sheet
 from dino_path.evaluation.results.row import compared_pairs
-from dino_path.evaluation.results.writing import markdown_page, markdown_table, write_results
+from dino_path.evaluation.results.writing import Outcome, markdown_page, markdown_table, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def evaluate_retrieval(
     device: torch.device,
     out: Path,
     num_workers: int,
-) -> str:
-    """Every model's neighbours; writes retrieval.json, .csv and .md, split.csv and neighbours.jpg, returns the page.
+) -> Outcome:
+    """Every model's neighbours; writes retrieval.json, .csv and .md, split.csv and neighbours.jpg.
 
     Args:
         specs: models, as `features.extractor.load_extractor` reads them.
@@ -89,7 +89,9 @@ def evaluate_retrieval(
         out, "retrieval", division, config, models, record=_record(rows, labelled, queries, notes),
         csv_rows=_csv_rows(rows, labelled, queries), text=text,
     )  # fmt: skip
-    return text
+    measures = [measure for measure in rows[0].means if measure.startswith("mMV@")]
+    samples = {measure: {row.model: row.means[measure].balanced for row in rows} for measure in measures}
+    return Outcome(text, samples, queries.units.name)
 
 
 def _row(

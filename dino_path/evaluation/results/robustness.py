@@ -16,6 +16,7 @@ from dino_path.config import EvaluationConfig
 from dino_path.distributed import World
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.division import Division, divide
+from dino_path.evaluation.measures.metrics import Sample
 from dino_path.evaluation.protocols.cache import FeatureCache, Images, load_models
 from dino_path.evaluation.protocols.makers import MAX_IMAGES, Cohort, cohorts
 from dino_path.evaluation.protocols.shifts import (
@@ -36,8 +37,9 @@ from dino_path.evaluation.results.maker_figures import (
     maker_record,
     maker_score,
 )
-from dino_path.evaluation.results.shift_figures import shift_lines, shift_record
-from dino_path.evaluation.results.writing import markdown_page, write_results
+from dino_path.evaluation.results.shift_figures import at_level, shift_lines, shift_record
+from dino_path.evaluation.results.writing import Outcome, markdown_page, write_results
+from dino_path.features.shifts import LEVELS
 from dino_path.records.feature_kinds import is_comparison, split_kind
 
 logger = logging.getLogger(__name__)
@@ -52,10 +54,10 @@ def evaluate_robustness(
     device: torch.device,
     out: Path,
     num_workers: int,
-) -> str:
+) -> Outcome:
     """Figures of centres and scanners where the data name them, and accuracy under shifts.
 
-    Writes robustness.json, .csv and .md and the split to `out`; returns the page. Features are kept as `evaluate_table`
+    Writes robustness.json, .csv and .md and the split to `out`. Features are kept as `evaluate_table`
     keeps them.
 
     Args:
@@ -102,7 +104,22 @@ def evaluate_robustness(
     }
     rows = _csv_rows(of_makers, makers, curves)
     write_results(out, "robustness", division, config, models, record=record, csv_rows=rows, text=text)
-    return text
+    return Outcome(text, _samples(makers, curves), division.units().name)
+
+
+def _samples(
+    makers: Sequence[Mapping[str, MakerResult]], curves: Mapping[str, ShiftCurve]
+) -> dict[str, dict[str, Sample]]:
+    """What can lead a set: of the centres (else the scanners) accuracies; under shifts their mean at the last level."""
+    samples = {
+        name: {model: one.figures[name] for model, one in results.items()}
+        for results in makers[:1]
+        for name in ("accuracy_known", "accuracy_new")
+        if all(name in one.figures for one in results.values())
+    }
+    if curves:
+        samples["accuracy_shifted"] = {model: at_level(curve, LEVELS[-1]) for model, curve in curves.items()}
+    return samples
 
 
 def extract_robustness_together(

@@ -26,6 +26,7 @@ from dino_path.evaluation.labelled.division import Division, divide
 from dino_path.evaluation.labelled.masks import Mask, MaskedSet
 from dino_path.evaluation.measures.confusion import Ints
 from dino_path.evaluation.measures.intervals import Score
+from dino_path.evaluation.measures.metrics import Sample
 from dino_path.evaluation.measures.overlap import (
     MEASURES,
     Average,
@@ -48,7 +49,7 @@ from dino_path.evaluation.protocols.dense import (
 )
 from dino_path.evaluation.results.earlier import NOT_DECISIVE
 from dino_path.evaluation.results.segmentation_sheet import write_sheet
-from dino_path.evaluation.results.writing import markdown_page, markdown_table
+from dino_path.evaluation.results.writing import Outcome, markdown_page, markdown_table
 from dino_path.features.windows import WindowModel, is_colour_control, window_models
 from dino_path.records.environment import present_environment
 from dino_path.records.feature_kinds import is_comparison
@@ -99,7 +100,7 @@ def evaluate_segmentation(
     device: torch.device,
     out: Path,
     num_workers: int,
-) -> str:
+) -> Outcome:
     """Run both protocols on every model; write segmentation.json, .csv, .md, .jpg, segmentation_images.csv, split.
 
     What each model made of the images is kept in `out/segmentation`: called again, only what is new is computed.
@@ -107,9 +108,6 @@ def evaluate_segmentation(
     Args:
         specs: models, as `features.extractor.load_extractor` reads them.
         num_workers: processes that read and decode images.
-
-    Returns:
-        The page of Markdown.
 
     Raises:
         CheckpointError: a model cannot be loaded, or its last layer has no grid.
@@ -167,7 +165,11 @@ def evaluate_segmentation(
     with atomic_write(out / "segmentation.md") as stream:
         stream.write(text)
     write_sheet(out / "segmentation.jpg", masked, _on_sheet(division), {name: one.shown for name, one in found.items()})
-    return text
+    linear = {row.model: row.overlap for row in rows if row.protocol == "linear"}
+    samples: dict[str, dict[str, Sample]] = {
+        measure: {name: one.samples["image", measure] for name, one in linear.items()} for measure in MEASURES
+    }
+    return Outcome(text, samples, division.units().name)
 
 
 # --- what a model makes of the images -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dino_path.features.shifts import LEVELS, MEANINGS, STRENGTHS, Shift
 METRIC = "balanced_accuracy"
 
 
-def _at_level(curve: ShiftCurve, level: int) -> Sample:
+def at_level(curve: ShiftCurve, level: int) -> Sample:
     """Balanced accuracy, the mean over the shifts at a level; 0: as the images are."""
     if level == 0:
         return curve.unshifted.samples[METRIC]
@@ -21,7 +21,7 @@ def _at_level(curve: ShiftCurve, level: int) -> Sample:
 
 
 def _drop(curve: ShiftCurve, level: int) -> Sample:
-    return _at_level(curve, 0) - _at_level(curve, level)
+    return at_level(curve, 0) - at_level(curve, level)
 
 
 def shift_lines(
@@ -31,7 +31,7 @@ def shift_lines(
     levels = (0, *LEVELS)
     headings = ["as they are", *(f"level {level}" for level in LEVELS), f"drop, level {LEVELS[-1]}"]
     rows = [
-        [model, *(str(_at_level(curve, level).score()) for level in levels),
+        [model, *(str(at_level(curve, level).score()) for level in levels),
          str(_drop(curve, LEVELS[-1]).difference())]
         for model, curve in curves.items()
     ]  # fmt: skip
@@ -40,7 +40,7 @@ def shift_lines(
     if pairs:
         rows = [
             [f"{one} - {other}",
-             *(str((_at_level(curves[one], level) - _at_level(curves[other], level)).difference()) for level in levels),
+             *(str((at_level(curves[one], level) - at_level(curves[other], level)).difference()) for level in levels),
              str((_drop(curves[one], LEVELS[-1]) - _drop(curves[other], LEVELS[-1])).difference(lowest=-1.0))]
             for one, other in pairs
         ]  # fmt: skip
@@ -86,7 +86,7 @@ def shift_record(
         for one, other in pairs:
             if one != model:
                 continue
-            score = (_at_level(curves[one], level) - _at_level(curves[other], level)).difference()
+            score = (at_level(curves[one], level) - at_level(curves[other], level)).difference()
             found[other] = {METRIC: score.record()}
             if level:
                 drop = (_drop(curves[one], level) - _drop(curves[other], level)).difference(lowest=-1.0)
@@ -104,7 +104,7 @@ def shift_record(
             {
                 "model": model,
                 "level": level,
-                METRIC: _at_level(curve, level).score().record(),
+                METRIC: at_level(curve, level).score().record(),
                 "drop": _drop(curve, level).difference().record() if level else None,
                 "differences": differences(model, level),
             }

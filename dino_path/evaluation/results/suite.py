@@ -110,11 +110,9 @@ def extract_suite(plan: Plan, *, world: World, num_workers: int) -> None:
 def _evaluate_set(
     folder: Path, planned: PlannedSet, experiment: str, device: torch.device, num_workers: int
 ) -> Leading:
-    primary, found = planned.config.primary, None
+    found = None
     for kind, work in planned.works.items():
-        is_leading = primary.protocol in work.protocols
-        result = kind.run(work, primary if is_leading else None, device, num_workers)
-        found = result if is_leading else found
+        found = kind.run(work, device, num_workers) or found
     assert found is not None
     _write_leading(folder, found, experiment)
     return found
@@ -193,11 +191,17 @@ def _record(suite: SuiteConfig, plan: Plan, models: Mapping[str, Model], leading
     lowest = min(one.lowest for one in leading.values())
     ranks = mean_ranks(columns)
     sets = tuple(_set_record(planned, leading[planned.name], samples[planned.name], pairs) for planned in plan.sets)
-    differences = tuple(
-        _difference_record(model, other, mean_difference(columns[model], columns[other], lowest=lowest), sets)
-        for model, other in pairs
-        if model in columns and other in columns
-    )
+    can_be_supervised = [
+        planned.name
+        for planned in plan.sets
+        if planned.supervised_missing is not None or leading[planned.name].supervised
+    ]
+    differences = []
+    for model, other in pairs:
+        of_sets = [samples[name] for name in (can_be_supervised if roles[other] == "supervised" else samples)]
+        if all(model in of_set and other in of_set for of_set in of_sets):
+            mean = mean_difference([of[model] for of in of_sets], [of[other] for of in of_sets], lowest=lowest)
+            differences.append(_difference_record(model, other, mean, sets))
     described = {
         name: SuiteModelRecord(
             role=role,
@@ -213,7 +217,7 @@ def _record(suite: SuiteConfig, plan: Plan, models: Mapping[str, Model], leading
         sets=sets,
         left_out=dict(plan.left_out),
         models=described,
-        differences=differences,
+        differences=tuple(differences),
         warnings=suite_warnings(plan, described, sets),
         notes=suite_notes(described, sets, len(differences)),
         config=suite.model_dump(mode="json", exclude_unset=True),
@@ -266,7 +270,7 @@ def _set_record(
 
 
 def _difference_record(model: str, other: str, mean: Score, sets: Sequence[SuiteSetRecord]) -> SuiteDifferenceRecord:
-    of_sets = [one.differences[model][other] for one in sets]
+    of_sets = [one.differences[model][other] for one in sets if other in one.differences.get(model, {})]
     return SuiteDifferenceRecord(
         model=model,
         other=other,

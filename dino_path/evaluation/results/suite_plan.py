@@ -64,7 +64,34 @@ def plan_suite(
     """
     if baselines is None and suite.baselines is not None:
         baselines = root / suite.baselines
-    missing, faults, planned = dict[str, str](), dict[str, str](), list[PlannedSet]()
+    planned: list[PlannedSet] = []
+    missing = _of_each_set(
+        suite,
+        lambda name: planned.append(_plan_set(name, suite, specs, root, baselines, out)),
+        root=root,
+        skip_missing=skip_missing,
+    )
+    return Plan(tuple(planned), missing)
+
+
+def look_at_suite(suite: SuiteConfig, *, root: Path, skip_missing: bool) -> None:
+    """Look at what the sets list, before a job waits for them; no image is opened.
+
+    Raises:
+        DataError: as `plan_suite`, as far as folders and tables tell.
+    """
+
+    def look(name: str) -> None:
+        spec, evaluation = _given(name, suite, root)
+        for one in dict.fromkeys(kind.list for kind in by_kind(suite.sets[name].protocols)):
+            one(spec, evaluation)
+
+    _of_each_set(suite, look, root=root, skip_missing=skip_missing)
+
+
+def _of_each_set(suite: SuiteConfig, do: Callable[[str], None], *, root: Path, skip_missing: bool) -> Mapping[str, str]:
+    """Do something with each set that is there, and return why the others are not."""
+    missing, faults = dict[str, str](), dict[str, str]()
     for name, config in suite.sets.items():
         place = resolved(config.data, root)[1]
         if not place.exists():
@@ -77,7 +104,7 @@ def plan_suite(
         if name in missing:
             continue
         try:
-            planned.append(_plan_set(name, suite, specs, root, baselines, out))
+            do(name)
         except DinoPathError as error:
             faults[name] = f"{error.thing}: {error.found} {error.needed} {error.remedy}"
     if faults:
@@ -89,14 +116,14 @@ def plan_suite(
             "Check --root and the paths in the suite file"
             + ("; --skip-missing leaves out sets that are not there." if not skip_missing and missing else "."),
         )
-    if not planned:
+    if len(missing) == len(suite.sets):
         raise DataError(
             suite.title,
             f"none of its {len(suite.sets)} sets is there: {', '.join(missing)}.",
             "At least one set is needed.",
             "Check --root and the paths in the suite file.",
         )
-    return Plan(tuple(planned), missing)
+    return missing
 
 
 def resolved(data: str, root: Path) -> tuple[str, Path]:
@@ -113,13 +140,19 @@ def shown(data: str) -> str:
     return data.replace(str(path), f"PATH/{path.name}") if path.is_absolute() else data
 
 
+def _given(name: str, suite: SuiteConfig, root: Path) -> tuple[str, EvaluationConfig]:
+    """--data and settings of a set, with paths as seen from here."""
+    evaluation = suite.evaluation_of(name)
+    if evaluation.regions is not None:
+        evaluation = evaluation.model_copy(update={"regions": root / evaluation.regions})
+    return resolved(suite.sets[name].data, root)[0], evaluation
+
+
 def _plan_set(
     name: str, suite: SuiteConfig, specs: Sequence[str], root: Path, baselines: Path | None, out: Path
 ) -> PlannedSet:
-    config, evaluation = suite.sets[name], suite.evaluation_of(name)
-    spec = resolved(config.data, root)[0]
-    if evaluation.regions is not None:
-        evaluation = evaluation.model_copy(update={"regions": root / evaluation.regions})
+    config = suite.sets[name]
+    spec, evaluation = _given(name, suite, root)
     loaded: dict[Callable[..., Any], Any] = {}
     kinds = by_kind(config.protocols)
     for kind in kinds:
@@ -128,12 +161,16 @@ def _plan_set(
     labelled = next((data for data in loaded.values() if isinstance(data, LabelledSet)), None)
     baseline, digests = _baseline(baselines, name, labelled, evaluation)
     works = {
-        kind: Work(specs, loaded[kind.load], protocols, config.fractions, evaluation, out / name, baseline)
+        kind: Work(
+            specs=specs, data=loaded[kind.load], protocols=protocols, fractions=config.fractions, evaluation=evaluation,
+            out=out / name, baseline=baseline, primary=config.primary if config.primary.protocol in protocols else None,
+        )
         for kind, protocols in kinds.items()
-    }
+    }  # fmt: skip
     for kind, work in works.items():
         kind.look(work)
-    leading = next(kind for kind, work in works.items() if config.primary.protocol in work.protocols)
+    leading = next(kind for kind, work in works.items() if work.primary is not None)
+    is_trained = baseline is not None or not leading.has_supervised
     return PlannedSet(
         name,
         config,
@@ -141,7 +178,7 @@ def _plan_set(
         works,
         leading.describe(works[leading].data, evaluation),
         digests,
-        None if baseline is not None or labelled is None else baseline_command(name, config, suite.evaluation_of(name)),
+        None if is_trained else baseline_command(name, config, suite.evaluation_of(name)),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dino_path.config import PROTOCOL_TITLES
 from dino_path.evaluation.results.writing import SUPERVISED, markdown_page, markdown_table
 from dino_path.records.labelled import ScoreRecord
-from dino_path.records.suite import SuiteRecord, verdict
+from dino_path.records.suite import SuiteRecord, lacking, num_open, verdict
 from dino_path.records.verdict import interval, signed
 
 
@@ -17,7 +17,7 @@ def suite_markdown(record: SuiteRecord) -> str:
     header = ["set", "number", *(f"{name} (null)" if record.models[name].role == "null" else name for name in columns)]
     rows = [
         [one.name, f"{PROTOCOL_TITLES.get(one.protocol, one.protocol)}, {one.metric.replace('_', ' ')}",
-         *(interval(one.scores[name]) if name in one.scores else "missing" for name in columns)]
+         *(interval(one.scores[name]) if name in one.scores else lacking(one) for name in columns)]
         for one in record.sets
     ]  # fmt: skip
     models, num_sets = [record.models[name] for name in columns], f"{len(record.sets)} sets"
@@ -25,7 +25,9 @@ def suite_markdown(record: SuiteRecord) -> str:
     rows.append(["mean rank", num_sets, *("" if model.rank is None else _rank(model.rank) for model in models)])
     if not any(model.role == "supervised" for model in record.models.values()):
         header.append(SUPERVISED)
-        rows = [[*row, "missing"] for row in rows[:-2]] + [[*row, ""] for row in rows[-2:]]
+        rows = [[*row, lacking(one)] for row, one in zip(rows, record.sets, strict=False)] + [
+            [*row, ""] for row in rows[-2:]
+        ]
     lines = markdown_table(header, rows)
     if record.differences:
         lines += ["", *_differences(record)]
@@ -41,9 +43,8 @@ def _rank(score: ScoreRecord) -> str:
 def _differences(record: SuiteRecord) -> list[str]:
     rows: list[Sequence[str]] = []
     for one in record.differences:
-        num_open = len(record.sets) - one.num_above - one.num_below
         rows.append([f"{one.model} - {one.other}", signed(one.mean), verdict(one.mean),
-                     str(one.num_above), str(one.num_below), str(num_open)])  # fmt: skip
+                     str(one.num_above), str(one.num_below), str(num_open(record, one))])  # fmt: skip
     return markdown_table(
         ["difference", "mean over sets", "the mean is", "sets above 0", "sets below 0", "sets open"], rows
     )

@@ -79,6 +79,13 @@ def suite_notes(
         f"{0.05 * num_differences:.2g} exclude it by chance",
         "null: an untrained network, or colours; no trained model is worth its training where it does not beat them",
     ]
+    for name, model in models.items():
+        on = sum(name in one.scores for one in sets)
+        if model.role == "supervised" and on < len(sets):
+            notes.append(
+                f"{name}: on {on} of {len(sets)} sets, without mean and rank; less it, a mean is over the sets on "
+                "which it can stand, and there only when it is on all of them"
+            )
     if len({one.metric for one in sets}) > 1:
         notes.append("the mean is over different metrics: read the mean rank")
     notes += [

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dino_path.config import EvaluationConfig
 from dino_path.evaluation.labelled.division import Division
+from dino_path.evaluation.measures.metrics import Sample
 from dino_path.evaluation.results.earlier import FORMATS, Stem
 from dino_path.features.extractor import Extractor
 from dino_path.records.environment import present_environment
@@ -17,6 +19,22 @@ from dino_path.settings import as_plain
 from dino_path.table_file import plain_cells
 
 SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there is none
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation gives back beside its files.
+
+    Attributes:
+        text: the page of Markdown.
+        samples: by metric and model, what can lead a set of a suite: larger is better, 0 the lowest; the models of a
+            metric share groups and resamples.
+        unit: what intervals are over: "patients", "slides" or "images".
+    """
+
+    text: str
+    samples: Mapping[str, Mapping[str, Sample]] = field(repr=False, compare=False)
+    unit: str
 
 
 def baseline_missing(fraction: float = 1.0) -> str:

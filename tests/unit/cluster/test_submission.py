@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -292,6 +293,32 @@ def test_a_mistake_in_the_stages_own_options_is_refused_at_submission(sbatch: Pa
     assert not sbatch.exists()
 
 
+def test_every_evaluation_gets_the_options_that_it_takes(sbatch: Path, inputs: Path) -> None:
+    (inputs / "suite.yaml").write_text(
+        "title: T\nsets:\n  one: {data: set, protocols: [knn], primary: {protocol: knn}}\n"
+    )
+    (inputs / "masks.csv").write_text("path,mask\nset/one/000.png,set/one/001.png\n")
+    (inputs / "features").mkdir()
+    (inputs / "features" / "a.h5").touch()
+    (inputs / "slides.csv").write_text("slide_id,label\na,x\n")
+    given = {
+        "retrieval": ["mean-colour", "--data", "set", "evaluation.knn_k=7"],
+        "segmentation": ["mean-colour", "--data", "masks.csv"],
+        "slides": ["features", "--labels", "slides.csv", "cohort.repeats=2"],
+        "suite": ["mean-colour", "--suite", "suite.yaml", "evaluation.knn_k=7", "cluster.partition=big"],
+    }
+    for name, words in given.items():
+        result = CliRunner().invoke(app, ["submit", "evaluate", name, *words, f"out={inputs}/{name}"])
+        assert result.exit_code == 0, (name, result.output, result.exception)
+        script = (inputs / name / "eval" / "slurm" / "evaluate.sbatch").read_text()
+        line = next(line for line in script.splitlines() if line.startswith("set -- "))
+        assert ("--config" in line) == (name != "suite"), line
+        assert ("--workers" in line) == (name != "slides"), line
+        assert (" evaluation.knn_k=7 " in line) == (name == "suite"), line
+        check_command(shlex.split(line)[2:])
+    assert options(script)["partition"] == "big"
+
+
 @pytest.mark.usefixtures("inputs")
 def test_results_of_an_evaluation_go_into_the_run_folder_of_the_config(sbatch: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["submit", "evaluate", "knn", "model", "--data", "set", f"out={tmp_path}/run"])
@@ -338,6 +365,12 @@ def test_baseline_and_embedding_are_stages_too(sbatch: Path, tmp_path: Path) -> 
         (["pretrain", "training.num_steps=3", "store=nowhere", "out=r"], "nowhere: no such folder"),
         (["evaluate", "knn", "mean-colour", "--data", "nowhere", "out=r"], "nowhere"),
         (["evaluate", "knn", "r/model", "--data", "set", "out=r"], "r/model: no such folder"),
+        (["evaluate", "robustness", "mean-colour", "--data", "nowhere", "out=r"], "nowhere"),
+        (["evaluate", "segmentation", "mean-colour", "--data", "set", "out=r"], "path and mask"),
+        (["evaluate", "segmentation", "mean-colour", "--data", "consep:nowhere", "out=r"], "nowhere"),
+        (["evaluate", "slides", "nowhere", "--labels", "slides.csv", "out=r"], "nowhere"),
+        (["evaluate", "suite", "mean-colour", "--suite", "nowhere", "out=r"], "nowhere"),
+        (["evaluate", "suite", "mean-colour", "--suite", "public", "out=r"], "10 of 10 sets cannot be evaluated"),
         (["baseline", "--data", "tiles", "out=r"], "tiles"),
         (["embed", "r/model", "tiles", "out=r"], "r/model: no such folder"),
     ],

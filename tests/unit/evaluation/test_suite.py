@@ -2,11 +2,13 @@
 
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from dino_path.cli import app
@@ -16,12 +18,12 @@ from dino_path.errors import ConfigError, DataError
 from dino_path.evaluation.baseline.training import train_baseline
 from dino_path.evaluation.labelled.datasets import load_labelled
 from dino_path.evaluation.measures.metrics import METRICS
-from dino_path.evaluation.protocols import cache
+from dino_path.evaluation.protocols import cache, clustering
 from dino_path.evaluation.results import suite as suite_module
 from dino_path.evaluation.results.suite import compared, evaluate_suite
 from dino_path.evaluation.results.suite_kinds import KINDS
 from dino_path.evaluation.results.suite_plan import plan_suite, resolved
-from dino_path.records.suite import read_suite
+from dino_path.records.suite import num_open, read_suite
 from dino_path.reporting.suite_page import write_suite_page
 
 SPECS = ["untrained:timm:resnet10t", "colour-statistics", "mean-colour"]
@@ -84,7 +86,9 @@ def test_one_call_gives_every_set_its_files_and_one_table_of_all(root, monkeypat
     out = root / "out"
     record = run(suite_of(one=ONE, two=TWO), root, out)
     assert sorted(extracted) == sorted(2 * ["untrained-resnet10t", "colour-statistics", "mean-colour"])
-    assert {file.name for file in (out / "one").iterdir() if file.suffix == ".json"} == {"results.json", "fewshot.json"}
+    assert {file.name for file in (out / "one").iterdir() if file.suffix == ".json"} == {
+        "results.json", "fewshot.json", "examples.json",
+    }  # fmt: skip
     assert (out / "two/folds.csv").is_file()
     assert (out / "two/fractions.json").is_file()
 
@@ -168,6 +172,14 @@ def test_the_supervised_network_of_each_set_stands_in_one_column(root):
         assert record.sets[1].supervised_missing is None or not is_whole
     assert [(one.model, one.other) for one in record.differences] == [("mean-colour", title)]
     assert record.differences[0].num_above + record.differences[0].num_below <= 2
+    near = {"data": "patients", "protocols": ["retrieval"], "primary": {"protocol": "retrieval", "metric": "mMV@1"}}
+    with_near = suite_of(one={**ONE, "protocols": ["knn"]}, near=near)
+    beside = run(with_near, root, root / "beside", specs=["mean-colour"], baselines=root / "baselines")
+    assert beside.models[title].mean is None
+    assert beside.differences[0].mean.value == pytest.approx(beside.sets[0].differences["mean-colour"][title].value)
+    assert num_open(beside, beside.differences[0]) <= 1
+    assert "| none |" in (root / "beside/suite.md").read_text()
+    assert f"{title}: on 1 of 2 sets" in " ".join(beside.notes)
     other = suite_of(one={**ONE, "protocols": ["knn"], "evaluation": {"seed": 5}})
     with pytest.raises(DataError, match=r"one: .*tested on another split"):
         run(other, root, root / "other", specs=["mean-colour"], baselines=root / "baselines")
@@ -190,6 +202,101 @@ def test_all_that_is_wrong_is_refused_at_once_and_what_is_missing_can_be_left_ou
     assert "gone is left out: mhist:nowhere is not there" in record.warnings
     with pytest.raises(DataError, match="none of its 1 sets is there"):
         run(suite_of(gone=sets["gone"]), root, root / "out", skip_missing=True)
+
+
+@pytest.fixture
+def centres(root, write_image):
+    """Two classes of six patients each with both, from two centres."""
+    rows = []
+    for number in range(48):
+        label, patient = number % 2, number // 8
+        file = f"centres/{number}.png"
+        write_image(root / file, number, (150 + 12 * label, 110 + 25 * (patient % 2), 150))
+        rows.append(f"{number}.png,class{label},p{patient},centre{patient % 2}")
+    (root / "centres/table.csv").write_text("\n".join(["path,label,patient_id,centre", *rows, ""]))
+    return root
+
+
+@pytest.fixture
+def masks(root):
+    """Halves of 32 px, red and blue: colour tells the mask."""
+    (root / "masks").mkdir()
+    for number in range(8):
+        line = 16 if number % 2 else 8
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:, line:] = 255
+        pixels = np.random.default_rng(number).integers(90, 110, (32, 32, 3), np.uint8)
+        pixels[..., 0] += mask // 3
+        Image.fromarray(pixels).save(root / f"masks/{number}.png")
+        Image.fromarray(mask).save(root / f"masks/{number}_mask.png")
+    rows = [f"{number}.png,{number}_mask.png,{'test' if number > 4 else 'train'}" for number in range(8)]
+    (root / "masks/table.csv").write_text("\n".join(["path,mask,split", *rows, ""]))
+    return root
+
+
+def test_retrieval_centres_shifts_and_masks_can_lead_a_set(centres, masks, monkeypatch):
+    monkeypatch.setattr(clustering, "RUNS", 1)
+    monkeypatch.setattr(clustering, "MAX_CLUSTERS", 3)
+    table = "centres/table.csv"
+    suite = suite_of(
+        near={"data": table, "protocols": ["knn", "retrieval"],
+              "primary": {"protocol": "retrieval", "metric": "mMV@5"}},
+        new={"data": table, "protocols": ["robustness"],
+             "primary": {"protocol": "robustness", "metric": "accuracy_new"}},
+        shifted={"data": "patients", "protocols": ["robustness"], "evaluation": {"shifts": ["gamma"]},
+                 "primary": {"protocol": "robustness", "metric": "accuracy_shifted"}},
+        masks={"data": "masks/table.csv", "protocols": ["segmentation"],
+               "primary": {"protocol": "segmentation", "metric": "dice"}},
+    )  # fmt: skip
+    specs, out = ["colour-statistics", "mean-colour"], centres / "out"
+    record = run(suite, centres, out, specs=specs)
+    scores = {one.name: {name: score.value for name, score in one.scores.items()} for one in record.sets}
+
+    def rows(name):
+        return json.loads((out / f"{name}.json").read_text())
+
+    assert scores["near"] == {row["model"]: row["balanced"]["mMV@5"]["value"] for row in rows("near/retrieval")["rows"]}
+    assert scores["new"] == {
+        row["model"]: row["figures"]["accuracy_new"]["value"] for row in rows("new/robustness")["makers"][0]["rows"]
+    }
+    at_last = [row for row in rows("shifted/robustness")["shifts"]["summary"] if row["level"] == 3]
+    assert scores["shifted"] == {row["model"]: row["balanced_accuracy"]["value"] for row in at_last}
+    assert scores["masks"] == {
+        row["model"]: row["overlap"]["mean"]["image"]["dice"]["value"]
+        for row in rows("masks/segmentation")["rows"] if row["protocol"] == "linear"
+    }  # fmt: skip
+    assert scores["masks"]["mean-colour"] > 0.8
+    assert (out / "near/results.json").is_file()
+    assert record.sets[0].interval == rows("near/results")["rows"][0]["metrics"]["interval"]
+    assert all(one.supervised_missing is None for one in record.sets)
+    assert not any("supervised ResNet-50 is missing" in one for one in record.warnings)
+    assert len(record.differences) == 1
+
+    done = {file: file.stat().st_mtime_ns for file in out.glob("*/*.json")}
+    assert run(suite, centres, out, specs=specs).sets == record.sets
+    assert {file: file.stat().st_mtime_ns for file in out.glob("*/*.json")} == done
+    text = write_suite_page(out).read_text()
+    assert "mMV@5" in text
+    mask = Image.open(masks / "masks/0_mask.png")
+    mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(masks / "masks/0_mask.png")
+    with pytest.raises(DataError, match=r"masks: .*they are of other images, masks or another split"):
+        run(suite, centres, out, specs=specs)
+
+
+def test_a_metric_that_the_data_do_not_give_is_refused_before_anything_is_extracted(centres):
+    def planned(data, metric):
+        primary = {"protocol": "robustness", "metric": metric}
+        suite = suite_of(one={"data": data, "protocols": ["robustness"], "primary": primary})
+        plan_suite(suite, SPECS, root=centres, baselines=None, out=centres / "out", skip_missing=False)
+
+    with pytest.raises(DataError, match=r"no two centres or scanners, and the primary metric is accuracy_new.*shifted"):
+        planned("patients", "accuracy_new")
+    with pytest.raises(DataError, match=r"the data name centres or scanners, .*Set primary.metric to accuracy_new"):
+        planned("centres/table.csv", "accuracy_shifted")
+    table = centres / "centres/table.csv"
+    table.write_text(re.sub("(class)(.)(,p.,centre).", r"\1\2\3\2", table.read_text()))
+    with pytest.raises(DataError, match="fewer than two classes are of two centres"):
+        planned("centres/table.csv", "accuracy_new")
 
 
 def test_a_control_at_chance_is_named(root, write_image):
@@ -232,6 +339,11 @@ def test_own_settings_of_a_set_stand_over_the_suites():
         ("sets.one.protocols=[knn, knn]", "one is given twice"),
         ("sets.one.primary.metric=dice", "knn gives balanced_accuracy, accuracy, macro_f1, kappa, auroc, not dice"),
         ("sets.one.primary.protocol=fewshot", "fewshot gives no single number with an interval"),
+        ("sets.one.protocols=[knn, segmentation]", "segmentation reads masks, the other protocols labels"),
+        (
+            "sets.one.primary={protocol: retrieval}",
+            "retrieval gives mMV@1, mMV@3, mMV@5, mMV@10, not balanced_accuracy",
+        ),
         ("sets.one.fractions=[1, 0]", "'sets.one.fractions.1': Input should be greater than 0"),
         ("evaluation.protocols=[knn]", "evaluation.protocols has no meaning in a suite"),
         ("sets.two.data=x", "missing key 'sets.two.protocols'"),
