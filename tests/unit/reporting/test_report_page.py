@@ -207,7 +207,7 @@ def test_a_narrow_window_has_readable_labels_and_tables_that_say_they_scroll(pag
 def test_every_picture_and_chart_has_words_and_every_control_a_name(page: Page) -> None:
     tree: list[dict[str, Any]] = page.call("Accessibility.getFullAXTree")["nodes"]
     nameless = [
-        page.call("DOM.describeNode", backendNodeId=node["backendDOMNodeId"])["node"]
+        page.call("DOM.getOuterHTML", backendNodeId=node["backendDOMNodeId"])["outerHTML"]
         for node in tree
         if not node["ignored"]
         and node["role"]["value"] in ("image", "button", "slider", "checkbox", "combobox", "searchbox", "link")
