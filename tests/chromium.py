@@ -28,7 +28,7 @@ OPTIONS = (
 ANSWER_S = 90.0
 END_S = 10.0
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
-LEFT_BUTTON = {"button": "left", "clickCount": 1}
+LEFT_BUTTON: dict[str, Any] = {"button": "left", "clickCount": 1}
 
 
 class Browser:
