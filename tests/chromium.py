@@ -4,9 +4,8 @@ It is steered over two pipes by the DevTools protocol (https://chromedevtools.gi
 does: no driver, no port, no further package.
 """
 
-from __future__ import annotations
-
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -15,14 +14,69 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ANSWER_S = 60.0
+OPTIONS = (
+    "--headless=new", "--remote-debugging-pipe", "--no-startup-window", "--no-first-run", "--no-sandbox",
+    "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--disable-extensions", "--hide-scrollbars",
+)  # fmt: skip
+ANSWER_S = 90.0
+END_S = 10.0
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+LEFT_BUTTON: dict[str, Any] = {"button": "left", "clickCount": 1}
+
+
+class Browser:
+    """A Chromium at the other ends of two pipes."""
+
+    def __init__(self, to_browser: int, from_browser: int) -> None:
+        self._to, self._from, self._rest, self._number = to_browser, from_browser, b"", 0
+        self._pages: dict[str, Page] = {}
+
+    def call(self, method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """The answer to one command of the protocol; pages take note of events that come meanwhile."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if session is not None:
+            message["sessionId"] = session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        end_s = time.monotonic() + ANSWER_S
+        while True:
+            answer = self._read(end_s, method)
+            if answer.get("id") == self._number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return dict(answer["result"])
+            if page := self._pages.get(answer.get("sessionId", "")):
+                page.note(answer)
+
+    @contextlib.contextmanager
+    def open_page(self) -> Iterator["Page"]:
+        """A tab in a window of its own that shares no storage with others; closed afterwards."""
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._pages[session] = Page(self, session)
+        try:
+            yield self._pages[session]
+        finally:
+            del self._pages[session]
+            self.call("Target.disposeBrowserContext", browserContextId=context)
+
+    def _read(self, end_s: float, method: str) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            left_s = end_s - time.monotonic()
+            assert left_s > 0, f"Chromium has not answered {method} within {ANSWER_S:g} s"
+            if select.select([self._from], [], [], left_s)[0]:
+                some = os.read(self._from, 1 << 20)
+                assert some, "Chromium has ended"
+                self._rest += some
+        message, _, self._rest = self._rest.partition(b"\0")
+        return dict(json.loads(message))
 
 
 class Page:
@@ -33,39 +87,36 @@ class Page:
         requests: addresses that were asked for, but for data addresses.
     """
 
-    def __init__(self, to_browser: int, from_browser: int) -> None:
-        self._to, self._from, self._rest, self._number = to_browser, from_browser, b"", 0
-        self._session: str | None = None
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser, self._session = browser, session
         self.errors: list[str] = []
         self.requests: list[str] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The answer to one command of the protocol."""
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
-        if self._session is not None:
-            message["sessionId"] = self._session
-        os.write(self._to, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + ANSWER_S
-        while True:
-            answer = self._read(deadline, method)
-            if answer.get("id") == self._number:
-                assert "error" not in answer, f"{method}: {answer['error']}"
-                return dict(answer["result"])
-            self._note(answer)
+        return self._browser.call(method, session=self._session, **parameters)
 
-    def open(self, file: Path) -> None:
-        """Open a file from the disk, and wait until it is loaded and has drawn twice."""
-        self.call("Page.navigate", url=file.resolve().as_uri())
-        self.run(
-            "new Promise(done => { const look = () =>"
-            " document.readyState === 'complete' && location.protocol === 'file:'"
-            " ? requestAnimationFrame(() => requestAnimationFrame(done)) : setTimeout(look, 20); look(); })"
-        )
+    def note(self, event: dict[str, Any]) -> None:
+        """Keep what an event of this page says."""
+        what = event["params"]
+        match event["method"]:
+            case "Runtime.exceptionThrown":
+                self.errors.append(json.dumps(what["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if what["type"] in ("error", "warning", "assert"):
+                self.errors.append(json.dumps(what["args"]))
+            case "Log.entryAdded" if what["entry"]["level"] in ("error", "warning"):
+                self.errors.append(f"{what['entry']['text']} {what['entry'].get('url', '')}")
+            case "Network.requestWillBeSent" if not what["request"]["url"].startswith("data:"):
+                self.requests.append(what["request"]["url"])
+
+    def open(self, place: Path | str) -> None:
+        """Open a file or an address, and wait until it is loaded."""
+        url = place.resolve().as_uri() if isinstance(place, Path) else place
+        answer = self.call("Page.navigate", url=url)
+        assert "errorText" not in answer, f"{url}: {answer['errorText']}"
+        self.wait_for("document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression; of a promise, what it comes to."""
@@ -73,9 +124,32 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def wait_for(self, script: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        end_s = time.monotonic() + ANSWER_S
+        while not self.run(f"Boolean({script})"):
+            assert time.monotonic() < end_s, f"not true within {ANSWER_S:g} s: {script}; {self.errors}"
+            time.sleep(0.03)
+
     def settle(self) -> None:
         """Wait for two frames."""
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def window(self, width: int, height: int, *, scheme: str = "light", media: str = "") -> None:
+        """The window's size in px, the scheme (`light`, `dark`) and the medium (`print`, or else the screen)."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", media=media, features=features)
+        self.settle()
+
+    def middle_of(self, selector: str) -> tuple[float, float]:
+        """Where the middle of the first such element is in the window, into which it is scrolled; in px."""
+        x, y = self.run(
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)});"
+            " one.scrollIntoView({block: 'center'}); const box = one.getBoundingClientRect();"
+            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        )
+        return x, y
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
         """`mouseMoved`, `mousePressed`, `mouseReleased` or `mouseWheel`, in px of the window."""
@@ -84,13 +158,23 @@ class Page:
     def click(self, x: float, y: float) -> None:
         self.mouse("mouseMoved", x, y)
         for kind in ("mousePressed", "mouseReleased"):
-            self.mouse(kind, x, y, button="left", clickCount=1)
+            self.mouse(kind, x, y, **LEFT_BUTTON)
+        self.settle()
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press, move and let go, as a hand does."""
+        self.mouse("mouseMoved", *start)
+        self.mouse("mousePressed", *start, **LEFT_BUTTON)
+        for part in (0.3, 0.6, 1.0):
+            x, y = (a + part * (b - a) for a, b in zip(start, end, strict=True))
+            self.mouse("mouseMoved", x, y, **LEFT_BUTTON, buttons=1)
+        self.mouse("mouseReleased", *end, **LEFT_BUTTON)
         self.settle()
 
     def key(self, name: str) -> None:
-        """Press a key, such as `ArrowLeft`, `Enter`, `Tab` or `+`."""
-        codes = {"Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " ")}
-        code, text = codes.get(name, (ord(name), name) if len(name) == 1 else (0, ""))
+        """Press a key of `KEYS`, or one that writes a character, such as `+`."""
+        code = KEYS[name] if name in KEYS else ord(name)
+        text = "\r" if name == "Enter" else "" if name in KEYS else name
         self.call("Input.dispatchKeyEvent", type="keyDown", key=name, windowsVirtualKeyCode=code, text=text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=name, windowsVirtualKeyCode=code)
         self.settle()
@@ -100,71 +184,49 @@ class Page:
         metrics = self.call("Performance.getMetrics")["metrics"]
         return float(next(one["value"] for one in metrics if one["name"] == "ThreadTime"))
 
-    def look(self, *, width: int, height: int, media: str = "", scheme: str = "light") -> None:
-        """Set the window's size in px, the medium ("print") and the colour scheme."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )  # fmt: skip
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.call("Emulation.setEmulatedMedia", media=media, features=features)
-        self.settle()
-
-    def picture(self, file: Path) -> Path:
+    def picture(self, file: Path) -> None:
         """A PNG of the window."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
-        return file
 
-    def _read(self, deadline: float, method: str) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            left_s = deadline - time.monotonic()
-            assert left_s > 0, f"Chromium has not answered {method} within {ANSWER_S:g} s"
-            if select.select([self._from], [], [], left_s)[0]:
-                some = os.read(self._from, 1 << 20)
-                assert some, "Chromium has ended"
-                self._rest += some
-        message, _, self._rest = self._rest.partition(b"\0")
-        return dict(json.loads(message))
-
-    def _note(self, event: dict[str, Any]) -> None:
-        what = event.get("params", {})
-        match event.get("method"):
-            case "Runtime.exceptionThrown":
-                self.errors.append(json.dumps(what["exceptionDetails"]))
-            case "Runtime.consoleAPICalled" if what["type"] in ("error", "warning", "assert"):
-                self.errors.append(json.dumps(what["args"]))
-            case "Log.entryAdded" if what["entry"]["level"] in ("error", "warning"):
-                self.errors.append(what["entry"]["text"])
-            case "Network.requestWillBeSent" if not what["request"]["url"].startswith("data:"):
-                self.requests.append(what["request"]["url"])
+    def pdf(self, file: Path) -> None:
+        """The page as it is printed."""
+        file.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"]))
 
 
-@contextmanager
-def chromium_page(folder: Path) -> Iterator[Page]:
-    """A tab of a Chromium of its own, whose profile lies in `folder`; skips where there is none."""
+@contextlib.contextmanager
+def open_browser(profile: Path) -> Iterator[Browser]:
+    """A Chromium whose profile lies in the folder `profile`, ended afterwards; skips where there is none."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         pytest.skip(f"none of {', '.join(PROGRAMS)} is installed")
-    words = [
-        program, "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={folder}", "--no-sandbox",
-        "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
-        "--hide-scrollbars",
-    ]  # fmt: skip
     # The browser reads from 3 and writes to 4; ours must be none of these.
     browser_reads, to_browser = _high_pipe()
     from_browser, browser_writes = _high_pipe()
     nowhere = os.open(os.devnull, os.O_RDWR)
     actions = [(os.POSIX_SPAWN_DUP2, browser_reads, 3), (os.POSIX_SPAWN_DUP2, browser_writes, 4),
                *((os.POSIX_SPAWN_DUP2, nowhere, end) for end in (0, 1, 2))]  # fmt: skip
+    words = [program, *OPTIONS, f"--user-data-dir={profile}"]
     process = os.posix_spawn(program, words, os.environ, file_actions=actions, setsid=True)
     for end in (browser_reads, browser_writes, nowhere):
         os.close(end)
     try:
-        yield Page(to_browser, from_browser)
+        yield Browser(to_browser, from_browser)
     finally:
-        os.killpg(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        os.close(to_browser)
+        os.close(
+            to_browser
+        )  # it then ends by itself, also when this process is killed; a kill leaves its files in /tmp
         os.close(from_browser)
+        _wait_or_kill(process)
+
+
+def _wait_or_kill(process: int) -> None:
+    end_s = time.monotonic() + END_S
+    while os.waitpid(process, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end_s:
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            return
+        time.sleep(0.05)
 
 
 def _high_pipe() -> tuple[int, int]:

@@ -1,8 +1,10 @@
 """Fixtures that every test may use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chromium import Browser, Page, open_browser
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -21,6 +23,20 @@ def tiles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import write_tiles  # imports torch, which most tests of slides and tiles do without
 
     return write_tiles(tmp_path_factory.mktemp("tiles"))
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests of pages."""
+    with open_browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def tab(chromium: Browser) -> Iterator[Page]:
+    """A tab that the tests of one file share."""
+    with chromium.open_page() as page:
+        yield page
 
 
 @pytest.fixture(autouse=True)

@@ -197,8 +197,8 @@ function draw(place) {
     toImageButtonOptions: { format: "svg", filename: "dino_path_chart" },
   };
   Plotly.react(place, traces, layout, settings);
-  place.querySelectorAll("svg").forEach((svg) => svg.setAttribute("aria-hidden", "true")); // the place says it in words
-  document.getElementById("js-plotly-tester")?.setAttribute("aria-hidden", "true"); // where Plotly measures text
+  // The place says it in words; and plotly measures text in a picture beside the page, which says nothing.
+  document.querySelectorAll(`#${place.id} svg, #js-plotly-tester`).forEach((svg) => svg.setAttribute("aria-hidden", "true"));
   if (place.dataset.ready) return;
   place.dataset.ready = "yes";
   place.addEventListener("keydown", readByKeys);

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import Page, chromium_page
+from chromium import Page
 from made_up_map import made_up_map
 
 from dino_path.errors import DataError, NewerFormat
@@ -25,23 +25,23 @@ VISIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium_page(tmp_path_factory.mktemp("chromium")) as page:
-        yield page
+def open_map(tab: Page, file: Path, *, height: int = 1400) -> None:
+    """Show a map, drawn."""
+    tab.errors.clear()
+    tab.requests.clear()
+    tab.window(1200, height)
+    tab.open(file)
+    tab.settle()
 
 
 @pytest.fixture
-def page(browser: Page, tmp_path: Path) -> Iterator[Page]:
+def page(tab: Page, tmp_path: Path) -> Iterator[Page]:
     """A fresh map of 400 tiles; afterwards nothing may have gone wrong, and nothing may have been asked for."""
     file = write_page(made_up_map(), tmp_path / "map.html")
-    browser.errors.clear()
-    browser.requests.clear()
-    browser.look(width=1200, height=1400)
-    browser.open(file)
-    yield browser
-    assert browser.errors == []
-    assert browser.requests == [file.resolve().as_uri()]
+    open_map(tab, file)
+    yield tab
+    assert tab.errors == []
+    assert tab.requests == [file.resolve().as_uri()]
 
 
 def state(page: Page, name: str) -> object:
@@ -132,20 +132,18 @@ def test_colours_have_contrast_and_differ_for_colour_blind_eyes_too(scheme: str)
 # --- in a browser -------------------------------------------------------------------------------------------------
 
 
-def test_names_reach_the_page_as_text(browser: Page, tmp_path: Path) -> None:
+def test_names_reach_the_page_as_text(tab: Page, tmp_path: Path) -> None:
     record = made_up_map(60, classes=(EVIL, "stroma"), num_slides=3, slide_names=(EVIL, "b", "c"))
     record = record.model_copy(update={"model": EVIL, "data": EVIL, "notes": (EVIL,)})
-    browser.errors.clear()
-    browser.look(width=1200, height=1400)
-    browser.open(write_page(record, tmp_path / "map.html"))
-    browser.run(f"{MAP}.select(0)")
-    browser.settle()
-    assert "hurt" not in str(browser.run("document.title")).replace(EVIL, "")
-    assert browser.run("document.querySelectorAll('img').length") == 0
-    assert EVIL in text(browser, ".fm-legend")
-    assert EVIL in text(browser, ".fm-detail")
-    assert EVIL in text(browser, "h2")
-    assert browser.errors == []
+    open_map(tab, write_page(record, tmp_path / "map.html"))
+    tab.run(f"{MAP}.select(0)")
+    tab.settle()
+    assert "hurt" not in str(tab.run("document.title")).replace(EVIL, "")
+    assert tab.run("document.querySelectorAll('img').length") == 0
+    assert EVIL in text(tab, ".fm-legend")
+    assert EVIL in text(tab, ".fm-detail")
+    assert EVIL in text(tab, "h2")
+    assert tab.errors == []
 
 
 def test_hovering_shows_the_tile_and_clicking_its_neighbours_of_other_slides(page: Page) -> None:
@@ -253,27 +251,25 @@ def test_the_wheel_scrolls_the_page_until_the_map_is_clicked_and_then_zooms(page
 
 
 def test_narrow_dark_and_printed_it_is_whole(page: Page) -> None:
-    page.look(width=420, height=900, scheme="dark")
+    page.window(420, 900, scheme="dark")
     assert page.run("document.documentElement.scrollWidth") == 420
     corner = "[...document.querySelector('.fm-points').getContext('2d').getImageData(1, 1, 1, 1).data].slice(0, 3)"
     assert page.run(corner) == [0x1F, 0x1C, 0x26]
     page.run("dispatchEvent(new Event('beforeprint'))")
     assert page.run(corner) == [255, 255, 255]
     page.run("dispatchEvent(new Event('afterprint'))")
-    page.look(width=800, height=900, media="print")
+    page.window(800, 900, media="print")
     assert page.run("getComputedStyle(document.querySelector('.fm-bar')).display") == "none"
 
 
-def test_fifty_thousand_tiles_are_drawn_at_an_interactive_rate(browser: Page, tmp_path: Path) -> None:
+def test_fifty_thousand_tiles_are_drawn_at_an_interactive_rate(tab: Page, tmp_path: Path) -> None:
     file = write_page(made_up_map(50_000, num_slides=200), tmp_path / "map.html")
-    browser.errors.clear()
-    browser.look(width=1200, height=900)
-    browser.open(file)
-    browser.call("Performance.enable", timeDomain="threadTicks")  # what others do on the machine does not count
-    browser.run(f"{MAP}.frame()")
-    before_s = browser.cpu_s()
-    browser.run(f"Array.from({{length: 30}}, () => {MAP}.frame()).length")
-    per_frame_ms = (browser.cpu_s() - before_s) / 30 * 1000
+    open_map(tab, file, height=900)
+    tab.call("Performance.enable", timeDomain="threadTicks")  # what others do on the machine does not count
+    tab.run(f"{MAP}.frame()")
+    before_s = tab.cpu_s()
+    tab.run(f"Array.from({{length: 30}}, () => {MAP}.frame()).length")
+    per_frame_ms = (tab.cpu_s() - before_s) / 30 * 1000
     print(f"{per_frame_ms:.1f} ms of CPU for a frame of 50,000 tiles")  # noqa: T201
     assert per_frame_ms < 33
-    assert browser.errors == []
+    assert tab.errors == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from chromium_pipe import Page, chromium
+from chromium import Page
 from frozen_models import write_guide
 
 from dino_path.tiles.store import TileStore
@@ -35,23 +35,17 @@ def address(view_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     viewer.close()
 
 
-@pytest.fixture(scope="module")
-def browser(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with chromium(tmp_path_factory.mktemp("profile")) as page:
-        page.resize(1200, 800)
-        yield page
-
-
 @pytest.fixture
-def page(browser: Page, address: str) -> Iterator[Page]:
+def page(address: str, tab: Page) -> Iterator[Page]:
     """The viewer, opened again; whatever a test does, no error may come and nobody else may be asked."""
-    browser.errors.clear()
-    browser.requests.clear()
-    browser.open(address)
-    browser.wait_for(READY)
-    yield browser
-    assert browser.errors == []
-    assert [one for one in browser.requests if not one.startswith((address, "data:", "blob:"))] == []
+    tab.errors.clear()
+    tab.requests.clear()
+    tab.window(1200, 800)
+    tab.open(address)
+    tab.wait_for(READY)
+    yield tab
+    assert tab.errors == []
+    assert [one for one in tab.requests if not one.startswith((address, "data:", "blob:"))] == []
 
 
 def place_of(page: Page, x: float, y: float) -> tuple[float, float]:
@@ -99,9 +93,7 @@ def test_the_wheel_zooms_about_the_pointer_and_asks_for_finer_squares(page: Page
 
 def test_a_drag_moves_the_slide_and_chooses_nothing(page: Page) -> None:
     x, y = place_of(page, 500, 400)
-    page.mouse("mousePressed", x, y, button="left", clickCount=1)
-    page.mouse("mouseMoved", x - 60, y - 30, button="left", buttons=1)
-    page.mouse("mouseReleased", x - 60, y - 30, button="left", clickCount=1)
+    page.drag((x, y), (x - 60, y - 30))
     assert place_of(page, 500, 400) == pytest.approx((x - 60, y - 30), abs=2)
     assert page.run("chosen") is None
 
@@ -144,11 +136,11 @@ def test_all_can_be_done_with_keys(page: Page) -> None:
     page.run("canvas.focus()")
     before = page.run("view.scale")
     for key in ("+", "ArrowDown", "Enter"):
-        page.press(key)
+        page.key(key)
     page.wait_for("document.querySelectorAll('.neighbours li').length === 12")
     assert page.run("view.scale") > before
     assert page.run("document.getElementById('status').textContent").startswith("Tile kept")
-    page.press("0")
+    page.key("0")
     assert page.run("view.scale") == pytest.approx(before)
 
 
@@ -180,17 +172,14 @@ CONTRAST = """(() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable_in_light_and_dark(page: Page, scheme: str) -> None:
-    page.use_colours(scheme)
+    page.window(1200, 800, scheme=scheme)
     page.click(*place_of(page, 550, 550))
     page.wait_for("document.querySelectorAll('.neighbours li').length === 12")
     assert page.run(CONTRAST) >= 4.5
 
 
 def test_a_narrow_window_scrolls_down_and_not_sideways(page: Page) -> None:
-    page.resize(420, 800)
-    try:
-        page.wait_for("stage.clientWidth <= 420")
-        assert page.run("document.documentElement.scrollWidth <= 420")
-        assert page.run("stage.clientHeight > 300")
-    finally:
-        page.resize(1200, 800)
+    page.window(420, 800)
+    page.wait_for("stage.clientWidth <= 420")
+    assert page.run("document.documentElement.scrollWidth <= 420")
+    assert page.run("stage.clientHeight > 300")
