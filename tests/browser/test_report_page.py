@@ -11,7 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "reporting"))
 
 from devtools import Tab, open_tab
 from made_up import write_evaluation, write_examples, write_run, write_store
+from made_up_map import made_up_map
 
+from dino_path.reporting.feature_map import write_page
 from dino_path.reporting.report import write_report
 
 pytestmark = pytest.mark.slow
@@ -32,7 +34,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = [write_run(folder / "vits16"), write_run(folder / "lower", seed=1, momentum=0.99)]
     write_evaluation(runs[0] / "eval" / "results.json")
     write_examples(runs[0] / "eval")
-    return write_report(runs, folder / "report.html", store=write_store(folder / "store"))
+    maps = [write_page(made_up_map(), folder / "map.html")]
+    return write_report(runs, folder / "report.html", store=write_store(folder / "store"), maps=maps)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,18 @@ def test_labels_of_axes_do_not_repeat(tab: Tab) -> None:
     )
     assert sum(map(bool, labels)) > 20
     assert [one for one in labels if len(set(one)) < len(one)] == []
+
+
+def test_a_click_in_the_map_of_features_opens_neighbours_from_other_slides(tab: Tab) -> None:
+    tab.middle_of(".fm-over")  # scrolls it into the window
+    x, y = tab.ask("document.querySelector('.feature-map').featureMap.where(7)")
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        tab.mouse(kind, x, y, clicks=int(kind != "mouseMoved"))
+    tab.wait_for("document.querySelectorAll('.fm-detail li').length === 10")
+    tile = tab.ask("document.querySelector('.feature-map').featureMap.state.selected")
+    listed = tab.ask("[...document.querySelectorAll('.fm-detail li button')].map((e) => Number(e.dataset.tile))")
+    assert listed == [one % 400 for one in range(tile + 1, tile + 16) if one % 400 % 5 != tile % 5][:10]
+    assert tab.problems == []
 
 
 def test_pictures_enlarge_on_click_and_close_by_key(tab: Tab) -> None:
