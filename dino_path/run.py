@@ -124,6 +124,10 @@ class RunFolder:
         return self.path / "figures"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def wandb_id_file(self) -> Path:
         return self.path / "wandb_run_id.txt"
 

@@ -13,6 +13,11 @@ class MonitorConfig(Section):
     """What is watched during training."""
 
     log_every_steps: int = Field(10, ge=1, description="steps that one record of metrics.jsonl averages")
+    tensorboard: bool = Field(
+        False,
+        description="also write the numbers of metrics.jsonl for TensorBoard, into RUN/tensorboard (extra"
+        " `tensorboard`); TensorBoard puts the name of the machine into the names of its files",
+    )
     on_collapse: Literal["warn", "stop"] = Field("warn", description="what a collapsed teacher does to the run")
     knn_data: str | None = Field(
         None,
