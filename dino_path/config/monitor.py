@@ -68,4 +68,8 @@ class WandbConfig(Section):
     project: str = Field("dino_path", description="W&B project")
     entity: str | None = Field(None, description="W&B team or user; None: your default")
     name: str | None = Field(None, description="of the run; None: W&B invents one")
-    log_images: bool = Field(False, description="send a sheet of the first tiles' views too: pixels of slides")
+    log_images: bool = Field(
+        False,
+        description="send pixels of slides too: a sheet of the first tiles' views, and at each running k-NN"
+        " (`monitor.knn_data`) a few validation tiles with their nearest neighbours; both are kept in RUN/figures",
+    )

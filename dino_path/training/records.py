@@ -34,7 +34,7 @@ class Records:
         if before.is_cut_off:
             logger.warning("%s: its last line was cut off; it is left out, and the run goes on", run.metrics_file)
         self._stream = run.metrics_file.open("a", encoding="utf-8")
-        self._run, self._start_step = run, start_step
+        self._run, self._start_step, self._sends_images = run, start_step, config.wandb.log_images
         self._tensorboard = _start_tensorboard(run, start_step) if config.monitor.tensorboard else None
         self._wandb = _start_wandb(run, config)
 
@@ -48,8 +48,12 @@ class Records:
                     self._tensorboard.add_scalar(name, value, record.step)
             self._tensorboard.flush()
         if self._wandb is not None:
-            values = {name: value for name, value in record if name != "step" and value is not None}
+            values: dict[str, Any] = {name: value for name, value in record if name != "step" and value is not None}
             try:
+                if record.knn_accuracy is not None and self._sends_images and self._run.neighbours_file.exists():
+                    import wandb
+
+                    values["neighbours"] = wandb.Image(str(self._run.neighbours_file))
                 self._wandb.log(values, step=record.step)
             except _wandb_errors() as error:
                 logger.warning("W&B stopped (%s); training and metrics.jsonl go on.", error)
