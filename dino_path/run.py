@@ -124,6 +124,15 @@ class RunFolder:
         return self.path / "figures"
 
     @property
+    def neighbours_file(self) -> Path:
+        """Validation tiles and their neighbours, as the running k-NN last saw them."""
+        return self.figures / "neighbours.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def wandb_id_file(self) -> Path:
         return self.path / "wandb_run_id.txt"
 

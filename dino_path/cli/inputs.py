@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> Non
             check_store(config)
             check_continued_run(config)
             check_settings_of_distillation(config)
+            check_tensorboard(config)
         case "baseline":
             check_labelled(given["data"], config)
         case "evaluate slides":
@@ -68,13 +70,14 @@ def check_store(config: Config) -> None:
 
 
 def check_pretraining(config: Config) -> None:
-    """Tiles, backbone, weights of a start, a model to learn from and the data of the running k-NN, as far as paths and
-    names tell."""
+    """TensorBoard, tiles, backbone, weights of a start, a model to learn from and the data of the running k-NN, as far
+    as paths and names tell."""
     from dino_path.features.specs import look_at_model
     from dino_path.model.names import architecture
     from dino_path.tiles.expected import refuse_unfinished
 
     assert config.store is not None
+    check_tensorboard(config)
     check_store(config)
     refuse_unfinished(config.store)
     architecture(config.model.backbone)
@@ -90,6 +93,17 @@ def check_pretraining(config: Config) -> None:
         look_at_model(distill.teacher)
     if config.monitor.knn_data is not None:
         check_labelled(config.monitor.knn_data, config)
+
+
+def check_tensorboard(config: Config) -> None:
+    """Where the run writes for TensorBoard, it is installed."""
+    if config.monitor.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError(
+            "monitor.tensorboard=true",
+            "the package tensorboard is not installed.",
+            "Its files are written with it.",
+            "Install the extra: uv pip install 'dino-path[tensorboard]'. Or set monitor.tensorboard=false.",
+        )
 
 
 def check_checkpoint(path: Path) -> None:

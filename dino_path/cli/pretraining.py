@@ -287,10 +287,13 @@ def pretrain(
         test = None
         if resolved.monitor.knn_data is not None and world.is_first:
             from dino_path.evaluation.protocols.running import running_test
+            from dino_path.evaluation.results.running_sheet import knn_with_sheet
             from dino_path.evaluation.results.verdict import note_start
 
             test = running_test(resolved, device=world.device)
-            checkpoint = run_pretraining(resolved, world, knn=test.knn, note_start=partial(note_start, run, test))
+            is_shown = resolved.wandb.log_images and resolved.wandb.mode != "disabled"
+            knn = partial(knn_with_sheet, run, test) if is_shown else test.knn
+            checkpoint = run_pretraining(resolved, world, knn=knn, note_start=partial(note_start, run, test))
         else:
             checkpoint = run_pretraining(resolved, world)
     if is_speaker:

@@ -17,6 +17,7 @@ from dino_path.errors import ConfigError
     cls=Command,
     epilog="""
     dino-path report runs/vits16 --out report.html --store tiles --model runs/vits16/model
+    dino-path report runs/vits16 --out report.html --map runs/vits16/eval/map.html
     dino-path report runs/a runs/b --out comparison.html
     dino-path report runs/vits16 --out report.html --watch
     """,
@@ -27,6 +28,9 @@ def report(
     store: Annotated[Path | None, typer.Option(help="tile store, for the section on slides")] = None,
     model: Annotated[list[Path] | None, typer.Option(help="exported model folder; may be given again")] = None,
     evaluation: Annotated[list[Path] | None, typer.Option(help="further folders with a results.json")] = None,
+    feature_map: Annotated[
+        list[Path] | None, typer.Option("--map", help="page of 'dino-path map', as a section; may be given again")
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="write it again as the runs go on, until they end; the page reloads itself")
     ] = False,
@@ -43,7 +47,8 @@ def report(
 
     def write(refresh_s: int | None) -> None:
         write_report(
-            runs, out, store=store, models=model or (), evaluations=evaluation or (), refresh_s=refresh_s
+            runs, out, store=store, models=model or (), evaluations=evaluation or (), maps=feature_map or (),
+            refresh_s=refresh_s,
         )  # fmt: skip
 
     if watch:

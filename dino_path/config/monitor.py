@@ -13,6 +13,11 @@ class MonitorConfig(Section):
     """What is watched during training."""
 
     log_every_steps: int = Field(10, ge=1, description="steps that one record of metrics.jsonl averages")
+    tensorboard: bool = Field(
+        False,
+        description="also write the numbers of metrics.jsonl for TensorBoard, into RUN/tensorboard (extra"
+        " `tensorboard`); TensorBoard puts the name of the machine into the names of its files",
+    )
     on_collapse: Literal["warn", "stop"] = Field("warn", description="what a collapsed teacher does to the run")
     knn_data: str | None = Field(
         None,
@@ -63,4 +68,8 @@ class WandbConfig(Section):
     project: str = Field("dino_path", description="W&B project")
     entity: str | None = Field(None, description="W&B team or user; None: your default")
     name: str | None = Field(None, description="of the run; None: W&B invents one")
-    log_images: bool = Field(False, description="send a sheet of the first tiles' views too: pixels of slides")
+    log_images: bool = Field(
+        False,
+        description="send pixels of slides too: a sheet of the first tiles' views, and at each running k-NN"
+        " (`monitor.knn_data`) a few validation tiles with their nearest neighbours; both are kept in RUN/figures",
+    )

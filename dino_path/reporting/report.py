@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 
 from dino_path.errors import CheckpointError
 from dino_path.records.best import is_exhausted
+from dino_path.records.feature_map import read_feature_map
 from dino_path.records.metrics import StepRecord
 from dino_path.records.verdict import interval, signed
 from dino_path.reporting.charts import Line, Spec, data_for_page, line_chart
@@ -35,6 +36,7 @@ from dino_path.reporting.evaluation_sections import (
 )
 from dino_path.reporting.evaluations import AnyEvaluation, Evaluation, Plain, read_evaluations
 from dino_path.reporting.examples import examples_section
+from dino_path.reporting.feature_map import map_sections
 from dino_path.reporting.learning import as_untrained, ln_of, no_learning
 from dino_path.reporting.same_data import sections_of
 from dino_path.reporting.sources import Run, read_model, read_run, read_store, run_names
@@ -137,6 +139,7 @@ def write_report(
     store: Path | None = None,
     models: Sequence[Path] = (),
     evaluations: Sequence[Path] = (),
+    maps: Sequence[Path] = (),
     refresh_s: int | None = None,
 ) -> Path:
     """Write what the run folders hold as one self-contained HTML file, and return it.
@@ -147,10 +150,12 @@ def write_report(
         models: exported model folders.
         evaluations: further files that `dino-path evaluate` wrote as JSON, or folders with them, besides those in the
             runs' `eval/`.
+        maps: pages that `dino-path map` wrote; each becomes a section.
         refresh_s: the page loads itself again after so many seconds; None: it stays as it is.
 
     Raises:
         CheckpointError: a run or model folder that is none. TileStoreError, DataError: the same of the others.
+        NewerFormat: a later dino_path wrote a file.
     """
     if not runs:
         raise CheckpointError("report", "no run folder was given.", "At least one is needed.", "Name a run folder.")
@@ -158,6 +163,7 @@ def write_report(
     found = [evaluation for run in read for evaluation in run.evaluations]
     found += [evaluation for path in evaluations for evaluation in read_evaluations(path)]
     found = sections_of(found)
+    sections = map_sections([read_feature_map(page) for page in maps])
     of_store = None if store is None else read_store(store)
     charts = Charts()
     script = (HERE / "report.js").read_text(encoding="utf-8")
@@ -174,6 +180,8 @@ def write_report(
         troubles=troubles_of(read, of_store, store),
         evaluations=[evaluation_section(evaluation) for evaluation in found],
         examples=[examples_section(one) for one in found if isinstance(one, Evaluation)],
+        maps=sections,
+        map_script_hash=_sha256(sections.script),
         curves=training_section(read),
         tiles_per_step=[_tiles_per_step(run) for run in read],
         settings=settings_table(read),
@@ -190,7 +198,9 @@ def write_report(
     with atomic_write(out) as stream:
         stream.write(page)
     if len(page) > LARGE_BYTES:
-        logger.warning("%s has %s: the pictures in the runs' figures/ are most of it", out, _size(len(page)))
+        of_maps = sum(map(len, sections.html))
+        largest = "the maps are" if 2 * of_maps > len(page) else "the pictures in the runs' figures/ are"
+        logger.warning("%s has %s: %s most of it", out, _size(len(page)), largest)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl always, Weights & Biases beside it. Rank 0 only."""
+"""Where a run's numbers go: metrics.jsonl always, Weights & Biases and TensorBoard beside it. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import uuid
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dino_path.config import Config
 from dino_path.errors import TileStoreError
@@ -16,6 +16,9 @@ from dino_path.run import RunFolder, atomic_write
 from dino_path.settings import as_plain
 from dino_path.tiles.source import TileSource
 from dino_path.views.sheet import write_sheet
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +34,26 @@ class Records:
         if before.is_cut_off:
             logger.warning("%s: its last line was cut off; it is left out, and the run goes on", run.metrics_file)
         self._stream = run.metrics_file.open("a", encoding="utf-8")
-        self._run, self._start_step = run, start_step
+        self._run, self._start_step, self._sends_images = run, start_step, config.wandb.log_images
+        self._tensorboard = _start_tensorboard(run, start_step) if config.monitor.tensorboard else None
         self._wandb = _start_wandb(run, config)
 
     def write(self, record: StepRecord) -> None:
         """Append one record."""
         self._stream.write(metrics_line(record))
         self._stream.flush()
+        if self._tensorboard is not None:
+            for name, value in record.numbers().items():
+                if name != "step":
+                    self._tensorboard.add_scalar(name, value, record.step)
+            self._tensorboard.flush()
         if self._wandb is not None:
-            values = {name: value for name, value in record if name != "step" and value is not None}
+            values: dict[str, Any] = {name: value for name, value in record if name != "step" and value is not None}
             try:
+                if record.knn_accuracy is not None and self._sends_images and self._run.neighbours_file.exists():
+                    import wandb
+
+                    values["neighbours"] = wandb.Image(str(self._run.neighbours_file))
                 self._wandb.log(values, step=record.step)
             except _wandb_errors() as error:
                 logger.warning("W&B stopped (%s); training and metrics.jsonl go on.", error)
@@ -75,11 +88,20 @@ class Records:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
         if self._wandb is not None:
             try:
                 self._wandb.finish(exit_code=0 if kind is None else 1)
             except _wandb_errors() as failure:
                 logger.warning("W&B did not close its run (%s).", failure)
+
+
+def _start_tensorboard(run: RunFolder, start_step: int) -> SummaryWriter:
+    """A new event file; what earlier files hold of the steps that are taken again, TensorBoard leaves out."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run.tensorboard), purge_step=start_step)
 
 
 def _start_wandb(run: RunFolder, config: Config) -> Any | None:

@@ -40,6 +40,7 @@ DOORS: dict[str, set[str]] = {
     "albumentations": {"views"},
     "timm": {"model"},
     "wandb": {"training"},
+    "tensorboard": {"training"},
     "h5py": {"features"},
     "faiss": {"evaluation", "viewing"},
     "sklearn": {"evaluation"},

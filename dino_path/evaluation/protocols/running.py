@@ -68,11 +68,15 @@ class RunningTest:
 
     def knn(self, backbone: nn.Module) -> float:
         """Accuracy of the k-NN on the features of a backbone in eval mode."""
-        return float((self._knn(*self._features(backbone)) == self.labels).mean())
+        return self.accuracy(*self.features(backbone))
+
+    def accuracy(self, train_ND: NDArray[np.float32], query_QD: NDArray[np.float32]) -> float:
+        """Accuracy of the k-NN on what `features` gave."""
+        return float((self._knn(train_ND, query_QD) == self.labels).mean())
 
     def answers(self, backbone: nn.Module) -> dict[Protocol, Ints]:
         """Classes (Q,) that k-NN and `logistic`, a linear probe that chooses nothing, give the validation images."""
-        train_ND, query_QD = self._features(backbone)
+        train_ND, query_QD = self.features(backbone)
         # A part drawn at random may lack a class, and a probe knows only those that it has met.
         met, label_N = np.unique(self.labelled.labels[self.fit], return_inverse=True)
         probe = logistic(train_ND, label_N.astype(np.int64), query_QD)
@@ -90,7 +94,7 @@ class RunningTest:
         )
         return result[evaluation.knn_k].predicted
 
-    def _features(self, backbone: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def features(self, backbone: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Of the images to learn from (N, D), and of the validation images (Q, D)."""
         source, evaluation = self.labelled.source, self.config.evaluation
         extractor = Extractor(

@@ -57,7 +57,7 @@ def write_sheet(
         draw.line((MARGIN_PX, top - 8, WIDTH_PX - MARGIN_PX, top - 8), (215, 215, 220))
         image = int(queries.number[query])
         draw.text((MARGIN_PX, top), "searches", INK, _font(HEADING_PX))
-        sheet.paste(_card(labelled, image, INK, None, ""), (MARGIN_PX, top + HEADING_PX + 8))
+        sheet.paste(neighbour_card(labelled, image, INK, None, ""), (MARGIN_PX, top + HEADING_PX + 8))
         for row, (model, retrieved) in enumerate(found.items()):
             row_top = top + row * ROW_PX
             neighbours = retrieved.neighbours[query]
@@ -70,7 +70,7 @@ def write_sheet(
             for rank in range(known):
                 caption = f"{retrieved.similarity[query, rank]:.3f}  "
                 colour = RIGHT if is_right[rank] else WRONG
-                card = _card(labelled, int(neighbours[rank]), colour, bool(is_right[rank]), caption)
+                card = neighbour_card(labelled, int(neighbours[rank]), colour, bool(is_right[rank]), caption)
                 sheet.paste(card, (left_of_rows + rank * (CARD_PX + GAP_PX), row_top + HEADING_PX + 8))
     with atomic_write(path, "wb") as stream:
         sheet.save(stream, format="jpeg", quality=88)
@@ -110,8 +110,10 @@ def _explanation(searched: str, num_shown: int, seed: int) -> Iterator[str]:
     yield "Blue frame and tick: of the same class. Orange frame and cross: of another."
 
 
-def _card(labelled: LabelledSet, image: int, colour: Colour, is_right: bool | None, similarity: str) -> Image.Image:
-    """The image in its frame, with class, patient or slide, similarity and name below."""
+def neighbour_card(
+    labelled: LabelledSet, image: int, colour: Colour, is_right: bool | None, similarity: str, *, is_named: bool = True
+) -> Image.Image:
+    """The image in its frame, with class and similarity below; if `is_named` also patient or slide, and file."""
     card = Image.new("RGB", (CARD_PX, CARD_HEIGHT_PX), WHITE)
     draw = ImageDraw.Draw(card)
     draw.rectangle((0, 0, CARD_PX - 1, CARD_PX - 1), fill=colour)
@@ -124,6 +126,8 @@ def _card(labelled: LabelledSet, image: int, colour: Colour, is_right: bool | No
         (origin, PALE),
         (similarity + Path(labelled.source.name(image)).name, PALE),
     ]
+    if not is_named:
+        lines[1:] = [(similarity, PALE)]
     for number, (line, ink) in enumerate(lines):
         draw.text((0, CARD_PX + 2 + number * LINE_PX), _shortened(line), ink, _font(TEXT_PX))
     return card

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from made_up import score, write_evaluation, write_examples, write_fewshot, write_fractions, write_run, write_store
+from made_up_map import made_up_map
 
 from dino_path.config import FrozenProtocol
 from dino_path.errors import CheckpointError, DataError, TileStoreError
@@ -22,6 +23,7 @@ from dino_path.records.slide import SlideRecord, write_slide_record
 from dino_path.records.verdict import JudgedRecord, VerdictRecord, write_verdict
 from dino_path.reporting import sources
 from dino_path.reporting.evaluation_sections import PROTOCOL_TITLES
+from dino_path.reporting.feature_map import write_page
 from dino_path.reporting.images import inline_picture
 from dino_path.reporting.report import write_report
 from dino_path.reporting.sources import read_run
@@ -99,6 +101,21 @@ def test_the_page_loads_nothing_from_elsewhere(run: Path, tmp_path: Path) -> Non
     [script] = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
     assert len(html) < 3_000_000
+
+
+def test_maps_of_features_are_sections_whose_script_alone_is_allowed_too(run: Path, tmp_path: Path) -> None:
+    maps = [write_page(made_up_map(seed=seed), tmp_path / f"map-{seed}.html") for seed in (0, 1)]
+    page = report(run, out=tmp_path, maps=maps)
+    assert {"#map-1", "#map-2"} <= set(page.addresses)
+    assert page.tags.count("canvas") == 4
+    html = (tmp_path / "report.html").read_text()
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert len(hashes) == 2
+    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert all(f"'sha256-{one}'" in policy for one in hashes)
+    with pytest.raises(DataError, match="dino-path map"):
+        report(run, out=tmp_path, maps=[tmp_path / "report.json"])
 
 
 def test_it_tells_the_facts_of_the_run(run: Path, tmp_path: Path) -> None:

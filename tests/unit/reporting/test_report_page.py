@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from chromium import Page
 from made_up import write_evaluation, write_examples, write_run, write_store
+from made_up_map import made_up_map
 
+from dino_path.reporting.feature_map import write_page
 from dino_path.reporting.report import write_report
 
 pytestmark = pytest.mark.slow
@@ -27,7 +29,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = [write_run(folder / "vits16"), write_run(folder / "lower", seed=1, momentum=0.99)]
     write_evaluation(runs[0] / "eval" / "results.json")
     write_examples(runs[0] / "eval")
-    return write_report(runs, folder / "report.html", store=write_store(folder / "store"))
+    maps = [write_page(made_up_map(), folder / "map.html")]
+    return write_report(runs, folder / "report.html", store=write_store(folder / "store"), maps=maps)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,16 @@ def test_labels_of_axes_do_not_repeat(page: Page) -> None:
     )
     assert sum(map(bool, labels)) > 20
     assert [one for one in labels if len(set(one)) < len(one)] == []
+
+
+def test_a_click_in_the_map_of_features_opens_neighbours_from_other_slides(page: Page) -> None:
+    page.middle_of(".fm-over")  # scrolls it into the window
+    page.click(*page.run("document.querySelector('.feature-map').featureMap.where(7)"))
+    page.wait_for("document.querySelectorAll('.fm-detail li').length === 10")
+    tile = page.run("document.querySelector('.feature-map').featureMap.state.selected")
+    listed = page.run("[...document.querySelectorAll('.fm-detail li button')].map((e) => Number(e.dataset.tile))")
+    assert listed == [one % 400 for one in range(tile + 1, tile + 16) if one % 400 % 5 != tile % 5][:10]
+    assert page.errors == []
 
 
 def test_pictures_enlarge_on_click_and_close_by_key(page: Page) -> None:
