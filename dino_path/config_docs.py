@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
+from dino_path.atomic import atomic_write
 from dino_path.config import RECIPES, Config, Duration, Section
-from dino_path.run import atomic_write
 
 INTRODUCTION = """\
 # Settings

@@ -11,9 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dino_path.atomic import atomic_write as atomic_write
-from dino_path.atomic import one_at_a_time as one_at_a_time
-from dino_path.atomic import write_json as write_json
 from dino_path.errors import CheckpointError
 from dino_path.walk import files_like
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino_path.atomic import atomic_write
 from dino_path.cluster.jobs import note_job
 from dino_path.cluster.resources import Resources, Stage, resources_of
 from dino_path.config import ClusterConfig, Config
 from dino_path.errors import LaunchError
-from dino_path.run import atomic_write
 from dino_path.settings import as_yaml
 
 TEMPLATES: dict[Stage, str] = {"tile": "tile", "pretrain": "pretrain"}  # the others: command

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.errors import ConfigError
 from dino_path.features.extractor import Extractor
 from dino_path.features.images import prepare_image
 from dino_path.model.attention import LastAttention, last_attention, vit_with_cls
-from dino_path.run import atomic_write
 from dino_path.slides.region import read_scaled
 from dino_path.slides.slide import RgbImage, Slide
 from dino_path.tiles.images import ImageFiles

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.config import TilesConfig
 from dino_path.features.layouts import (
     Attributes,
@@ -30,7 +31,6 @@ from dino_path.features.layouts import (
     refuse_shared_names,
 )
 from dino_path.records.slide import SlideRecord, read_slide_record
-from dino_path.run import atomic_write
 from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 

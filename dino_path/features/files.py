@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.errors import DataError
 from dino_path.features.coordinates import ROWS_PER_CHUNK, Coordinates, add_coordinates
 from dino_path.features.layouts import Attributes
 from dino_path.identity import Identity
-from dino_path.run import atomic_write
 
 Features = NDArray[np.float32]
 

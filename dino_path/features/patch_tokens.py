@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.errors import ConfigError
 from dino_path.features.coordinates import Coordinates, add_coordinates
 from dino_path.features.extractor import Extractor, Forward
 from dino_path.features.files import Origin, origin_attributes
 from dino_path.features.layouts import Attributes
 from dino_path.model.tokens import refuse_no_patch_tokens
-from dino_path.run import atomic_write
 
 Tokens = NDArray[np.float16]
 GB = 1e9

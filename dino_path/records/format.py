@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from dino_path.atomic import write_json
 from dino_path.errors import DinoPathError, NewerFormat
-from dino_path.run import write_json
 
 Tree = dict[str, Any]
 Lift = Callable[[Tree], Tree]

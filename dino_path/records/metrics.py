@@ -11,9 +11,9 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
+from dino_path.atomic import atomic_write
 from dino_path.errors import DataError
 from dino_path.records.format import Format, Record
-from dino_path.run import atomic_write
 
 
 class StepRecord(Record):

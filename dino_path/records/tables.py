@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino_path.atomic import atomic_write
 from dino_path.errors import DataError, DinoPathError, TileStoreError
 from dino_path.records.baseline import NEEDED, REMEDY
 from dino_path.records.format import VERSION_KEY, newer_format
-from dino_path.run import atomic_write
 from dino_path.table_file import plain_cells, stored_cell
 
 Columns = Mapping[str, Sequence[str]]

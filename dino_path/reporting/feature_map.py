@@ -16,8 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dino_path import __version__
+from dino_path.atomic import atomic_write
 from dino_path.records.feature_map import FeatureMapRecord, map_json, unpacked
-from dino_path.run import atomic_write
 
 FOLDER = Path(__file__).parent
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from dino_path.atomic import atomic_write
 from dino_path.reporting.charts import Spec
 from dino_path.reporting.evaluation_sections import evaluation_section
 from dino_path.reporting.evaluations import read_evaluations
 from dino_path.reporting.report import training_section
 from dino_path.reporting.same_data import sections_of
 from dino_path.reporting.sources import read_run, run_names
-from dino_path.run import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,6 +20,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from dino_path.atomic import atomic_write
 from dino_path.errors import CheckpointError
 from dino_path.records.best import is_exhausted
 from dino_path.records.feature_map import read_feature_map
@@ -42,7 +43,6 @@ from dino_path.reporting.same_data import sections_of
 from dino_path.reporting.sources import Run, read_model, read_run, read_store, run_names
 from dino_path.reporting.troubles import troubles_of
 from dino_path.reporting.worth import NOT_EVALUATED, main_rows, summary_of, worth_of
-from dino_path.run import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+from dino_path.atomic import atomic_write
 from dino_path.records.robustness import RobustnessRecord, ShiftRow, ShiftsRecord
-from dino_path.run import atomic_write
 
 COLUMN_INCHES, HEIGHT_INCHES, DPI = 2.3, 5.6, 110
 UNITS = {  # of a strength, for the axes

@@ -10,10 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dino_path.atomic import atomic_write
 from dino_path.config import PROTOCOL_TITLES
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.suite import SuiteRecord, lacking, num_open, read_suite, verdict
-from dino_path.run import atomic_write
 
 CODE = re.compile(r"`([^`]+)`")
 HERE = Path(__file__).parent

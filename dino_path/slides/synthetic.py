@@ -20,9 +20,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write, write_json
 from dino_path.processes import become_worker, ending_workers
 from dino_path.progress import meter
-from dino_path.run import atomic_write, write_json
 from dino_path.slides.textures import CLASSES, PAINTERS, smooth_noise
 
 MPP = 0.5

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dino_path.atomic import one_at_a_time
 from dino_path.errors import TileStoreError
 from dino_path.records.store import read_expected, write_expected
-from dino_path.run import one_at_a_time
 from dino_path.slides.find import SlideRow
 from dino_path.tiles.layout import StoreFolder
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write, one_at_a_time
 from dino_path.progress import progress
 from dino_path.records.slide import SlideRecord
-from dino_path.run import atomic_write, one_at_a_time
 from dino_path.tiles.layout import StoreFolder, damaged_slide
 from dino_path.tiles.tile_table import COLUMNS, read_tile_table
 

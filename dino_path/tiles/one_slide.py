@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.config import TilesConfig
 from dino_path.errors import SlideError, TileStoreError
 from dino_path.identity import Identity
 from dino_path.records.slide import SlideRecord
-from dino_path.run import atomic_write
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
 from dino_path.slides.overview import MOST_UNREADABLE

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.config import TilesConfig
 from dino_path.records.slide import SlideRecord
-from dino_path.run import atomic_write
 from dino_path.slides.overview import Overview, Part, read_overview
 from dino_path.slides.slide import RgbImage, Slide
 from dino_path.slides.tissue import TissueMask

@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dino_path.atomic import atomic_write
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.records.tables import SLIDES
-from dino_path.run import atomic_write
 from dino_path.slides.images.jpeg import BadJpeg, decode_jpeg
 from dino_path.slides.resolution import FROM_CSV
 from dino_path.slides.slide import RgbImage

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.config import TilesConfig
-from dino_path.run import atomic_write
 
 LIMITS = ("max_black_fraction", "max_pen_fraction", "max_dark_fraction", "min_sharpness")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
+from dino_path.atomic import atomic_write
 from dino_path.config import Config
 from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import Checkpoint, Start, as_record, read_checkpoint
 from dino_path.records.best import BestRecord, read_best, write_best
-from dino_path.run import RunFolder, atomic_write
+from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 from dino_path.tiles.contents import contents_digest
 from dino_path.tiles.source import TileSource

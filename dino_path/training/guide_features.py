@@ -21,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_path.atomic import atomic_write
 from dino_path.checksum import seal
 from dino_path.config import Config
 from dino_path.distributed import usable_cores
 from dino_path.errors import CheckpointError, TileStoreError
 from dino_path.progress import meter
 from dino_path.records.guide import GUIDE_FEATURES, GuideFeaturesRecord
-from dino_path.run import RunFolder, atomic_write
+from dino_path.run import RunFolder
 from dino_path.tiles.contents import contents_digest
 from dino_path.tiles.source import TileSource
 from dino_path.training.guide import Guide

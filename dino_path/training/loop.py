@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from dino_path.atomic import atomic_write
 from dino_path.config import Config, TrainingConfig
 from dino_path.distributed import World, usable_cores
 from dino_path.errors import StoppedBySignal
@@ -21,7 +22,7 @@ from dino_path.progress import meter
 from dino_path.records.environment import write_environment
 from dino_path.records.guide import GUIDE
 from dino_path.records.start import write_start
-from dino_path.run import RunFolder, atomic_write
+from dino_path.run import RunFolder
 from dino_path.settings import as_yaml
 from dino_path.tiles.expected import refuse_unfinished
 from dino_path.tiles.source import TileSource, open_tiles

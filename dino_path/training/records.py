@@ -8,11 +8,12 @@ import uuid
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from dino_path.atomic import atomic_write
 from dino_path.config import Config
 from dino_path.errors import TileStoreError
 from dino_path.model.sizes import patch_grid
 from dino_path.records.metrics import StepRecord, cut_metrics, metrics_line
-from dino_path.run import RunFolder, atomic_write
+from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 from dino_path.tiles.source import TileSource
 from dino_path.views.sheet import write_sheet

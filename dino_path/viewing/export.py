@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.progress import Meter, meter
 from dino_path.records.slide import SlideRecord
-from dino_path.run import atomic_write
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.images import decode_tile
 from dino_path.tiles.tile_table import TileTable

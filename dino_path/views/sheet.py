@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from dino_path.atomic import atomic_write
 from dino_path.config import MasksConfig, ViewsConfig
-from dino_path.run import atomic_write
 from dino_path.tiles.source import TileSource
 from dino_path.views.batches import ViewBatches
 from dino_path.views.masks import MaskDrawer

@@ -7,11 +7,11 @@ from pathlib import Path
 import safetensors.torch
 from torch import nn
 
+from dino_path.atomic import atomic_write
 from dino_path.model.backbone import backbone_arguments
 from dino_path.model.names import architecture
 from dino_path.preprocessing import Preprocessing
 from dino_path.records.model_folder import CONFIG_NAME, WEIGHTS_NAME, write_model_record
-from dino_path.run import atomic_write
 
 
 def write_baseline_model(folder: Path, backbone: nn.Module, name: str, preprocessing: Preprocessing) -> None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dino_path.atomic import atomic_write
 from dino_path.config import BaselineConfig
 from dino_path.errors import CheckpointError, DataError
 from dino_path.evaluation.baseline.files import BaselineFolder
@@ -38,7 +39,6 @@ from dino_path.records.baseline import BaselineRecord, EpochRecord, ValidationRe
 from dino_path.records.deciding_settings import deciding_settings
 from dino_path.records.environment import present_environment
 from dino_path.records.labelled import DataRecord, MetricsRecord
-from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dino_path.atomic import atomic_write
 from dino_path.config import CohortConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.cohorts.cohort import Cohort, Source, patients_by_class
 from dino_path.evaluation.cohorts.folds import Folds
 from dino_path.records.slide_evaluation import TILE_COUNT, CohortRecord, SourceRecord, read_slides_record
-from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 from dino_path.table_file import plain_cells
 

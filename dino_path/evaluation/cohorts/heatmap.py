@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.evaluation.measures.confusion import Floats
 from dino_path.features.bags import Rectangles
-from dino_path.run import atomic_write
 from dino_path.slides.overview import read_overview
 from dino_path.slides.slide import Slide
 

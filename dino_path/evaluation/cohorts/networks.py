@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from dino_path.atomic import atomic_write
 from dino_path.config import CohortConfig
 from dino_path.evaluation.cohorts.attention_mil import Answer, GatedAttention, answer, train_attention
 from dino_path.evaluation.cohorts.cohort import Cohort, Source
@@ -23,7 +24,6 @@ from dino_path.evaluation.cohorts.scan import Scan
 from dino_path.evaluation.measures.confusion import Floats
 from dino_path.features.bags import Features
 from dino_path.progress import meter
-from dino_path.run import atomic_write
 
 VERSION = 1  # of what is computed; another one is computed again
 SCORES = "test_scores"  # (M, C), beside the weights

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dino_path.atomic import atomic_write
 from dino_path.config import CohortConfig
 from dino_path.evaluation.cohorts.cohort import Cohort, Source, cohort_notes
 from dino_path.evaluation.cohorts.files import (
@@ -37,7 +38,6 @@ from dino_path.progress import progress
 from dino_path.records.environment import present_environment
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.slide_evaluation import TILE_COUNT, MapRecord, SlideRow, SlidesRecord, write_slides_record
-from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 from dino_path.slides.slide import Slide
 

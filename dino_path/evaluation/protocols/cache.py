@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.checksum import is_intact, seal
 from dino_path.config import EvaluationConfig
 from dino_path.errors import ConfigError
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.features.extractor import Extractor, iterate_features, load_extractor
 from dino_path.progress import meter
-from dino_path.run import atomic_write
 from dino_path.tiles.source import Subset, TileSource
 
 logger = logging.getLogger(__name__)

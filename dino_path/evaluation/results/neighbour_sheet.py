@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dino_path.atomic import atomic_write
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.queries import Queries
 from dino_path.evaluation.measures.confusion import Ints
 from dino_path.evaluation.protocols.retrieval import NONE, NUM_NEIGHBOURS, Retrieved, units_among
 from dino_path.features.images import prepare_image
-from dino_path.run import atomic_write
 
 PICTURE_PX, FRAME_PX, GAP_PX, MARGIN_PX, QUERY_GAP_PX = 128, 5, 8, 30, 26
 TITLE_PX, HEADING_PX, TEXT_PX, LINE_PX = 30, 16, 12, 15  # heights of letters, and of a line of small ones

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from dino_path.atomic import atomic_write
 from dino_path.evaluation.protocols.running import RunningTest
 from dino_path.evaluation.results.examples import NUM_NEIGHBOURS, choose_queries, nearest_elsewhere
 from dino_path.evaluation.results.neighbour_sheet import (
@@ -25,7 +26,7 @@ from dino_path.evaluation.results.neighbour_sheet import (
     WRONG,
     neighbour_card,
 )
-from dino_path.run import RunFolder, atomic_write
+from dino_path.run import RunFolder
 
 HEAD_PX = HEADING_PX + 3 * GAP_PX
 TITLE = "Validation tiles (left) and their nearest by cosine of the teacher's features; a cross: of another class"

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from dino_path import __version__
+from dino_path.atomic import atomic_write
 from dino_path.config import EvaluationConfig
 from dino_path.evaluation.labelled.division import Division, divide
 from dino_path.evaluation.labelled.masks import Mask, MaskedSet
@@ -54,7 +55,6 @@ from dino_path.features.windows import WindowModel, is_colour_control, window_mo
 from dino_path.records.environment import present_environment
 from dino_path.records.feature_kinds import is_comparison
 from dino_path.records.segmentation import SEGMENTATION, SegmentationRecord
-from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.atomic import atomic_write
 from dino_path.evaluation.labelled.masks import BACKGROUND, Mask, MaskedSet
 from dino_path.evaluation.measures.confusion import mean_where_known
 from dino_path.evaluation.measures.overlap import class_overlap, mask_confusion
-from dino_path.run import atomic_write
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.writing import encode_jpeg
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dino_path.atomic import atomic_write
 from dino_path.config import COMPARISON_SPECS, SuiteConfig
 from dino_path.distributed import World
 from dino_path.evaluation.measures.across_sets import mean_difference, mean_over_sets, mean_ranks
@@ -45,7 +46,6 @@ from dino_path.records.suite import (
     verdict,
     write_suite,
 )
-from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 
 logger = logging.getLogger(__name__)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dino_path.atomic import atomic_write
 from dino_path.config import EvaluationConfig
 from dino_path.evaluation.labelled.division import Division
 from dino_path.evaluation.measures.metrics import Sample
 from dino_path.evaluation.results.earlier import FORMATS, Stem
 from dino_path.features.extractor import Extractor
 from dino_path.records.environment import present_environment
-from dino_path.run import atomic_write
 from dino_path.settings import as_plain
 from dino_path.table_file import plain_cells
 
