@@ -149,6 +149,7 @@ def tiles_of_labelled(spec: str, labelled: LabelledSet, table: Table | None, par
         DataError: the part has fewer than FEWEST_TILES tiles, or `table` does not fit.
     """
     tiles = np.arange(len(labelled.labels)) if part is None else labelled.part(part)
+    _refuse_few(min(len(tiles), most), spec, sorted({*labelled.split.tolist()}))
     group_N = np.arange(len(tiles)) if labelled.groups is None else labelled.groups[tiles]
     rows = tiles[draw(np.unique(group_N, return_inverse=True)[1], most, seed=seed)]
     columns: dict[str, Sequence[str]] = {"class": [labelled.classes[label] for label in labelled.labels[rows]]}
@@ -163,7 +164,7 @@ def tiles_of_labelled(spec: str, labelled: LabelledSet, table: Table | None, par
     own = Path(spec)
     if own.suffix.lower() in TABLE_SUFFIXES and own.is_file() and _has_colours(own):
         found = _with_table(found, Table.read(own))
-    return _checked(found if table is None else _with_table(found, table), spec)
+    return found if table is None else _with_table(found, table)
 
 
 def tiles_of_source(path: Path, table: Table | None, part: str | None, most: int, *, seed: int) -> MapTiles:
@@ -182,7 +183,8 @@ def tiles_of_source(path: Path, table: Table | None, part: str | None, most: int
         rows = draw(np.arange(len(source)), most, seed=seed)
         content = hashlib.sha256(hash_contents(Subset(source, rows), name).tobytes()).hexdigest()
         found = MapTiles(name, source, rows, {"folder": _folders(source, rows)}, content)
-        return _checked(found if table is None else _with_table(found, table), str(path))
+        _refuse_few(len(rows), str(path))
+        return found if table is None else _with_table(found, table)
     rows = draw(np.repeat(np.arange(len(source.slides), dtype=np.int32), np.diff(source.starts)), most, seed=seed)
     slides = [source.slides[number] for number in np.searchsorted(source.starts, rows, side="right") - 1]
     columns: dict[str, Sequence[str]] = {"slide": [slide.slide_id for slide in slides]}
@@ -191,7 +193,8 @@ def tiles_of_source(path: Path, table: Table | None, part: str | None, most: int
     if part is None and any(slide.split for slide in slides):
         columns["split"] = [slide.split or NOT_GIVEN for slide in slides]
     found = MapTiles(name, source, rows, columns, Subset(source, rows).digest)
-    return _checked(found if table is None else _with_table(found, table), str(path))
+    _refuse_few(len(rows), str(path))
+    return found if table is None else _with_table(found, table)
 
 
 def draw(group_N: NDArray[np.integer], most: int, *, seed: int) -> Ints:
@@ -226,15 +229,14 @@ def even_quotas(counts: NDArray[np.integer], total: int, random: np.random.Gener
     return quotas
 
 
-def _checked(tiles: MapTiles, thing: str) -> MapTiles:
-    if len(tiles.rows) < FEWEST_TILES:
+def _refuse_few(num_tiles: int, thing: str, splits: Sequence[str] = ()) -> None:
+    if num_tiles < FEWEST_TILES:
         raise DataError(
             thing,
-            f"{len(tiles.rows)} tiles can be drawn.",
+            f"{num_tiles} tiles can be drawn" + (f"; its splits are {', '.join(splits)}." if splits else "."),
             f"A map needs at least {FEWEST_TILES}.",
             "Check the path and --split.",
         )
-    return tiles
 
 
 def _has_colours(file: Path) -> bool:

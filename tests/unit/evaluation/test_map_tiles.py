@@ -74,6 +74,8 @@ def test_a_manifest_brings_classes_patients_split_and_its_further_columns(manife
     train = tiles_of_labelled(str(manifest), labelled, None, "train", 100, seed=0)
     assert "split" not in train.columns
     assert train.rows.tolist() == labelled.part("train").tolist()
+    with pytest.raises(DataError, match="0 tiles can be drawn; its splits are test, train"):
+        tiles_of_labelled(str(manifest), labelled, None, "val", 100, seed=0)
 
 
 def test_a_table_adds_columns_by_path_or_by_patient_and_must_fit(manifest: Path, tmp_path: Path) -> None:
