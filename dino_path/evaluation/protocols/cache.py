@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from dino_path.atomic import atomic_write
-from dino_path.checksum import is_intact, seal
+from dino_path.checksum import has_checksum, is_intact, seal
 from dino_path.config import EvaluationConfig
 from dino_path.errors import ConfigError
 from dino_path.evaluation.labelled.datasets import LabelledSet
@@ -165,13 +165,16 @@ def _read(file: Path, shape: tuple[int, int]) -> Features | None:
     """The mapped array of a file; None where there is none, or its shape or checksum is wrong."""
     if not file.is_file():
         return None
+    found = "damaged"
     try:
         kept: Features = np.load(file, mmap_mode="r", allow_pickle=False)
         if kept.shape == shape and kept.dtype == np.float32 and is_intact(file):
             return kept
+        if not has_checksum(file):
+            found = "without a checksum, as earlier versions wrote it"
     except (OSError, ValueError, EOFError):
         pass
-    logger.warning("%s: damaged, computing the features again", file)
+    logger.warning("%s: %s, computing the features again", file, found)
     return None
 
 
