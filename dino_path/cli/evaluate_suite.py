@@ -9,7 +9,7 @@ import typer
 
 from dino_path.cli.evaluate import EXTRACTION_TIMEOUT_S, Models, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
+from dino_path.cli.inputs import check_models, suite_file
 from dino_path.cli.program import (
     AsJson,
     Device,
@@ -24,8 +24,6 @@ from dino_path.cli.program import (
 from dino_path.cli.terminal import say, say_json, say_markdown
 from dino_path.errors import ConfigError
 from dino_path.launch import is_first
-
-SHIPPED = ("development", "public")  # of configs/suites/
 
 
 @evaluate.command(
@@ -96,23 +94,3 @@ def suite(
         return
     say_markdown(suite_markdown(record))
     say(f"page: {page}")
-
-
-def suite_file(name: str) -> Path:
-    """A file, or one of `configs/suites/` by its name.
-
-    Raises:
-        ConfigError: neither.
-    """
-    from dino_path.settings import shipped_config
-
-    if Path(name).is_file():
-        return Path(name)
-    if name in SHIPPED:
-        return shipped_config(f"suites/{name}.yaml")
-    raise ConfigError(
-        f"--suite {name}",
-        "no such file.",
-        f"A YAML file of sets is needed, or one of {', '.join(SHIPPED)}.",
-        "Check the path; docs/evaluation-suite.md says what stands in such a file.",
-    )

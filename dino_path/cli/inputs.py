@@ -17,6 +17,7 @@ from dino_path.errors import CheckpointError, ConfigError, TileStoreError
 if TYPE_CHECKING:
     from dino_path.config import Config
     from dino_path.evaluation.labelled.datasets import LabelledSet
+SHIPPED_SUITES = ("development", "public")  # of configs/suites/
 
 
 def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> None:
@@ -201,7 +202,6 @@ def check_suite(given: dict[str, Any]) -> None:
     Args:
         given: what the command line gives `evaluate suite`.
     """
-    from dino_path.cli.evaluate_suite import suite_file
     from dino_path.evaluation.results.suite_plan import look_at_suite
     from dino_path.settings import load_suite
 
@@ -245,3 +245,23 @@ def parse_fractions(text: str) -> list[float]:
             "Correct --fractions or --fraction.",
         )
     return fractions
+
+
+def suite_file(name: str) -> Path:
+    """A file, or one of `configs/suites/` by its name.
+
+    Raises:
+        ConfigError: neither.
+    """
+    from dino_path.settings import shipped_config
+
+    if Path(name).is_file():
+        return Path(name)
+    if name in SHIPPED_SUITES:
+        return shipped_config(f"suites/{name}.yaml")
+    raise ConfigError(
+        f"--suite {name}",
+        "no such file.",
+        f"A YAML file of sets is needed, or one of {', '.join(SHIPPED_SUITES)}.",
+        "Check the path; docs/evaluation-suite.md says what stands in such a file.",
+    )

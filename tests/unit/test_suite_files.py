@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from dino_path.cli import check_command
-from dino_path.cli.evaluate_suite import SHIPPED, suite_file
+from dino_path.cli.inputs import SHIPPED_SUITES, suite_file
 from dino_path.config import FrozenProtocol
 from dino_path.evaluation.labelled.datasets import LAYOUTS
 from dino_path.evaluation.labelled.published_masks import LAYOUTS as MASK_LAYOUTS
@@ -19,7 +19,7 @@ FILES = sorted((Path(__file__).parents[2] / "configs" / "suites").glob("*.yaml")
 
 
 def test_the_files_are_those_that_the_command_knows_by_name() -> None:
-    assert {file.stem for file in FILES} == set(SHIPPED)
+    assert {file.stem for file in FILES} == set(SHIPPED_SUITES)
     assert all(suite_file(file.stem).read_bytes() == file.read_bytes() for file in FILES)
 
 
