@@ -355,10 +355,10 @@ def test_a_slide_that_was_removed_before_it_was_tiled_is_not_waited_for(slide: P
 # --- Ctrl-C -------------------------------------------------------------------------------------------------------
 
 SLOW_WORK = """
-import sys, time
+import os, time
 from dino_path.tiles.workers import work_in_processes
 def start_and_wait(number):
-    print("started", flush=True)
+    os.write(1, b"started\\n")  # in one piece: two processes write at once
     time.sleep(60)
 if __name__ == "__main__":
     try:
