@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dino_path.errors import ConfigError, DinoPathError
 
@@ -161,11 +161,20 @@ def _features(path: Path) -> Iterator[Verified]:
         yield _h5(files)
     if arrays := sorted(file for folder in path.rglob("features") for file in folder.glob("*.npy")):
         yield _sealed("features of evaluations", arrays)
-    results = [file for name in ("results", "fractions", "fewshot") for file in sorted(path.rglob(f"{name}.json"))]
-    if results:
-        from dino_path.records.evaluation import read_evaluation
+    from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS
+    from dino_path.records.format import Format
+    from dino_path.records.retrieval import RETRIEVAL
+    from dino_path.records.robustness import ROBUSTNESS
+    from dino_path.records.segmentation import SEGMENTATION
+    from dino_path.records.slide_evaluation import SLIDES_EVALUATION
+    from dino_path.records.suite import SUITE
 
-        yield _each("results", results, read_evaluation)
+    formats: dict[str, Format[Any]] = {
+        "results": RESULTS, "fractions": FRACTIONS, "fewshot": FEWSHOT, "retrieval": RETRIEVAL,
+        "robustness": ROBUSTNESS, "segmentation": SEGMENTATION, "slides": SLIDES_EVALUATION, "suite": SUITE,
+    }  # fmt: skip
+    if results := [file for name in formats for file in sorted(path.rglob(f"{name}.json"))]:
+        yield _each("results", results, lambda file: formats[file.stem].read(file))
 
 
 def _h5(files: list[Path]) -> Verified:

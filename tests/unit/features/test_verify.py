@@ -99,3 +99,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "a.pt")
     with pytest.raises(ConfigError, match="nothing that dino-path writes"):
         list(verify(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["results", "fractions", "fewshot", "retrieval", "robustness", "segmentation", "slides", "suite"]
+)
+def test_damaged_results_of_every_evaluation_are_found(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.json").write_text('{"format_version": 1, "rows": ')
+    assert damage(tmp_path) == {"results": 1}
