@@ -127,18 +127,9 @@ def load_config(
     tree, moved, twice = lift_settings(tree)
     faults += [f"{old!r} is '{MOVED[old]}' now, and both are given" for old in twice]
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            faults.append(f"{override!r} is not of the form dotted.key=value")
-            continue
-        try:
-            value, repeated = _parse_yaml(text)
-            faults += repeated
-            _set(tree, key, value)
-            tree, found, _ = lift_settings(tree)  # an old name that is there now is this override's: the last wins
-            moved += found
-        except (yaml.YAMLError, TypeError) as error:
-            faults.append(f"{override!r}: {_one_line(error)}")
+        faults += _override(tree, override)
+        tree, found, _ = lift_settings(tree)  # an old name that is there now is this override's: the last wins
+        moved += found
     for key, value in (settings or {}).items():
         _set(tree, key, value)
     for key, value in (fallback or {}).items():
@@ -168,6 +159,19 @@ def load_config(
     return config
 
 
+def _override(tree: dict[str, Any], override: str) -> list[str]:
+    """Apply one `dotted.key=value` to the tree; what is wrong with it."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        return [f"{override!r} is not of the form dotted.key=value"]
+    try:
+        value, repeated = _parse_yaml(text)
+        _set(tree, key, value)
+    except (yaml.YAMLError, TypeError) as error:
+        return [f"{override!r}: {_one_line(error)}"]
+    return repeated
+
+
 def load_suite(file: Path, overrides: Sequence[str] = ()) -> SuiteConfig:
     """Read a suite file and apply `dotted.key=value` overrides, as `load_config` does.
 
@@ -176,16 +180,7 @@ def load_suite(file: Path, overrides: Sequence[str] = ()) -> SuiteConfig:
     """
     tree, faults = _read_yaml(file)
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            faults.append(f"{override!r} is not of the form dotted.key=value")
-            continue
-        try:
-            value, repeated = _parse_yaml(text)
-            faults += repeated
-            _set(tree, key, value)
-        except (yaml.YAMLError, TypeError) as error:
-            faults.append(f"{override!r}: {_one_line(error)}")
+        faults += _override(tree, override)
     suite = None
     try:
         suite = SuiteConfig.model_validate(tree)
