@@ -21,7 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"tiles", "views", "model"},
     "features": {"slides", "tiles", "views", "model"},
     "evaluation": {"features", "model", "tiles"},
-    "export": {"model"},
+    "exporting": {"model"},
     "viewing": {"slides", "tiles", "features", "model"},
     "reporting": set(),
     "cluster": set(),
@@ -47,10 +47,10 @@ DOORS: dict[str, set[str]] = {
     "openTSNE": {"evaluation"},
     "lifelines": {"evaluation"},
     "pandas": {"evaluation"},
-    "safetensors": {"export"},
-    "onnx": {"export"},
-    "onnxruntime": {"export"},
-    "huggingface_hub": {"export"},
+    "safetensors": {"exporting"},
+    "onnx": {"exporting"},
+    "onnxruntime": {"exporting"},
+    "huggingface_hub": {"exporting"},
     "matplotlib": {"reporting"},
     "jinja2": {"reporting"},
     "plotly": {"reporting"},
@@ -60,7 +60,7 @@ DOORS: dict[str, set[str]] = {
 # (who, whom): why the table does not hold there.
 EXCEPTIONS = {
     ("views", "tiles"): "a batch of views is made from tiles that it reads: a view without a tile is nothing",
-    ("model", "safetensors"): "model folders are read back by features and evaluation, which may not import export",
+    ("model", "safetensors"): "model folders are read back by features and evaluation, which may not import exporting",
     (
         "evaluation",
         "slides",
