@@ -63,8 +63,8 @@ def decode_jpeg(jpeg: bytes, *, shrink: int) -> RgbImage:
 def whole_jpeg(stream: bytes, tables: bytes, *, is_rgb: bool) -> bytes:
     """A JPEG file of one TIFF tile that every decoder shows in the colours that the TIFF's tags name.
 
-    Application segments, comments and what follows the end of the image are left out: they may contradict the TIFF
-    about the colours, and may name people. The compressed pixels are not touched.
+    Application segments and comments before the pixels are left out: they may contradict the TIFF about the colours.
+    The compressed pixels are not touched. For a file that is kept, `without_metadata` takes the rest away.
 
     Args:
         stream: the tile as it lies in the file, abbreviated or whole.
@@ -74,7 +74,17 @@ def whole_jpeg(stream: bytes, tables: bytes, *, is_rgb: bool) -> bytes:
     Raises:
         BadJpeg: no JPEG, or one that ends early.
     """
-    return b"".join([START, SAYS_RGB if is_rgb else SAYS_YCBCR, tables, *_decoding_parts(stream), END])
+    # Some writers pad tiles to an even length or more; what comes after the end marker is no part of the picture.
+    end = stream.rfind(END)
+    if end < 0:
+        raise BadJpeg("the stream has no end marker")
+    kept = [START, SAYS_RGB if is_rgb else SAYS_YCBCR, tables]
+    for marker, start, stop in _segments(stream):
+        if marker == START_OF_SCAN:
+            return b"".join([*kept, stream[start : end + len(END)]])
+        if marker in NEEDED:
+            kept.append(stream[start:stop])
+    raise BadJpeg("the stream has no scan")
 
 
 def table_segments(jpeg_tables: bytes) -> bytes:

@@ -74,10 +74,11 @@ def test_nothing_that_may_name_a_person_comes_along_wherever_it_stands(options: 
     planted = b"".join([segment(marker, name) for marker in (*range(0xE0, 0xF0), 0xFE, 0xF3, 0x42)])
     scan = stream.rindex(b"\xff\xda")  # of a progressive stream the last one, between its pixels
     full = stream[:2] + planted + stream[2:scan] + planted + stream[scan:-2] + planted + stream[-2:] + trailer
-    for clean in (whole_jpeg(full, b"", is_rgb=False), without_metadata(full)):
+    for one in (full, whole_jpeg(full, b"", is_rgb=False)):
+        clean = without_metadata(one)
         assert name not in clean
+        assert clean == without_metadata(stream)
         np.testing.assert_array_equal(decode_jpeg(clean, shrink=1), decode_jpeg(stream, shrink=1))
-    assert whole_jpeg(full, b"", is_rgb=False) == whole_jpeg(stream, b"", is_rgb=False)
 
 
 def test_segments_that_name_the_colours_keep_nothing_else() -> None:
@@ -97,7 +98,7 @@ def test_padding_after_the_end_marker_is_cut_off() -> None:
 def test_a_damaged_stream_is_refused() -> None:
     stream = encoded()
     for damaged, message in [
-        (b"\0" * 500, "does not start as a JPEG"),
+        (b"\0" * 500, "no end marker"),
         (b"\x89PNG\r\n" + stream, "does not start as a JPEG"),
         (stream[:-2], "no end marker"),
         (stream[:25] + b"\xff\xd9", "ends within a segment|do not join"),
