@@ -1,3 +1,3 @@
 """dino_path: self-supervised DINO pretraining for medical histology."""
 
-__version__ = "0.1.0"
+__version__ = "0.4.0.dev0"

@@ -18,8 +18,8 @@ from dino_path.distributed import open_world, usable_cores
 from dino_path.evaluation.baseline.training import train_baseline
 from dino_path.evaluation.labelled.datasets import load_labelled
 from dino_path.evaluation.results.table import Table, evaluate_table
-from dino_path.export.checkpoint import export_checkpoint
-from dino_path.export.model_folder import write_card
+from dino_path.exporting.checkpoint import export_checkpoint
+from dino_path.exporting.model_folder import write_card
 from dino_path.features.embed import embed_store
 from dino_path.features.extractor import load_extractor
 from dino_path.records.evaluation import RESULTS

@@ -112,7 +112,8 @@ def load_config(
 ) -> Config:
     """Read `file`, apply `dotted.key=value` overrides (last wins), check everything, report all faults at once.
 
-    Settings under a name of an earlier version are taken, and one line of the log says where they stand now.
+    `file` may be the name of a shipped config, such as `vits16_1gpu`; a file of that name wins. Settings under a name
+    of an earlier version are taken, and one line of the log says where they stand now.
 
     Args:
         needs: keys or sections that the command cannot do without, such as `store` or `tiles`.
@@ -123,7 +124,7 @@ def load_config(
         ConfigError: with every unknown, missing, repeated or mistyped key in one message.
     """
     source = str(file) if file else "command line"
-    tree, faults = _read_yaml(file) if file else ({}, [])
+    tree, faults = _read_yaml(config_file(file)) if file else ({}, [])
     tree, moved, twice = lift_settings(tree)
     faults += [f"{old!r} is '{MOVED[old]}' now, and both are given" for old in twice]
     for override in overrides:
@@ -196,17 +197,68 @@ def load_suite(file: Path, overrides: Sequence[str] = ()) -> SuiteConfig:
     return suite
 
 
-def shipped_config(name: str) -> Path:
-    """A file of `configs/`, in the installed package or in the checkout.
+def shipped_folder() -> Path:
+    """The folder of the shipped configs: in the installed package, or at the top of a checkout.
 
     Raises:
         ConfigError: it is in neither.
     """
     package = Path(__file__).parent
     for folder in (package / "configs", package.parent / "configs"):
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigError(name, "is not among the shipped configs.", "The installation is incomplete.", "Install again.")
+        if (folder / "demo.yaml").is_file():
+            return folder
+    raise ConfigError("configs/", "is not in this installation.", "It holds the shipped configs.", "Install again.")
+
+
+def shipped_config(name: str) -> Path:
+    """A file of `configs/` by its path in there, such as `demo.yaml`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    file = shipped_folder() / name
+    if not file.is_file():
+        raise ConfigError(
+            name, "is not among the shipped configs.", "The installation is incomplete.", "Install again."
+        )
+    return file
+
+
+def shipped_names() -> list[str]:
+    """What `--config NAME` takes: the names of the shipped configs, in alphabetical order."""
+    return sorted(file.stem for file in shipped_folder().glob("*.yaml"))
+
+
+def config_file(file: Path) -> Path:
+    """`file`, or the shipped config of that name where there is no such file and the name has no folder and no ending.
+
+    Raises:
+        ConfigError: a bare name that is neither.
+    """
+    if file.is_file() or len(file.parts) > 1 or file.suffix:
+        return file
+    return named_config(file.name, given=f"--config {file}")
+
+
+def named_config(name: str, *, given: str) -> Path:
+    """The shipped config of this name.
+
+    Args:
+        given: what the user typed, for the message.
+
+    Raises:
+        ConfigError: there is none; the nearest names are suggested.
+    """
+    names = shipped_names()
+    if name in names:
+        return shipped_config(f"{name}.yaml")
+    close = difflib.get_close_matches(name, names, n=2)
+    raise ConfigError(
+        given,
+        "is neither a file nor the name of a shipped config.",
+        f"The names are {', '.join(names)}.",
+        f"Did you mean {' or '.join(close)}?" if close else "`dino-path configs` says what each is for.",
+    )
 
 
 def section_from_file(cls: type[T], tree: Tree, source: str) -> T:
@@ -302,7 +354,9 @@ def _read_yaml(file: Path) -> tuple[Tree, list[str]]:
             str(file),
             f"cannot be read ({_one_line(error)}).",
             "A YAML file is needed.",
-            "Check the path; configs/ has examples.",
+            f"Give --config {file.stem}: that is a shipped config."
+            if file.stem in shipped_names()
+            else "Check the path; `dino-path configs` lists the configs that are shipped.",
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(

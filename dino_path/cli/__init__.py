@@ -2,6 +2,7 @@
 
 # The order of `dino-path --help`.
 from dino_path.cli import (  # isort: skip
+    start,
     pretraining,
     extractor,
     attention,
@@ -39,6 +40,7 @@ __all__ = [
     "pretraining",
     "program",
     "report",
+    "start",
     "verify",
     "view",
 ]

@@ -83,8 +83,8 @@ def export(
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {run}")
-    from dino_path.export.format_names import read_formats, refuse_impossible
-    from dino_path.export.overwriting import refuse_to_overwrite
+    from dino_path.exporting.format_names import read_formats, refuse_impossible
+    from dino_path.exporting.overwriting import refuse_to_overwrite
 
     kinds = read_formats(formats)
     refuse_impossible(kinds, precision)
@@ -97,7 +97,7 @@ def export(
     check_output_folder(out)
     refuse_to_overwrite(out)
     loading()
-    from dino_path.export.checkpoint import export_checkpoint
+    from dino_path.exporting.checkpoint import export_checkpoint
 
     result = export_checkpoint(
         run, out, network=network, formats=kinds, precision=precision, license=license, features=features,
@@ -105,7 +105,7 @@ def export(
     )  # fmt: skip
     address = None
     if push_to_hub is not None:
-        from dino_path.export.hub import push_to_hub as push
+        from dino_path.exporting.hub import push_to_hub as push
 
         announce(f"uploading to {push_to_hub}")
         address = push(out, push_to_hub)
@@ -147,13 +147,13 @@ def import_checkpoint(
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {file}")
-    from dino_path.export.overwriting import refuse_to_overwrite
+    from dino_path.exporting.overwriting import refuse_to_overwrite
 
     check_foreign_checkpoint(file, arch)
     check_output_folder(out)
     refuse_to_overwrite(out)
     loading()
-    from dino_path.export.checkpoint import import_checkpoint as run_import
+    from dino_path.exporting.checkpoint import import_checkpoint as run_import
 
     result = run_import(file, out, arch=arch, network=network, mpp=mpp)
     if as_json:

@@ -32,7 +32,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see configs/")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE|NAME", help="YAML file, or a name of `dino-path configs`")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings: dotted.key=value")]
 DataSpec = Annotated[
     str,

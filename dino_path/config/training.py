@@ -123,7 +123,8 @@ class TrainingConfig(Section):
     timeout_s: float = Field(
         600.0,
         gt=0,
-        description="how long processes wait for one another, at the start and in every exchange, before they give up",
+        description="how long processes wait for one another, at the start and in every exchange, before they name who"
+        " is late and end",
     )
     checkpoint_every_steps: int = Field(1000, ge=1, description="a killed run loses at most so many steps")
     keep_checkpoints: int = Field(3, ge=1, description="the newest so many are kept")

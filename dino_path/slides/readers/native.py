@@ -18,7 +18,15 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from dino_path.slides.images.jpeg import BadJpeg, decode_jpeg, frame_size, is_subsampled, table_segments, whole_jpeg
+from dino_path.slides.images.jpeg import (
+    BadJpeg,
+    decode_jpeg,
+    frame_size,
+    is_subsampled,
+    table_segments,
+    whole_jpeg,
+    without_metadata,
+)
 from dino_path.slides.slide import RgbImage, Slide
 
 VENDORS = ("aperio", "generic-tiff")  # the others lay tiles out in ways of their own
@@ -102,7 +110,7 @@ class NativeReader:
         return pixels
 
     def whole_tile_jpeg(self, corner: tuple[int, int]) -> bytes:
-        """The native tile whose corner this is, as a JPEG file: the scanner's own compressed pixels.
+        """The native tile whose corner this is, as a JPEG file: the scanner's own compressed pixels, and nothing else.
 
         Args:
             corner: (x, y), in px of the level; a multiple of the native tile's size.
@@ -116,8 +124,8 @@ class NativeReader:
         is_inside = (column + 1) * level.tile_width <= level.width and (row + 1) * level.tile_height <= level.height
         if over_x or over_y or not is_inside:
             raise NotNative("no whole native tile starts there")
-        jpeg = self._jpeg(column, row)
         try:
+            jpeg = without_metadata(self._jpeg(column, row))
             if frame_size(jpeg) != (level.tile_width, level.tile_height, 3):
                 raise NotNative("the native tile has another size than the TIFF says")
         except BadJpeg as error:

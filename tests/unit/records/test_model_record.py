@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dino_path.errors import CheckpointError, DataError, NewerFormat
-from dino_path.export.overwriting import refuse_to_overwrite
+from dino_path.exporting.overwriting import refuse_to_overwrite
 from dino_path.features.extractor import load_extractor
 from dino_path.model.folder import read_model_folder
 from dino_path.preprocessing import Preprocessing

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dino_path.cli import app
 from dino_path.config import TrainingConfig
 from dino_path.errors import CheckpointError, ConfigError
-from dino_path.export.checkpoint import export_checkpoint
+from dino_path.exporting.checkpoint import export_checkpoint
 from dino_path.model.checkpoint import read_checkpoint
 from dino_path.reporting.report import write_report
 from dino_path.run import RunFolder

@@ -16,7 +16,7 @@ from tiny import ALONE, differences, tiny_batches, tiny_config, tiny_learner, ti
 
 from dino_path.config import Config
 from dino_path.errors import CheckpointError, ConfigError, DinoPathError, TileStoreError
-from dino_path.export.checkpoint import export_checkpoint
+from dino_path.exporting.checkpoint import export_checkpoint
 from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import read_checkpoint
 from dino_path.model.folder import read_model_folder

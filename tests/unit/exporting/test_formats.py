@@ -13,9 +13,9 @@ from huggingface_hub import HfApi, ModelCard
 from test_model_folder import ARGUMENTS, RESULTS, RESULTS_RECORD, source
 
 from dino_path.errors import CheckpointError, ConfigError, DataError, LaunchError
-from dino_path.export import formats, hub
-from dino_path.export.format_names import NAMES, read_formats, refuse_impossible
-from dino_path.export.model_folder import ExportResult, ExportSource, export_model, write_card
+from dino_path.exporting import formats, hub
+from dino_path.exporting.format_names import NAMES, read_formats, refuse_impossible
+from dino_path.exporting.model_folder import ExportResult, ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.model.locality import ATTENTION, TOKENIZATION

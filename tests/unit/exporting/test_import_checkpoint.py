@@ -19,7 +19,7 @@ from published_files import vit_weights as published_weights
 from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError
-from dino_path.export.checkpoint import import_checkpoint
+from dino_path.exporting.checkpoint import import_checkpoint
 from dino_path.features.extractor import load_extractor
 
 pytestmark = pytest.mark.usefixtures("reload_here")

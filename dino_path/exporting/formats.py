@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dino_path.errors import CheckpointError
-from dino_path.export.format_names import NAMES, Format, Precision
-from dino_path.export.reload import ask_fresh_process, compare_features
+from dino_path.exporting.format_names import NAMES, Format, Precision
+from dino_path.exporting.reload import ask_fresh_process, compare_features
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Largest difference of a feature from the training graph's in fp32, relative to the largest feature: other kernels add

@@ -10,9 +10,9 @@ from typing import Any
 
 from dino_path.config import Config
 from dino_path.errors import CheckpointError, DataError, NewerFormat
-from dino_path.export.card import UNKNOWN_LICENSE
-from dino_path.export.format_names import Format, Precision
-from dino_path.export.model_folder import ExportResult, ExportSource, export_model
+from dino_path.exporting.card import UNKNOWN_LICENSE
+from dino_path.exporting.format_names import Format, Precision
+from dino_path.exporting.model_folder import ExportResult, ExportSource, export_model
 from dino_path.model.checkpoint import Checkpoint, lineage, read_checkpoint
 from dino_path.model.lora import merged
 from dino_path.model.published import Network, read_published, timm_model_of

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tiny import ALONE, tiny_config
 
 from dino_path.errors import CheckpointError
-from dino_path.export.checkpoint import export_checkpoint
-from dino_path.export.model_folder import ExportResult, ExportSource, export_model
+from dino_path.exporting.checkpoint import export_checkpoint
+from dino_path.exporting.model_folder import ExportResult, ExportSource, export_model
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.preprocessing import Preprocessing

@@ -19,10 +19,10 @@ from PIL import Image
 from dino_path.cli import main
 from dino_path.config import Config
 from dino_path.errors import CheckpointError, DataError
-from dino_path.export import reload
-from dino_path.export.card import ModelFacts, model_card
-from dino_path.export.checkpoint import export_checkpoint
-from dino_path.export.model_folder import ExportSource, export_model, write_card
+from dino_path.exporting import reload
+from dino_path.exporting.card import ModelFacts, model_card
+from dino_path.exporting.checkpoint import export_checkpoint
+from dino_path.exporting.model_folder import ExportSource, export_model, write_card
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import FORMAT, VERSION, Checkpoint, as_record

@@ -11,8 +11,8 @@ from PIL import Image
 from test_model_folder import ARCHITECTURE, ARGUMENTS, source, write_run
 
 from dino_path.errors import CheckpointError
-from dino_path.export.checkpoint import export_checkpoint
-from dino_path.export.model_folder import export_model
+from dino_path.exporting.checkpoint import export_checkpoint
+from dino_path.exporting.model_folder import export_model
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import build_backbone
 from dino_path.preprocessing import Preprocessing

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from dino_path.errors import LaunchError
-from dino_path.export.format_names import NAMES
+from dino_path.exporting.format_names import NAMES
 from dino_path.records.model_folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 
 # The client's own error stands on its HTTP library's base class: requests' before 1.0, httpx's since.

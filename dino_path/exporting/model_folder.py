@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from dino_path.atomic import atomic_write, whole_folder
 from dino_path.errors import CheckpointError
-from dino_path.export.card import UNKNOWN_LICENSE, ModelFacts, model_card
-from dino_path.export.format_names import NAMES, Format, Precision, refuse_impossible
-from dino_path.export.formats import DTYPES, TOLERANCES, write_graph
-from dino_path.export.overwriting import refuse_to_overwrite
-from dino_path.export.reload import TOLERANCE, Loader, ReloadCheck, check_reload
+from dino_path.exporting.card import UNKNOWN_LICENSE, ModelFacts, model_card
+from dino_path.exporting.format_names import NAMES, Format, Precision, refuse_impossible
+from dino_path.exporting.formats import DTYPES, TOLERANCES, write_graph
+from dino_path.exporting.overwriting import refuse_to_overwrite
+from dino_path.exporting.reload import TOLERANCE, Loader, ReloadCheck, check_reload
 from dino_path.model.backbone import Argument, backbone_arguments, build_backbone, count_parameters
 from dino_path.model.folder import read_model_folder
 from dino_path.model.folder_weights import build_untrained
