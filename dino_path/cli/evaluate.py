@@ -1,4 +1,4 @@
-"""Commands that judge frozen features on labelled images: `evaluate table`, and each protocol alone."""
+"""Commands that evaluate frozen features on labelled images: `evaluate table`, and each protocol by itself."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from dino_path.evaluation.labelled.datasets import LabelledSet
     from dino_path.evaluation.results.earlier import TableStem
 
-EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process whose share was small waits for the others
-PROTOCOLS = {  # and what `evaluate --help` says of them
-    "table": "All of evaluation.protocols side by side, and --baseline.",
-    "knn": "k nearest neighbours by cosine, as DINO has it.",
-    "knn-uni": "k nearest neighbours as UNI has it.",
-    "linear": "Logistic regression whose strength validation images choose.",
-    "logistic": "Logistic regression of a fixed strength.",
-    "linear-uni": "Logistic regression as UNI has it.",
-    "linear-dino": "Linear layer trained by SGD on crops, as DINO has it.",
-    "fewshot": "Episodes of few labelled images per class (SimpleShot).",
+EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process with a small share waits for the others
+PROTOCOLS = {  # with their descriptions in `evaluate --help`
+    "table": "All of evaluation.protocols side by side, with --baseline.",
+    "knn": "k nearest neighbours by cosine, as in DINO.",
+    "knn-uni": "k nearest neighbours, as in UNI.",
+    "linear": "Logistic regression, strength chosen by validation.",
+    "logistic": "Logistic regression of fixed strength.",
+    "linear-uni": "Logistic regression, as in UNI.",
+    "linear-dino": "Linear layer trained by SGD on crops, as in DINO.",
+    "fewshot": "Episodes with few labelled images per class (SimpleShot).",
 }
 EXAMPLES = {
     "table": """
@@ -56,9 +56,9 @@ EXAMPLES = {
 }
 
 evaluate = typer.Typer(
-    help="Judge frozen features on labelled images.\n\nSmall cohorts: evaluation.cross_validation=5 tests every patient"
-    " once. Started by torchrun or srun, all processes extract features and the first evaluates. Called again,"
-    " extraction goes on where it was.",
+    help="Evaluate frozen features on labelled images.\n\nFor small cohorts, evaluation.cross_validation=5 tests"
+    " every patient once. Under torchrun or srun, all processes extract features and the first evaluates. Called"
+    " again, extraction resumes.",
     epilog="'dino-path evaluate PROTOCOL --help' shows the options of a protocol.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -73,7 +73,7 @@ Baseline = Annotated[Path | None, typer.Option(help="folder of 'dino-path baseli
 
 
 def _add(protocol: str) -> None:
-    """One command for the protocol; `table` takes label fractions too."""
+    """One command for the protocol; `table` also takes label fractions."""
     examples = EXAMPLES.get(protocol, f"dino-path evaluate {protocol} model --data labelled/")
     add = evaluate.command(name=protocol, cls=Command, help=PROTOCOLS[protocol], epilog=examples)
 
@@ -87,7 +87,8 @@ def _add(protocol: str) -> None:
             config: ConfigFile = None,
             baseline: Baseline = None,
             fractions: Annotated[
-                str | None, typer.Option(help="table at these fractions of the labels instead, such as 1,0.1,0.01")
+                str | None,
+                typer.Option(help="make a table for these fractions of the labels instead, such as 1,0.1,0.01"),
             ] = None,
             device: Device = "auto",
             workers: Workers = 2,
@@ -159,14 +160,14 @@ def _judge(
 
 
 def _wanted(protocol: str, config: Config) -> tuple[Any, ...]:
-    """The protocols of a table; of few shots none, which say it themselves."""
+    """The protocols of a table; none for few shots, which have their own."""
     if protocol == "fewshot":
         return ()
     return tuple(config.evaluation.protocols) if protocol == "table" else (protocol,)
 
 
 def _stem(protocol: str, shares: Sequence[float]) -> TableStem:
-    """Of the files of results."""
+    """The stem of the names of the result files."""
     return "fractions" if shares else "fewshot" if protocol == "fewshot" else "results"
 
 

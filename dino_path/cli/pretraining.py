@@ -48,13 +48,15 @@ if TYPE_CHECKING:
     """,
 )
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for everything that the demo makes")] = Path("demo"),
-    fast: Annotated[bool, typer.Option("--fast", help="a minute's version: too short to learn anything")] = False,
+    out: Annotated[Path, typer.Option(help="folder for all files of the demo")] = Path("demo"),
+    fast: Annotated[
+        bool, typer.Option("--fast", help="a version that takes a minute, too short to learn anything")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Walk the whole road on synthetic slides.
+    """Run the whole workflow on synthetic slides.
 
-    It runs on a CPU and ends in OUT/report.html. Called again, it does what is missing.
+    Runs on a CPU and ends with OUT/report.html. Called again, it continues.
     """
     from dino_path.lock import only_writer
 
@@ -80,14 +82,14 @@ def tile(
     out: Annotated[Path, typer.Option(help="tile store")],
     config: ConfigFile = None,
     shard: Annotated[str, typer.Option(help="I/N: only every N-th slide, from the I-th (1 to N)")] = "1/1",
-    layout: Annotated[str | None, typer.Option(help="also coordinate files: trident, clam, or both")] = None,
+    layout: Annotated[str | None, typer.Option(help="also write coordinate files: trident, clam, or both")] = None,
     workers: Workers = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Cut slides into tiles.
 
-    tiles.mpp is needed: microns per pixel of the tiles. Called again, it does what is missing.
+    tiles.mpp is required: microns per pixel of the tiles. Called again, the command continues.
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {slides[0]}")
@@ -100,7 +102,7 @@ def tile(
     settings = resolve_config(config, overrides, needs=("tiles",))
     assert settings.tiles is not None
     check_output_folder(out)
-    # Coordinate files that the store has are kept in step with its tiles.
+    # Existing coordinate files of the store are updated with its tiles.
     layouts = read_layouts(layout) if layout else [known for known in LAYOUTS if (out / known).is_dir()]
     search = search_slides([Path(name) for name in inputs], settings.slides.exclude, masks=settings.slides.masks)
     rows = search.rows
@@ -123,7 +125,7 @@ def tile(
             inputs[0] if len(inputs) == 1 else f"{len(inputs)} inputs",
             f"none of {len(rows)} slide(s) could be tiled.",
             "At least one readable slide whose microns per pixel are known is needed.",
-            "Every reason stands above; a CSV with the columns path,mpp gives mpp where the file does not.",
+            "The reasons are listed above; a CSV with the columns path,mpp can give the mpp that a file lacks.",
         )
     if summary.records and not summary.num_tiles and not as_json:  # else a later stage would only say: no tiles
         say(f"NO TILES: none of {len(summary.records)} slide(s) has any, {summary.commonest_reason}")
@@ -132,7 +134,7 @@ def tile(
 
 
 def _as_record(summary: TilingSummary, search: SlideSearch, out: Path) -> dict[str, Any]:
-    """What became of the slides, for programs."""
+    """The result for each slide, for programs."""
     return {
         "store": out,
         "num_tiles": summary.num_tiles,
@@ -149,7 +151,7 @@ def _as_record(summary: TilingSummary, search: SlideSearch, out: Path) -> dict[s
 
 
 def _tell_tiling(summary: TilingSummary, search: SlideSearch, out: Path, *, is_quiet: bool) -> None:
-    """A row for each slide (when quiet: that failed), the counts, and where to look."""
+    """A row for each slide (if quiet, for each failed slide), the counts, and where to look."""
     told = [record for record in summary.records if not is_quiet or record.status == "failed"]
     if told:
         say_table(
@@ -165,12 +167,12 @@ def _tell_tiling(summary: TilingSummary, search: SlideSearch, out: Path, *, is_q
     for lost in search.unreadable:
         say(f"failed  {lost}")
     say(
-        f"{summary.num_done} done, {summary.num_skipped} there before, {summary.num_empty} empty,"
+        f"{summary.num_done} done, {summary.num_skipped} already there, {summary.num_empty} empty,"
         f" {summary.num_failed} failed: {summary.num_tiles:,} tiles in {out}"
         + (f"; {len(search.unreadable)} folder(s) could not be read" if search.unreadable else "")
-        + (f" ({summary.num_judged_again} by other quality limits, unread)" if summary.num_judged_again else "")
+        + (f" ({summary.num_judged_again} judged again by new quality limits)" if summary.num_judged_again else "")
     )
-    say(f"every slide: {out / 'slides.csv'}, {out / 'contact_sheet_001.jpg'}, {out / 'overlays'}")
+    say(f"results per slide: {out / 'slides.csv'}, {out / 'contact_sheet_001.jpg'}, {out / 'overlays'}")
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -201,7 +203,7 @@ def views(
 ) -> None:
     """Draw tiles and the views that training makes of them.
 
-    A contact sheet: some rows for each recipe, and for the settings given.
+    The contact sheet has some rows for each recipe, and for the given settings.
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {tiles}")
@@ -209,7 +211,7 @@ def views(
 
     resolved = resolve_config(config, overrides_only(settings))
     if out.suffix.lower() != ".png" or out.is_dir():
-        raise ConfigError(f"--out {out}", "is no PNG file.", "A name that ends in .png is needed.", "Correct --out.")
+        raise ConfigError(f"--out {out}", "is not a PNG file.", "A name that ends in .png is needed.", "Correct --out.")
     check_output_folder(out.parent)
     source = open_tiles(tiles, split=resolved.slides.split, exclude=resolved.slides.exclude)
     balance = resolved.training.balance if resolved.training else None
@@ -248,15 +250,15 @@ def pretrain(
     settings: Overrides = None,
     config: ConfigFile = None,
     apply_advice: Annotated[
-        bool, typer.Option("--apply-advice", help="set what the advice at the start of the run says")
+        bool, typer.Option("--apply-advice", help="apply the settings that the run advises at its start")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Pretrain a backbone with DINO on tiles.
 
-    The tiles are those of store=STORE, the run goes into out=RUN. Called again, it continues. Ctrl-C, SIGTERM or
-    SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second Ctrl-C ends the
-    process at once, a second signal if it comes three seconds later or more.
+    Reads the tiles of store=STORE and writes the run to out=RUN. Called again, it continues. On Ctrl-C, SIGTERM or
+    SIGUSR1 to any process, all processes finish the same step, save it, and exit with code 85. A second Ctrl-C ends the
+    process at once, and so does a second signal after three seconds or more.
     """
     is_speaker = is_first()
     log_to(None, is_first=is_speaker, is_quiet=quiet)
@@ -301,19 +303,19 @@ def pretrain(
 
         say(f"checkpoint: {checkpoint}")
         if (best := read_best(run)) is not None:
-            say(f"best: {best}; `dino-path export --best` takes it")
+            say(f"best: {best}; export it with `dino-path export --best`")
         if (text := unlearned_text(run, resolved)) is not None:
             say(text)
         _say_verdict(run, resolved, test, checkpoint)
 
 
 def _say_verdict(run: RunFolder, config: Config, test: RunningTest | None, end: Path) -> None:
-    """Whether the run beat its start, measured now; of a run with a start and without labels, how to know."""
+    """Measure whether the run beat its start; without labels, say how to find out."""
     assert config.training is not None
     if config.model.weights is None and config.training.continue_from is None:
         return
     if test is None:
-        say("whether it beats its start is not known: monitor.knn_data=SPEC lets the next run say it")
+        say("not known whether the run beats its start: set monitor.knn_data=SPEC to test the next run")
         return
     announce("testing the start against the end")
     from dino_path.evaluation.results.verdict import judge
@@ -322,8 +324,8 @@ def _say_verdict(run: RunFolder, config: Config, test: RunningTest | None, end: 
     verdict = judge(run, test, end)
     if verdict is None:
         say(
-            f"whether it beats its start is not known: {run.verdict_file} holds no answers of the start to these"
-            " images, which are asked before the first step"
+            f"not known whether the run beats its start: {run.verdict_file} has no predictions of the start for"
+            f" these images; they are made before the first step"
         )
         return
     header = ["", "step", *(f"{title} accuracy" for title in TITLES.values())]
@@ -337,12 +339,12 @@ def _say_verdict(run: RunFolder, config: Config, test: RunningTest | None, end: 
     say(f"{verdict.data}: {verdict.num_images} validation images, {verdict.num_neighbours} to learn from;"
         f" {verdict.interval}")  # fmt: skip
     if len(verdict.rows) > 2:
-        say("the best was chosen by k-NN on these images, which flatters it: test it on others")
+        say("the best checkpoint was chosen by k-NN on these images, so its numbers are optimistic: test it on others")
     say(verdict.sentence)
 
 
 def _with_advice(config: Config) -> Config:
-    """The config with the settings that the advice names; of a run that has begun, with those that it began with."""
+    """The config with the advised settings; for a run that has begun, with its initial settings."""
     from dino_path.tiles.source import open_tiles
     from dino_path.training.advice import advised, settings_begun_with
 

@@ -25,7 +25,7 @@ class HeadConfig(Section):
 
 
 class DinoConfig(HeadConfig):
-    """The cross-entropy between the teacher's and the student's [CLS], and its head. iBOT uses the same temperatures."""
+    """The cross-entropy between the teacher's and student's [CLS], and its head. iBOT has the same temperatures."""
 
     weight: float = Field(1.0, ge=0, description="of this term in the loss; 0: off")
     student_temp: float = Field(0.1, gt=0, description="temperature of the student's softmax")
@@ -57,7 +57,7 @@ class MasksConfig(Section):
 
 
 class IbotConfig(HeadConfig):
-    """The same cross-entropy for masked patches: the student predicts the teacher's output for patches hidden from it."""
+    """The same cross-entropy for masked patches: the student predicts the teacher's output for hidden patches."""
 
     weight: float = Field(0.0, ge=0, description="of this term in the loss; 0: off. DINOv2: 1")
     head: Literal["own", "shared"] = Field(

@@ -1,7 +1,7 @@
 """A suite: labelled sets and their evaluation protocols, as in the files of `configs/suites/`.
 
-To add a protocol of `dino-path evaluate`: its name in `SuiteProtocol`, the metrics that may be a set's primary number in
-`PRIMARY_METRICS`, and a line in `KINDS` of `dino_path/evaluation/results/suite_kinds.py`.
+To add a protocol of `dino-path evaluate`: its name in `SuiteProtocol`, the metrics that may be a set's primary number
+in `PRIMARY_METRICS`, and a line in `KINDS` of `dino_path/evaluation/results/suite_kinds.py`.
 """
 
 from __future__ import annotations
