@@ -43,7 +43,7 @@ class SlideTiles:
             raise TileStoreError(
                 f"{record.slide_id} x={corner_level0[0]} y={corner_level0[1]}",
                 f"cannot be read from {error.thing}: {error.found}",
-                "The store has coordinates only: every slide must be where it was when it was tiled, and as it was.",
+                "The store has only coordinates: every slide must be unchanged and in its place.",
                 "Mount its disk, or tile again with tiles.coordinates_only=false.",
             ) from None
 
@@ -63,7 +63,7 @@ class SlideTiles:
         slide = Slide.open(Path(record.path), mpp=record.mpp if record.mpp_source == FROM_CSV else None)
         if not is_slide_of(record, slide.path, slide_identity(slide.path, record.identity)):
             slide.close()
-            raise SlideError(record.path, "is another file now than was tiled.", "", "")
+            raise SlideError(record.path, "is not the file that was tiled.", "", "")
         return TileReader.again(slide, spec_of(slide, self._config), reader=record.reader, shrink=record.shrink)
 
     def _start(self) -> None:

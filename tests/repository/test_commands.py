@@ -101,7 +101,7 @@ TILES = ("tiles.mpp=0.5", "tiles.size_px=64", "tiles.mask_mpp=4", "tiles.min_are
     ("words", "parts"),
     [
         (["nowhere.svs", "tiles.mpp=0.5"], ["nowhere.svs: no such file or folder"]),
-        (["notes.txt", "tiles.mpp=0.5"], ["notes.txt: .txt is no slide format"]),
+        (["notes.txt", "tiles.mpp=0.5"], ["notes.txt: .txt is not a slide format"]),
         (["empty", "tiles.mpp=0.5"], ["empty: this folder holds no slides"]),
         (["list.csv", "tiles.mpp=0.5"], ["list.csv"]),
         (["good.tif"], ["missing key 'tiles.mpp'", "no default: it is your choice"]),
@@ -288,7 +288,7 @@ def test_pretrain_refuses_cuda_where_there_is_none(run: Run, tiles_folder: Path)
         ("nowhere", ["no such file or folder"]),
         ("empty", ["holds no checkpoints"]),
         ("text.pt", ["cannot be read as a checkpoint"]),
-        ("foreign.pt", ["no checkpoint of dino_path"]),
+        ("foreign.pt", ["not a checkpoint of dino_path"]),
     ],
 )
 def test_export_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -> None:
@@ -305,7 +305,7 @@ def test_export_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -
         ("nowhere.pth", ["cannot be read"]),
         ("text.pth", ["cannot be read"]),
         ("ours.pth", ["holds neither a teacher nor a bare backbone", "'dino-path export'"]),
-        ("other.pth", ["its architecture cannot be told", "--arch NAME"]),
+        ("other.pth", ["its architecture is not recognised", "--arch NAME"]),
     ],
 )
 def test_import_checkpoint_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -> None:

@@ -372,7 +372,7 @@ def test_a_model_folder_is_described_with_its_resolution(run: Path, tmp_path: Pa
     (model / "model.safetensors").write_bytes(bytes(2_000_000))
     page = report(run, out=tmp_path, models=[model])
     assert "weights 2.0 MB" in page.text
-    assert "It expects tiles at 0.5 µm/px, resized to 224 px (from what edge is not recorded" in page.text
+    assert "It expects tiles at 0.5 µm/px, resized to 224 px (the original edge is not recorded" in page.text
     (model / "config.json").write_text(json.dumps({**config, "tile_px": 448}))
     page = report(run, out=tmp_path, models=[model])
     assert "It expects tiles of 448 px at 0.5 µm/px, resized to 224 px: the network sees 1 µm/px" in page.text
