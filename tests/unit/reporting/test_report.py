@@ -325,7 +325,7 @@ def test_what_cannot_be_read_is_said_on_the_page(run: Path, tmp_path: Path) -> N
     page = report(run, out=tmp_path)
     for text in (
         "figures/broken.png cannot be read", "config.yaml cannot", "environment.json cannot be used: it is damaged",
-        "eval/results.json: is damaged", "metrics.jsonl cannot be read whole: line 1 is no JSON",
+        "eval/results.json: is damaged", "metrics.jsonl cannot be read whole: line 1 is not JSON",
     ):  # fmt: skip
         assert text in page.text
     assert len(page.curves()) == 14, "the other lines are drawn"

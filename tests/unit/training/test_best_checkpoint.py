@@ -174,7 +174,7 @@ def test_what_was_not_compared_has_no_best(tiles_folder: Path, tmp_path: Path) -
         best_checkpoint(last)
     record = {"measure": "rankme", "data": None, "step": 4, "value": 2.0, "last_step": 4, "num_without_gain": 0}
     run.best_file.write_text(json.dumps(record))
-    with pytest.raises(CheckpointError, match=r"is not there, and best.json names it as the best: step 4 \(RankMe 2.0"):
+    with pytest.raises(CheckpointError, match=r"is missing, but best.json names it as the best: step 4 \(RankMe 2.0"):
         best_checkpoint(run.path)
 
 

@@ -278,7 +278,7 @@ def test_missing_and_damaged_pieces_alone_are_made_again(
     torch.testing.assert_close(before.patches, after.patches)
     assert [file.stat().st_mtime_ns == times[file] for file in files] == [True, False, False, True, False, False]
     learner.guide = opened(distil_config(store, OUT, write_guide(tmp_path / "other", seed=1)))
-    with pytest.raises(CheckpointError, match=r"features of large that were made of something else \(guide differ\)"):
+    with pytest.raises(CheckpointError, match=r"that were computed from something else \(guide differ\)"):
         kept(config, learner)
 
 
