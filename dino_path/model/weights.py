@@ -201,8 +201,7 @@ def _misfit(
         if names
     ]
     told, like = timm_model_of_shapes(whole), looks_like(whole)
-    take = f"Use that model ({told.settings()})" if told else "Name the model to which they belong, with its"
-    " arguments"
+    take = f"Use that model ({told.settings()})" if told else "Name the model to which they belong, with its arguments"
     return CheckpointError(
         source,
         f"its weights do not fit {name}: {'; '.join(faults)}." + (f" It looks like {like}." if like else ""),

@@ -52,7 +52,7 @@ def refuse_to_lose_slides(
     record = read_slides_record(file)
     lost = []
     if (record.data.digest, record.data.folds_digest) != (cohort.digest(), folds_digest(cohort, folds)):
-        lost.append(f"they are of other cases, labels or folds ({record.data.name}; {record.data.folds})")
+        lost.append(f"they have other cases, labels or folds ({record.data.name}; {record.data.folds})")
     new = as_plain(config)
     lost += [
         f"cohort.{key} was {record.config[key]}, now {new[key]}"
@@ -67,8 +67,8 @@ def refuse_to_lose_slides(
         raise DataError(
             str(file),
             f"holds results that would be lost: {'; '.join(lost)}.",
-            "Results are replaced only by those of the same cases and settings, and of the same extractors and more.",
-            "Name another --out, or evaluate all of it together.",
+            "Results are replaced only by results of the same cases and settings with at least the same extractors.",
+            "Give another --out, or evaluate everything together.",
         )
 
 
