@@ -117,13 +117,14 @@ def load_config(
 
     Args:
         needs: keys or sections that the command cannot do without, such as `store` or `tiles`.
-        settings: dotted keys that the command line gave by its own options, such as {"out": Path("run")}.
+        settings: dotted keys that the command line gave by its own options, such as {"out": Path("run")}, or that a
+            call in Python gave.
         fallback: dotted keys that the command knows from elsewhere, for where nobody gave them.
 
     Raises:
         ConfigError: with every unknown, missing, repeated or mistyped key in one message.
     """
-    source = str(file) if file else "command line"
+    source = str(file) if file else "command line" if overrides or settings is None else "settings"
     tree, faults = _read_yaml(config_file(file)) if file else ({}, [])
     tree, moved, twice = lift_settings(tree)
     faults += [f"{old!r} is '{MOVED[old]}' now, and both are given" for old in twice]
@@ -133,6 +134,8 @@ def load_config(
         moved += found
     for key, value in (settings or {}).items():
         _set(tree, key, value)
+    tree, found, _ = lift_settings(tree)
+    moved += found
     for key, value in (fallback or {}).items():
         if not _is_given(tree, key):
             _set(tree, key, value)
@@ -296,6 +299,17 @@ def with_settings(config: Config, texts: Mapping[str, str]) -> Config:
     for key, text in texts.items():
         _set(tree, key, _parse_yaml(text)[0])
     return Config.model_validate(tree)
+
+
+def by_dotted_key(settings: Mapping[str, Any]) -> Tree:
+    """Settings by section as settings by dotted key: {"tiles": {"mpp": 0.5}} -> {"tiles.mpp": 0.5}."""
+    flat: Tree = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and _section_at(key.split(".")) is not None:
+            flat |= by_dotted_key({f"{key}.{name}": inner for name, inner in value.items()})
+        else:
+            flat[key] = value
+    return flat
 
 
 def setting_text(value: Any) -> str:

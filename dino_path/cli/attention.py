@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from dino_path.api.inputs import check_images, check_models
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_images, check_models
 from dino_path.cli.program import AsJson, Device, Quiet, announce, app, check_output_folder, loading, log_to
 from dino_path.cli.terminal import say, say_json
 from dino_path.errors import ConfigError

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dino_path.api.inputs import parse_fractions
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import parse_fractions
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,

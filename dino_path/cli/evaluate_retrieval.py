@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dino_path.cli.evaluate import EXTRACTION_TIMEOUT_S, Models, evaluate
+from dino_path.api.inputs import check_models
+from dino_path.cli.evaluate import Models, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,
@@ -71,6 +71,7 @@ def retrieval(
     planned = Evaluation("retrieval", specs, (), (), has_baseline=False)
     refuse_to_lose(out, planned, labelled, resolved.evaluation)
     loading()
+    from dino_path.api.evaluation import EXTRACTION_TIMEOUT_S
     from dino_path.distributed import open_world
     from dino_path.evaluation.results.retrieval import SHEET, evaluate_retrieval
     from dino_path.evaluation.results.table import extract_together

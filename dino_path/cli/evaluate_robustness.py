@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dino_path.cli.evaluate import EXTRACTION_TIMEOUT_S, Models, ResultsFolder, evaluate
+from dino_path.api.inputs import check_models
+from dino_path.cli.evaluate import Models, ResultsFolder, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,
@@ -72,6 +72,7 @@ def robustness(
     planned = Evaluation("robustness", specs, (), (), has_baseline=False, has_shifts=with_shifts)
     refuse_to_lose(out, planned, labelled, resolved.evaluation)
     loading()
+    from dino_path.api.evaluation import EXTRACTION_TIMEOUT_S
     from dino_path.distributed import open_world
     from dino_path.evaluation.results.robustness import evaluate_robustness, extract_robustness_together
     from dino_path.records.robustness import ROBUSTNESS

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dino_path.api.inputs import check_models
 from dino_path.cli.evaluate import Models, ResultsFolder, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,

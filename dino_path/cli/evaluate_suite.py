@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from dino_path.cli.evaluate import EXTRACTION_TIMEOUT_S, Models, evaluate
+from dino_path.api.inputs import check_models
+from dino_path.cli.evaluate import Models, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models, suite_file
+from dino_path.cli.inputs import suite_file
 from dino_path.cli.program import (
     AsJson,
     Device,
@@ -74,6 +75,7 @@ def suite(
 
     plan = plan_suite(config, specs, root=root, baselines=baselines, out=out, skip_missing=skip_missing)
     loading()
+    from dino_path.api.evaluation import EXTRACTION_TIMEOUT_S
     from dino_path.distributed import open_world
     from dino_path.evaluation.results.suite import evaluate_suite, extract_suite
     from dino_path.evaluation.results.suite_text import suite_markdown

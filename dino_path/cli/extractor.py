@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dino_path.api.inputs import check_foreign_checkpoint, check_models
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_checkpoint, check_foreign_checkpoint, check_models
 from dino_path.cli.program import (
     EXIT_SOME_FAILED,
     AsJson,
@@ -83,38 +83,16 @@ def export(
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {run}")
-    from dino_path.exporting.format_names import read_formats, refuse_impossible
-    from dino_path.exporting.overwriting import refuse_to_overwrite
+    from dino_path.api.export import export as run_export
 
-    kinds = read_formats(formats)
-    refuse_impossible(kinds, precision)
-    if best:
-        from dino_path.records.best import best_checkpoint
-
-        run = best_checkpoint(run)
-        announce(f"the best: {run}")
-    check_checkpoint(run)
-    check_output_folder(out)
-    refuse_to_overwrite(out)
-    loading()
-    from dino_path.exporting.checkpoint import export_checkpoint
-
-    result = export_checkpoint(
-        run, out, network=network, formats=kinds, precision=precision, license=license, features=features,
-        input_px=input_px,
+    result = run_export(
+        run, out, best=best, network=network, features=features, format=formats, precision=precision, license=license,
+        input_px=input_px, push_to_hub=push_to_hub,
     )  # fmt: skip
-    address = None
-    if push_to_hub is not None:
-        from dino_path.exporting.hub import push_to_hub as push
-
-        announce(f"uploading to {push_to_hub}")
-        address = push(out, push_to_hub)
     if as_json:
-        say_json({**asdict(result), "uploaded": address})
-        return
-    say(result.text())
-    if address is not None:
-        say(f"uploaded: {address}")
+        say_json(asdict(result))
+    else:
+        say(result.text())
 
 
 @app.command(

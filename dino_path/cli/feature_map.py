@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dino_path.api.inputs import check_models
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dino_path import __version__
-from dino_path.cli.terminal import plain, say
-from dino_path.errors import ConfigError, DinoPathError, StoppedBySignal
+from dino_path.api.inputs import check_output_folder as check_output_folder
+from dino_path.cli.terminal import say
+from dino_path.errors import DinoPathError, StoppedBySignal
+from dino_path.journal import PlainFormatter, file_handler
 from dino_path.run import TIME_FORMAT
 
 if TYPE_CHECKING:
@@ -125,25 +127,6 @@ def check_command(words: Sequence[str]) -> dict[str, Any]:
     return command.make_context(name, rest, parent=context).params
 
 
-def check_output_folder(path: Path) -> None:
-    """Refuse a folder that cannot be made or written, before the work instead of after it."""
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ConfigError(
-            str(path),
-            f"nothing can be written here: {nearest} is {'not ours to write in' if nearest.is_dir() else 'a file'}.",
-            "A folder where you may write is needed.",
-            "Name another folder as out.",
-        )
-
-
-class _Plain(logging.Formatter):
-    """Text without Markdown's marks."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return plain(super().format(record))
-
-
 def announce(text: str) -> None:
     """Tell what begins now, on stderr: nobody waits before a screen that says nothing."""
     logger.info("%s", text)
@@ -170,14 +153,11 @@ def log_to(file: Path | None, *, is_first: bool = True, is_quiet: bool = False) 
         screen: logging.Handler = RichHandler(
             console=console, show_path=False, show_level=False, markup=False, log_time_format=TIME_FORMAT
         )
-        screen.setFormatter(_Plain("%(message)s"))
+        screen.setFormatter(PlainFormatter("%(message)s"))
         screen.addFilter(lambda record: record.name != "dino_path.steps")
     else:
         screen = logging.StreamHandler(sys.stderr)
-        screen.setFormatter(_Plain("%(asctime)s %(message)s", TIME_FORMAT))
+        screen.setFormatter(PlainFormatter("%(asctime)s %(message)s", TIME_FORMAT))
     root.addHandler(screen)
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        journal = logging.FileHandler(file, encoding="utf-8")
-        journal.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s", TIME_FORMAT))
-        root.addHandler(journal)
+        root.addHandler(file_handler(file))

@@ -134,8 +134,24 @@ class TileStore:
 
     def measured(self, name: str) -> NDArray[np.float32]:
         """(N,) one of the numbers that were measured when tiled, such as `sharpness`; read from the disk each time."""
-        tables = [read_tile_table(self._folder.table_file(record.slide_id)) for record in self.slides]
-        return np.concatenate([getattr(table, name)[table.kept] for table in tables]).astype(np.float32)
+        return self.all_measured([name])[name]
+
+    def all_measured(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """As `measured`, of several numbers at once.
+
+        Raises:
+            TileStoreError: a slide's table is missing or damaged.
+        """
+        parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+        for record in self.slides:
+            file = self._folder.table_file(record.slide_id)
+            try:
+                table = read_tile_table(file)
+            except (OSError, ValueError) as error:
+                raise damaged_slide(file, str(error)) from None
+            for name, part in parts.items():
+                part.append(getattr(table, name)[table.kept].astype(np.float32))
+        return {name: np.concatenate(part) for name, part in parts.items()}
 
     def _slide(self, index: int) -> SlideRecord:
         return self.slides[int(np.searchsorted(self.starts, index, side="right")) - 1]
