@@ -12,6 +12,7 @@ import typer
 
 from dino_path.cli.help import Command
 from dino_path.cli.inputs import check_pretraining
+from dino_path.cli.named_slides import Key, Pseudonymise, pseudonym_files, search_named
 from dino_path.cli.program import (
     EXIT_SOME_FAILED,
     AsJson,
@@ -73,6 +74,7 @@ def demo(
     dino-path tile slides/ --out tiles tiles.mpp=0.5 tiles.size_px=256
     dino-path tile slides.csv --out tiles --config configs/vits16_1gpu.yaml --workers 8
     dino-path tile slides/ --out tiles tiles.mpp=0.5 --shard 3/8
+    dino-path tile slides/ --out tiles tiles.mpp=0.5 --pseudonymise ~/private/mapping.csv
     """,
 )
 def tile(
@@ -81,6 +83,8 @@ def tile(
     config: ConfigFile = None,
     shard: Annotated[str, typer.Option(help="I/N: only every N-th slide, from the I-th (1 to N)")] = "1/1",
     layout: Annotated[str | None, typer.Option(help="also coordinate files: trident, clam, or both")] = None,
+    pseudonymise: Pseudonymise = None,
+    key: Key = None,
     workers: Workers = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -90,9 +94,9 @@ def tile(
     tiles.mpp is needed: microns per pixel of the tiles. Called again, it does what is missing.
     """
     log_to(None, is_quiet=quiet)
-    announce(f"reading {slides[0]}")
+    announce(f"reading {slides[0] if pseudonymise is None else 'the slides'}")
     from dino_path.features.layouts import LAYOUTS, read_layouts, refuse_shared_names
-    from dino_path.slides.find import search_slides
+    from dino_path.tiles.layout import StoreFolder
     from dino_path.tiles.slide_identity import refuse_known_contents
     from dino_path.tiles.tiling import tile_slides
 
@@ -102,11 +106,21 @@ def tile(
     check_output_folder(out)
     # Coordinate files that the store has are kept in step with its tiles.
     layouts = read_layouts(layout) if layout else [known for known in LAYOUTS if (out / known).is_dir()]
-    search = search_slides([Path(name) for name in inputs], settings.slides.exclude, masks=settings.slides.masks)
+    names = pseudonym_files(pseudonymise, key, out)
+    if names is not None and settings.tiles.coordinates_only:
+        raise ConfigError(
+            "tiles.coordinates_only=true",
+            "cannot go with --pseudonymise.",
+            "A store of coordinates reads its slides by the paths in its records, and pseudonyms take those out.",
+            "Leave one out; `dino-path embed MODEL SLIDES --pseudonymise MAPPING` writes no tiles either.",
+        )
+    search, key_check = search_named(inputs, settings.slides, names, StoreFolder(out))
     rows = search.rows
-    refuse_shared_names([str(row.path) for row in rows], layouts)
+    refuse_shared_names([(row.recorded_path, None) for row in rows], layouts)
     refuse_known_contents(out, rows)
-    summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=max(workers, 1))
+    summary = tile_slides(
+        rows, settings.tiles, out, shard=_shard(shard), num_workers=max(workers, 1), key_check=key_check
+    )
     coordinates = None
     if layouts:
         from dino_path.features.coordinates import write_coordinate_files
@@ -120,7 +134,7 @@ def tile(
             say(coordinates)
     if summary.num_failed == len(rows):
         raise SlideError(
-            inputs[0] if len(inputs) == 1 else f"{len(inputs)} inputs",
+            inputs[0] if len(inputs) == 1 and names is None else f"{len(inputs)} input(s)",
             f"none of {len(rows)} slide(s) could be tiled.",
             "At least one readable slide whose microns per pixel are known is needed.",
             "Every reason stands above; a CSV with the columns path,mpp gives mpp where the file does not.",
