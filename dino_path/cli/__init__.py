@@ -16,6 +16,7 @@ from dino_path.cli import (  # isort: skip
     evaluate_suite,
     report,
     verify,
+    pseudonyms,
     cluster,
 )
 from dino_path.cli import program
@@ -38,6 +39,7 @@ __all__ = [
     "main",
     "pretraining",
     "program",
+    "pseudonyms",
     "report",
     "verify",
     "view",
