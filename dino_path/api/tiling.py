@@ -35,6 +35,7 @@ class Tiling(Tabular):
         num_slides: how many slides were found, those of other shards too.
         unreadable: folders, and links to folders, that could not be looked at.
         coordinates: where the coordinate files of `layout` are, as a sentence; None: there are none.
+        has_pseudonyms: whether the slides have pseudonyms; no message names their files then.
     """
 
     store: Path
@@ -42,6 +43,7 @@ class Tiling(Tabular):
     num_slides: int
     unreadable: tuple[Unreadable, ...] = ()
     coordinates: str | None = None
+    has_pseudonyms: bool = False
 
     @property
     def num_tiles(self) -> int:
@@ -108,7 +110,7 @@ class Tiling(Tabular):
         """
         if self.summary.num_failed == self.num_slides:
             raise SlideError(
-                str(slides[0]) if len(slides) == 1 else f"{len(slides)} inputs",
+                str(slides[0]) if len(slides) == 1 and not self.has_pseudonyms else f"{len(slides)} input(s)",
                 f"none of {self.num_slides} slide(s) could be tiled, {self.summary.commonest_reason}.",
                 "At least one readable slide whose microns per pixel are known is needed.",
                 f"Every reason is in {self.store / 'slides.csv'}; a CSV with the columns path,mpp gives mpp where the"
@@ -128,6 +130,8 @@ def tile(
     config: ConfigLike = None,
     shard: str = "1/1",
     layout: str | None = None,
+    pseudonymise: PathLike | None = None,
+    key: PathLike | None = None,
     workers: int = 2,
     **settings: Unpack[Settings],
 ) -> Tiling:
@@ -142,6 +146,9 @@ def tile(
         config: YAML file with the sections `tiles` and `slides`.
         shard: `I/N`: only every N-th slide, from the I-th (1 to N).
         layout: also coordinate files: `trident`, `clam`, or both with a comma between.
+        pseudonymise: give slides and patients pseudonyms; this CSV, outside `out` and readable by its owner alone, says
+            whom they stand for.
+        key: file of the secret key of the pseudonyms; None: the mapping's name with `.key` behind it.
         workers: processes that read slides, at least 1. Started from a script, its lines stand below
             `if __name__ == "__main__":`, as Python asks of every program that starts processes.
 
@@ -154,7 +161,10 @@ def tile(
         TileStoreError: `out` is another store, or no store.
     """
     inputs = [slides] if isinstance(slides, str | os.PathLike) else list(slides)
-    tiling = tile_what_can_be(inputs, out, config=config, shard=shard, layout=layout, workers=workers, **settings)
+    tiling = tile_what_can_be(
+        inputs, out, config=config, shard=shard, layout=layout, pseudonymise=pseudonymise, key=key, workers=workers,
+        **settings,
+    )  # fmt: skip
     tiling.refuse_nothing(inputs)
     return tiling
 
@@ -167,12 +177,15 @@ def tile_what_can_be(
     config: ConfigLike,
     shard: str,
     layout: str | None,
+    pseudonymise: PathLike | None,
+    key: PathLike | None,
     workers: int,
     **settings: Unpack[Settings],
 ) -> Tiling:
     """As `tile`, but slides that all failed are a result too, which `Tiling.refuse_nothing` refuses."""
+    from dino_path.api.named_slides import pseudonym_files, search_named
     from dino_path.features.layouts import LAYOUTS, read_layouts, refuse_shared_names
-    from dino_path.slides.find import search_slides
+    from dino_path.tiles.layout import StoreFolder
     from dino_path.tiles.slide_identity import refuse_known_contents
     from dino_path.tiles.tiling import tile_slides
 
@@ -181,16 +194,28 @@ def tile_what_can_be(
     check_output_folder(store)
     # Coordinate files that the store has are kept in step with its tiles.
     layouts = read_layouts(layout) if layout else [known for known in LAYOUTS if (store / known).is_dir()]
-    search = search_slides([Path(one) for one in slides], resolved.slides.exclude, masks=resolved.slides.masks)
-    refuse_shared_names([str(row.path) for row in search.rows], layouts)
+    names = pseudonym_files(
+        None if pseudonymise is None else Path(pseudonymise), None if key is None else Path(key), store
+    )
+    if names is not None and resolved.tiles.coordinates_only:
+        raise ConfigError(
+            "tiles.coordinates_only=true",
+            "cannot go with --pseudonymise.",
+            "A store of coordinates reads its slides by the paths in its records, and pseudonyms take those out.",
+            "Leave one out; `dino-path embed MODEL SLIDES --pseudonymise MAPPING` writes no tiles either.",
+        )
+    search, key_check = search_named([str(one) for one in slides], resolved.slides, names, StoreFolder(store))
+    refuse_shared_names([(row.recorded_path, None) for row in search.rows], layouts)
     refuse_known_contents(store, search.rows)
-    summary = tile_slides(search.rows, resolved.tiles, store, shard=_shard(shard), num_workers=max(workers, 1))
+    summary = tile_slides(
+        search.rows, resolved.tiles, store, shard=_shard(shard), num_workers=max(workers, 1), key_check=key_check
+    )
     coordinates = None
     if layouts:
         from dino_path.features.coordinates import write_coordinate_files
 
         coordinates = write_coordinate_files(store, layouts, store).text()
-    return Tiling(store, summary, len(search.rows), tuple(search.unreadable), coordinates)
+    return Tiling(store, summary, len(search.rows), tuple(search.unreadable), coordinates, names is not None)
 
 
 def _shard(text: str) -> tuple[int, int]:

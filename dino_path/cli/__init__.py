@@ -17,6 +17,7 @@ from dino_path.cli import (  # isort: skip
     evaluate_suite,
     report,
     verify,
+    pseudonyms,
     cluster,
 )
 from dino_path.cli import program
@@ -39,6 +40,7 @@ __all__ = [
     "main",
     "pretraining",
     "program",
+    "pseudonyms",
     "report",
     "start",
     "verify",

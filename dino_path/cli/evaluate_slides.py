@@ -128,7 +128,9 @@ def _check_maps(cohort: Cohort, config: CohortConfig, mapped: Sequence[str], sli
     from dino_path.features.layouts import TridentLayout
     from dino_path.slides.find import find_slides
 
-    files = {TridentLayout.name_for_reader(str(row.path)): row.path for row in find_slides(list(slides))}
+    rows = find_slides(list(slides))
+    files = {TridentLayout.name_for_reader(str(row.path)): row.path for row in rows}
+    files |= {row.slide_id: row.path for row in rows}
     found = {
         slide: file for slide in mapped if (file := files.get(slide) or files.get(TridentLayout.name_for_reader(slide)))
     }

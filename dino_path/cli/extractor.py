@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dino_path.api.inputs import check_foreign_checkpoint, check_models
+from dino_path.api.named_slides import pseudonym_files, search_named
 from dino_path.cli.help import Command
+from dino_path.cli.named_slides import Key, Pseudonymise
 from dino_path.cli.program import (
     EXIT_SOME_FAILED,
     AsJson,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from dino_path.features.extractor import Extractor, Precision
     from dino_path.features.layouts import LayoutName
     from dino_path.slides.find import SlideRow
+    from dino_path.slides.pseudonyms import PseudonymFiles
     from dino_path.tiles.images import ImageFiles
     from dino_path.tiles.source import TileSource
     from dino_path.walk import Unreadable
@@ -177,6 +180,8 @@ def embed(
     allow_other_mpp: Annotated[
         bool, typer.Option("--allow-other-mpp", help="embed tiles at another mpp than the model's")
     ] = False,
+    pseudonymise: Pseudonymise = None,
+    key: Key = None,
     device: Device = "auto",
     workers: Workers = 2,
     as_json: AsJson = False,
@@ -189,14 +194,15 @@ def embed(
     process takes some of the slides.
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
-    announce(f"reading {model}, {inputs[0]}")
+    announce(f"reading {model}, {inputs[0] if pseudonymise is None else 'the slides'}")
     from dino_path.features.layouts import read_layouts
 
     check_output_folder(out)
     layouts = read_layouts(layout)
     words, overrides = split_arguments(inputs)
     check_models([model])
-    found = _look_at_inputs(model, words, config, overrides, allow_other_mpp=allow_other_mpp)
+    names = pseudonym_files(pseudonymise, key, out)
+    found = _look_at_inputs(model, words, config, overrides, out, names, allow_other_mpp=allow_other_mpp)
     if tokens:
         _refuse_tokens_of_images(found, words[0])
     loading()
@@ -265,7 +271,9 @@ def _embed(
         tiles = found.tiles
         if tiles is None:
             assert found.settings is not None
-            tiles = find_tiles(found.rows, found.settings, out, world=world, num_workers=max(num_workers, 1))
+            tiles = find_tiles(
+                found.rows, found.settings, out, world=world, num_workers=max(num_workers, 1), key_check=found.key_check
+            )
         if isinstance(tiles, TileStore):
             summary = embed_store(
                 extractor, tiles, out, layouts=layouts, batch_size=images_at_a_time, world=world,
@@ -322,22 +330,32 @@ class _Inputs:
     Attributes:
         rows, settings: of the slides; tiles is None then.
         unreadable: folders and links that could not be looked at.
+        key_check: of the key that gave the slides their pseudonyms; None: they have none.
     """
 
     tiles: TileSource | None
     rows: Sequence[SlideRow]
     settings: TilesConfig | None
     unreadable: Sequence[Unreadable]
+    key_check: str | None = None
 
 
 def _look_at_inputs(
-    model: str, words: Sequence[str], config: Path | None, overrides: Sequence[str], *, allow_other_mpp: bool
+    model: str,
+    words: Sequence[str],
+    config: Path | None,
+    overrides: Sequence[str],
+    out: Path,
+    names: PseudonymFiles | None,
+    *,
+    allow_other_mpp: bool,
 ) -> _Inputs:
     """What is to be embedded; slides are tiled at the model's mpp unless the settings say otherwise."""
+    from dino_path.features.layouts import job_folder_name
     from dino_path.features.specs import look_at_model, refuse_other_mpp
     from dino_path.settings import load_config
-    from dino_path.slides.find import search_slides
     from dino_path.tiles.expected import refuse_unfinished
+    from dino_path.tiles.layout import StoreFolder
     from dino_path.tiles.source import open_readable_tiles
     from dino_path.tiles.store import TileStore
 
@@ -345,6 +363,13 @@ def _look_at_inputs(
     trained = folder.preprocessing if folder is not None else None
     name, mpp = Path(model).name, trained.mpp if trained is not None else None
     if not are_slides(words):
+        if names is not None:
+            raise ConfigError(
+                f"--pseudonymise {names.mapping}",
+                f"{words[0]} is tiled already, or holds images.",
+                "Slides get their pseudonyms when they are tiled, and keep them.",
+                "Leave it out, or give the slides.",
+            )
         if overrides or config:
             raise ConfigError(
                 " ".join(overrides) or f"--config {config}",
@@ -368,8 +393,9 @@ def _look_at_inputs(
     assert resolved.tiles is not None
     if not allow_other_mpp:
         refuse_other_mpp(name, mpp, resolved.tiles.mpp, "the slides")
-    search = search_slides([Path(name) for name in words], resolved.slides.exclude, masks=resolved.slides.masks)
-    return _Inputs(None, search.rows, resolved.tiles, search.unreadable)
+    store = StoreFolder(out / job_folder_name(resolved.tiles) / "store")
+    search, key_check = search_named(words, resolved.slides, names, store)
+    return _Inputs(None, search.rows, resolved.tiles, search.unreadable, key_check)
 
 
 @app.command(

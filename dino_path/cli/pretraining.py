@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dino_path.cli.help import Command
+from dino_path.cli.named_slides import Key, Pseudonymise
 from dino_path.cli.program import (
     EXIT_SOME_FAILED,
     AsJson,
@@ -65,6 +66,7 @@ def demo(
     dino-path tile slides/ --out tiles tiles.mpp=0.5 tiles.size_px=256
     dino-path tile slides.csv --out tiles --config configs/vits16_1gpu.yaml --workers 8
     dino-path tile slides/ --out tiles tiles.mpp=0.5 --shard 3/8
+    dino-path tile slides/ --out tiles tiles.mpp=0.5 --pseudonymise ~/private/mapping.csv
     """,
 )
 def tile(
@@ -73,6 +75,8 @@ def tile(
     config: ConfigFile = None,
     shard: Annotated[str, typer.Option(help="I/N: only every N-th slide, from the I-th (1 to N)")] = "1/1",
     layout: Annotated[str | None, typer.Option(help="also coordinate files: trident, clam, or both")] = None,
+    pseudonymise: Pseudonymise = None,
+    key: Key = None,
     workers: Workers = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -82,12 +86,14 @@ def tile(
     tiles.mpp is needed: microns per pixel of the tiles. Called again, it does what is missing.
     """
     log_to(None, is_quiet=quiet)
-    announce(f"reading {slides[0]}")
+    announce(f"reading {slides[0] if pseudonymise is None else 'the slides'}")
     from dino_path.api.tiling import tile_what_can_be
 
     inputs, overrides = split_arguments(slides)
     settings = resolve_config(config, overrides, needs=("tiles",))
-    tiling = tile_what_can_be(inputs, out, config=settings, shard=shard, layout=layout, workers=workers)
+    tiling = tile_what_can_be(
+        inputs, out, config=settings, shard=shard, layout=layout, pseudonymise=pseudonymise, key=key, workers=workers
+    )
     if as_json:
         say_json(
             {
