@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dino_path.slides.find import SlideRow
     from dino_path.tiles.images import ImageFiles
     from dino_path.tiles.source import TileSource
+    from dino_path.tiles.workers import Limits
     from dino_path.walk import Unreadable
 
 
@@ -287,7 +288,9 @@ def _embed(
         tiles = found.tiles
         if tiles is None:
             assert found.settings is not None
-            tiles = find_tiles(found.rows, found.settings, out, world=world, num_workers=max(num_workers, 1))
+            tiles = find_tiles(
+                found.rows, found.settings, out, world=world, num_workers=max(num_workers, 1), limits=found.limits
+            )
         if isinstance(tiles, TileStore):
             summary = embed_store(
                 extractor, tiles, out, layouts=layouts, batch_size=images_at_a_time, world=world,
@@ -342,13 +345,14 @@ class _Inputs:
     """What is to be embedded: tiles, or the slides that are still to be tiled.
 
     Attributes:
-        rows, settings: of the slides; tiles is None then.
+        rows, settings, limits: of the slides; tiles is None then.
         unreadable: folders and links that could not be looked at.
     """
 
     tiles: TileSource | None
     rows: Sequence[SlideRow]
     settings: TilesConfig | None
+    limits: Limits
     unreadable: Sequence[Unreadable]
 
 
@@ -362,6 +366,7 @@ def _look_at_inputs(
     from dino_path.tiles.expected import refuse_unfinished
     from dino_path.tiles.source import open_readable_tiles
     from dino_path.tiles.store import TileStore
+    from dino_path.tiles.workers import NO_LIMITS, Limits
 
     folder = look_at_model(model)
     trained = folder.preprocessing if folder is not None else None
@@ -378,7 +383,7 @@ def _look_at_inputs(
         tiles, unreadable = open_readable_tiles(Path(words[0]))
         if isinstance(tiles, TileStore) and not allow_other_mpp:
             refuse_other_mpp(name, mpp, tiles.mpp, words[0])
-        return _Inputs(tiles, (), None, unreadable)
+        return _Inputs(tiles, (), None, NO_LIMITS, unreadable)
     as_trained = {} if trained is None else {"tiles.mpp": mpp, "tiles.size_px": trained.tile_px}
     resolved = load_config(
         config,
@@ -391,7 +396,8 @@ def _look_at_inputs(
     if not allow_other_mpp:
         refuse_other_mpp(name, mpp, resolved.tiles.mpp, "the slides")
     search = search_slides([Path(name) for name in words], resolved.slides.exclude, masks=resolved.slides.masks)
-    return _Inputs(None, search.rows, resolved.tiles, search.unreadable)
+    limits = Limits(resolved.slides.max_seconds, resolved.slides.max_memory_gb)
+    return _Inputs(None, search.rows, resolved.tiles, limits, search.unreadable)
 
 
 @app.command(

@@ -95,6 +95,7 @@ def tile(
     from dino_path.slides.find import search_slides
     from dino_path.tiles.slide_identity import refuse_known_contents
     from dino_path.tiles.tiling import tile_slides
+    from dino_path.tiles.workers import Limits
 
     inputs, overrides = split_arguments(slides)
     settings = resolve_config(config, overrides, needs=("tiles",))
@@ -106,7 +107,8 @@ def tile(
     rows = search.rows
     refuse_shared_names([str(row.path) for row in rows], layouts)
     refuse_known_contents(out, rows)
-    summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=max(workers, 1))
+    limits = Limits(settings.slides.max_seconds, settings.slides.max_memory_gb)
+    summary = tile_slides(rows, settings.tiles, out, shard=_shard(shard), num_workers=max(workers, 1), limits=limits)
     coordinates = None
     if layouts:
         from dino_path.features.coordinates import write_coordinate_files

@@ -12,10 +12,11 @@ from dino_path.features.layouts import TridentLayout, job_folder_name
 from dino_path.slides.find import SlideRow, refuse_collisions, safe_id
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tiling import tile_slides
+from dino_path.tiles.workers import Limits
 
 
 def find_tiles(
-    rows: Sequence[SlideRow], config: TilesConfig, out: Path, *, world: World, num_workers: int
+    rows: Sequence[SlideRow], config: TilesConfig, out: Path, *, world: World, num_workers: int, limits: Limits
 ) -> TileStore:
     """The tiles of slides as a store of coordinates below `out`; called again, slides that are there are not read.
 
@@ -25,6 +26,7 @@ def find_tiles(
         config: with `coordinates_only`.
         world: each of its processes takes some slides.
         num_workers: processes that tile, of each process of the world.
+        limits: of each slide, while it is tiled.
 
     Raises:
         SlideError: two slides have one name.
@@ -35,6 +37,6 @@ def find_tiles(
     named = [replace(row, slide_id=safe_id(TridentLayout.name_for_reader(str(row.path)))) for row in rows]
     refuse_collisions(named)
     store = out / job_folder_name(config) / "store"
-    tile_slides(named, config, store, shard=(world.rank, world.size), num_workers=num_workers)
+    tile_slides(named, config, store, shard=(world.rank, world.size), num_workers=num_workers, limits=limits)
     world.barrier()
     return TileStore.open(store)

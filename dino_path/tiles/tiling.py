@@ -21,7 +21,7 @@ from dino_path.tiles.one_slide import SlideWork, failed_slide, tile_one_slide
 from dino_path.tiles.slide_identity import is_slide_of, slide_identity
 from dino_path.tiles.summary import write_summary
 from dino_path.tiles.tile_table import limits_of
-from dino_path.tiles.workers import Failure, work_in_processes
+from dino_path.tiles.workers import NO_LIMITS, Failure, Limits, work_in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,13 @@ class TilingSummary:
 
 
 def tile_slides(
-    rows: Sequence[SlideRow], config: TilesConfig, store: Path, *, shard: tuple[int, int] = (0, 1), num_workers: int
+    rows: Sequence[SlideRow],
+    config: TilesConfig,
+    store: Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    num_workers: int,
+    limits: Limits = NO_LIMITS,
 ) -> TilingSummary:
     """Tile slides into `store`. Called again, it does what is missing and tries failed slides once more.
 
@@ -89,6 +95,7 @@ def tile_slides(
         shard: (i, n): of the rows only i, i + n, i + 2 n, ... (i from 0), for job arrays.
         num_workers: processes that read slides; 0: none but this one, which a crash in a C library then ends. The
             files are the same whatever it is.
+        limits: of each slide; what exceeds them fails alone. There are none without other processes.
 
     Raises:
         ConfigError: a setting that a CSV gives for one slide is unknown or impossible.
@@ -114,7 +121,7 @@ def tile_slides(
     folder.remove_leftovers()
     num_tiles = num_failed = 0
     with meter("tiling", len(todo), "slides") as counter:
-        for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers):
+        for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers, limits=limits):
             record = failed_slide(work, answer.reason) if isinstance(answer, Failure) else answer
             records[record.slide_id] = record
             num_tiles += record.num_tiles
