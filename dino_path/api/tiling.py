@@ -188,6 +188,7 @@ def tile_what_can_be(
     from dino_path.tiles.layout import StoreFolder
     from dino_path.tiles.slide_identity import refuse_known_contents
     from dino_path.tiles.tiling import tile_slides
+    from dino_path.tiles.workers import Limits
 
     resolved, store = settled(config, settings, needs=("tiles",)), Path(out)
     assert resolved.tiles is not None
@@ -207,9 +208,11 @@ def tile_what_can_be(
     search, key_check = search_named([str(one) for one in slides], resolved.slides, names, StoreFolder(store))
     refuse_shared_names([(row.recorded_path, None) for row in search.rows], layouts)
     refuse_known_contents(store, search.rows)
+    limits = Limits(resolved.slides.max_seconds, resolved.slides.max_memory_gb)
     summary = tile_slides(
-        search.rows, resolved.tiles, store, shard=_shard(shard), num_workers=max(workers, 1), key_check=key_check
-    )
+        search.rows, resolved.tiles, store, shard=_shard(shard), num_workers=max(workers, 1), limits=limits,
+        key_check=key_check,
+    )  # fmt: skip
     coordinates = None
     if layouts:
         from dino_path.features.coordinates import write_coordinate_files

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dino_path.slides.pseudonyms import PseudonymFiles
     from dino_path.tiles.images import ImageFiles
     from dino_path.tiles.source import TileSource
+    from dino_path.tiles.workers import Limits
     from dino_path.walk import Unreadable
 
 
@@ -272,7 +273,13 @@ def _embed(
         if tiles is None:
             assert found.settings is not None
             tiles = find_tiles(
-                found.rows, found.settings, out, world=world, num_workers=max(num_workers, 1), key_check=found.key_check
+                found.rows,
+                found.settings,
+                out,
+                world=world,
+                num_workers=max(num_workers, 1),
+                limits=found.limits,
+                key_check=found.key_check,
             )
         if isinstance(tiles, TileStore):
             summary = embed_store(
@@ -328,7 +335,7 @@ class _Inputs:
     """What is to be embedded: tiles, or the slides that are still to be tiled.
 
     Attributes:
-        rows, settings: of the slides; tiles is None then.
+        rows, settings, limits: of the slides; tiles is None then.
         unreadable: folders and links that could not be looked at.
         key_check: of the key that gave the slides their pseudonyms; None: they have none.
     """
@@ -336,6 +343,7 @@ class _Inputs:
     tiles: TileSource | None
     rows: Sequence[SlideRow]
     settings: TilesConfig | None
+    limits: Limits
     unreadable: Sequence[Unreadable]
     key_check: str | None = None
 
@@ -358,6 +366,7 @@ def _look_at_inputs(
     from dino_path.tiles.layout import StoreFolder
     from dino_path.tiles.source import open_readable_tiles
     from dino_path.tiles.store import TileStore
+    from dino_path.tiles.workers import NO_LIMITS, Limits
 
     folder = look_at_model(model)
     trained = folder.preprocessing if folder is not None else None
@@ -381,7 +390,7 @@ def _look_at_inputs(
         tiles, unreadable = open_readable_tiles(Path(words[0]))
         if isinstance(tiles, TileStore) and not allow_other_mpp:
             refuse_other_mpp(name, mpp, tiles.mpp, words[0])
-        return _Inputs(tiles, (), None, unreadable)
+        return _Inputs(tiles, (), None, NO_LIMITS, unreadable)
     as_trained = {} if trained is None else {"tiles.mpp": mpp, "tiles.size_px": trained.tile_px}
     resolved = load_config(
         config,
@@ -395,7 +404,8 @@ def _look_at_inputs(
         refuse_other_mpp(name, mpp, resolved.tiles.mpp, "the slides")
     store = StoreFolder(out / job_folder_name(resolved.tiles) / "store")
     search, key_check = search_named(words, resolved.slides, names, store)
-    return _Inputs(None, search.rows, resolved.tiles, search.unreadable, key_check)
+    limits = Limits(resolved.slides.max_seconds, resolved.slides.max_memory_gb)
+    return _Inputs(None, search.rows, resolved.tiles, limits, search.unreadable, key_check)
 
 
 @app.command(

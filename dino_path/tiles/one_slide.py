@@ -26,7 +26,7 @@ from dino_path.slides.quality import measure_quality
 from dino_path.slides.resolution import FROM_OBJECTIVE
 from dino_path.slides.slide import Slide
 from dino_path.slides.tissue import TissueMask, tissue_mask
-from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid
+from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, refuse_endless_grid, tile_grid
 from dino_path.tiles.layout import StoreFolder, damaged_slide, write_record
 from dino_path.tiles.pictures import scanned_part, write_contours, write_overlay, write_thumbnail
 from dino_path.tiles.reading import TileReader, spec_of
@@ -158,6 +158,7 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
     config, folder, slide_id = work.config, work.folder, work.row.slide_id
     identity = slide_identity(work.row.path)  # before it is read: what changes meanwhile shows next time
     spec = spec_of(slide, config)
+    refuse_endless_grid(spec, name=slide.name, width_level0=slide.width_level0, height_level0=slide.height_level0)
     mask = tissue_mask(slide, config, work.mask_file)
     grid = tile_grid(spec, width_level0=slide.width_level0, height_level0=slide.height_level0, edge=config.edge)
     fractions = covered_fractions(mask.tissue, mask.overview.px_level0, grid, spec.size_level0)

@@ -23,7 +23,7 @@ from dino_path.tiles.one_slide import SlideWork, failed_slide, tile_one_slide
 from dino_path.tiles.slide_identity import is_slide_of, slide_identity
 from dino_path.tiles.summary import write_summary
 from dino_path.tiles.tile_table import limits_of
-from dino_path.tiles.workers import Failure, work_in_processes
+from dino_path.tiles.workers import NO_LIMITS, Failure, Limits, work_in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def tile_slides(
     shard: tuple[int, int] = (0, 1),
     num_workers: int,
     key_check: str | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> TilingSummary:
     """Tile slides into `store`. Called again, it does what is missing and tries failed slides once more.
 
@@ -98,6 +99,7 @@ def tile_slides(
         num_workers: processes that read slides; 0: none but this one, which a crash in a C library then ends. The
             files are the same whatever it is.
         key_check: of the key that gave the slides their pseudonyms; None: they have none.
+        limits: of each slide; what exceeds them fails alone. There are none without other processes.
 
     Raises:
         ConfigError: a setting that a CSV gives for one slide is unknown or impossible.
@@ -124,7 +126,7 @@ def tile_slides(
     folder.remove_leftovers()
     num_tiles = num_failed = 0
     with meter("tiling", len(todo), "slides") as counter:
-        for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers):
+        for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers, limits=limits):
             record = failed_slide(work, answer.reason) if isinstance(answer, Failure) else answer
             records[record.slide_id] = record
             num_tiles += record.num_tiles
