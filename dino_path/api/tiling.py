@@ -99,11 +99,12 @@ class Tiling(Tabular):
             text += f" ({summary.num_judged_again} by other quality limits, unread)"
         return text
 
-    def refuse_nothing(self, slides: Sequence[PathLike]) -> None:
+    def refuse_nothing(self, slides: Sequence[PathLike], *, says_why: bool) -> None:
         """Check that a slide of the call could be tiled.
 
         Args:
             slides: of the call, for the message.
+            says_why: the message gives the commonest reason; False: it stands above the message already.
 
         Raises:
             SlideError: every slide failed.
@@ -111,7 +112,8 @@ class Tiling(Tabular):
         if self.summary.num_failed == self.num_slides:
             raise SlideError(
                 str(slides[0]) if len(slides) == 1 and not self.has_pseudonyms else f"{len(slides)} input(s)",
-                f"none of {self.num_slides} slide(s) could be tiled, {self.summary.commonest_reason}.",
+                f"none of {self.num_slides} slide(s) could be tiled"
+                + (f", {self.summary.commonest_reason}." if says_why else "."),
                 "At least one readable slide whose microns per pixel are known is needed.",
                 f"Every reason is in {self.store / 'slides.csv'}; a CSV with the columns path,mpp gives mpp where the"
                 " file does not.",
@@ -165,7 +167,7 @@ def tile(
         inputs, out, config=config, shard=shard, layout=layout, pseudonymise=pseudonymise, key=key, workers=workers,
         **settings,
     )  # fmt: skip
-    tiling.refuse_nothing(inputs)
+    tiling.refuse_nothing(inputs, says_why=True)
     return tiling
 
 

@@ -105,7 +105,7 @@ def tile(
         )
     else:
         _tell_tiling(tiling, is_quiet=quiet)
-    tiling.refuse_nothing(inputs)
+    tiling.refuse_nothing(inputs, says_why=False)
     records = tiling.summary.records
     if records and not tiling.num_tiles and not as_json:  # else a later stage would only say: no tiles
         say(f"NO TILES: none of {len(records)} slide(s) has any, {tiling.summary.commonest_reason}")

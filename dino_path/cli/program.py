@@ -35,7 +35,7 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE|NAME", help="YAML file, or a name of `dino-path configs`")
+    Path | None, typer.Option("--config", metavar="FILE|NAME", help="YAML file, or a name that 'dino-path configs' lists")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings: dotted.key=value")]
 DataSpec = Annotated[
