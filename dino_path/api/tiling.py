@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dino_path.api.inputs import check_output_folder
 from dino_path.api.settings import ConfigLike, PathLike, Settings, settled
-from dino_path.api.tables import Tabular, text_table
+from dino_path.api.tables import Listed, text_table
 from dino_path.errors import ConfigError, SlideError
 from dino_path.tiles.tiling import TilingSummary
 from dino_path.walk import Unreadable
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Tiling(Tabular):
+@dataclass(frozen=True, repr=False)
+class Tiling(Listed):
     """What became of the slides of one call.
 
     Attributes:
@@ -142,8 +142,7 @@ def tile(
         config: YAML file with the sections `tiles` and `slides`.
         shard: `I/N`: only every N-th slide, from the I-th (1 to N).
         layout: also coordinate files: `trident`, `clam`, or both with a comma between.
-        workers: processes that read slides, at least 1. Started from a script, its lines stand below
-            `if __name__ == "__main__":`, as Python asks of every program that starts processes.
+        workers: processes that read slides, at least 1: a crash in a decoder costs one slide, and no more.
 
     Returns:
         What became of each slide. Slides that failed are listed there, and are tried again by the next call.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -14,7 +13,7 @@ from typing import TypeVar
 import cv2
 
 from dino_path.errors import DinoPathError
-from dino_path.processes import become_worker, ending_workers
+from dino_path.processes import WorkerContext, become_worker, ending_workers
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +83,9 @@ def _pool(num_workers: int) -> Executor:
     if num_workers == 0:
         return ThreadPoolExecutor(1)
     # Spawned, not forked: a fork would copy open slides, locks and the threads of the progress bar.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_prepare_worker, initargs=(os.getpid(),))
+    return ProcessPoolExecutor(
+        num_workers, mp_context=WorkerContext(), initializer=_prepare_worker, initargs=(os.getpid(),)
+    )
 
 
 def _prepare_worker(parent: int) -> None:
