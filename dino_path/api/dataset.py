@@ -112,7 +112,7 @@ def labelled(
 
 def label_store(
     store: TileStore,
-    labels: PathLike | Sequence[str] | None,
+    labels: PathLike | Sequence[str | None] | None,
     *,
     transform: Transform | None,
     config: ConfigLike,
@@ -124,7 +124,7 @@ def label_store(
         none = np.full(len(store), -1, np.int64)
         return TileDataset(store.source, none, (), groups=slides, transform=transform)
     if not isinstance(labels, str | os.PathLike):
-        names = list(labels)
+        names = ["" if label is None else str(label) for label in labels]
         if len(names) != len(store):
             raise DataError(
                 "labels",

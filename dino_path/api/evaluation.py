@@ -30,7 +30,7 @@ EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process whose share was small waits for 
 Protocol = Literal["table", "fewshot", FrozenProtocol]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Tabular):
     """What an evaluation found.
 

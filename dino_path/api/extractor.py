@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dino_path.api.images import source_of
 from dino_path.api.settings import PathLike
-from dino_path.api.tables import Tabular
+from dino_path.api.tables import Listed
 from dino_path.api.tile_store import TileStore
 from dino_path.errors import ConfigError
 from dino_path.tiles.source import Subset
@@ -33,8 +33,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DEVICE = re.compile(r"auto|cpu|cuda(?::(\d+))?")
 
 
-@dataclass(frozen=True, eq=False)
-class Features(Tabular):
+@dataclass(frozen=True, eq=False, repr=False)
+class Features(Listed):
     """Features of images, in their order. `numpy.asarray(features)` is `features.values`.
 
     Attributes:
@@ -64,8 +64,6 @@ class Features(Tabular):
 
     def __str__(self) -> str:
         return f"{len(self):,} x {self.values.shape[1]} features of {self.model}"
-
-    __repr__ = __str__
 
 
 class Extractor:

@@ -113,7 +113,7 @@ def source_of(images: Images) -> TileSource:
     if isinstance(images, Sequence):
         return GivenImages(images)
     if _kind(images) != "dino_path.api.dataset.TileDataset":
-        raise _no_image("images", f"a {_kind(images)}.", images)
+        raise _no_image("images", f"its type is {_kind(images)}.", images)
     return images.source
 
 
@@ -141,7 +141,7 @@ def _check(image: Any, number: int) -> None:
                 "If it is a slide: dino_path.tile() cuts it into tiles first.",
             )
     else:
-        raise _no_image(name, f"a {_kind(image)}.", image)
+        raise _no_image(name, f"its type is {_kind(image)}.", image)
 
 
 def _no_image(name: str, found: str, given: Any) -> DataError:

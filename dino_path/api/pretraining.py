@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dino_path.api.inputs import check_output_folder, check_pretraining
 from dino_path.api.settings import ConfigLike, PathLike, Settings, settled
-from dino_path.api.tables import Tabular, text_table
+from dino_path.api.tables import Listed, text_table
 from dino_path.config import Config
 from dino_path.journal import journal
 from dino_path.launch import is_first, world_shape
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 TextTable = tuple[list[str], list[list[str]]]
 
 
-@dataclass(frozen=True)
-class Pretraining(Tabular):
+@dataclass(frozen=True, repr=False)
+class Pretraining(Listed):
     """A run that has ended.
 
     Attributes:

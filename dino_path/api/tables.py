@@ -40,6 +40,13 @@ class Tabular(ABC):
             )
         return self.to_arrow().to_pandas()
 
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class Listed(Tabular):
+    """A result that a notebook shows as its text and the first rows of its table."""
+
     def _repr_html_(self) -> str:
         """What a notebook shows: the text, and the first rows."""
         table = self.to_arrow()

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dino_path.api.inputs import check_output_folder
 from dino_path.api.settings import ConfigLike, PathLike, Settings, settled
-from dino_path.api.tables import Tabular, text_table
+from dino_path.api.tables import Listed, text_table
 from dino_path.errors import ConfigError, SlideError
 from dino_path.tiles.tiling import TilingSummary
 from dino_path.walk import Unreadable
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Tiling(Tabular):
+@dataclass(frozen=True, repr=False)
+class Tiling(Listed):
     """What became of the slides of one call.
 
     Attributes:
@@ -151,8 +151,7 @@ def tile(
         pseudonymise: give slides and patients pseudonyms; this CSV, outside `out` and readable by its owner alone, says
             whom they stand for.
         key: file of the secret key of the pseudonyms; None: the mapping's name with `.key` behind it.
-        workers: processes that read slides, at least 1. Started from a script, its lines stand below
-            `if __name__ == "__main__":`, as Python asks of every program that starts processes.
+        workers: processes that read slides, at least 1: a crash in a decoder costs one slide, and no more.
 
     Returns:
         What became of each slide. Slides that failed are listed there, and are tried again by the next call.

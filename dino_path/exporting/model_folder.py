@@ -71,7 +71,7 @@ class ExportSource:
     source: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExportResult:
     """The written folder and what the reload showed.
 
@@ -95,6 +95,8 @@ class ExportResult:
 
     def __str__(self) -> str:
         return self.text()
+
+    __repr__ = __str__
 
     def text(self) -> str:
         """For people: the model, what it expects, and a line for each graph and note."""
