@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dino_path"
 FLOOR = {
     "config", "settings", "moved_settings", "preprocessing", "errors", "identity", "walk", "table_file", "run",
-    "atomic", "checksum", "lock", "launch", "distributed", "rendezvous", "processes", "progress", "records",
+    "atomic", "sharing", "checksum", "lock", "launch", "distributed", "rendezvous", "processes", "progress", "records",
 }  # fmt: skip
 # They tie rooms together, or look at the whole installation.
 ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "verify", "config_docs"}
