@@ -35,7 +35,8 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE|NAME", help="YAML file, or a name that 'dino-path configs' lists")
+    Path | None,
+    typer.Option("--config", metavar="FILE|NAME", help="YAML file, or a name from 'dino-path configs'"),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings: dotted.key=value")]
 DataSpec = Annotated[

@@ -31,6 +31,9 @@ def report(
     feature_map: Annotated[
         list[Path] | None, typer.Option("--map", help="page of 'dino-path map', as a section; may be given again")
     ] = None,
+    machine: Annotated[
+        bool, typer.Option("--machine", help="also commands, operating system and folders, which are not for sharing")
+    ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="write it again as the runs go on, until they end; the page reloads itself")
     ] = False,
@@ -48,7 +51,7 @@ def report(
     def write(refresh_s: int | None) -> None:
         write_report(
             runs, out, store=store, models=model or (), evaluations=evaluation or (), maps=feature_map or (),
-            refresh_s=refresh_s,
+            refresh_s=refresh_s, shows_machine=machine,
         )  # fmt: skip
 
     if watch:

@@ -52,10 +52,11 @@ from dino_path.evaluation.results.earlier import NOT_DECISIVE
 from dino_path.evaluation.results.segmentation_sheet import write_sheet
 from dino_path.evaluation.results.writing import Outcome, markdown_page, markdown_table
 from dino_path.features.windows import WindowModel, is_colour_control, window_models
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.records.feature_kinds import is_comparison
 from dino_path.records.segmentation import SEGMENTATION, SegmentationRecord
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_name
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def evaluate_segmentation(
         },
         "rows": [_row_record(row, found[row.model], masked) for row in rows],
         "notes": notes,
-        "environment": present_environment(),
+        "environment": shared_environment(),
     }
     SEGMENTATION.write(out / "segmentation.json", SegmentationRecord.model_validate(record))
     for name, lines in (
@@ -374,7 +375,7 @@ def _model_record(
     spec: str, model: WindowModel, found: Found, best: Overlap, masked: MaskedSet
 ) -> dict[str, Any]:  # fmt: skip
     return {
-        "spec": spec,
+        "spec": shared_name(spec, num_parts=2),
         "digest": model.extractor.digest,
         "num_features": found.num_features,
         "window_px": model.window_px,

@@ -34,7 +34,7 @@ from dino_path.evaluation.results.suite_kinds import Leading
 from dino_path.evaluation.results.suite_plan import Plan, PlannedSet
 from dino_path.evaluation.results.suite_text import suite_markdown
 from dino_path.evaluation.results.suite_warnings import suite_notes, suite_warnings
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.records.feature_kinds import is_comparison, split_kind
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.suite import (
@@ -47,6 +47,7 @@ from dino_path.records.suite import (
     write_suite,
 )
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_name
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ def _record(suite: SuiteConfig, plan: Plan, models: Mapping[str, Model], leading
     described = {
         name: SuiteModelRecord(
             role=role,
-            spec=models[name].spec if name in models else None,
+            spec=shared_name(models[name].spec, num_parts=2) if name in models else None,
             digest=models[name].digest if name in models else None,
             mean=_score(mean_over_sets(columns[name], lowest=lowest)) if name in columns else None,
             rank=_score(ranks[name]) if name in columns else None,
@@ -221,7 +222,7 @@ def _record(suite: SuiteConfig, plan: Plan, models: Mapping[str, Model], leading
         warnings=suite_warnings(plan, described, sets),
         notes=suite_notes(described, sets, len(differences)),
         config=suite.model_dump(mode="json", exclude_unset=True),
-        environment=present_environment(),
+        environment=shared_environment(),
     )
 
 
