@@ -1,4 +1,4 @@
-"""Commands that judge frozen features on labelled images: `evaluate table`, and each protocol alone."""
+"""Commands that evaluate frozen features on labelled images: `evaluate table`, and each protocol by itself."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ EXAMPLES: dict[Protocol, str] = {
 }
 
 evaluate = typer.Typer(
-    help="Judge frozen features on labelled images.\n\nSmall cohorts: evaluation.cross_validation=5 tests every patient"
-    " once. Started by torchrun or srun, all processes extract features and the first evaluates. Called again,"
-    " extraction goes on where it was.",
+    help="Evaluate frozen features on labelled images.\n\nFor small cohorts, evaluation.cross_validation=5 tests"
+    " every patient once. Under torchrun or srun, all processes extract features and the first evaluates. Called"
+    " again, extraction resumes.",
     epilog="'dino-path evaluate PROTOCOL --help' shows the options of a protocol.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -79,7 +79,8 @@ def _add(protocol: Protocol) -> None:
             config: ConfigFile = None,
             baseline: Baseline = None,
             fractions: Annotated[
-                str | None, typer.Option(help="table at these fractions of the labels instead, such as 1,0.1,0.01")
+                str | None,
+                typer.Option(help="make a table for these fractions of the labels instead, such as 1,0.1,0.01"),
             ] = None,
             device: Device = "auto",
             workers: Workers = 2,

@@ -1,4 +1,4 @@
-"""`evaluate retrieval`: what the most similar images of other patients show."""
+"""`evaluate retrieval`: classes of the most similar images of other patients."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def retrieval(
 ) -> None:
     """Majority votes and mAP among other patients' images.
 
-    Each test image searches among all images of other patients (slides, where no patients are known).
+    Each test image searches among all images of other patients (of other slides, if patients are unknown).
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
     specs, overrides = split_arguments(models)

@@ -1,4 +1,4 @@
-"""`evaluate robustness`: how far features hold at other centres, on other scanners, and under shifts made here."""
+"""`evaluate robustness`: features at other centres, on other scanners, and under simulated shifts."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def robustness(
     out: ResultsFolder = None,
     config: ConfigFile = None,
     shifts: Annotated[
-        bool, typer.Option("--shifts", help="shifts of stain and image too, where the data name centres or scanners")
+        bool, typer.Option("--shifts", help="also test shifts of stain and image if the data name centres or scanners")
     ] = False,
     device: Device = "auto",
     workers: Workers = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """How far features hold at other centres and scanners.
+    """How well features work at other centres and scanners.
 
     Centres and scanners are columns of the data (centre, scanner). Without them, or with --shifts, the test images
-    are looked at again under stain, gamma, blur, JPEG and resolution shifts. Give untrained:MODEL and colour-statistics
-    beside your models: docs/robustness.md says how to read the figures.
+    are also tested under stain, gamma, blur, JPEG and resolution shifts. Add untrained:MODEL and colour-statistics
+    to your models as controls: docs/robustness.md says how to read the figures.
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
     specs, overrides = split_arguments(models)

@@ -40,9 +40,11 @@ def suite(
     root: Annotated[Path, typer.Option(help="folder that paths in the suite file are relative to")] = Path(),
     out: Annotated[Path | None, typer.Option(help="folder; default: eval/suite-NAME of the model's run")] = None,
     baselines: Annotated[
-        Path | None, typer.Option(help="folder with a folder of 'dino-path baseline' for each set, under its name")
+        Path | None, typer.Option(help="folder with one 'dino-path baseline' folder for each set, named like the set")
     ] = None,
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="leave out sets that are not there")] = False,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="leave out sets whose data do not exist")
+    ] = False,
     device: Device = "auto",
     workers: Workers = 2,
     as_json: AsJson = False,
@@ -50,7 +52,7 @@ def suite(
 ) -> None:
     """Many sets and protocols in one call, one table and one page.
 
-    Called again, sets that are done are not evaluated again.
+    Called again, finished sets are not evaluated again.
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
     specs, overrides = split_arguments(models)
@@ -63,7 +65,7 @@ def suite(
         raise ConfigError(
             f"--baselines {baselines}",
             "no such folder.",
-            "A folder with a folder of `dino-path baseline` for each set is needed.",
+            "A folder with one `dino-path baseline` folder for each set is needed.",
             "Check the path.",
         )
     from dino_path.evaluation.results.earlier import folder_of_run

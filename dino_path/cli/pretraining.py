@@ -41,13 +41,15 @@ if TYPE_CHECKING:
     """,
 )
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for everything that the demo makes")] = Path("demo"),
-    fast: Annotated[bool, typer.Option("--fast", help="a minute's version: too short to learn anything")] = False,
+    out: Annotated[Path, typer.Option(help="folder for all files of the demo")] = Path("demo"),
+    fast: Annotated[
+        bool, typer.Option("--fast", help="a version that takes a minute, too short to learn anything")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Walk the whole road on synthetic slides.
+    """Run the whole workflow on synthetic slides.
 
-    It runs on a CPU and ends in OUT/report.html. Called again, it does what is missing.
+    Runs on a CPU and ends with OUT/report.html. Called again, it continues.
     """
     from dino_path.lock import only_writer
 
@@ -83,7 +85,7 @@ def tile(
 ) -> None:
     """Cut slides into tiles.
 
-    tiles.mpp is needed: microns per pixel of the tiles. Called again, it does what is missing.
+    tiles.mpp is required: microns per pixel of the tiles. Called again, the command continues.
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {slides[0] if pseudonymise is None else 'the slides'}")
@@ -145,7 +147,7 @@ def views(
 ) -> None:
     """Draw tiles and the views that training makes of them.
 
-    A contact sheet: some rows for each recipe, and for the settings given.
+    The contact sheet has some rows for each recipe, and for the given settings.
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {tiles}")
@@ -153,7 +155,7 @@ def views(
 
     resolved = resolve_config(config, overrides_only(settings))
     if out.suffix.lower() != ".png" or out.is_dir():
-        raise ConfigError(f"--out {out}", "is no PNG file.", "A name that ends in .png is needed.", "Correct --out.")
+        raise ConfigError(f"--out {out}", "is not a PNG file.", "A name that ends in .png is needed.", "Correct --out.")
     check_output_folder(out.parent)
     source = open_tiles(tiles, split=resolved.slides.split, exclude=resolved.slides.exclude)
     balance = resolved.training.balance if resolved.training else None
@@ -192,15 +194,15 @@ def pretrain(
     settings: Overrides = None,
     config: ConfigFile = None,
     apply_advice: Annotated[
-        bool, typer.Option("--apply-advice", help="set what the advice at the start of the run says")
+        bool, typer.Option("--apply-advice", help="apply the settings that the run advises at its start")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Pretrain a backbone with DINO on tiles.
 
-    The tiles are those of store=STORE, the run goes into out=RUN. Called again, it continues. Ctrl-C, SIGTERM or
-    SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second Ctrl-C ends the
-    process at once, a second signal if it comes three seconds later or more.
+    Reads the tiles of store=STORE and writes the run to out=RUN. Called again, it continues. On Ctrl-C, SIGTERM or
+    SIGUSR1 to any process, all processes finish the same step, save it, and exit with code 85. A second Ctrl-C ends the
+    process at once, and so does a second signal after three seconds or more.
     """
     is_speaker = is_first()
     log_to(None, is_first=is_speaker, is_quiet=quiet)

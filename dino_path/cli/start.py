@@ -1,4 +1,4 @@
-"""The place to start: `configs` lists the shipped runs and what each is for."""
+"""`configs` lists the shipped configs and what each is for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def configs(
 ) -> None:
     """List the shipped configs, or print one.
 
-    Every --config takes a NAME of this list in the place of a file.
+    Every --config accepts a NAME of this list instead of a file.
     """
     from dino_path.settings import named_config
     from dino_path.shipped import shipped_configs

@@ -78,7 +78,7 @@ def test_without_slides_or_data_the_chain_is_shorter_and_says_so(slurm: Path) ->
     result = CliRunner().invoke(app, ["submit", "pipeline", *words])
     assert result.exit_code == 0, result.output
     assert [job.stage for job in jobs_of(slurm / "run")] == ["pretrain", "export", "report"]
-    assert "nothing is evaluated" in result.output
+    assert "nothing will be evaluated" in result.output
 
 
 def test_a_second_chain_is_refused_while_the_first_is_active(slurm: Path) -> None:
