@@ -1,4 +1,4 @@
-"""The command line: one thin function per command. Heavy imports are inside the functions, so that `--help` is fast."""
+"""The command line: one thin function per command. Heavy imports live inside, so that `--help` answers at once."""
 
 # The order of `dino-path --help`.
 from dino_path.cli import (  # isort: skip

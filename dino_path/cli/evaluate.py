@@ -27,15 +27,15 @@ from dino_path.launch import is_first
 if TYPE_CHECKING:
     from dino_path.api.evaluation import Protocol
 
-PROTOCOLS: dict[Protocol, str] = {  # and what `evaluate --help` says of them
-    "table": "All of evaluation.protocols side by side, and --baseline.",
-    "knn": "k nearest neighbours by cosine, as DINO has it.",
-    "knn-uni": "k nearest neighbours as UNI has it.",
-    "linear": "Logistic regression whose strength validation images choose.",
-    "logistic": "Logistic regression of a fixed strength.",
-    "linear-uni": "Logistic regression as UNI has it.",
-    "linear-dino": "Linear layer trained by SGD on crops, as DINO has it.",
-    "fewshot": "Episodes of few labelled images per class (SimpleShot).",
+PROTOCOLS: dict[Protocol, str] = {  # with their descriptions in `evaluate --help`
+    "table": "All of evaluation.protocols side by side, with --baseline.",
+    "knn": "k nearest neighbours by cosine, as in DINO.",
+    "knn-uni": "k nearest neighbours, as in UNI.",
+    "linear": "Logistic regression, strength chosen by validation.",
+    "logistic": "Logistic regression of fixed strength.",
+    "linear-uni": "Logistic regression, as in UNI.",
+    "linear-dino": "Linear layer trained by SGD on crops, as in DINO.",
+    "fewshot": "Episodes with few labelled images per class (SimpleShot).",
 }
 EXAMPLES: dict[Protocol, str] = {
     "table": """
