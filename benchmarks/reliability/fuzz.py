@@ -73,6 +73,7 @@ def try_input(name: str, seed: int, corpus: Corpus | None, scratch: Path) -> Out
     folder = scratch / re.sub(r"\W", "_", name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    os.chdir(folder)
     one = Input(random.Random(f"{seed}/{name}"), folder, corpus)
     try:
         told = KINDS[kind].run(one)
@@ -105,7 +106,9 @@ def _serve(pipe: Connection, seed: int, corpus: Corpus | None, scratch: Path) ->
         pipe.send(try_input(name, seed, corpus, scratch))
 
 
-def run_all(names: Sequence[str], seed: int, corpus: Corpus | None, scratch: Path, deadline: float) -> Iterator[Outcome]:
+def run_all(
+    names: Sequence[str], seed: int, corpus: Corpus | None, scratch: Path, deadline: float
+) -> Iterator[Outcome]:
     """What became of each input, in turn, until `deadline` (of time.monotonic)."""
     context = get_context("fork")
     waiting = list(reversed(names))

@@ -20,13 +20,13 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     resolve_config,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.launch import is_first
 
 if TYPE_CHECKING:
@@ -182,14 +182,14 @@ def _check_evaluation(
     """The data, and the folder for the results: all that can be refused is refused here, before torch is imported."""
     check_models(specs)
     if out is not None:
-        check_output_folder(out)
+        refuse_unwritable(out)
     announce(f"reading {data}")
     from dino_path.evaluation.labelled.datasets import load_labelled
     from dino_path.evaluation.results.earlier import Evaluation, refuse_to_lose, results_folder
 
     labelled = load_labelled(data, config.evaluation)
     out = out or results_folder(specs, labelled, "fractions" if shares else protocol)
-    check_output_folder(out)
+    refuse_unwritable(out)
     if baseline is not None:
         check_baseline(baseline, labelled, config)
     planned = Evaluation(

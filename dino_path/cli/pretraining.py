@@ -21,7 +21,6 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     overrides_only,
@@ -29,6 +28,7 @@ from dino_path.cli.program import (
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_table
+from dino_path.disk import refuse_unwritable, refuse_unwritable_file
 from dino_path.errors import ConfigError, SlideError
 from dino_path.launch import is_first, world_shape
 from dino_path.run import RunFolder
@@ -58,7 +58,7 @@ def demo(
     """
     from dino_path.lock import only_writer
 
-    check_output_folder(out)
+    refuse_unwritable(out)
     with only_writer(out):
         log_to(out / "log.txt", is_quiet=quiet)
         loading()
@@ -99,7 +99,7 @@ def tile(
     inputs, overrides = split_arguments(slides)
     settings = resolve_config(config, overrides, needs=("tiles",))
     assert settings.tiles is not None
-    check_output_folder(out)
+    refuse_unwritable(out)
     # Coordinate files that the store has are kept in step with its tiles.
     layouts = read_layouts(layout) if layout else [known for known in LAYOUTS if (out / known).is_dir()]
     search = search_slides([Path(name) for name in inputs], settings.slides.exclude, masks=settings.slides.masks)
@@ -210,7 +210,7 @@ def views(
     resolved = resolve_config(config, overrides_only(settings))
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ConfigError(f"--out {out}", "is no PNG file.", "A name that ends in .png is needed.", "Correct --out.")
-    check_output_folder(out.parent)
+    refuse_unwritable_file(out)
     source = open_tiles(tiles, split=resolved.slides.split, exclude=resolved.slides.exclude)
     balance = resolved.training.balance if resolved.training else None
     num_tiles = min(num_tiles, len(source))
@@ -263,7 +263,7 @@ def pretrain(
     resolved = resolve_config(config, overrides_only(settings), needs=("store", "out", "training"))
     assert resolved.out is not None
     assert resolved.training is not None
-    check_output_folder(resolved.out)
+    refuse_unwritable(resolved.out)
     announce(f"reading {resolved.store}")
     run = RunFolder(resolved.out)
     check_pretraining(resolved)

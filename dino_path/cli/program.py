@@ -14,7 +14,8 @@ import typer
 
 from dino_path import __version__
 from dino_path.cli.terminal import plain, say
-from dino_path.errors import ConfigError, DinoPathError, StoppedBySignal
+from dino_path.disk import disk_error
+from dino_path.errors import DinoPathError, StoppedBySignal
 from dino_path.run import TIME_FORMAT
 
 if TYPE_CHECKING:
@@ -81,6 +82,12 @@ def main() -> None:
     except DinoPathError as error:
         say(f"{type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_REFUSED)
+    except OSError as error:
+        refusal = disk_error(error)
+        if refusal is None:
+            raise
+        say(f"{type(refusal).__name__}: {refusal}", err=True)
+        sys.exit(EXIT_REFUSED)
     except SystemExit as end:  # typer has turned Ctrl-C's KeyboardInterrupt into it, without a word
         if end.code == EXIT_INTERRUPTED:
             typer.echo("interrupted: what was finished is kept, and the same command continues", err=True)
@@ -121,18 +128,6 @@ def check_command(words: Sequence[str]) -> dict[str, Any]:
         assert found is not None
         command, name = found, known
     return command.make_context(name, rest, parent=context).params
-
-
-def check_output_folder(path: Path) -> None:
-    """Refuse a folder that cannot be made or written, before the work instead of after it."""
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ConfigError(
-            str(path),
-            f"nothing can be written here: {nearest} is {'not ours to write in' if nearest.is_dir() else 'a file'}.",
-            "A folder where you may write is needed.",
-            "Name another folder as out.",
-        )
 
 
 class _Plain(logging.Formatter):
