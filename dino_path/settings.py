@@ -22,6 +22,9 @@ from dino_path.errors import ConfigError
 from dino_path.moved_settings import MOVED, lift_settings
 
 logger = logging.getLogger(__name__)
+DEEPEST = 20  # levels of YAML; ours have six
+LONGEST_NUMBER = 300  # digits; Python refuses to read more than 4,300, and a float ends at 1e308
+NUMBER = re.compile(r"[-+]?[0-9][0-9_]*")
 Name = TypeVar("Name", bound=str)
 
 
@@ -54,14 +57,27 @@ class _StrictLoader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.repeated: list[str] = []
+        self.depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
+        fault = None
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.constructor.ConstructorError(
-                None, None, "anchors and aliases are not used here", event.start_mark
-            )
-        return super().compose_node(parent, index)
+            fault = "anchors and aliases are not used here"
+        elif getattr(event, "tag", None):  # `!!int x` makes PyYAML raise whatever int("x") does
+            fault = "tags such as !!int are not used here"
+        elif self.depth == DEEPEST:
+            fault = f"lists and sections stand in one another more than {DEEPEST} deep"
+        elif (
+            isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_NUMBER and NUMBER.fullmatch(event.value)
+        ):
+            fault = f"a number of more than {LONGEST_NUMBER} digits"
+        if fault is not None:
+            raise yaml.constructor.ConstructorError(None, None, fault, event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import pyarrow as pa
 
-from dino_path.api.inputs import check_baseline, check_models, check_output_folder, parse_fractions
+from dino_path.api.inputs import check_baseline, check_models, parse_fractions
 from dino_path.api.settings import ConfigLike, PathLike, Settings, settled
 from dino_path.api.tables import Tabular
 from dino_path.config import Config, FrozenProtocol
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError, LaunchError
 from dino_path.launch import world_shape
 from dino_path.records.evaluation import AnyEvaluation, FewShotRecord, read_evaluation
@@ -210,7 +211,7 @@ def _check(
     """The data, and the folder for the results: all that can be refused is refused here, before torch is imported."""
     check_models(specs)
     if out is not None:
-        check_output_folder(out)
+        refuse_unwritable(out)
     logger.info("reading %s", data)
     from dino_path.evaluation.labelled.datasets import load_labelled
     from dino_path.evaluation.results.earlier import Evaluation as Planned
@@ -218,7 +219,7 @@ def _check(
 
     labelled = load_labelled(data, config.evaluation)
     out = out or results_folder(specs, labelled, "fractions" if shares else protocol)
-    check_output_folder(out)
+    refuse_unwritable(out)
     if baseline is not None:
         check_baseline(baseline, labelled, config)
     planned = Planned(

@@ -5,7 +5,6 @@ Nothing here may import torch (tests/repository/test_waiting.py).
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -17,18 +16,6 @@ from dino_path.errors import CheckpointError, ConfigError, TileStoreError
 if TYPE_CHECKING:
     from dino_path.config import Config
     from dino_path.evaluation.labelled.datasets import LabelledSet
-
-
-def check_output_folder(path: Path) -> None:
-    """Refuse a folder that cannot be made or written, before the work instead of after it."""
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ConfigError(
-            str(path),
-            f"nothing can be written here: {nearest} is {'not ours to write in' if nearest.is_dir() else 'a file'}.",
-            "A folder where you may write is needed.",
-            "Name another folder as out.",
-        )
 
 
 def check_slides(slides: Sequence[str], config: Config) -> None:

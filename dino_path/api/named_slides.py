@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dino_path.api.inputs import check_output_folder
+from dino_path.disk import refuse_unwritable_file
 from dino_path.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def pseudonym_files(mapping: Path | None, key: Path | None, out: Path) -> Pseudo
 
     files = PseudonymFiles(mapping, key or mapping.with_name(f"{mapping.name}.key"))
     files.refuse_unsafe(out)
-    check_output_folder(files.mapping.parent)
+    refuse_unwritable_file(files.mapping)
     return files
 
 

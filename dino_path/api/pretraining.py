@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow as pa
 
-from dino_path.api.inputs import check_output_folder, check_pretraining
+from dino_path.api.inputs import check_pretraining
 from dino_path.api.settings import ConfigLike, PathLike, Settings, settled
 from dino_path.api.tables import Listed, text_table
 from dino_path.config import Config
+from dino_path.disk import refuse_unwritable
 from dino_path.journal import journal
 from dino_path.launch import is_first, world_shape
 from dino_path.records.best import BestRecord, read_best
@@ -123,7 +124,7 @@ def pretrain(
     resolved = settled(config, {**places, **settings}, needs=("store", "out", "training"))
     assert resolved.out is not None
     assert resolved.training is not None
-    check_output_folder(resolved.out)
+    refuse_unwritable(resolved.out)
     logger.info("reading %s", resolved.store)
     run = RunFolder(resolved.out)
     check_pretraining(resolved)

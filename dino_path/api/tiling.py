@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow as pa
 
-from dino_path.api.inputs import check_output_folder
 from dino_path.api.settings import ConfigLike, PathLike, Settings, settled
 from dino_path.api.tables import Listed, text_table
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError, SlideError
 from dino_path.tiles.tiling import TilingSummary
 from dino_path.walk import Unreadable
@@ -193,7 +193,7 @@ def tile_what_can_be(
 
     resolved, store = settled(config, settings, needs=("tiles",)), Path(out)
     assert resolved.tiles is not None
-    check_output_folder(store)
+    refuse_unwritable(store)
     # Coordinate files that the store has are kept in step with its tiles.
     layouts = read_layouts(layout) if layout else [known for known in LAYOUTS if (store / known).is_dir()]
     names = pseudonym_files(

@@ -17,12 +17,12 @@ from dino_path.cli.program import (
     Quiet,
     Workers,
     announce,
-    check_output_folder,
     loading,
     log_to,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 from dino_path.launch import is_first
 
@@ -71,7 +71,7 @@ def suite(
     from dino_path.evaluation.results.earlier import folder_of_run
 
     out = out or folder_of_run(specs) / f"suite-{file.stem}"
-    check_output_folder(out)
+    refuse_unwritable(out)
     announce(f"reading {len(config.sets)} sets")
     from dino_path.evaluation.results.suite_plan import plan_suite
 

@@ -22,12 +22,12 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_table
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 from dino_path.launch import is_first
 
@@ -142,7 +142,7 @@ def import_checkpoint(
     from dino_path.exporting.overwriting import refuse_to_overwrite
 
     check_foreign_checkpoint(file, arch)
-    check_output_folder(out)
+    refuse_unwritable(out)
     refuse_to_overwrite(out)
     loading()
     from dino_path.exporting.checkpoint import import_checkpoint as run_import
@@ -211,7 +211,7 @@ def embed(
     announce(f"reading {model}, {inputs[0] if pseudonymise is None else 'the slides'}")
     from dino_path.features.layouts import read_layouts
 
-    check_output_folder(out)
+    refuse_unwritable(out)
     layouts = read_layouts(layout)
     words, overrides = split_arguments(inputs)
     check_models([model])

@@ -18,7 +18,6 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     overrides_only,
@@ -26,6 +25,7 @@ from dino_path.cli.program import (
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_table
+from dino_path.disk import refuse_unwritable, refuse_unwritable_file
 from dino_path.errors import ConfigError
 from dino_path.launch import is_first
 
@@ -53,7 +53,7 @@ def demo(
     """
     from dino_path.lock import only_writer
 
-    check_output_folder(out)
+    refuse_unwritable(out)
     with only_writer(out):
         log_to(out / "log.txt", is_quiet=quiet)
         loading()
@@ -156,7 +156,7 @@ def views(
     resolved = resolve_config(config, overrides_only(settings))
     if out.suffix.lower() != ".png" or out.is_dir():
         raise ConfigError(f"--out {out}", "is not a PNG file.", "A name that ends in .png is needed.", "Correct --out.")
-    check_output_folder(out.parent)
+    refuse_unwritable_file(out)
     source = open_tiles(tiles, split=resolved.slides.split, exclude=resolved.slides.exclude)
     balance = resolved.training.balance if resolved.training else None
     num_tiles = min(num_tiles, len(source))

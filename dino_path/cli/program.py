@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dino_path import __version__
-from dino_path.api.inputs import check_output_folder as check_output_folder
 from dino_path.cli.terminal import say
+from dino_path.disk import disk_error
 from dino_path.errors import DinoPathError, StoppedBySignal
 from dino_path.journal import PlainFormatter, file_handler
 from dino_path.run import TIME_FORMAT
@@ -86,6 +86,12 @@ def main() -> None:
         sys.exit(EXIT_STOPPED)
     except DinoPathError as error:
         say(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(EXIT_REFUSED)
+    except OSError as error:
+        refusal = disk_error(error)
+        if refusal is None:
+            raise
+        say(f"{type(refusal).__name__}: {refusal}", err=True)
         sys.exit(EXIT_REFUSED)
     except SystemExit as end:  # typer has turned Ctrl-C's KeyboardInterrupt into it, without a word
         if end.code == EXIT_INTERRUPTED:
