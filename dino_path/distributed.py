@@ -95,7 +95,7 @@ def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
     if len(given) == 1 or (not given and "SLURM_STEP_NODELIST" not in environment):
         raise bad_launch(
             f"a world of {size} processes, and no {' and no '.join(name for name in names if name not in given)}.",
-            "MASTER_ADDR and MASTER_PORT tell the processes where to meet.",
+            "The processes need MASTER_ADDR and MASTER_PORT to find each other.",
             "Start with `torchrun` or `srun`, or export both.",
         )
     if given:

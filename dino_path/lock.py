@@ -124,7 +124,6 @@ def _in_use(folder: Path, holder: Holder | None) -> FolderInUse:
     return FolderInUse(
         str(folder),
         f"is being written by {holder or 'another process'}.",
-        "One process at a time may write it: of two, one would lose its results.",
-        f"Wait for it, stop it ({stop}), or name another folder. If it died with its machine, delete"
-        f" {folder / LOCK_NAME}.",
+        "Only one process at a time may write to it; of two, one would lose its results.",
+        f"Wait for it, stop it ({stop}), or choose another folder. If its machine died, delete {folder / LOCK_NAME}.",
     )

@@ -107,7 +107,7 @@ def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> Stor
             "process group",
             f"{verdict} within {timeout_s:g} s.",
             f"All {size} processes must reach {point}.",
-            "Look into the logs of the missing ones, and at the number of processes that were started.",
+            "Check the logs of the missing processes, and the number of processes that were started.",
         )
     return store
 
@@ -120,14 +120,14 @@ def _refuse_other_world(point: MeetingPoint, store: Store, rank: int, size: int,
             "launch environment",
             f"{here} was told of a world of {size} processes, and rank 0 of {first_size}.",
             "All processes of a run need the same world size.",
-            "Correct WORLD_SIZE, or take another MASTER_PORT if these are two runs.",
+            "Correct WORLD_SIZE, or use another MASTER_PORT if these are two runs.",
         )
     if store.add(f"times_{rank}", 1) > 1:
         raise LaunchError(
             "launch environment",
             f"two processes are rank {rank} of the run at {point}; one of them is on {socket.gethostname()}.",
-            "Every process needs a rank of its own.",
-            "Correct RANK, or take another MASTER_PORT if these are two runs.",
+            "Every process needs a unique rank.",
+            "Correct RANK, or use another MASTER_PORT if these are two runs.",
         )
 
 
@@ -171,14 +171,14 @@ def _unreachable(point: MeetingPoint, here: str, error: Exception, *, serve: boo
         return LaunchError(
             "process group",
             f"{here} cannot serve {point} ({said}).",
-            "MASTER_ADDR must be an address of rank 0's machine, and nobody else may use MASTER_PORT there.",
-            "Correct MASTER_ADDR, or take another MASTER_PORT.",
+            "MASTER_ADDR must be an address of rank 0's machine, and MASTER_PORT must be free there.",
+            "Correct MASTER_ADDR, or use another MASTER_PORT.",
         )
     return LaunchError(
         "process group",
         f"{here} does not reach {point.server} at {point} within {timeout_s:g} s ({said}).",
-        f"{point.server} must run there, and its port be open between the machines.",
-        f"Look into the log of {point.server}; correct MASTER_ADDR and MASTER_PORT.",
+        f"{point.server} must run there, and its port must be open between the machines.",
+        f"Check the log of {point.server}; correct MASTER_ADDR and MASTER_PORT.",
     )
 
 
@@ -220,7 +220,7 @@ def process_group(
             "process group",
             f"{watch.here} ends because another process has failed.",
             first,
-            "Look into the log of that process; the same command, started again in all of them, continues.",
+            "Check the log of that process; the same command, started again in all processes, continues.",
         ) from None
     else:
         _leave(point, store, watch)

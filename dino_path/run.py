@@ -162,7 +162,7 @@ def newest_checkpoint(path: Path) -> Path:
         raise CheckpointError(
             str(path),
             "this folder holds no checkpoints/step_*.pt.",
-            "A run folder that `dino-path pretrain` has written is needed.",
+            "A run folder written by `dino-path pretrain` is needed.",
             "Check the path, or let the run reach its first checkpoint (training.checkpoint_every_steps).",
         )
     return files[-1]

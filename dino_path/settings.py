@@ -40,8 +40,8 @@ def read_names(text: str, known: Sequence[Name], option: str) -> tuple[Name, ...
     if unknown or not found:
         raise ConfigError(
             f"{option} {text}",
-            f"{', '.join(unknown) or 'nothing'} is no {option.removeprefix('--')}.",
-            f"One or more of {', '.join(known)} is needed, with commas between.",
+            f"{', '.join(unknown) or 'nothing'} is not a known {option.removeprefix('--')}.",
+            f"One or more of {', '.join(known)} is needed, separated by commas.",
             f"Correct {option}.",
         )
     return tuple(by_text[name] for name in found)
@@ -386,7 +386,7 @@ def _read_yaml(file: Path) -> tuple[Tree, list[str]]:
             "A YAML file is needed.",
             f"Give --config {file.stem}: that is a shipped config."
             if file.stem in shipped_names()
-            else "Check the path; `dino-path configs` lists the configs that are shipped.",
+            else "Check the path; `dino-path configs` lists the shipped configs.",
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(

@@ -129,7 +129,7 @@ def read_csv_table(path: Path) -> Table:
     columns = {index: [row[index] for row in rows] for index in range(len(header))}
     nameless = [index for index, name in enumerate(header) if not name]
     if any(any(columns[index]) for index in nameless):
-        notes.append("a column without a name is not read")
+        notes.append("a column without a name is not used")
     named = [index for index in columns if index not in nameless]
     _refuse_twice(path, [header[index] for index in named])
     return Table(path, {header[index]: columns[index] for index in named}, lines, tuple(notes), separator != ",")
@@ -162,7 +162,7 @@ def settle_columns(table: Table, vocabulary: Vocabulary) -> Table:
     strange = [name for name in strange if _plain(name) not in vocabulary.passed_over]
     _refuse_near(table.path, strange, found, vocabulary)
     if strange:
-        notes.append(f"columns that are not read: {', '.join(f'`{name}`' for name in strange)}")
+        notes.append(f"columns that are not used: {', '.join(f'`{name}`' for name in strange)}")
     columns = {ours: table.columns[name] for ours, name in found.items()}
     return Table(table.path, columns, table.lines, tuple(notes), table.has_decimal_commas)
 
@@ -193,7 +193,7 @@ def path_of(cell: str, folder: Path) -> Path:
 
 def why_no_file(cell: str) -> str:
     """What a path that is no file suffers from, as the end of a sentence; "" where it looks like any other."""
-    return " (a path of Windows: this machine has no drives)" if WINDOWS_DRIVE.match(cell) else ""
+    return " (a Windows path; this machine has no drives)" if WINDOWS_DRIVE.match(cell) else ""
 
 
 def bad_table(path: Path, found: str) -> DataError:
@@ -223,7 +223,7 @@ def _decode(path: Path) -> tuple[str, list[str]]:
         notes = []
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig":
-            raise bad_table(path, f"is no whole {encoding.upper()} ({error.reason}).") from None
+            raise bad_table(path, f"is not valid {encoding.upper()} ({error.reason}).") from None
         try:
             text = content.decode("cp1252")
         except UnicodeDecodeError:
@@ -232,7 +232,7 @@ def _decode(path: Path) -> tuple[str, list[str]]:
         notes = ["is not in UTF-8: read as Windows-1252 (Latin-1)"]
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise bad_table(path, f"line {line} holds zero bytes: no text file.")
+        raise bad_table(path, f"line {line} holds zero bytes: not a text file.")
     return text.replace("\r\n", "\n").replace("\r", "\n"), notes
 
 
@@ -257,7 +257,7 @@ def _as_long_as(header: Sequence[str], row: list[str], path: Path, line: int) ->
         raise bad_table(
             path,
             f"line {line} has {len(row)} cells, its header {len(header)}"
-            + (" (a value with separators in it stands in double quotes)." if len(row) > len(header) else "."),
+            + (" (put a value that contains separators in double quotes)." if len(row) > len(header) else "."),
         )
     return row
 
@@ -286,7 +286,7 @@ def _refuse_near(path: Path, strange: Sequence[str], found: Collection[str], voc
         name, meant = next(iter(meant_by.items()))
         raise DataError(
             str(path),
-            "; ".join(f"the column `{name}` is not read; did you mean `{meant}`?" for name, meant in meant_by.items()),
+            "; ".join(f"the column `{name}` is unknown; did you mean `{meant}`?" for name, meant in meant_by.items()),
             f"The columns {', '.join(vocabulary.known)} are read.",
             f"Call it `{meant}`, or `other_{_plain(name)}` if it is something else.",
         )

@@ -55,7 +55,7 @@ def verify(path: Path) -> Iterator[Verified]:
     else:
         raise ConfigError(
             str(path),
-            "holds nothing that dino-path writes.",
+            "holds no files of dino-path.",
             "A store, run folder, model folder, or folder of features or results is needed.",
             "Check the path.",
         )

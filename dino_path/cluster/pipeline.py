@@ -86,6 +86,6 @@ def _refuse_second(out: Path) -> None:
         raise LaunchError(
             str(out),
             f"{', '.join(f'job {job.job_id} ({job.stage})' for job in active)} of this run still waits or runs.",
-            "One chain of jobs at a time may write a run folder.",
+            "Only one chain of jobs at a time may write to a run folder.",
             f"Wait for it, or stop it: scancel {' '.join(job.job_id for job in active)}",
         )

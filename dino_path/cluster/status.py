@@ -49,7 +49,7 @@ def run_status(path: Path) -> list[StageStatus]:
         raise CheckpointError(
             str(path),
             "holds neither config.yaml nor slurm/pretrain.yaml.",
-            "A run folder that `dino-path pretrain` or `submit` has written is needed.",
+            "A run folder written by `dino-path pretrain` or `submit` is needed.",
             "Check the path.",
         )
     config = load_config(config_file)
@@ -100,7 +100,7 @@ def _failures(records: Sequence[SlideRecord], store: Path) -> str:
     failed = [record for record in records if record.status == "failed"]
     lines = [f"failed {record.slide_id}: {record.reason}" for record in failed[:MAX_FAILURES]]
     if len(failed) > MAX_FAILURES:
-        lines.append(f"{len(failed) - MAX_FAILURES} more failed: {_quoted(store / 'slides.csv')} has every reason")
+        lines.append(f"{len(failed) - MAX_FAILURES} more failed: {_quoted(store / 'slides.csv')} has all reasons")
     return "".join(f"\n{'':19}{line}" for line in lines)
 
 
@@ -126,7 +126,7 @@ def _pretraining(run: RunFolder, config: Config) -> StageStatus:
     facts += [f"{len(metrics.unreadable)} unreadable lines in metrics.jsonl"] if metrics.unreadable else []
     facts += [f"log {_quoted(run.log_file)}"] if run.log_file.is_file() else []
     if step < num_steps and not has_ended:
-        facts.append(f"last record {_duration(age_s)} ago, {_duration(last.eta_s)} to go from there")
+        facts.append(f"last record {_duration(age_s)} ago, {_duration(last.eta_s)} left at that time")
     return StageStatus(
         "pretrain", "done" if step >= num_steps or has_ended else f"{step / num_steps:.0%}", ", ".join(facts)
     )

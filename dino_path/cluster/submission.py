@@ -63,7 +63,7 @@ class Submission:
         """What the terminal shows."""
         if self.job_id is None:
             verdict = self.verdict or (
-                "" if self.refusal else "There is no SLURM here: nobody has checked the resources."
+                "" if self.refusal else "There is no SLURM here, so the resources were not checked."
             )
             return f"{self.script}\n{self.script_file}: not written, not submitted.\n{verdict}".rstrip()
         meant = {"%j": self.job_id, "%A": self.job_id, "%x": f"dino-{self.stage}", "%a": "*", "%%": "%"}
@@ -218,7 +218,7 @@ def _refuse_second_line(name: str, value: str) -> None:
         raise LaunchError(
             f"{name}={value!r}",
             "has a line break, a control character or a quotation mark.",
-            "An option of SLURM is one line of plain text.",
+            "A SLURM option must be one line of plain text.",
             "Correct it in the config's section `cluster`, or give the folder another name.",
         )
 
@@ -255,8 +255,8 @@ def _sbatch(options: Sequence[str], script_file: Path, *, text: str | None = Non
         raise LaunchError(
             str(script_file),
             f"SLURM refuses the job: {' '.join((answer.stderr or answer.stdout).split())}",
-            "Resources that this cluster grants are needed.",
-            "Change the config's `cluster` section (see `sinfo`; what differs for one stage, or for all without a"
-            " GPU, stands under cluster.stages), or the #SBATCH lines of the script.",
+            "The cluster must be able to grant the requested resources.",
+            "Change the config's `cluster` section (see `sinfo`; settings for one stage, or for all without a GPU,"
+            " are under cluster.stages), or the #SBATCH lines of the script.",
         )
     return answer

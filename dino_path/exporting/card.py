@@ -35,7 +35,7 @@ USES = """## Intended use
 Features of H&E tiles for research: k-NN and linear probes, multiple-instance learning, retrieval, clustering.
 
 Out of scope: diagnosis, treatment, or any other clinical decision. **This is not a medical device.** Stains,
-scanners, organs and resolutions that the training slides did not show may give poor features; test on your own data
+scanners, organs and resolutions that were not in the training slides may give poor features; test on your own data
 before you rely on them."""
 
 SOURCES = {  # of the names in `ObjectiveConfig.methods`, and of what others trained
@@ -128,7 +128,7 @@ def _as_trained(facts: ModelFacts) -> str:
 def _expectations(facts: ModelFacts) -> str:
     known = facts.preprocessing
     unknown = "unknown (the training did not record it)"
-    mpp = "unknown (the training images did not say)" if known.mpp is None else f"**{known.mpp:.4g} µm/px**"
+    mpp = "unknown (not given for the training images)" if known.mpp is None else f"**{known.mpp:.4g} µm/px**"
     normalised = "RGB, in [0, 1], then (image - mean) / std"
     rows = [
         ("architecture", f"`{facts.architecture}` (timm)"),
@@ -164,7 +164,7 @@ def _usage(facts: ModelFacts) -> str:
         ours = " and ".join(key for key in OUR_ARGUMENTS if facts.model_args.get(key))
         return f"""## Use
 
-timm cannot load this model, and says so: its ViT has no {ours} (Lee,
+timm cannot load this model and reports an error: its ViT has no {ours} (Lee,
 Lee and Song 2021). dino_path can (`FOLDER` is the folder that holds this file), and so can its commands, such as
 `dino-path embed FOLDER STORE --out FEATURES`:
 

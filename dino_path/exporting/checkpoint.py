@@ -93,7 +93,7 @@ def import_checkpoint(
     method, trainer = (
         (METHODS[checkpoint.trainer], f"facebookresearch/{checkpoint.trainer}")
         if checkpoint.trainer is not None
-        else ("an unknown method", "others (the file does not say who)")
+        else ("an unknown method", "unknown authors")
     )
     provenance = {
         "method": method,

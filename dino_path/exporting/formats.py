@@ -63,7 +63,7 @@ def write_graph(kind: Format, folder: Path, backbone: nn.Module, input_px: int, 
     except (RuntimeError, ValueError, TypeError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
         raise CheckpointError(
             str(file),
-            f"torch {torch.__version__} cannot write this model so ({' '.join(str(error).split())[:300]}).",
+            f"torch {torch.__version__} cannot export this model ({' '.join(str(error).split())[:300]}).",
             "A model whose computation can be traced with a free batch size is needed.",
             f"Leave {kind} out of --format: the timm folder holds the same model.",
         ) from None

@@ -144,7 +144,7 @@ def export_model(
         _write_config(building / CONFIG_NAME, state, backbone, extractor, weights_sha256=digest)
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
-        logger.info("loading it back in a fresh process, which imports torch again")
+        logger.info("reloading it in a fresh process, which imports torch again")
         check = check_reload(building, extractor, state.preprocessing, loader=loader, tolerance=tolerance)
         input_px = state.preprocessing.input_px
         assert input_px is not None
@@ -152,7 +152,7 @@ def export_model(
         for kind in formats:
             if kind == "timm":  # written above
                 continue
-            logger.info("writing %s, and loading it back in a fresh process", NAMES[kind])
+            logger.info("writing %s, and reloading it in a fresh process", NAMES[kind])
             graphs[kind] = write_graph(kind, building, copy.deepcopy(extractor), input_px, precision=precision)
         notes = (*_keep_or_give_up_graphs(out, building, own_kind(backbone)), *_left_to_the_user(state, formats))
         write_card(building, state.results)
@@ -225,8 +225,8 @@ def _left_to_the_user(state: ExportSource, formats: Sequence[Format]) -> tuple[s
     if method is None:
         return ()
     return (
-        f"{', '.join(formats)}: none of them holds the {method} stain normalisation of the training. dino_path's"
-        f" commands apply it; elsewhere apply it to every tile first ({CARD_NAME} says how)",
+        f"{', '.join(formats)}: none of them contains the {method} stain normalisation of the training. dino_path's"
+        f" commands apply it; elsewhere, apply it to every tile first ({CARD_NAME} says how)",
     )
 
 
@@ -237,7 +237,7 @@ def _backbone_with_weights(state: ExportSource) -> nn.Module:
     if broken:
         raise CheckpointError(
             state.backbone,
-            f"{len(broken)} of its tensors hold numbers that are not finite (first: {broken[0]}).",
+            f"{len(broken)} of its tensors hold non-finite numbers (first: {broken[0]}).",
             "Finite weights are needed.",
             "Export an earlier checkpoint of the run.",
         )

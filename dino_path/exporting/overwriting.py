@@ -20,7 +20,7 @@ def refuse_to_overwrite(out: Path) -> None:
     if record is None:
         found = "exists and is not a model folder."
     elif record.dino_path is None:
-        found = "is a model folder that `dino-path export` has not written."
+        found = "is a model folder that was not written by `dino-path export`."
     else:
         return
     raise DataError(

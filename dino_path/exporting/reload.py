@@ -169,6 +169,6 @@ def _differs(folder: Path, what: str) -> CheckpointError:
     return CheckpointError(
         str(folder),
         f"loading it in a fresh process gives {what}.",
-        "It must give what the trained backbone gives; nothing was exported.",
+        "It must give the features of the trained backbone; nothing was exported.",
         "Check the timm version (`dino-path doctor`), and report this with the config of the run.",
     )

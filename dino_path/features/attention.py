@@ -110,7 +110,7 @@ def draw_region_attention(
         if not (-edge < left < slide.width_level0 and -edge < top < slide.height_level0):
             raise ConfigError(
                 f"--region {left},{top},{edge}",
-                f"lies outside {slide.name}, which has {slide.width_level0:,} x {slide.height_level0:,} px.",
+                f"is outside {slide.name}, which has {slide.width_level0:,} x {slide.height_level0:,} px.",
                 "A square of the slide is needed.",
                 "Correct --region: left, top and edge in level-0 px.",
             )
@@ -120,7 +120,7 @@ def draw_region_attention(
                 f"--region {left},{top},{edge}",
                 f"at the um/px of the training it has {wanted_px:,} x {wanted_px:,} px.",
                 f"At most {LARGEST_PX:,} px are shown to a model at once.",
-                "Name a smaller region, or a coarser picture of it with --px.",
+                "Give a smaller region, or a coarser picture of it with --px.",
             )
         image_HWC = read_scaled(slide, (left, top), (edge, edge), (wanted_px, wanted_px))
         file = out / f"{slide.path.stem}_{left}_{top}_{edge}.png"

@@ -76,7 +76,7 @@ class EmbedSummary:
 
     def text(self) -> str:
         """For people: the counts, every slide without features and why, and where the files are."""
-        counts = [f"{len(self.written)} slides embedded", f"{len(self.kept)} were there already"]
+        counts = [f"{len(self.written)} slides embedded", f"{len(self.kept)} already there"]
         counts += [f"{len(self.empty)} without tiles", f"{len(self.failed)} failed"]
         lines = [f"failed   {slide_id}: {reason}" for slide_id, reason in self.failed]
         lines += [f"empty    {slide_id}: {reason}" for slide_id, reason in self.empty]
@@ -375,7 +375,7 @@ def _features_of(
                 parts.append(forward(batch))
                 refuse_not_finite(extractor, store, numbers, parts[-1])
             elif error is None and append is not None:
-                assert not isinstance(batch, list), "prepared tiles are of one size"
+                assert not isinstance(batch, list), "prepared tiles have one size"
                 features_BD, tokens_BPD = forward.features_and_patches(batch)
                 refuse_not_finite(extractor, store, numbers, features_BD)
                 refuse_not_finite(extractor, store, numbers, tokens_BPD, "patch tokens in fp16")

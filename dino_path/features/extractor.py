@@ -222,7 +222,7 @@ class Forward:
                 self.most_images = len(part_BHWC) // 2
                 torch.cuda.empty_cache()
                 logger.warning(
-                    "%d images at a time do not fit into the memory of %s: %d from here on",
+                    "%d images at a time do not fit into the memory of %s: using %d from now on",
                     len(part_BHWC), self._device, self.most_images,
                 )  # fmt: skip
                 continue
@@ -273,9 +273,9 @@ def refuse_not_finite(
         raise CheckpointError(
             extractor.name,
             f"its {what} of {source.name(int(numbers[np.argmin(is_good)]))} are not finite.",
-            f"A model with finite weights is needed, and a precision that its {what} fit in.",
-            "Use bf16 or fp32 where it was fp16; else export an earlier checkpoint: metrics.jsonl shows where the loss"
-            " broke.",
+            f"A model with finite weights is needed, and a precision that can hold its {what}.",
+            "Use bf16 or fp32 instead of fp16; otherwise export an earlier checkpoint: metrics.jsonl shows where the"
+            " loss became non-finite.",
         )
 
 

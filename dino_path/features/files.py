@@ -143,7 +143,7 @@ def other_features(file: Path) -> DataError:
     """The refusal to mix features."""
     return DataError(
         str(file),
-        "holds features that another model, or other tiles, have given.",
+        "holds features of another model or other tiles.",
         "One folder holds the features of one model and one set of tiles.",
         "Choose another --out, or delete the old files.",
     )
@@ -197,7 +197,7 @@ def _plain(value: object) -> str | int | float:
 def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(
         str(file),
-        f"is not a feature file of ours, or a damaged one ({' '.join(str(error).split())[:160]}).",
-        "A file as `dino-path embed` writes it is needed.",
+        f"is not a feature file of dino_path, or is damaged ({' '.join(str(error).split())[:160]}).",
+        "A file written by `dino-path embed` is needed.",
         "Delete it, or choose another --out.",
     )

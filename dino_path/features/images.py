@@ -130,9 +130,9 @@ def _read_alone(images: _Images, number: int) -> Batch:
             raise
         return TileStoreError(
             images.source.name(int(images.batches[number][0])),
-            "reading it, or a tile soon after it, ended the process (out of memory, or a crash in a decoder).",
-            "Tiles that can be decoded, and memory for the processes that do it, are needed.",
-            "Try fewer --workers; if it stays so, fetch the slide again or leave it out.",
+            "reading it, or a tile soon after it, crashed the process (out of memory, or an error in a decoder).",
+            "Decodable tiles, and enough memory for the processes that decode them, are needed.",
+            "Try fewer --workers; if that does not help, copy the slide again or leave it out.",
         )
 
 

@@ -85,7 +85,7 @@ def refuse_too_large(shape: TokenShape, num_tiles: int, out: Path) -> None:
             f"--tokens in {out}",
             f"{free / GB:,.3g} GB are free on this disk.",
             f"The {shape.text(num_tiles)} are needed.",
-            "Name another --out, embed fewer slides at a time, or leave --tokens out.",
+            "Give another --out, embed fewer slides at a time, or leave --tokens out.",
         )
 
 

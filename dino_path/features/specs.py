@@ -46,6 +46,6 @@ def refuse_other_mpp(model: str, model_mpp: float | None, mpp: float, name: str)
     raise TileStoreError(
         name,
         f"tiles are at {mpp:g} um/px, and {model} was trained at {model_mpp:g} um/px.",
-        "A model sees tissue at the resolution it was trained at (within 5 %).",
+        "A model needs tissue at the resolution at which it was trained (within 5 %).",
         f"Tile again with tiles.mpp={model_mpp:g}, or embed with --allow-other-mpp.",
     )

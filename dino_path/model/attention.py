@@ -59,7 +59,7 @@ def vit_with_cls(backbone: nn.Module, name: str) -> VisionTransformer:
             name,
             f"is a {type(backbone).__name__}: it has no [CLS] token whose attention could be shown.",
             "A ViT of timm's VisionTransformer is needed.",
-            "Take a ViT. What a CNN looks at, gradients would have to tell.",
+            "Use a ViT. For a CNN, a gradient method would be needed.",
         )
     return backbone
 

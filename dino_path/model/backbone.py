@@ -55,7 +55,7 @@ def build_backbone(
             f"model.backbone={name}",
             f"timm cannot build it with {keywords} ({' '.join(str(error).split())}).",
             "Arguments that this timm model takes are needed.",
-            "Correct model.arguments (and model.drop_path_rate: not every model has it).",
+            "Correct model.arguments (and model.drop_path_rate: not every model supports it).",
         ) from None
     if drop_path_rate == 0:  # Swin and others have some by default, and the teacher must have none
         for module in model.modules():
@@ -136,7 +136,7 @@ def check_input_sizes(backbone: nn.Module, name: str, sizes_px: tuple[int, ...])
                 f"model.backbone={name}",
                 f"it does not take views of {size_px} px ({' '.join(str(error).split())[:200]}).",
                 "Every view size must fit the backbone: for a ViT a multiple of its patch size.",
-                "Change views.global_px or views.local_px, or take another backbone. A Swin pads other sizes with"
+                "Change views.global_px or views.local_px, or use another backbone. A Swin pads other sizes with"
                 " model.arguments={strict_img_size: false}.",
             ) from None
     backbone.train(was_training)

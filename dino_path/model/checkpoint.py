@@ -119,7 +119,7 @@ def checkpoint_in(record: object, path: Path) -> Checkpoint:
         CheckpointError: it is none of ours, of a later version, or lacks something.
     """
     if not isinstance(record, dict) or not is_ours(record):
-        raise _not_ours(path, "is a torch file, but no checkpoint of dino_path.")
+        raise _not_ours(path, "is a torch file, but not a checkpoint of dino_path.")
     version = record.get("version")
     if not isinstance(version, int) or version < 1:
         raise _not_ours(path, f"has checkpoint version {version!r}.")
@@ -135,7 +135,7 @@ def checkpoint_in(record: object, path: Path) -> Checkpoint:
         return Checkpoint(**fields)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, each['loc'][:3]))}: {each['msg']}" for each in error.errors()]
-        raise _not_ours(path, f"does not hold what a checkpoint must ({'; '.join(faults[:5])}).") from None
+        raise _not_ours(path, f"has invalid contents ({'; '.join(faults[:5])}).") from None
 
 
 def _lifted(record: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +169,6 @@ def _not_ours(path: Path, found: str) -> CheckpointError:
     return CheckpointError(
         str(path),
         found,
-        "A file that `dino-path pretrain` has written is needed; nothing else is unpickled.",
-        "Check the path; if the file is damaged, use the checkpoint before it.",
+        "A file written by `dino-path pretrain` is needed; other files are never unpickled.",
+        "Check the path; if the file is damaged, use the previous checkpoint.",
     )

@@ -136,7 +136,7 @@ class NetworkOutput(NamedTuple):
     @property
     def patches(self) -> Tensor:
         """(B', N, D): a view, which a network must not return (FSDP2)."""
-        assert self.tokens is not None, "no term has asked for patches"
+        assert self.tokens is not None, "no term needs patches"
         return self.tokens[:, self.num_prefix :]
 
 

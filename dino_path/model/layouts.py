@@ -53,13 +53,13 @@ def beside_the_backbone(weights: Mapping[str, Tensor], backbone: nn.Module) -> d
 
 def _reason(key: str, value: Tensor, backbone: nn.Module, has_towers: bool) -> str | None:
     if has_towers and (key == "visual.proj" or not key.startswith("visual.")):
-        return "it serves texts"
+        return "it belongs to the text model"
     if key == "mask_token":
-        return "what stands for hidden patches is no part of the backbone"
+        return "the mask token for hidden patches is not part of the backbone"
     if key.startswith("local_cls_norm."):
-        return "their training alone used it, for local views"
+        return "it is used only in their training, for local views"
     if key == "rope_embed.periods" and _has_periods(backbone, value):
-        return "it is computed, and comes out the same"
+        return "the model computes it, with the same values"
     if key.endswith("attn.qkv.bias_mask") and bool((value.reshape(3, -1)[[0, 2]] == 1).all()):
         return "it zeroes the bias of keys, which has no effect"
     if key.endswith("attn.qkv.bias") and not has_query_or_value_bias(value):

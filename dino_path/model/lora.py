@@ -53,7 +53,7 @@ def add_adapters(backbone: nn.Module, model: ModelConfig) -> None:
     num_layers = 0
     for parent in [module for block in blocks_of(backbone) for module in block.modules()]:
         if getattr(parent, "q_bias", None) is not None:
-            raise _no_adapters(model, "multiplies by the weights of its attention without calling the layer")
+            raise _no_adapters(model, "uses its attention weights without calling the layer")
         for name, layer in [*parent.named_children()]:
             if type(layer) is nn.Linear:
                 setattr(parent, name, LoraLinear(layer, model.lora_rank, model.lora_scale))
@@ -80,5 +80,5 @@ def _no_adapters(model: ModelConfig, found: str) -> ConfigError:
         f"model.lora_rank={model.lora_rank}",
         f"{model.backbone} {found}.",
         "Adapters are for backbones of blocks with attention and MLPs, such as a ViT.",
-        "Take a ViT, or leave model.lora_rank out.",
+        "Use a ViT, or leave model.lora_rank out.",
     )

@@ -77,9 +77,9 @@ def refuse_other_model(
     told = ", ".join(f"{key}: {value}" for key, value in their_arguments.items())
     raise CheckpointError(
         source,
-        f"its weights are of {of}, and {to_train} is to be trained.",
-        "The weights of a start are of the same architecture.",
-        f"Set model.backbone={architecture(theirs)}, with model.arguments={{{told}}}, or take weights of {to_train}.",
+        f"its weights belong to {of}, but {to_train} is to be trained.",
+        "The weights to start from must have the same architecture.",
+        f"Set model.backbone={architecture(theirs)}, with model.arguments={{{told}}}, or use weights of {to_train}.",
     )
 
 
@@ -117,8 +117,9 @@ def _timm_backbone(name: str, *, pretrained: bool) -> TimmBackbone:
         raise CheckpointError(
             f"timm:{name}",
             f"timm cannot provide these weights ({' '.join(str(error).split())[:300]}).",
-            "They must be in the Hugging Face cache (HF_HOME), or the Hub within reach.",
-            f"Where there is internet, run `timm.create_model('{name}', pretrained=True)` once and copy the cache; "
+            "They must be in the Hugging Face cache (HF_HOME), or the Hub must be reachable.",
+            f"On a machine with internet access, run `timm.create_model('{name}', pretrained=True)` once and copy"
+            f" the cache; "
             "or give a model folder.",
         ) from None
     if file:

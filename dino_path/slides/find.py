@@ -156,8 +156,8 @@ def unreadable_folders(unreadable: Sequence[Unreadable]) -> SlideError:
     return SlideError(
         "slides",
         f"{len(unreadable)} folder(s) or link(s) cannot be read: {name_some(unreadable)}.",
-        "All that is named must be readable, or slides would be missing without a word.",
-        "Ask for permission, mount the disk, take the link away, or name the folder under slides.exclude.",
+        "All given paths must be readable, or slides would be missing silently.",
+        "Ask for permission, mount the disk, remove the link, or name the folder under slides.exclude.",
     )
 
 
@@ -196,7 +196,7 @@ def _refuse_unreadable_masks(masks: Path) -> None:
         raise SlideError(str(masks), "no such folder.", "A folder of tissue masks is needed.", "Check slides.masks.")
     if not os.access(masks, os.R_OK | os.X_OK):
         raise SlideError(
-            str(masks), "may not be read (permission denied).", "A folder of masks is needed.", "Ask for permission."
+            str(masks), "cannot be read (permission denied).", "A folder of masks is needed.", "Ask for permission."
         )
 
 
@@ -217,7 +217,7 @@ def _refuse_shared_masks(rows: Sequence[SlideRow]) -> None:
             raise SlideError(
                 mask,
                 f"is the mask of two slides, {owners[mask].slide_id} and {row.slide_id}.",
-                "Every slide needs a mask of its own.",
+                "Every slide needs its own mask.",
                 "Name masks by slide id, or give them in a CSV (columns path,mask).",
             )
 
@@ -234,9 +234,9 @@ def _row_of_file(path: Path) -> SlideRow:
     if not is_slide_path(path):
         raise SlideError(
             str(path),
-            f"{path.suffix or 'a file without extension'} is no slide format.",
+            f"{path.suffix or 'a file without extension'} is not a slide format.",
             f"A file that ends in {', '.join(SLIDE_EXTENSIONS)}, a folder, or a .csv is needed.",
-            "Convert other formats to pyramidal TIFF; folders of images need no tiling.",
+            "Convert other formats to pyramidal TIFF; images in folders need no tiling.",
         )
     return SlideRow(path, "")
 
@@ -257,12 +257,12 @@ def _walk_slides(folder: Path) -> Found:
     if not files and not lost and not unreadable:
         raise SlideError(
             str(folder),
-            "this folder holds no slides" + (f" that are read (passed over: {passed_over})." if unread else "."),
+            "this folder holds no slides" + (f"  in a supported format (skipped: {passed_over})." if unread else "."),
             f"Files that end in {', '.join(SLIDE_EXTENSIONS)} are needed, here or in subfolders.",
             "Check the path; convert other formats to pyramidal TIFF.",
         )
     if unread:
-        logger.warning("%s: passed over, as formats that are not read: %s", folder, passed_over)
+        logger.warning("%s: skipped, unsupported formats: %s", folder, passed_over)
     return Found(tuple(sorted([*files, *lost])), unreadable)
 
 
@@ -295,7 +295,7 @@ def _one_per_series(rows: Iterable[SlideRow], series: DicomSeries) -> list[Slide
         else:
             found.setdefault(file, replace(row, path=file))
     if others:
-        logger.warning("passed over, as DICOM objects that are no slides: %s", name_some(others))
+        logger.warning("skipped, DICOM objects that are not slides: %s", name_some(others))
     return list(found.values())
 
 
@@ -346,16 +346,16 @@ def _refuse_contradiction(first: SlideRow, other: SlideRow, how: str) -> None:
                 str(other.path),
                 f"is {how} of {first.path}, with another {name} ({another} and {one}).",
                 "One slide belongs to one patient, one split, one centre and one scanner.",
-                "Take the wrong row out; or give each row a mask of its own, where the slide holds several tissues.",
+                "Remove the wrong row; or give each row its own mask, if the slide holds several tissues.",
             )
 
 
 def _no_slides(inputs: Sequence[Path]) -> SlideError:
     return SlideError(
         str(inputs[0]) if len(inputs) == 1 else f"{len(inputs)} inputs",
-        "nothing that is named is a slide.",
-        "DICOM files of whole slides are needed; segmentations, annotations, labels and overviews are none.",
-        "Name the slides themselves.",
+        "none of the given files is a slide.",
+        "DICOM files of whole slides are needed, not segmentations, annotations, labels or overviews.",
+        "Give the files of the slides.",
     )
 
 
@@ -367,7 +367,7 @@ def refuse_collisions(rows: Sequence[SlideRow]) -> None:
             raise SlideError(
                 str(row.path),
                 f"its slide id {row.slide_id!r} is also that of {other}.",
-                "Every slide needs an id of its own (dots and slashes count as _).",
+                "Every slide needs a unique id (dots and slashes count as _).",
                 "Rename one file, or give ids in a CSV (columns path,slide_id).",
             )
 

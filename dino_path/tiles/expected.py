@@ -45,8 +45,8 @@ def refuse_unfinished(store: Path) -> None:
         raise TileStoreError(
             str(store),
             f"tiling has not ended for {len(missing):,} slide(s): {', '.join(missing[:MOST_NAMED])}{others}.",
-            "Every slide that `dino-path tile` was called with must be done, empty or failed, so that none is missing"
-            " unseen.",
+            "Every slide that `dino-path tile` was called with must be done, empty or failed, so that none is"
+            " missing unnoticed.",
             "Call `dino-path tile` again with the same slides (finished ones are not repeated), or wait for its jobs."
             f" To go on without them, delete {folder.expected_file.name} in the store.",
         )

@@ -63,10 +63,10 @@ def open_places(
                 _remove_others(file, selection)
                 places = _mapped(file)
         if places is None:
-            raise OSError("it is not there after it was written")
+            raise OSError("it is missing after it was written")
         return places
     except OSError as error:
-        logger.warning("%s cannot be written (%s): this process holds %.1f GB of places in memory instead.",
+        logger.warning("%s cannot be written (%s): this process holds %.1f GB of tile positions in memory instead.",
                        file, error, num_tiles * PLACE.itemsize / 1e9)  # fmt: skip
         return _in_memory(folder, records, num_bytes)
 
@@ -118,7 +118,7 @@ def _rows(folder: StoreFolder, records: Sequence[SlideRecord], num_bytes: Sequen
         for name in PLACE.names or ():
             rows[name] = getattr(table, name)[table.kept]
         if int((rows["offset"] + rows["length"]).max()) > size:
-            raise damaged_slide(folder.tar_file(record.slide_id), f"{size} bytes, fewer than its table says")
+            raise damaged_slide(folder.tar_file(record.slide_id), f"{size} bytes, fewer than its table lists")
         yield rows
 
 

@@ -151,8 +151,8 @@ class StoreFolder:
         elif self.path.exists() and (not self.path.is_dir() or any(self._foreign_entries())):
             raise TileStoreError(
                 str(self.path),
-                "exists and is no tile store.",
-                "A tile store is a folder of its own.",
+                "exists and is not a tile store.",
+                "A tile store needs its own folder.",
                 "Name an empty or new folder with --out.",
             )
         else:
@@ -172,8 +172,8 @@ class StoreFolder:
         )
         raise TileStoreError(
             str(self.path),
-            f"was made with another tiling config ({different}).",
-            "One store holds tiles of one config.",
+            f"was made with other tiling settings ({different}).",
+            "A store holds tiles of one set of settings.",
             "Use another --out, or the settings in its store.json.",
         )
 
@@ -205,7 +205,7 @@ def slide_config(config: TilesConfig, overrides: dict[str, str], slide_id: str) 
             f"slides CSV, slide {slide_id}",
             f"tiles.{refused[0]} cannot be set for one slide.",
             f"One of {', '.join(f'tiles.{name}' for name in PER_SLIDE)} is needed.",
-            "Rename or remove the column; other settings hold for the whole store.",
+            "Rename or remove the column; other settings apply to the whole store.",
         )
     return section_with(config, given, f"slides CSV, slide {slide_id}") if given else config
 
@@ -220,6 +220,6 @@ def damaged_slide(file: Path, found: str) -> TileStoreError:
     return TileStoreError(
         str(file),
         f"is missing or damaged ({' '.join(found.split())}).",
-        "The files of a slide must be as `dino-path tile` wrote them.",
+        "The files of a slide must be unchanged since `dino-path tile` wrote them.",
         f"Delete slides/{file.stem}.json in the store and run `dino-path tile` again.",
     )

@@ -149,7 +149,7 @@ def _cannot_write(work: SlideWork, error: OSError) -> TileStoreError:
         str(work.folder.path),
         f"cannot be written ({error.strerror or error}).",
         f"Space and permission for the tiles of {work.row.slide_id} are needed.",
-        "Make room, then call again: finished slides stay as they are.",
+        "Free some space, then call again: finished slides are kept.",
     )
 
 
@@ -312,7 +312,7 @@ def _refuse_damaged(slide: Slide, reading: _Reading, num_candidates: int) -> Non
             str(slide.path),
             f"{len(reading.unreadable)} of its {num_candidates} tiles cannot be read: {reading.unreadable[0].found}",
             f"At most {MOST_UNREADABLE:.0%} unreadable tiles are passed over.",
-            "Fetch the file again; if it stays so, list the slide under slides.exclude.",
+            "Copy the file again; if that does not help, list the slide under slides.exclude.",
         )
 
 
@@ -320,11 +320,11 @@ def _why_no_candidates(slide: Slide, mask: TissueMask, num_grid: int, config: Ti
     if num_grid == 0:
         return "the slide is smaller than one tile"
     if "grey" in slide.flags and mask.threshold is not None:
-        return "the slide is grey, and tissue is found by its colour: give masks of another tool (slides.masks)"
+        return "the slide is grey, and tissue detection needs colour: give masks from another tool (slides.masks)"
     how = f"at a saturation above {mask.threshold:.3f}" if mask.threshold is not None else f"says {mask.source}"
     reason = f"no tile has enough tissue (tissue is {mask.tissue_percent:.2f} % of the scanned area, {how})"
     if mask.ink is not None and _has_much_ink(mask, config):
-        looks = f"{mask.ink.share:.0%} of what is not glass looks like {mask.ink.colour} pen"
+        looks = f"{mask.ink.share:.0%} of the area that is not glass looks like {mask.ink.colour} pen"
         reason += f"; {looks}: {IF_STAINED.format(colour=mask.ink.colour)}"
     return reason
 

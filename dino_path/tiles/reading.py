@@ -82,8 +82,8 @@ class TileReader:
             raise SlideError(
                 str(slide.path),
                 f"is not the file that was tiled ({reason}).",
-                "The slide must be as it was.",
-                "Fetch the file again, or tile it again.",
+                "The slide must be unchanged.",
+                "Restore the file, or tile it again.",
             ) from None
         native.most_decoded_bytes = RANDOM_ACCESS_BYTES
         return cls(slide, spec, native, shrink=shrink, copies_jpeg=False, reader=reader)

@@ -25,7 +25,7 @@ def slide_identity(path: Path, known: Identity | None = None) -> Identity:
             str(path),
             f"cannot be read ({error.strerror or error}: {error.filename or path}).",
             "The slide, and all files that belong to it, are needed.",
-            "Check that its disk is mounted, and who may read the files.",
+            "Check that its disk is mounted and that you may read the files.",
         ) from None
 
 
@@ -65,7 +65,7 @@ def _refuse_known_content(store: Path, row: SlideRow, candidates: Sequence[Slide
             raise TileStoreError(
                 row.recorded_path,
                 f"its content is that of {record.path}, which {store} has under the id {record.slide_id!r}.",
-                "Within a store a slide has one id, or its tiles would count twice.",
+                "A slide has one id within a store; otherwise its tiles would count twice.",
                 f"If it was renamed, give it this id in a CSV (columns path,slide_id); if it is a copy, add it to"
                 f" slides.exclude ({Path(row.recorded_path).name}).",
             )

@@ -128,9 +128,9 @@ def _refuse_split_of_images(path: Path, split: str | None) -> None:
     if split is not None:
         raise TileStoreError(
             str(path),
-            f"is a folder of images, and slides.split={split} was asked for.",
+            f"is a folder of images, and slides.split={split} is set.",
             "Only the slides of a tile store have splits.",
-            "Leave slides.split out, or name the subfolder.",
+            "Leave slides.split out, or give the subfolder.",
         )
 
 

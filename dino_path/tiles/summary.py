@@ -106,7 +106,7 @@ def _write_reason(cell: RgbImage, reason: str) -> None:
     lines = textwrap.wrap(reason.encode("ascii", "replace").decode(), CELL_WIDTH_PX // LETTER_PX)
     fitting = (CELL_HEIGHT_PX - CELL_TEXT_PX) // LINE_PX - 1
     if len(lines) > fitting:
-        lines = [*lines[: fitting - 1], "... all of it in slides.csv"]
+        lines = [*lines[: fitting - 1], "... the rest is in slides.csv"]
     for number, line in enumerate(lines, start=1):
         cv2.putText(cell, line, (4, LINE_PX * number), FONT, 0.38, STATUS_COLOURS["failed"], 1, cv2.LINE_AA)
 

@@ -148,8 +148,8 @@ def _refuse_second_ids(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
             raise TileStoreError(
                 str(folder.path),
                 f"has {record.path} under the id {record.slide_id!r}; now its id would be {paths[record.path]!r}.",
-                "Within a store a slide has one id, or its tiles would count twice.",
-                "Name the same inputs as before, or give ids in a CSV (columns path,slide_id).",
+                "A slide has one id within a store; otherwise its tiles would count twice.",
+                "Give the same inputs as before, or ids in a CSV (columns path,slide_id).",
             )
 
 
@@ -206,7 +206,9 @@ def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow)
             "Within a store an id stands for one slide.",
             "Give ids in a CSV (columns path,slide_id), or use another --out.",
         )
-    logger.warning("%s: the slide was replaced by another; its old tiles are deleted and made again", row.slide_id)
+    logger.warning(
+        "%s: the slide was replaced by another; its old tiles are deleted, and it is tiled again", row.slide_id
+    )
     folder.record_file(row.slide_id).unlink(missing_ok=True)
     folder.remove_outputs(row.slide_id)
     return None

@@ -33,7 +33,7 @@ def checkpoint_activations(backbone: nn.Module, name: str) -> None:
             "training.activation_checkpointing=true",
             f"timm's {name} has no activation checkpointing.",
             "A backbone with blocks, such as a ViT, ConvNeXt, Swin or ResNet, is needed.",
-            "Set it to false, and raise training.accumulate_steps where memory is short.",
+            "Set it to false, and raise training.accumulate_steps if memory is short.",
         ) from None
 
 
@@ -51,7 +51,7 @@ def recompute_elementwise(backbone: nn.Module, name: str) -> None:
             "training.activation_checkpointing=elementwise",
             f"timm's {name} has no MLPs of two layers with an activation function between them.",
             "A ViT, Swin or ConvNeXt is needed.",
-            "Set it to true, or to false, and raise training.accumulate_steps where memory is short.",
+            "Set it to true; or to false, and raise training.accumulate_steps if memory is short.",
         )
     for mlp in mlps:
         mlp.forward = partial(_forward_keeping_one_hidden, mlp)

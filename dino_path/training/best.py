@@ -82,9 +82,9 @@ class Comparison:
     def _void(self, record: BestRecord, run: RunFolder, start: int) -> str | None:
         """Why a record can be compared with no longer."""
         if record.measure != self._measure:
-            return f"by {NAMES[self._measure]}, and no longer by {NAMES[record.measure]}"
+            return f"by {NAMES[self._measure]}, no longer by {NAMES[record.measure]}"
         if record.measure == "knn_accuracy" and record.data != self._monitor.knn_data:
-            return f"monitor.knn_data is another ({record.data} -> {self._monitor.knn_data})"
+            return f"monitor.knn_data has changed ({record.data} -> {self._monitor.knn_data})"
         if record.step <= start and not run.checkpoint_file(record.step).is_file():
-            return f"{run.checkpoint_file(record.step)}, the best, is not there"
+            return f"{run.checkpoint_file(record.step)}, the best, is missing"
         return None

@@ -82,8 +82,8 @@ def save_checkpoint(
         raise CheckpointError(
             str(path),
             f"cannot be written ({_root_of(error)}).",
-            "Room on the disk, and in the quota, is needed; the checkpoints before it are good.",
-            "Make room (training.keep_checkpoints), then start the same command again.",
+            "Space on the disk and in the quota is needed; earlier checkpoints are intact.",
+            "Free some space (see training.keep_checkpoints), then start the same command again.",
         ) from error
     if best is not None:
         write_best(run, best)
@@ -147,7 +147,7 @@ def newest_readable(folder: Path, files: Sequence[Path]) -> tuple[Path, Checkpoi
     raise CheckpointError(
         str(folder),
         f"none of its {len(files)} checkpoints can be read.",
-        "One good checkpoint is needed to continue this run.",
+        "A readable checkpoint is needed to continue this run.",
         "Move the folder away and start again, or restore a checkpoint from a backup.",
     )
 
@@ -171,8 +171,9 @@ def _refuse_other_state(path: Path, difference: StateDifference) -> None:
         raise CheckpointError(
             str(path),
             f"{', '.join(found)}.",
-            "This run's objective keeps just its terms' state; the file was changed, or is of another version.",
-            "Remove this file, so that the checkpoint before it is used, or install the version that wrote it.",
+            "A checkpoint must hold exactly the state of the objective's terms; this file was changed, or is from"
+            " another version.",
+            "Remove this file, so that the previous checkpoint is used, or install the version that wrote it.",
         )
 
 
@@ -182,13 +183,13 @@ def warn_of_other_circumstances(
     """Say what no setting shows: another number of processes, or other contents under the tiles' names."""
     if checkpoint.world_size != learner.world.size:
         logger.warning(
-            "%s was written by %d process(es), this is a run of %d: the same tiles and views, but other"
-            " stochastic depth and rounding.",
+            "%s was written by %d process(es), this run has %d: the tiles and views are the same, but stochastic"
+            " depth and rounding differ.",
             path, checkpoint.world_size, learner.world.size,
         )  # fmt: skip
     then, now = checkpoint.contents_digest, contents_digest(tiles)
     if then and now and then != now and checkpoint.tiles_digest == tiles.digest:
         logger.warning(
-            "%s has the same tiles by name as when %s was written, and other contents: images or slides were"
-            " replaced. The run goes on with what lies there now.", config.store, path,
+            "%s has tiles of the same names as when %s was written, but other contents: images or slides were"
+            " replaced. The run continues with the new ones.", config.store, path,
         )  # fmt: skip

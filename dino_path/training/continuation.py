@@ -73,9 +73,9 @@ def start_from_other_run(learner: Learner, config: Config, tiles: TileSource) ->
         if key not in _OWN:
             logger.info("changed: %s (%s)", key, change)
     for name in difference.missing:
-        logger.info("%s begins at zero: that run kept none", name)
+        logger.info("%s starts at zero: that run had none", name)
     for name in difference.unused:
-        logger.info("%s of that run is left behind: the objective keeps none now", name)
+        logger.info("%s of that run is dropped: the objective no longer has one", name)
     logger.info("%s", _tiles_line(origin, position, config, tiles, learner))
     logger.info("%s", _schedules_line(origin, position, schedules))
     return position
@@ -146,8 +146,8 @@ def _take_moments(learner: Learner, origin: Origin) -> str:
     )
     if learner.optim.optimizer == origin.config.optim.optimizer and ours == theirs:
         load_whole_optimizer(learner.optimizer, origin.checkpoint.optimizer)
-        return "the optimizer goes on with its moments"
-    return "the optimizer's moments begin at zero, for it groups other parameters, or is another optimizer"
+        return "the optimizer keeps its moments"
+    return "the optimizer's moments start at zero, because it is another optimizer or groups parameters differently"
 
 
 def _refuse_other_networks(origin: Origin, config: Config, learner: Learner) -> None:
@@ -156,10 +156,10 @@ def _refuse_other_networks(origin: Origin, config: Config, learner: Learner) -> 
     if differing:
         raise CheckpointError(
             str(origin.path),
-            f"is of other networks: {'; '.join(differing)}.",
-            "training.continue_from takes over student, teacher, heads and centers whole.",
-            "Set these as that run had them. Or take its backbone alone: `dino-path export` it, and give the model"
-            " folder as model.weights.",
+            f"has other networks: {'; '.join(differing)}.",
+            "training.continue_from loads student, teacher, heads and centers completely.",
+            "Set these as in that run. Or use only its backbone: `dino-path export` it, and give the model folder as"
+            " model.weights.",
         )
 
 
@@ -168,8 +168,8 @@ def _refuse_two_starts(config: Config, origin: Origin) -> None:
     if config.model.weights is not None and "model.weights" in origin.changed:
         raise ConfigError(
             f"model.weights={config.model.weights}",
-            f"is another start than training.continue_from={config.training.continue_from}.",
-            "A run starts from one state, and the run that it continues brings its weights.",
+            f"contradicts training.continue_from={config.training.continue_from}.",
+            "A run starts from one state, and a continued run has its own weights.",
             "Leave one of the two out.",
         )
 
@@ -183,7 +183,7 @@ def _refuse_different_reads(origin: Origin, world: World) -> None:
             str(origin.path),
             "is not the newest checkpoint for all processes: a run is writing them.",
             "All processes must start from one state.",
-            "Name one checkpoint file in training.continue_from, or wait for that run's end.",
+            "Name one checkpoint file in training.continue_from, or wait until that run has ended.",
         )
 
 
@@ -192,9 +192,9 @@ def _refuse_too_short(origin: Origin, position: Position, schedules: Schedules) 
     if position.step >= num_steps:
         raise CheckpointError(
             str(origin.path),
-            f"stands at step {position.step}, and this run ends at step {num_steps}.",
-            "With training.schedules=extend the length is that of the whole, from the first step on.",
-            f"Give a longer one (training.num_steps above {position.step}), or set training.schedules=restart: the"
+            f"is at step {position.step}, but this run ends at step {num_steps}.",
+            "With training.schedules=extend, the length counts from the first step of the first run.",
+            f"Give a larger length (training.num_steps above {position.step}), or set training.schedules=restart: the"
             " length then counts from here.",
         )
 
@@ -204,14 +204,14 @@ def _tiles_line(origin: Origin, position: Position, config: Config, tiles: TileS
     assert config.training is not None
     changes = _new_order(origin, tiles, learner)
     if config.training.schedules == "extend" and not changes:
-        return f"tiles: the same, and their order goes on at step {position.step}"
+        return f"tiles: the same; their order continues at step {position.step}"
     why = f" ({'; '.join(changes)})" if changes else ""
-    line = f"tiles: order and epochs begin again at step {position.step}{why}"
+    line = f"tiles: order and epochs start again at step {position.step}{why}"
     if "training.seed" in origin.changed:
         return line
     return (
-        f"{line}; with training.seed={config.training.seed} as before, tiles come in views of that run's first epochs"
-        " again: another seed gives new ones"
+        f"{line}; with the same training.seed={config.training.seed}, the views of that run's first epochs repeat;"
+        f" another seed gives new views"
     )
 
 
@@ -223,6 +223,6 @@ def _schedules_line(origin: Origin, position: Position, schedules: Schedules) ->
     how = (
         f"schedules=extend: as in one run of {num_steps} steps, from its step {position.step} on"
         if position.starts[-1].schedules == "extend"
-        else f"schedules=restart: {num_steps} steps of their own, with warm-ups"
+        else f"schedules=restart: {num_steps} new steps, with warm-ups"
     )
     return f"{how}; last there -> first here: {values}"

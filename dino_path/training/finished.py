@@ -39,10 +39,10 @@ def finished_text(run: RunFolder, checkpoint: Path) -> str:
     """That nothing was done, and what can be."""
     path, best = shlex.quote(str(run.path)), read_best(run)
     return (
-        f"{run.path} is finished, and nothing was done: {checkpoint} is its last checkpoint.\n"
-        + (f"Its best checkpoint: {best}; --best takes it\n" if best and best.step < best.last_step else "")
-        + f"A model of it: dino-path export {path} --out {path}/model\n"
-        f"A longer run: the same command with training.continue_from={path}, another out= and training.num_steps"
+        f"{run.path} is already finished: {checkpoint} is its last checkpoint.\n"
+        + (f"Its best checkpoint: {best}; export it with --best\n" if best and best.step < best.last_step else "")
+        + f"To export a model: dino-path export {path} --out {path}/model\n"
+        f"For a longer run: the same command with training.continue_from={path}, another out= and training.num_steps"
     )
 
 
@@ -54,6 +54,6 @@ def unlearned_text(run: RunFolder, config: Config) -> str | None:
     if gap is None or abs(gap) > UNLEARNED_SHARE * guessing:  # Sinkhorn-Knopp's loss may be far above it, and fall
         return None
     return (
-        f"NOT LEARNED: after {records[-1].step + 1} steps DINO's loss is {guessing + gap:.3f}, and guessing gives"
-        f" ln {num_prototypes} = {guessing:.3f}. Train longer, or start another run with --apply-advice"
+        f"NOT LEARNED: after {records[-1].step + 1} steps DINO's loss is {guessing + gap:.3f}, the loss of guessing"
+        f" is ln {num_prototypes} = {guessing:.3f}. Train longer, or start another run with --apply-advice"
     )

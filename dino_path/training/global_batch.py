@@ -36,7 +36,8 @@ def keep_global_batch(config: Config, world_size: int) -> Config:
         count for count in range(1, tiles_each + 1) if tiles_each % count == 0 and tiles_each // count <= most
     )
     logger.warning(
-        "global batch of %d tiles, as before: %d process(es) now take %d in each of %d pass(es) a step, not %d in %d",
+        "global batch of %d tiles, as before: %d process(es) now take %d in each of %d pass(es) per step, not %d in"
+        " %d",
         global_batch_size, world_size, tiles_each // passes, passes, most, training.accumulate_steps,
     )  # fmt: skip
     divided = {"batch_size_per_gpu": tiles_each // passes, "accumulate_steps": passes}

@@ -118,8 +118,8 @@ def _patch_px(model: FrozenModel) -> int:
         raise ConfigError(
             f"objective.distill.teacher={model.name}",
             f"a {type(backbone).__name__} has no patch tokens.",
-            "objective.distill.patches compares patch tokens, and a ViT has them.",
-            "Set objective.distill.patches=0: [CLS], or a CNN's pooled features, are then all that is learned.",
+            "objective.distill.patches compares patch tokens, so a ViT is needed.",
+            "Set objective.distill.patches=0, to learn only [CLS] or a CNN's pooled features.",
         )
     return int(backbone.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
 
@@ -139,15 +139,15 @@ def _try(model: FrozenModel, edge_px: int, num_patches: int | None, config: Conf
     except (RuntimeError, AssertionError, ValueError) as error:
         found = f"it does not take views of {edge_px} px ({' '.join(str(error).split())[:200]})."
     if num_patches is None:
-        needed, remedy = "It must take images of the edge that it names itself.", "Export the model folder again."
+        needed, remedy = "It must accept images of its own input size.", "Export the model folder again."
     else:
         own_px = model.preprocessing.input_px
         needed = (
             f"The student ({config.model.backbone}) cuts views of {config.views.global_px} px into {num_patches}"
-            " patches, and each is compared with the guide's patch of the same place."
+            f" patches, and each is compared with the model's patch at the same place."
         )
         remedy = (
-            f"Choose views.global_px so that the student has as many patches as the guide has of its {own_px} px, or"
+            f"Choose views.global_px so that the student has as many patches as the model has at its {own_px} px, or"
             " set objective.distill.patches=0."
         )
     raise ConfigError(f"objective.distill.teacher={model.name}", found, needed, remedy)
@@ -158,7 +158,7 @@ def _refuse_other_mpp(model: FrozenModel, tiles: TileSource) -> None:
     own, tile_px = model.preprocessing, tiles.size_px if isinstance(tiles, TileStore) else None
     if own.mpp is None or tiles.mpp is None:
         logger.warning(
-            "%s: microns per pixel are not known of %s; it must have been trained on tissue at about the scale of"
+            "%s: the microns per pixel of %s are unknown; it must have been trained on tissue at about the scale of"
             " these tiles", model.name, "the model" if own.mpp is None else "the tiles",
         )  # fmt: skip
         return
@@ -169,7 +169,7 @@ def _refuse_other_mpp(model: FrozenModel, tiles: TileSource) -> None:
     raise TileStoreError(
         f"objective.distill.teacher={model.name}",
         f"it was trained on {own.text()}, and the tiles are at {tiles.mpp:.4g} um/px.",
-        "A model to learn from must know tissue at the scale that it is shown, within 10 %.",
+        "The scale of the tiles must agree within 10 % with the model's training.",
         f"Tile the slides again with tiles.mpp={own.mpp:g}, or take another model.",
     )
 

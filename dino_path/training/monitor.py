@@ -55,6 +55,6 @@ def find_feature_collapse(spread: float) -> Collapse | None:
     if spread < 0.02:
         return Collapse(
             "constant features",
-            "lower optim.base_lr, warm up longer, or use fewer prototypes; check that the tiles are not all alike",
+            "lower optim.base_lr, warm up longer, or use fewer prototypes; check that the tiles are not all similar",
         )
     return None

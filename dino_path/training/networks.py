@@ -90,8 +90,8 @@ def check_needs(backbone: nn.Module, name: str, needs: Needs) -> None:
         raise ConfigError(
             f"model.backbone={name}",
             f"a {type(backbone).__name__} has no patch tokens.",
-            f"{what} needs them, and a ViT has them.",
-            "Take a ViT, or set objective.ibot.weight=0: DINO trains any backbone.",
+            f"{what} needs patch tokens, so a ViT is required.",
+            "Use a ViT, or set objective.ibot.weight=0: DINO trains any backbone.",
         )
 
 

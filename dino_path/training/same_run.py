@@ -54,7 +54,7 @@ def settings_of(path: Path, checkpoint: Checkpoint) -> Config:
         raise CheckpointError(
             str(path),
             f"was made by another version of dino_path ({' '.join(str(error).split())[:200]}).",
-            "A run ends with the version that it began with.",
+            "A run must end with the version with which it started.",
             "Install that version (environment.json names it), or use another `out`.",
         ) from None
 
@@ -76,7 +76,7 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
     changed = changed_settings(before, config)
     differing = [f"{key} ({change})" for key, change in changed.items()]
     if checkpoint.tiles_digest != tiles.digest:
-        differing.append(f"the tiles ({checkpoint.num_tiles} -> {len(tiles)}, or others of the same number)")
+        differing.append(f"the tiles ({checkpoint.num_tiles} -> {len(tiles)}, or other tiles of the same number)")
     if checkpoint.global_batch_size != learner.global_batch_size:
         differing.append(f"global batch size ({checkpoint.global_batch_size} -> {learner.global_batch_size})")
     differing += other_guide(checkpoint, learner)
@@ -86,13 +86,13 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
     if not changed.keys() & {"training.continue_from", "training.schedules"} and not network_settings(before, config):
         assert config.out is not None
         is_longer = changed.keys() <= _LENGTHS and len(differing) == len(changed)
-        what = "train on to the new length" if is_longer else "train on from its weights, heads and moments"
+        what = "continue to the new length" if is_longer else "continue from its weights, heads and moments"
         words = shlex.join([f"out={_unused_beside(config.out)}", f"training.continue_from={config.out}"])
-        remedy += f" To {what}, give the same command with these at its end: {words}"
+        remedy += f" To {what}, append these to the same command: {words}"
     raise CheckpointError(
         str(path),
         f"was made with other settings: {'; '.join(differing)}.",
-        "A run folder holds one run, so that its numbers mean one thing.",
+        "A run folder holds one run, so that its numbers are comparable.",
         remedy,
     )
 

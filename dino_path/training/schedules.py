@@ -88,12 +88,12 @@ class Schedules:
             f"teacher temperature {self.teacher_temp.warmup_from:g} -> {self.teacher_temp.peak:g}"
             f" in {self.teacher_temp.warmup_steps} steps",
             *(
-                [f"backbone frozen for {self.backbone_freeze_steps} steps: until then the heads alone learn"]
+                [f"backbone frozen for {self.backbone_freeze_steps} steps: until then only the heads are trained"]
                 if self.backbone_freeze_steps > 0
                 else []
             ),
             *(
-                [f"KDE's weight 0 -> whole between steps {' and '.join(map(str, self.kde_ramp))}"]
+                [f"KDE's weight 0 -> full between steps {' and '.join(map(str, self.kde_ramp))}"]
                 if self.kde_ramp is not None and self.kde_ramp[1] > 0
                 else []
             ),

@@ -36,9 +36,9 @@ def shard(network: DinoNetwork, world: World, name: str) -> None:
     if world.size == 1 or not blocks:
         raise ConfigError(
             "training.sharding=fsdp2",
-            "this is one process." if world.size == 1 else f"timm's {name} has no blocks to share one by one.",
+            "this is one process." if world.size == 1 else f"timm's {name} has no blocks to shard.",
             "At least two processes, and a backbone of blocks, such as a ViT, ConvNeXt or Swin, are needed.",
-            "Start it with `torchrun` or `srun`, or set training.sharding=null; a checkpoint goes on either way.",
+            "Start it with `torchrun` or `srun`, or set training.sharding=null; checkpoints work either way.",
         )
     mesh = init_device_mesh(world.device.type, (world.size,))
     # `reshard_after_forward`: the outermost group would stay gathered, and then `parameters()` gives whole tensors.

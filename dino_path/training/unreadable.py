@@ -46,16 +46,16 @@ class UnreadableTiles:
             if tile in self.found:
                 continue
             self.found.add(tile)
-            logger.error("step %d: another tile takes the place of %s: %s", step, error.thing, error.found)
+            logger.error("step %d: another tile replaces %s: %s", step, error.thing, error.found)
             note_unreadable(self._run.unreadable_file, self._name(tile), error.found, step=step)
             num_tiles = len(self._source)
             if len(self.found) > most_unreadable(num_tiles):
                 raise TileStoreError(
                     error.thing,
                     f"number {len(self.found)} of {num_tiles} tiles that cannot be read: {error.found}",
-                    f"At most {most_unreadable(num_tiles)} unreadable tiles (1 %) are passed over;"
+                    f"At most {most_unreadable(num_tiles)} unreadable tiles (1 %) are skipped;"
                     f" {self._run.unreadable_file} names them.",
-                    "Fetch or tile them again, then start the same command: it goes on from the last checkpoint.",
+                    "Restore or tile them again, then start the same command: it continues from the last checkpoint.",
                 )
 
     def _name(self, tile: int) -> str:

@@ -168,7 +168,7 @@ class Watch:
             raise CollapseDetected(
                 f"step {step}",
                 f"the teacher has collapsed ({collapse.mode}).",
-                "Its output must tell tiles apart for training to go on.",
+                "Training is useless if its output does not distinguish tiles.",
                 f"Try this: {collapse.remedy}. Or set monitor.on_collapse=warn.",
             )
         if collapse.mode != self.known_collapse:  # once, not at every interval

@@ -101,8 +101,8 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         if source.mpp is None and self._sizes_um():
             raise ConfigError(
                 f"views.{', '.join(self._sizes_um())}",
-                "gives sizes in microns, and the tiles' microns per pixel are not known.",
-                "A tile store knows them; a folder of images does not.",
+                "gives sizes in microns, but the tiles' microns per pixel are unknown.",
+                "A tile store has them; a folder of images does not.",
                 "Tile the slides with `dino-path tile`, or use views.global_scale and views.local_scale.",
             )
 
@@ -183,7 +183,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
             if mpp is not None and size_um[1] > min(width, height) * mpp:
                 raise TileStoreError(
                     self.source.name(tile),
-                    f"is {width * mpp:g} x {height * mpp:g} um, and views.{name} goes to {size_um[1]:g} um.",
+                    f"is {width * mpp:g} x {height * mpp:g} um, but views.{name} goes up to {size_um[1]:g} um.",
                     "A view is cut from one tile.",
                     f"Lower views.{name}, or tile with a larger tiles.size_px.",
                 )

@@ -42,9 +42,9 @@ def tile_order(source: TileSource, *, balance: Literal["slide", "patient"] | Non
     if not isinstance(source, TileStore):
         raise ConfigError(
             f"training.balance={balance}",
-            "the tiles are image files, or some tiles of a store; it is not known which slides they are from.",
-            "A whole tile store is needed.",
-            "Leave training.balance out, or give a store that `dino-path tile` made.",
+            "the tiles are image files, or part of a store; their slides are unknown.",
+            "A complete tile store is needed.",
+            "Leave training.balance out, or give a store made by `dino-path tile`.",
         )
     names = [slide.slide_id if balance == "slide" else slide.patient_id for slide in source.slides]
     if None in names:

@@ -69,8 +69,8 @@ def write_sheet(
     at = f" at {source.mpp:g} um/px" if source.mpp else ""
     blocks = [
         _text(f"Views of {num_tiles} of {len(source):,} tiles{at}", TITLE_PX),
-        _text(f"The first tiles that a training with seed {seed} sees, and the very views that it makes of them."
-              " The frames on a tile show what each view was cut from; views are at true size to each other.",
+        _text(f"The first tiles that training with seed {seed} sees, and exactly the views that it makes. Frames on"
+        f" a tile show where each view was cut; all views are at the same scale.",
               TEXT_PX, PALE),
     ]  # fmt: skip
     if patch_px is not None:
@@ -200,7 +200,7 @@ def _summary(config: ViewsConfig) -> str:
     return (
         f"2 x {config.global_px} px of {_extent(config.global_scale, config.global_um)},"
         f" {config.num_local} x {config.local_px} px of {_extent(config.local_scale, config.local_um)};"
-        f" {'all turns and flips' if config.dihedral else 'left-right flips'};"
+        f" {'all rotations and flips' if config.dihedral else 'left-right flips'};"
         f" probabilities: stain {config.stain_prob:g}, colour {config.colour_prob:g}, grey {config.grey_prob:g},"
         f" blur {blur}, solarisation {config.solarize_prob:g}"
     )

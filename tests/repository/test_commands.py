@@ -101,7 +101,7 @@ TILES = ("tiles.mpp=0.5", "tiles.size_px=64", "tiles.mask_mpp=4", "tiles.min_are
     ("words", "parts"),
     [
         (["nowhere.svs", "tiles.mpp=0.5"], ["nowhere.svs: no such file or folder"]),
-        (["notes.txt", "tiles.mpp=0.5"], ["notes.txt: .txt is no slide format"]),
+        (["notes.txt", "tiles.mpp=0.5"], ["notes.txt: .txt is not a slide format"]),
         (["empty", "tiles.mpp=0.5"], ["empty: this folder holds no slides"]),
         (["list.csv", "tiles.mpp=0.5"], ["list.csv"]),
         (["good.tif"], ["missing key 'tiles.mpp'", "no default: it is your choice"]),
@@ -204,7 +204,7 @@ def test_tile_says_of_a_slide_without_tissue_that_it_is_empty(run: Run, tmp_path
         (["tiles", "views.num_locals=3"], ["unknown key 'views.num_locals'. Did you mean 'num_local'?"]),
         (["tiles", "--out", "sheet.jpg"], ["--out sheet.jpg: is not a PNG file"]),
         (["tiles", "slides.split=train"], ["Only the slides of a tile store have splits"]),
-        (["tiles", "training.num_steps=1", "training.balance=slide"], ["not known which slides they are from"]),
+        (["tiles", "training.num_steps=1", "training.balance=slide"], ["their slides are unknown"]),
         (["tiles", "objective.ibot.weight=1", "model.backbone=resnet18"], ["it has no patch tokens"]),
     ],
 )
@@ -288,7 +288,7 @@ def test_pretrain_refuses_cuda_where_there_is_none(run: Run, tiles_folder: Path)
         ("nowhere", ["no such file or folder"]),
         ("empty", ["holds no checkpoints"]),
         ("text.pt", ["cannot be read as a checkpoint"]),
-        ("foreign.pt", ["no checkpoint of dino_path"]),
+        ("foreign.pt", ["not a checkpoint of dino_path"]),
     ],
 )
 def test_export_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -> None:
@@ -305,7 +305,7 @@ def test_export_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -
         ("nowhere.pth", ["cannot be read"]),
         ("text.pth", ["cannot be read"]),
         ("ours.pth", ["holds neither a teacher nor a bare backbone", "'dino-path export'"]),
-        ("other.pth", ["its architecture cannot be told", "--arch NAME"]),
+        ("other.pth", ["its architecture is not recognised", "--arch NAME"]),
     ],
 )
 def test_import_checkpoint_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -> None:

@@ -205,7 +205,7 @@ def test_a_run_is_told_to_programs_and_ends_with_what_to_do(run: Callable, tmp_p
 
     code, out, err = run(*words, "training.momentum=0.996", "--apply-advice")
     assert code == 0
-    assert "run is finished, and nothing was done: run/checkpoints/step_00000002.pt" in out
+    assert "run is already finished: run/checkpoints/step_00000002.pt" in out
     assert "dino-path export run --out run/model" in out
     assert "loading" not in err
 

@@ -58,7 +58,7 @@ def find_annotation(
             slide_path.name,
             f"{len(found)} {setting.rpartition('.')[2]} could be meant: {', '.join(sorted(map(str, found.values())))}.",
             "Each slide may have one file.",
-            f"Set {setting} to the folder that holds the right ones alone.",
+            f"Set {setting} to a folder with only the right files.",
         )
     return next(iter(found.values()), None)
 

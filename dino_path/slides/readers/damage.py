@@ -47,6 +47,6 @@ def damaged(path: Path, found: str) -> SlideError:
     return SlideError(
         str(path),
         f"cannot be read ({found}).",
-        "A whole and undamaged file is needed.",
-        "Fetch the file again; if it stays so, list the slide under slides.exclude.",
+        "A complete and undamaged file is needed.",
+        "Copy the file again; if that does not help, list the slide under slides.exclude.",
     )

@@ -110,8 +110,8 @@ def refuse_dicom_without_colour(path: Path) -> None:
         raise SlideError(
             str(path),
             f"is a DICOM object of another kind ({header.kind}).",
-            "A VL Whole Slide Microscopy Image is needed; segmentations and annotations lie beside their slide.",
-            "Name the slide's own files.",
+            "A VL Whole Slide Microscopy Image is needed; not a segmentation or annotation.",
+            "Give the slide's own files.",
         )
     if (header.bits, header.samples) != (8, 3):
         raise SlideError(

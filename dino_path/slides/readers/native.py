@@ -123,11 +123,11 @@ class NativeReader:
         row, over_y = divmod(corner[1], level.tile_height)
         is_inside = (column + 1) * level.tile_width <= level.width and (row + 1) * level.tile_height <= level.height
         if over_x or over_y or not is_inside:
-            raise NotNative("no whole native tile starts there")
+            raise NotNative("no complete native tile starts there")
         try:
             jpeg = without_metadata(self._jpeg(column, row))
             if frame_size(jpeg) != (level.tile_width, level.tile_height, 3):
-                raise NotNative("the native tile has another size than the TIFF says")
+                raise NotNative("the size of the native tile differs from the TIFF header")
         except BadJpeg as error:
             raise NotNative(str(error)) from None
         return jpeg
@@ -164,7 +164,7 @@ class NativeReader:
             return kept
         tile = decode_tile(self._jpeg(column, row), shrink)
         if tile.shape[:2] != (self.level.tile_height // shrink, self.level.tile_width // shrink):
-            raise NotNative("a native tile has another size than the TIFF says")
+            raise NotNative("the size of a native tile differs from the TIFF header")
         self._decoded[key] = tile
         self._decoded_bytes += tile.nbytes
         while self._decoded_bytes > self.most_decoded_bytes and len(self._decoded) > 1:
@@ -247,7 +247,7 @@ def _native_level(page: Any) -> NativeLevel:
         page.photometric == TIFF_RGB,
     )  # fmt: skip
     if len(offsets) != level.columns * level.rows or len(lengths) != len(offsets):
-        raise NotNative("its TIFF directory lists another number of tiles than the level has")
+        raise NotNative("its TIFF directory lists a different number of tiles than the level has")
     return level
 
 

@@ -88,7 +88,7 @@ def _absence_refused(path: Path) -> Iterator[None]:
         raise SlideError(
             str(path),
             f"cannot be opened ({error.strerror or error}).",
-            "A file that may be read is needed.",
+            "A readable file is needed.",
             "Check its permissions, and that its disk is mounted.",
         ) from None
 

@@ -30,7 +30,7 @@ class HeadTerm(Term):
 
     def projections(self, outputs: Outputs) -> tuple[Projection, Projection]:
         """The student's and the teacher's."""
-        assert outputs.teacher is not None, "head terms ask for the teacher's pass"
+        assert outputs.teacher is not None, "head terms need the teacher's pass"
         return self.projection(outputs.student), self.projection(outputs.teacher)
 
     def prepare(self, teachers: Sequence[NetworkOutput], settings: StepSettings) -> None:

@@ -34,8 +34,8 @@ class SpreadTerm(Term):
             raise ConfigError(
                 f"objective.{self.name}.weight={weight:g}",
                 f"training.batch_size_per_gpu is {training.batch_size_per_gpu}.",
-                "This term compares the tiles of one process and forward pass: it needs two or more.",
-                f"Raise training.batch_size_per_gpu (or take fewer processes), or set objective.{self.name}.weight=0.",
+                "This term compares the tiles of one process and forward pass: it needs at least two.",
+                f"Raise training.batch_size_per_gpu (or use fewer processes), or set objective.{self.name}.weight=0.",
             )
 
     @abstractmethod

@@ -221,7 +221,7 @@ def test_an_empty_class_and_a_single_class_are_refused(class_folders):
 @pytest.mark.parametrize(
     ("header", "change", "wanted"),
     [
-        (["file", "label"], lambda row: row[:2], r"`file` is not read; did you mean `path`"),
+        (["file", "label"], lambda row: row[:2], r"`file` is unknown; did you mean `path`"),
         (["a", "label"], lambda row: row[:2], "no column 'path'; it has 'a', 'label'"),
         (["path", "label"], lambda row: (row[0], "NA"), "none of its 36 rows has a label"),
         (
@@ -234,7 +234,7 @@ def test_an_empty_class_and_a_single_class_are_refused(class_folders):
             lambda row: (*row[:2], "" if row[1] == "sea" else "train"),
             r"'split' is empty \(or NA\) in 12 of 36",
         ),
-        (["path", "label", "pateint_id"], lambda row: row, "`pateint_id` is not read; did you mean `patient_id`"),
+        (["path", "label", "pateint_id"], lambda row: row, "`pateint_id` is unknown; did you mean `patient_id`"),
         (["path", "label"], lambda row: ("gone/" + row[0], row[1]), "36 of 36 images are missing, first .*gone"),
         (["path", "label"], lambda row: ("data/sea/00.png", row[1]), "1 images have several rows: .*sea/00.png"),
         (["path", "label", "split"], lambda row: (*row[:2], "holdout"), "unknown split 'holdout'"),
@@ -334,7 +334,7 @@ def test_patients_that_are_missing_in_every_row_are_not_known_and_no_patient(tmp
     header = ["path", "label", "patient_id", "slide_id"]
     labelled = load_labelled(write_csv(tmp_path / "m.csv", header, some), CONFIG)
     assert labelled.group_kind == "slide"
-    assert "column `patient_id` is empty in every row: not known" in labelled.notes
+    assert "column `patient_id` is empty in every row: treated as unknown" in labelled.notes
 
 
 def test_blank_rows_aliases_and_strange_columns_of_a_manifest(tmp_path, rows):
@@ -342,7 +342,7 @@ def test_blank_rows_aliases_and_strange_columns_of_a_manifest(tmp_path, rows):
     labelled = load_labelled(write_csv(tmp_path / "m.csv", ["path", "label", "patient", "site"], some), CONFIG)
     assert labelled.group_kind == "patient"
     assert len(labelled.source) == 36
-    assert labelled.notes[:2] == ("column `patient` is read as `patient_id`", "columns that are not read: `site`")
+    assert labelled.notes[:2] == ("column `patient` is read as `patient_id`", "columns that are not used: `site`")
 
 
 def test_centres_and_scanners_of_a_manifest_are_known_and_come_back_from_the_split(tmp_path, rows):

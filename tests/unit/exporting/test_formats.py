@@ -131,7 +131,7 @@ def test_a_model_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
     del config["dino_path"]  # as downloaded from the Hub
     (folder / "config.json").write_text(json.dumps(config))
     before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(DataError, match="that `dino-path export` has not written"):
+    with pytest.raises(DataError, match="that was not written by `dino-path export`"):
         export_model(source(seed=1), folder)
     assert (folder / "model.safetensors").read_bytes() == before
 
@@ -200,5 +200,5 @@ def test_a_hub_that_cannot_be_reached_is_a_refusal(tmp_path: Path, monkeypatch: 
         raise hub.HTTP_ERROR("no route to the Hub")
 
     monkeypatch.setattr(HfApi, "create_repo", unreachable)
-    with pytest.raises(LaunchError, match=r"the Hub did not take it \(no route to the Hub\)"):
+    with pytest.raises(LaunchError, match=r"the Hub did not accept it \(no route to the Hub\)"):
         hub.push_to_hub(tmp_path, "lab/vit")

@@ -343,7 +343,7 @@ def test_stain_normalisation_stands_in_config_and_card_and_the_export_says_who_m
     state = replace(source(), preprocessing=replace(PREPROCESSING, stain_normalisation="macenko"))
     result = export_model(state, tmp_path / "model")
     assert read_model_folder(tmp_path / "model").preprocessing == state.preprocessing
-    assert any("none of them holds the macenko stain normalisation" in note for note in result.notes)
+    assert any("none of them contains the macenko stain normalisation" in note for note in result.notes)
     assert "it expects tiles of 80 px at 0.5 um/px, resized to 40 px" in result.text()
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| stain normalisation | macenko, of each whole tile, before it is resized |" in card

@@ -325,7 +325,7 @@ def test_what_cannot_be_read_is_said_on_the_page(run: Path, tmp_path: Path) -> N
     page = report(run, out=tmp_path)
     for text in (
         "figures/broken.png cannot be read", "config.yaml cannot", "environment.json cannot be used: it is damaged",
-        "eval/results.json: is damaged", "metrics.jsonl cannot be read whole: line 1 is no JSON",
+        "eval/results.json: is damaged", "metrics.jsonl cannot be read whole: line 1 is not JSON",
     ):  # fmt: skip
         assert text in page.text
     assert len(page.curves()) == 14, "the other lines are drawn"
@@ -372,7 +372,7 @@ def test_a_model_folder_is_described_with_its_resolution(run: Path, tmp_path: Pa
     (model / "model.safetensors").write_bytes(bytes(2_000_000))
     page = report(run, out=tmp_path, models=[model])
     assert "weights 2.0 MB" in page.text
-    assert "It expects tiles at 0.5 µm/px, resized to 224 px (from what edge is not recorded" in page.text
+    assert "It expects tiles at 0.5 µm/px, resized to 224 px (the original edge is not recorded" in page.text
     (model / "config.json").write_text(json.dumps({**config, "tile_px": 448}))
     page = report(run, out=tmp_path, models=[model])
     assert "It expects tiles of 448 px at 0.5 µm/px, resized to 224 px: the network sees 1 µm/px" in page.text

@@ -101,7 +101,7 @@ def remove(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(cut_short, "cannot be read"), (empty, "is empty"), (call_a_png_slide, "does not know"), (remove, "no such")],
+    [(cut_short, "cannot be read"), (empty, "is empty"), (call_a_png_slide, "does not recognise"), (remove, "no such")],
 )
 def test_a_bad_file_is_a_failed_slide_with_its_reason_and_costs_no_other(
     slide: Path, tmp_path: Path, damage: Callable[[Path], None], reason: str

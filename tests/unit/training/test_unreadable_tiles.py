@@ -72,7 +72,7 @@ def test_the_run_goes_on_after_each_remedy(
     again = state_in(pretrain(tiny_config(folder, run.path, *settings), ALONE))
     assert bool(differences(passed_over, again)) == (remedy == "fetched again")
     assert f"({BAD})" in caplog.text
-    assert "size than then" in caplog.text if remedy == "fetched again" else "take their places" in caplog.text
+    assert "changed in size" in caplog.text if remedy == "fetched again" else "other images replace them" in caplog.text
 
 
 @pytest.mark.parametrize("change", ["a new one", "two others changed", "two others gone"])
