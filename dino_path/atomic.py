@@ -42,8 +42,17 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             stream.flush()
             os.fsync(stream.fileno())
             temporary.replace(path)  # still locked
+    except OSError as error:
+        _name_in(error, path, temporary)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _name_in(error: OSError, path: Path, temporary: Path) -> None:
+    """Give the error the name of what was to be written: a full disk names none, and nobody knows the temporary one."""
+    if error.errno is not None and (error.filename is None or error.filename == str(temporary)):
+        error.filename, error.filename2 = str(path), None
 
 
 @contextmanager
@@ -58,7 +67,7 @@ def whole_folder(path: Path, *, replaced: Collection[str]) -> Iterator[Path]:
         replaced: names in the older folder that go with it. Everything else in it is taken over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.replaced")
+    aside = path.with_name(f"{_cut(path.name)}.replaced")
     if aside.exists() and not path.exists():
         aside.rename(path)
     building = _temporary_path(path)
@@ -119,8 +128,11 @@ def _temporary_path(path: Path) -> Path:
     if path.parent not in _swept:
         _swept.add(path.parent)
         remove_abandoned(path.parent)
-    name = os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME_BYTES])
-    return path.with_name(f".{name}.{os.getpid()}-{_host()}{secrets.token_hex(3)}.tmp")
+    return path.with_name(f".{_cut(path.name)}.{os.getpid()}-{_host()}{secrets.token_hex(3)}.tmp")
+
+
+def _cut(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:LONGEST_NAME_BYTES])
 
 
 def is_abandoned(temporary: Path) -> bool:

@@ -161,6 +161,8 @@ def _features(path: Path) -> Iterator[Verified]:
         yield _h5(files)
     if arrays := sorted(file for folder in path.rglob("features") for file in folder.glob("*.npy")):
         yield _sealed("features of evaluations", arrays)
+    if kept := [*path.rglob("segmentation/*.npz"), *path.rglob("primary.npz")]:
+        yield _sealed("kept answers of evaluations", kept)
     from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS
     from dino_path.records.format import Format
     from dino_path.records.retrieval import RETRIEVAL
@@ -199,12 +201,27 @@ def _h5(files: list[Path]) -> Verified:
 
 
 def _sealed(what: str, files: Iterable[Path]) -> Verified:
+    from zipfile import BadZipFile, ZipFile
+
+    import numpy as np
+
     from dino_path.checksum import has_checksum, is_intact
 
+    damaged, unchecked = [], 0
     found = sorted(files)
-    sealed = [file for file in found if has_checksum(file)]
-    damaged = tuple(f"{file}: its checksum is wrong" for file in sealed if not is_intact(file))
-    return Verified(what, len(found), damaged, len(found) - len(sealed))
+    for file in found:
+        if has_checksum(file):
+            damaged += [] if is_intact(file) else [f"{file}: its checksum is wrong"]
+            continue
+        try:
+            if file.suffix == ".npz":
+                ZipFile(file).close()
+            else:
+                np.load(file, mmap_mode="r", allow_pickle=False)
+            unchecked += 1
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            damaged.append(f"{file}: {' '.join(str(error).split())}")
+    return Verified(what, len(found), tuple(damaged), unchecked)
 
 
 def _each(what: str, files: Iterable[Path], read: Callable[[Path], object]) -> Verified:

@@ -144,9 +144,10 @@ def _kind_of(entry: os.DirEntry[str]) -> str:
 
 def _why(path: Path, error: OSError) -> str:
     reason = (error.strerror or "permission denied").lower()
-    if not path.is_symlink():
+    try:
+        target = path.readlink()
+    except OSError:  # no link, or one that we may not look at
         return reason
-    target = path.readlink()
     return (
         f"a link to {target}, which is not there"
         if isinstance(error, FileNotFoundError)

@@ -1,4 +1,4 @@
-"""The command line: one thin function per command. Heavy imports are inside the functions, so that `--help` is fast."""
+"""The command line: one thin function per command. Heavy imports live inside, so that `--help` answers at once."""
 
 # The order of `dino-path --help`.
 from dino_path.cli import (  # isort: skip
@@ -17,6 +17,7 @@ from dino_path.cli import (  # isort: skip
     evaluate_suite,
     report,
     verify,
+    pseudonyms,
     cluster,
 )
 from dino_path.cli import program
@@ -39,6 +40,7 @@ __all__ = [
     "main",
     "pretraining",
     "program",
+    "pseudonyms",
     "report",
     "start",
     "verify",

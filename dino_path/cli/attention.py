@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
+from dino_path.api.inputs import check_images, check_models
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_images, check_models
-from dino_path.cli.program import AsJson, Device, Quiet, announce, app, check_output_folder, loading, log_to
+from dino_path.cli.program import AsJson, Device, Quiet, announce, app, loading, log_to
 from dino_path.cli.terminal import say, say_json
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 
 
@@ -67,7 +68,7 @@ def attention(
         raise ConfigError(
             "--region", f"{len(images)} files are given.", "Regions are of one slide.", "Name one slide at a time."
         )
-    check_output_folder(out)
+    refuse_unwritable(out)
     check_models([model])
     check_images(images)
     loading()

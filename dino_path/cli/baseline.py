@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dino_path.api.inputs import parse_fractions
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import parse_fractions
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,
@@ -20,13 +20,13 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     overrides_only,
     resolve_config,
 )
 from dino_path.cli.terminal import say, say_json
+from dino_path.disk import refuse_unwritable
 
 if TYPE_CHECKING:
     from dino_path.config import Config
@@ -58,7 +58,7 @@ def baseline(
     from dino_path.lock import only_writer
 
     log_to(None, is_quiet=quiet)
-    check_output_folder(out)
+    refuse_unwritable(out)
     resolved = resolve_config(config, overrides_only(settings))
     share = parse_fractions(str(fraction))[0]
     with only_writer(out):

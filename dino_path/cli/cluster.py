@@ -101,7 +101,7 @@ def submit(
 
 
 def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None, *, dry_run: bool) -> None:
-    from dino_path.cli.inputs import check_continued_run, check_labelled, check_slides, check_store
+    from dino_path.api.inputs import check_continued_run, check_labelled, check_slides, check_store
     from dino_path.cluster.pipeline import pipeline_stages, submit_pipeline
     from dino_path.settings import load_config
     from dino_path.tiles.layout import StoreFolder

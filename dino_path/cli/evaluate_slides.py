@@ -18,13 +18,13 @@ from dino_path.cli.program import (
     Device,
     Quiet,
     announce,
-    check_output_folder,
     loading,
     log_to,
     resolve_config,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError, DataError
 from dino_path.launch import is_first
 
@@ -74,7 +74,7 @@ def evaluate_slides_command(
     log_to(None, is_quiet=quiet)
     folders, overrides = split_arguments(features)
     cohort_config = resolve_config(config, overrides).cohort
-    check_output_folder(out)
+    refuse_unwritable(out)
     from dino_path.features.bags import find_bags
 
     found = [find_bags(Path(folder)) for folder in folders]
@@ -128,7 +128,9 @@ def _check_maps(cohort: Cohort, config: CohortConfig, mapped: Sequence[str], sli
     from dino_path.features.layouts import TridentLayout
     from dino_path.slides.find import find_slides
 
-    files = {TridentLayout.name_for_reader(str(row.path)): row.path for row in find_slides(list(slides))}
+    rows = find_slides(list(slides))
+    files = {TridentLayout.name_for_reader(str(row.path)): row.path for row in rows}
+    files |= {row.slide_id: row.path for row in rows}
     found = {
         slide: file for slide in mapped if (file := files.get(slide) or files.get(TridentLayout.name_for_reader(slide)))
     }

@@ -7,21 +7,22 @@ from typing import Annotated
 
 import typer
 
-from dino_path.cli.evaluate import EXTRACTION_TIMEOUT_S, Models, evaluate
+from dino_path.api.inputs import check_models
+from dino_path.cli.evaluate import Models, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models, suite_file
+from dino_path.cli.inputs import suite_file
 from dino_path.cli.program import (
     AsJson,
     Device,
     Quiet,
     Workers,
     announce,
-    check_output_folder,
     loading,
     log_to,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 from dino_path.launch import is_first
 
@@ -70,12 +71,13 @@ def suite(
     from dino_path.evaluation.results.earlier import folder_of_run
 
     out = out or folder_of_run(specs) / f"suite-{file.stem}"
-    check_output_folder(out)
+    refuse_unwritable(out)
     announce(f"reading {len(config.sets)} sets")
     from dino_path.evaluation.results.suite_plan import plan_suite
 
     plan = plan_suite(config, specs, root=root, baselines=baselines, out=out, skip_missing=skip_missing)
     loading()
+    from dino_path.api.evaluation import EXTRACTION_TIMEOUT_S
     from dino_path.distributed import open_world
     from dino_path.evaluation.results.suite import evaluate_suite, extract_suite
     from dino_path.evaluation.results.suite_text import suite_markdown

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dino_path.api.inputs import check_foreign_checkpoint, check_models
+from dino_path.api.named_slides import pseudonym_files, search_named
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_checkpoint, check_foreign_checkpoint, check_models
+from dino_path.cli.named_slides import Key, Pseudonymise
 from dino_path.cli.program import (
     EXIT_SOME_FAILED,
     AsJson,
@@ -20,12 +22,12 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_table
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 from dino_path.launch import is_first
 
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
     from dino_path.features.extractor import Extractor, Precision
     from dino_path.features.layouts import LayoutName
     from dino_path.slides.find import SlideRow
+    from dino_path.slides.pseudonyms import PseudonymFiles
     from dino_path.tiles.images import ImageFiles
     from dino_path.tiles.source import TileSource
+    from dino_path.tiles.workers import Limits
     from dino_path.walk import Unreadable
 
 
@@ -92,38 +96,16 @@ def export(
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {run}")
-    from dino_path.exporting.format_names import read_formats, refuse_impossible
-    from dino_path.exporting.overwriting import refuse_to_overwrite
+    from dino_path.api.export import export as run_export
 
-    kinds = read_formats(formats)
-    refuse_impossible(kinds, precision)
-    if best:
-        from dino_path.records.best import best_checkpoint
-
-        run = best_checkpoint(run)
-        announce(f"the best: {run}")
-    check_checkpoint(run)
-    check_output_folder(out)
-    refuse_to_overwrite(out)
-    loading()
-    from dino_path.exporting.checkpoint import export_checkpoint
-
-    result = export_checkpoint(
-        run, out, network=network, formats=kinds, precision=precision, license=license, features=features,
-        input_px=input_px,
+    result = run_export(
+        run, out, best=best, network=network, features=features, format=formats, precision=precision, license=license,
+        input_px=input_px, push_to_hub=push_to_hub,
     )  # fmt: skip
-    address = None
-    if push_to_hub is not None:
-        from dino_path.exporting.hub import push_to_hub as push
-
-        announce(f"uploading to {push_to_hub}")
-        address = push(out, push_to_hub)
     if as_json:
-        say_json({**asdict(result), "uploaded": address})
-        return
-    say(result.text())
-    if address is not None:
-        say(f"uploaded: {address}")
+        say_json(asdict(result))
+    else:
+        say(result.text())
 
 
 @app.command(
@@ -160,7 +142,7 @@ def import_checkpoint(
     from dino_path.exporting.overwriting import refuse_to_overwrite
 
     check_foreign_checkpoint(file, arch)
-    check_output_folder(out)
+    refuse_unwritable(out)
     refuse_to_overwrite(out)
     loading()
     from dino_path.exporting.checkpoint import import_checkpoint as run_import
@@ -212,6 +194,8 @@ def embed(
     allow_other_mpp: Annotated[
         bool, typer.Option("--allow-other-mpp", help="embed tiles at another mpp than the model's")
     ] = False,
+    pseudonymise: Pseudonymise = None,
+    key: Key = None,
     device: Device = "auto",
     workers: Workers = 2,
     as_json: AsJson = False,
@@ -224,14 +208,15 @@ def embed(
     process takes a share of the slides.
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
-    announce(f"reading {model}, {inputs[0]}")
+    announce(f"reading {model}, {inputs[0] if pseudonymise is None else 'the slides'}")
     from dino_path.features.layouts import read_layouts
 
-    check_output_folder(out)
+    refuse_unwritable(out)
     layouts = read_layouts(layout)
     words, overrides = split_arguments(inputs)
     check_models([model])
-    found = _look_at_inputs(model, words, config, overrides, allow_other_mpp=allow_other_mpp)
+    names = pseudonym_files(pseudonymise, key, out)
+    found = _look_at_inputs(model, words, config, overrides, out, names, allow_other_mpp=allow_other_mpp)
     if tokens:
         _refuse_tokens_of_images(found, words[0])
     loading()
@@ -300,7 +285,15 @@ def _embed(
         tiles = found.tiles
         if tiles is None:
             assert found.settings is not None
-            tiles = find_tiles(found.rows, found.settings, out, world=world, num_workers=max(num_workers, 1))
+            tiles = find_tiles(
+                found.rows,
+                found.settings,
+                out,
+                world=world,
+                num_workers=max(num_workers, 1),
+                limits=found.limits,
+                key_check=found.key_check,
+            )
         if isinstance(tiles, TileStore):
             summary = embed_store(
                 extractor, tiles, out, layouts=layouts, batch_size=images_at_a_time, world=world,
@@ -355,31 +348,50 @@ class _Inputs:
     """The inputs of `embed`: tiles, or slides that are still to be tiled.
 
     Attributes:
-        rows, settings: of the slides; tiles is None then.
-        unreadable: folders and links that could not be read.
+        rows, settings, limits: of the slides; tiles is None then.
+        unreadable: folders and links that could not be looked at.
+        key_check: of the key that gave the slides their pseudonyms; None: they have none.
     """
 
     tiles: TileSource | None
     rows: Sequence[SlideRow]
     settings: TilesConfig | None
+    limits: Limits
     unreadable: Sequence[Unreadable]
+    key_check: str | None = None
 
 
 def _look_at_inputs(
-    model: str, words: Sequence[str], config: Path | None, overrides: Sequence[str], *, allow_other_mpp: bool
+    model: str,
+    words: Sequence[str],
+    config: Path | None,
+    overrides: Sequence[str],
+    out: Path,
+    names: PseudonymFiles | None,
+    *,
+    allow_other_mpp: bool,
 ) -> _Inputs:
-    """The inputs of `embed`; slides are tiled at the model's mpp unless the settings say otherwise."""
+    """What is to be embedded; slides are tiled at the model's mpp unless the settings say otherwise."""
+    from dino_path.features.layouts import job_folder_name
     from dino_path.features.specs import look_at_model, refuse_other_mpp
     from dino_path.settings import load_config
-    from dino_path.slides.find import search_slides
     from dino_path.tiles.expected import refuse_unfinished
+    from dino_path.tiles.layout import StoreFolder
     from dino_path.tiles.source import open_readable_tiles
     from dino_path.tiles.store import TileStore
+    from dino_path.tiles.workers import NO_LIMITS, Limits
 
     folder = look_at_model(model)
     trained = folder.preprocessing if folder is not None else None
     name, mpp = Path(model).name, trained.mpp if trained is not None else None
     if not are_slides(words):
+        if names is not None:
+            raise ConfigError(
+                f"--pseudonymise {names.mapping}",
+                f"{words[0]} is tiled already, or holds images.",
+                "Slides get their pseudonyms when they are tiled, and keep them.",
+                "Leave it out, or give the slides.",
+            )
         if overrides or config:
             raise ConfigError(
                 " ".join(overrides) or f"--config {config}",
@@ -391,7 +403,7 @@ def _look_at_inputs(
         tiles, unreadable = open_readable_tiles(Path(words[0]))
         if isinstance(tiles, TileStore) and not allow_other_mpp:
             refuse_other_mpp(name, mpp, tiles.mpp, words[0])
-        return _Inputs(tiles, (), None, unreadable)
+        return _Inputs(tiles, (), None, NO_LIMITS, unreadable)
     as_trained = {} if trained is None else {"tiles.mpp": mpp, "tiles.size_px": trained.tile_px}
     resolved = load_config(
         config,
@@ -403,8 +415,10 @@ def _look_at_inputs(
     assert resolved.tiles is not None
     if not allow_other_mpp:
         refuse_other_mpp(name, mpp, resolved.tiles.mpp, "the slides")
-    search = search_slides([Path(name) for name in words], resolved.slides.exclude, masks=resolved.slides.masks)
-    return _Inputs(None, search.rows, resolved.tiles, search.unreadable)
+    store = StoreFolder(out / job_folder_name(resolved.tiles) / "store")
+    search, key_check = search_named(words, resolved.slides, names, store)
+    limits = Limits(resolved.slides.max_seconds, resolved.slides.max_memory_gb)
+    return _Inputs(None, search.rows, resolved.tiles, limits, search.unreadable, key_check)
 
 
 @app.command(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dino_path.api.inputs import check_models
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,
@@ -17,13 +17,13 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     resolve_config,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json
+from dino_path.disk import refuse_unwritable_file
 from dino_path.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _check_words(specs: list[str], data: str | None, store: Path | None, out: Pa
             f"--out {out}", "is a folder." if out.is_dir() else "does not end in .html.",
             "The name of an HTML file is needed.", "Correct --out.",
         )  # fmt: skip
-    check_output_folder(out.parent)
+    refuse_unwritable_file(out)
 
 
 def _choose_tiles(

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dino_path import __version__
-from dino_path.cli.terminal import plain, say
-from dino_path.errors import ConfigError, DinoPathError, StoppedBySignal
+from dino_path.cli.terminal import say
+from dino_path.disk import disk_error
+from dino_path.errors import DinoPathError, StoppedBySignal
+from dino_path.journal import PlainFormatter, file_handler
 from dino_path.run import TIME_FORMAT
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE|NAME", help="YAML file, or a name of `dino-path configs`")
+    Path | None,
+    typer.Option("--config", metavar="FILE|NAME", help="YAML file, or a name from 'dino-path configs'"),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings: dotted.key=value")]
 DataSpec = Annotated[
@@ -84,6 +87,12 @@ def main() -> None:
     except DinoPathError as error:
         say(f"{type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_REFUSED)
+    except OSError as error:
+        refusal = disk_error(error)
+        if refusal is None:
+            raise
+        say(f"{type(refusal).__name__}: {refusal}", err=True)
+        sys.exit(EXIT_REFUSED)
     except SystemExit as end:  # typer has turned Ctrl-C's KeyboardInterrupt into it, without a word
         if end.code == EXIT_INTERRUPTED:
             typer.echo("interrupted: finished work is kept, and the same command continues", err=True)
@@ -126,25 +135,6 @@ def check_command(words: Sequence[str]) -> dict[str, Any]:
     return command.make_context(name, rest, parent=context).params
 
 
-def check_output_folder(path: Path) -> None:
-    """Refuse a folder that cannot be created or written, before the work instead of after it."""
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ConfigError(
-            str(path),
-            f"cannot be written: {nearest} is {'not writable' if nearest.is_dir() else 'a file'}.",
-            "A writable folder is needed.",
-            "Name another folder as out.",
-        )
-
-
-class _Plain(logging.Formatter):
-    """Text without Markdown's marks."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return plain(super().format(record))
-
-
 def announce(text: str) -> None:
     """Say on stderr what starts now, so that nobody waits at an empty screen."""
     logger.info("%s", text)
@@ -171,14 +161,11 @@ def log_to(file: Path | None, *, is_first: bool = True, is_quiet: bool = False) 
         screen: logging.Handler = RichHandler(
             console=console, show_path=False, show_level=False, markup=False, log_time_format=TIME_FORMAT
         )
-        screen.setFormatter(_Plain("%(message)s"))
+        screen.setFormatter(PlainFormatter("%(message)s"))
         screen.addFilter(lambda record: record.name != "dino_path.steps")
     else:
         screen = logging.StreamHandler(sys.stderr)
-        screen.setFormatter(_Plain("%(asctime)s %(message)s", TIME_FORMAT))
+        screen.setFormatter(PlainFormatter("%(asctime)s %(message)s", TIME_FORMAT))
     root.addHandler(screen)
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        journal = logging.FileHandler(file, encoding="utf-8")
-        journal.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s", TIME_FORMAT))
-        root.addHandler(journal)
+        root.addHandler(file_handler(file))

@@ -17,14 +17,13 @@ from dino_path.cli.terminal import say, say_json, say_table
     epilog="""
     dino-path configs
     dino-path configs vits16_1gpu > mine.yaml
-    dino-path pretrain --config vits16_1gpu store=tiles out=runs/vits16
     """,
 )
 def configs(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="print this one")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the configs that come with dino-path, or print one.
+    """List the shipped configs, or print one.
 
     Every --config accepts a NAME of this list instead of a file.
     """

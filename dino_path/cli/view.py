@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dino_path.api.inputs import check_models
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
-from dino_path.cli.program import AsJson, Device, Quiet, announce, app, check_output_folder, loading, log_to
+from dino_path.cli.program import AsJson, Device, Quiet, announce, app, loading, log_to
 from dino_path.cli.terminal import say, say_json
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ def view(
     if slide and export is None:
         raise ConfigError("--slide", "--export is not given.", "It selects slides to export.", "Add --export DIR.")
     if export is not None:
-        check_output_folder(export)
+        refuse_unwritable(export)
     if features is not None:
-        check_output_folder(features)
+        refuse_unwritable(features)
     if model is not None:
         check_models([model])
         _check_mpp(store, model, allow_other_mpp=allow_other_mpp)

@@ -22,6 +22,17 @@ class SlidesConfig(Section):
         description="folder of tissue masks from other tools: one file of outlines or one picture per slide, named"
         " <slide_id> or <file name>; formats in tiling.md",
     )
+    max_seconds: float | None = Field(
+        3600,
+        gt=0,
+        description="a slide that has not been tiled after so long fails, and the others go on; None: no limit",
+    )
+    max_memory_gb: float | None = Field(
+        8,
+        ge=1,
+        description="memory of each process that tiles, in 10^9 bytes: a slide that needs more fails, and the others go"
+        " on (Linux alone); None: no limit",
+    )
 
 
 class TilesConfig(Section):

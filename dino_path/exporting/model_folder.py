@@ -71,7 +71,7 @@ class ExportSource:
     source: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExportResult:
     """The written folder and what the reload showed.
 
@@ -80,6 +80,7 @@ class ExportResult:
         preprocessing: what the model expects of its images.
         graphs: largest relative difference of each graph that was written.
         notes: what became of a model that was there before, as sentences.
+        uploaded: address of the commit on the Hub; None: it was not uploaded.
     """
 
     folder: Path
@@ -90,9 +91,15 @@ class ExportResult:
     preprocessing: Preprocessing
     graphs: Mapping[Format, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    uploaded: str | None = None
+
+    def __str__(self) -> str:
+        return self.text()
+
+    __repr__ = __str__
 
     def text(self) -> str:
-        """For the command line: the model, what it expects, and a line for each graph and note."""
+        """For people: the model, what it expects, and a line for each graph and note."""
         lines = [
             f"{self.folder}: {self.num_parameters / 1e6:.2f} M parameters, {self.num_features} features"
             f" ({KIND_TITLES[self.features]}); reloaded by {self.reload.loader}, largest relative difference"
@@ -101,7 +108,8 @@ class ExportResult:
         ]
         for kind, difference in self.graphs.items():
             lines.append(f"{self.folder / NAMES[kind]}: reloaded, largest relative difference {difference:.1e}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines if self.uploaded is None else [*lines, f"uploaded: {self.uploaded}"])
 
 
 def export_model(

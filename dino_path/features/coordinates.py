@@ -86,7 +86,9 @@ def write_coordinate_files(store: Path, layouts: Sequence[LayoutName], out: Path
     """
     config = StoreFolder(store).read_config()
     records = [read_slide_record(file) for file in StoreFolder(store).record_files()]
-    refuse_shared_names((record.path for record in records), layouts)  # failed ones too: they would be given tiles
+    refuse_shared_names(
+        ((record.path, None) for record in records), layouts
+    )  # failed ones too: they would be given tiles
     done = [record for record in records if record.status == "done"]
     written: list[str] = []
     kept: list[str] = []

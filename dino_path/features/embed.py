@@ -35,6 +35,7 @@ from dino_path.features.layouts import (
     FeatureLayout,
     LayoutName,
     TridentLayout,
+    has_given_id,
     layouts_of,
     refuse_shared_names,
     trident_attributes,
@@ -141,8 +142,8 @@ def embed_store(
     trident: `out/<mag>x_<px>px_<overlap>px_overlap/features_<encoder>/<name>.h5`, and `patches/` beside it;
     clam: `out/clam_<encoder>/h5_files/<name>.h5` and `pt_files/<name>.pt`. Patch tokens are in TRIDENT's layout, in
     `tokens_<encoder>/<name>.h5` (see `patch_tokens.token_file`). `name` is that of the slide file, by which
-    both look for it. `out/embed_<encoder>.json` lists every slide with what became of it. Features of
-    a slide that another has replaced since are made again.
+    both look for it, or the id that the user gave the slide. `out/embed_<encoder>.json` lists every slide with what
+    became of it. Features of a slide that another has replaced since are made again.
 
     Args:
         world: each of its processes takes some slides; all return the same summary.
@@ -159,7 +160,9 @@ def embed_store(
     """
     if not allow_other_mpp:
         refuse_other_mpp(extractor.name, extractor.preprocessing.mpp, store.mpp, str(store.path))
-    refuse_shared_names((record.path for record in store.slides), layouts)
+    refuse_shared_names(
+        ((one.path, one.slide_id if has_given_id(one.path, one.slide_id) else None) for one in store.slides), layouts
+    )
     chosen = layouts_of(layouts, StoreFolder(store.path).read_config())
     slides = [_plan(extractor, store, out, chosen, number) for number in range(len(store.slides))]
     records = [read_slide_record(file) for file in StoreFolder(store.path).record_files()]

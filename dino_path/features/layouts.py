@@ -15,6 +15,7 @@ from dino_path.config import TilesConfig
 from dino_path.errors import SlideError
 from dino_path.records.slide import SlideRecord
 from dino_path.settings import read_names
+from dino_path.slides.find import is_id_of_path, safe_id
 
 LayoutName = Literal["trident", "clam"]
 LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
@@ -40,8 +41,14 @@ class FeatureLayout(ABC):
     def name_for_reader(slide_path: str) -> str:
         """The name by which the tool looks for the files of a slide: the slide file's, without folder or extension.
 
-        None knows our slide ids, which hold folders, and `_` for dots and blanks.
+        None knows the ids that we make of paths, which hold folders, and `_` for dots and blanks.
         """
+
+    @classmethod
+    def feature_name(cls, record: SlideRecord) -> str:
+        """What the files of a slide's features are called: its id where the user gave one, else as the reader looks."""
+        is_given = has_given_id(record.path, record.slide_id)
+        return record.slide_id if is_given else cls.name_for_reader(record.path)
 
     @abstractmethod
     def feature_folder(self, out: Path, encoder: str) -> Path:
@@ -101,7 +108,7 @@ class TridentLayout(FeatureLayout):
         return out / job_folder_name(self.config) / f"features_{encoder}"
 
     def feature_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:
-        return self.feature_folder(out, encoder) / f"{self.name_for_reader(record.path)}.h5"
+        return self.feature_folder(out, encoder) / f"{self.feature_name(record)}.h5"
 
     def token_folder(self, out: Path, encoder: str) -> Path:
         """Where patch tokens lie; TRIDENT has no place for them."""
@@ -109,16 +116,16 @@ class TridentLayout(FeatureLayout):
 
     def token_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:
         """The h5 file of patch tokens of a slide."""
-        return self.token_folder(out, encoder) / f"{self.name_for_reader(record.path)}.h5"
+        return self.token_folder(out, encoder) / f"{self.feature_name(record)}.h5"
 
     def patches_file(self, out: Path, record: SlideRecord) -> Path:
-        return out / job_folder_name(self.config) / "patches" / f"{self.name_for_reader(record.path)}_patches.h5"
+        return out / job_folder_name(self.config) / "patches" / f"{self.feature_name(record)}_patches.h5"
 
     def coordinate_folder(self, out: Path) -> Path:
         return out / "trident" / job_folder_name(self.config)
 
     def coordinate_file(self, out: Path, record: SlideRecord) -> Path:
-        return self.patches_file(out / "trident", record)
+        return self.coordinate_folder(out) / "patches" / f"{self.name_for_reader(record.path)}_patches.h5"
 
     def has_coordinate_file(self, record: SlideRecord) -> bool:
         return record.status in ("done", "empty")
@@ -149,7 +156,7 @@ class ClamLayout(FeatureLayout):
         return out / f"clam_{encoder}"
 
     def feature_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:
-        return self.feature_folder(out, encoder) / "h5_files" / f"{self.name_for_reader(record.path)}.h5"
+        return self.feature_folder(out, encoder) / "h5_files" / f"{self.feature_name(record)}.h5"
 
     def tensor_file(self, feature_file: Path) -> Path:
         return feature_file.parent.with_name("pt_files") / f"{feature_file.stem}.pt"
@@ -203,16 +210,24 @@ def read_layouts(text: str) -> tuple[LayoutName, ...]:
     return read_names(text, LAYOUTS, "--layout")
 
 
-def refuse_shared_names(slide_paths: Iterable[str], layouts: Sequence[LayoutName]) -> None:
-    """Check that TRIDENT and CLAM can tell these slides apart.
+def has_given_id(path: str, slide_id: str) -> bool:
+    """Whether a slide has an id that the user gave, such as a pseudonym: it is none that we make of its path."""
+    return not is_id_of_path(slide_id, path) and slide_id != safe_id(TridentLayout.name_for_reader(path))
+
+
+def refuse_shared_names(slides: Iterable[tuple[str, str | None]], layouts: Sequence[LayoutName]) -> None:
+    """Check that TRIDENT and CLAM can tell the files of these slides apart.
+
+    Args:
+        slides: path of each, and the id that its files are called by; None: they are called like the slide's file.
 
     Raises:
         SlideError: two have one name, so that one would be read with the tiles of the other.
     """
     by_name: dict[tuple[LayoutName, str], str] = {}
-    for path in slide_paths:
+    for path, given_id in slides:
         for layout in layouts:
-            name = layout_type(layout).name_for_reader(path)
+            name = given_id or layout_type(layout).name_for_reader(path)
             other = by_name.setdefault((layout, name), path)
             if other != path:
                 raise SlideError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from dino_path.atomic import atomic_write
+from dino_path.disk import parse_json
 from dino_path.errors import DataError
 from dino_path.records.format import Format, Record
 
@@ -114,7 +115,7 @@ def read_metrics(file: Path) -> Metrics:
     records, unreadable = list[StepRecord](), list[str]()
     for number, line in enumerate(lines, 1):
         try:
-            records.append(METRICS.parse(json.loads(line), file))
+            records.append(METRICS.parse(parse_json(line), file))
         except ValueError:  # no JSON, no UTF-8
             unreadable.append(f"line {number} is not JSON")
         except DataError as error:

@@ -43,6 +43,7 @@ from dino_path.reporting.same_data import sections_of
 from dino_path.reporting.sources import Run, read_model, read_run, read_store, run_names
 from dino_path.reporting.troubles import troubles_of
 from dino_path.reporting.worth import NOT_EVALUATED, main_rows, summary_of, worth_of
+from dino_path.sharing import without_folders
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def write_report(
     evaluations: Sequence[Path] = (),
     maps: Sequence[Path] = (),
     refresh_s: int | None = None,
+    shows_machine: bool = False,
 ) -> Path:
     """Write what the run folders hold as one self-contained HTML file, and return it.
 
@@ -152,6 +154,7 @@ def write_report(
             runs' `eval/`.
         maps: pages that `dino-path map` wrote; each becomes a section.
         refresh_s: the page loads itself again after so many seconds; None: it stays as it is.
+        shows_machine: see `read_run`.
 
     Raises:
         CheckpointError: a run or model folder that is none. TileStoreError, DataError: the same of the others.
@@ -159,7 +162,9 @@ def write_report(
     """
     if not runs:
         raise CheckpointError("report", "no run folder was given.", "At least one is needed.", "Name a run folder.")
-    read = [read_run(path, name=name) for path, name in zip(runs, run_names(runs), strict=True)]
+    read = [
+        read_run(path, name=name, shows_machine=shows_machine) for path, name in zip(runs, run_names(runs), strict=True)
+    ]
     found = [evaluation for run in read for evaluation in run.evaluations]
     found += [evaluation for path in evaluations for evaluation in read_evaluations(path)]
     found = sections_of(found)
@@ -351,6 +356,7 @@ def _environment(charts: Charts) -> Environment:
     )
     environment.filters.update(score=format_score, interval=interval, signed=signed, thousands=_thousands, plain=_plain)
     environment.filters["marked"] = _marked
+    environment.filters["shared"] = without_folders
     environment.filters.update(size=_size, duration=_duration)
     environment.globals.update(plot=charts.place, chart_data=charts.data)
     return environment

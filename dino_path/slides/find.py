@@ -7,7 +7,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class SlideRow:
         split: such as "train" or "test"; None when the user gave none.
         overrides: what a CSV sets for this slide alone, as text: `mask` (absolute path) and `tiles.<setting>`; None
             when the user said nothing of the kind, {} when the columns are there and empty.
+        shown_path: what records, files and messages show in place of the path, where the slide has a pseudonym (which
+            is its id then): a file name. Empty: the path is shown.
     """
 
     path: Path
@@ -53,6 +55,19 @@ class SlideRow:
     overrides: dict[str, str] | None = None
     centre: str | None = None
     scanner: str | None = None
+    shown_path: str = ""
+
+    @property
+    def recorded_path(self) -> str:
+        """The path as records hold it."""
+        return self.shown_path or str(self.path)
+
+    def recorded_overrides(self, overrides: Mapping[str, str]) -> dict[str, str]:
+        """What is set for this slide alone, as records hold it: a mask is named by the pseudonym where there is one."""
+        mask = overrides.get("mask")
+        if not (mask and self.shown_path):
+            return dict(overrides)
+        return {**overrides, "mask": f"{self.slide_id}{Path(mask).suffix.lower()}"}
 
 
 @dataclass(frozen=True)
@@ -167,6 +182,13 @@ def safe_id(name: str) -> str:
         start = encoded[: LONGEST_ID_BYTES - 17].decode(errors="ignore")
         safe = f"{start}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return safe
+
+
+def is_id_of_path(slide_id: str, path: str) -> bool:
+    """Whether an id is what `search_slides` gives a slide there that has none of its own, whatever the root was."""
+    parts = Path(path).parts
+    ends = (Path(*parts[-number:]) for number in range(1, len(parts) + 1))
+    return any(safe_id(_name_of(end)) == slide_id for end in ends)
 
 
 def _refuse_unreadable_masks(masks: Path) -> None:

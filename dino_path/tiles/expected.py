@@ -17,16 +17,17 @@ MOST_NAMED = 5
 def note_expected(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
     """Note the slides of a call of `tile`, of all its shards, in `STORE/expected.json`.
 
-    Slides of calls before stay in it while they have no record, unless their file has gone since.
+    Slides of calls before stay in it while they have no record, unless their file has gone since; nobody can tell of
+    slides under pseudonyms.
     """
     with one_at_a_time(folder.path / ".expected.lock"):
         before = read_expected(folder.expected_file)
         left = {
             slide_id: path
             for slide_id, path in before.items()
-            if not folder.record_file(slide_id).exists() and Path(path).exists()
+            if not folder.record_file(slide_id).exists() and (not Path(path).is_absolute() or Path(path).exists())
         }
-        expected = left | {row.slide_id: str(row.path) for row in rows}
+        expected = left | {row.slide_id: row.recorded_path for row in rows}
         if expected != before:
             write_expected(folder.expected_file, expected)
 

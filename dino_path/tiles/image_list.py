@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
+from dino_path.disk import parse_json
 from dino_path.records.tables import IMAGE_LIST
 from dino_path.tiles.images import ImageFiles
 
@@ -78,9 +79,9 @@ def note_unreadable(file: Path, name: str, reason: str, *, step: int) -> None:
 def unreadable_names(file: Path) -> set[str]:
     """The tiles of which there are such lines; a line that a killed process left half written is passed over."""
     names: set[str] = set()
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
         try:
-            names.add(str(json.loads(line)["tile"]))
+            names.add(str(parse_json(line)["tile"]))
         except (ValueError, KeyError, TypeError):
             continue
     return names

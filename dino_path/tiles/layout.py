@@ -2,6 +2,7 @@
 
 STORE/store.json                    format version, tiling config and its digest
       expected.json                 the slides that `tile` was called with: all must get a record
+      pseudonyms.json               only with --pseudonymise: what tells its key from others
       slides.csv                    what became of every slide; can be edited and given back to `tile`
       contact_sheet_001.jpg         all slides, small
       slides/<slide_id>.json        the record, written last: a slide that has one is finished
@@ -61,6 +62,10 @@ class StoreFolder:
     @property
     def expected_file(self) -> Path:
         return self.path / "expected.json"
+
+    @property
+    def pseudonyms_file(self) -> Path:
+        return self.path / "pseudonyms.json"
 
     def record_file(self, slide_id: str) -> Path:
         return self.path / "slides" / f"{slide_id}.json"

@@ -63,11 +63,11 @@ def _refuse_known_content(store: Path, row: SlideRow, candidates: Sequence[Slide
     for record in candidates:
         if is_slide_of(record, row.path, now):
             raise TileStoreError(
-                str(row.path),
+                row.recorded_path,
                 f"its content is that of {record.path}, which {store} has under the id {record.slide_id!r}.",
                 "A slide has one id within a store; otherwise its tiles would count twice.",
                 f"If it was renamed, give it this id in a CSV (columns path,slide_id); if it is a copy, add it to"
-                f" slides.exclude ({row.path.name}).",
+                f" slides.exclude ({Path(row.recorded_path).name}).",
             )
 
 

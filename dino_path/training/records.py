@@ -15,6 +15,7 @@ from dino_path.model.sizes import patch_grid
 from dino_path.records.metrics import StepRecord, cut_metrics, metrics_line
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_settings
 from dino_path.tiles.source import TileSource
 from dino_path.views.sheet import write_sheet
 
@@ -124,8 +125,18 @@ def _start_wandb(run: RunFolder, config: Config) -> Any | None:
             entity=config.wandb.entity,
             name=config.wandb.name,
             dir=run.path,
-            config=as_plain(config),
-            settings=wandb.Settings(console="off", disable_git=True, disable_code=True, save_code=False),
+            config=shared_settings(as_plain(config)),
+            settings=wandb.Settings(
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                save_code=False,
+                disable_job_creation=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
         )
     except _wandb_errors() as error:
         logger.warning("W&B did not start (%s); the run continues with metrics.jsonl only.", error)

@@ -20,7 +20,7 @@ from dino_path.training.learner import Learner
 # the global batch is divided may change too; its size may not.
 _FREE_SECTIONS = ("monitor", "evaluation", "baseline", "cohort", "wandb", "cluster", "tiles")
 # Of `slides.exclude` and `objective.distill.teacher` what they name is compared: the tiles, and the model.
-_FREE_SETTINGS = {"slides.exclude", "objective.distill.teacher"} | {
+_FREE_SETTINGS = {"slides.exclude", "slides.max_seconds", "slides.max_memory_gb", "objective.distill.teacher"} | {
     f"training.{name}" for name in (
         "num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device",
         "batch_size_per_gpu", "accumulate_steps", "activation_checkpointing", "compile",

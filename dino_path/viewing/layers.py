@@ -138,7 +138,16 @@ def heat_layer(file: Path, record: SlideRecord) -> Layer:
         boxes_N4, values_N = np.asarray(boxes, float), np.asarray(values, float)
         if not (np.isfinite(boxes_N4).all() and np.isfinite(values_N).all()):
             raise ValueError("a coordinate or value is not finite")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         raise DataError(
             str(file),
             f"is not a heat map ({type(error).__name__}: {' '.join(str(error).split())[:150]}).",

@@ -17,6 +17,7 @@ from dino_path.errors import DataError, SlideError, TileStoreError
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.slides.region import read_scaled
 from dino_path.tiles.layout import StoreFolder, damaged_slide
+from dino_path.tiles.pictures import read_contours
 from dino_path.tiles.reading import spec_of
 from dino_path.tiles.tile_table import TileTable, read_tile_table, refusal_reasons
 from dino_path.tiles.writing import encode_jpeg
@@ -163,16 +164,8 @@ class Viewer:
         if record.status == "failed":
             return []
         left, top = record.bounds_origin
-        file = self.folder.contour_file(record.slide_id)
-        try:
-            collection = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise damaged_slide(file, str(error)) from None
-        return [
-            [[x + left, y + top] for x, y in ring]
-            for feature in collection["features"]
-            for ring in feature["geometry"]["coordinates"]
-        ]
+        rings = read_contours(self.folder.contour_file(record.slide_id))
+        return [[[x + left, y + top] for x, y in ring] for ring in rings]
 
     def thumbnail(self, number: int) -> Answer:
         """The slide, small; it needs no slide file."""

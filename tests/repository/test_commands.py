@@ -202,7 +202,7 @@ def test_tile_says_of_a_slide_without_tissue_that_it_is_empty(run: Run, tmp_path
         (["nowhere"], ["nowhere: no such folder"]),
         (["empty"], ["empty: holds neither store.json nor images"]),
         (["tiles", "views.num_locals=3"], ["unknown key 'views.num_locals'. Did you mean 'num_local'?"]),
-        (["tiles", "--out", "sheet.jpg"], ["--out sheet.jpg: is no PNG file"]),
+        (["tiles", "--out", "sheet.jpg"], ["--out sheet.jpg: is not a PNG file"]),
         (["tiles", "slides.split=train"], ["Only the slides of a tile store have splits"]),
         (["tiles", "training.num_steps=1", "training.balance=slide"], ["their slides are unknown"]),
         (["tiles", "objective.ibot.weight=1", "model.backbone=resnet18"], ["it has no patch tokens"]),

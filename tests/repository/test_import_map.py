@@ -9,11 +9,11 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dino_path"
 FLOOR = {
     "config", "settings", "moved_settings", "preprocessing", "errors", "identity", "walk", "table_file", "run",
-    "atomic", "checksum", "lock", "launch", "distributed", "rank_watch", "rendezvous", "processes", "progress",
-    "records", "shipped",
+    "atomic", "sharing", "checksum", "lock", "launch", "distributed", "rank_watch", "rendezvous", "processes",
+    "progress", "records", "shipped", "journal",
 }  # fmt: skip
 # They tie rooms together, or look at the whole installation.
-ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "verify", "config_docs"}
+ABOVE_THE_ROOMS = {"api", "cli", "__main__", "demo", "doctor", "verify", "config_docs"}
 ROOMS: dict[str, set[str]] = {
     "slides": set(),
     "tiles": {"slides"},
@@ -37,7 +37,7 @@ DOORS: dict[str, set[str]] = {
     "wsidicom": {"slides"},
     "simplejpeg": {"slides"},
     "imagecodecs": {"slides"},
-    "pyarrow": {"tiles"},
+    "pyarrow": {"tiles", "api"},
     "albumentations": {"views"},
     "timm": {"model"},
     "wandb": {"training"},
@@ -47,7 +47,7 @@ DOORS: dict[str, set[str]] = {
     "sklearn": {"evaluation"},
     "openTSNE": {"evaluation"},
     "lifelines": {"evaluation"},
-    "pandas": {"evaluation"},
+    "pandas": {"evaluation", "api"},
     "safetensors": {"exporting"},
     "onnx": {"exporting"},
     "onnxruntime": {"exporting"},
@@ -70,6 +70,8 @@ EXCEPTIONS = {
     ("evaluation", "safetensors"): "the supervised baseline keeps its own weights; it is no exported extractor",
     ("reporting", "slides"): "the pictures of a run are decoded as every image is: the house has one decoder",
     ("reporting", "tiles"): "the tiles of skipped steps are shown: a store has one reader",
+    ("__init__", "api"): "`import dino_path` is the Python interface",
+    ("__init__", "exporting"): "the result of its export()",
     ("progress", "rich"): "the bar that every room shows stands on the floor",
     ("demo", "rich"): "the demo prints its table",
     ("doctor", "openslide"): "it asks each library whether it works",

@@ -21,6 +21,7 @@ from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.records.baseline import BASELINE, BaselineRecord
 from dino_path.records.tables import PREDICTIONS
+from dino_path.sharing import shared_name
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class BaselineFolder:
         """
         record = self.read_result()
         config = record.config
-        start = "from scratch" if config["weights"] is None else f"from {config['weights']}"
+        start = "from scratch" if config["weights"] is None else f"from {shared_name(config['weights'])}"
         return f"supervised {config['backbone']} ({start}{', undertrained' * record.is_undertrained})"
 
     def write_predictions(self, labelled: LabelledSet, test: NDArray[np.int64], scores_NC: NDArray[np.float64]) -> None:

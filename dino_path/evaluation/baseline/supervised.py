@@ -20,7 +20,7 @@ from dino_path.evaluation.baseline.training import BaselineResult, train_baselin
 from dino_path.evaluation.labelled.division import Division, pooled
 from dino_path.evaluation.measures.metrics import Metrics, measure
 from dino_path.records.baseline import POOLED_BASELINE, PooledBaselineRecord
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.records.labelled import DataRecord, MetricsRecord
 
 
@@ -75,7 +75,7 @@ def write_pooled(division: Division, config: Config, out: Path) -> Metrics:
         data=DataRecord.model_validate(division.record()),
         settings=supervised.settings,
         notes=supervised.notes,
-        environment=present_environment(),
+        environment=shared_environment(),
     )
     POOLED_BASELINE.write(out / "result.json", record)
     return metrics

@@ -37,7 +37,7 @@ from dino_path.preprocessing import Preprocessing, Triple
 from dino_path.progress import Meter, meter
 from dino_path.records.baseline import BaselineRecord, EpochRecord, ValidationRecord, counted_from_1
 from dino_path.records.deciding_settings import deciding_settings
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.records.labelled import DataRecord, MetricsRecord
 from dino_path.settings import as_plain
 
@@ -359,7 +359,7 @@ def _record(labelled: LabelledSet, training: Training, metrics: Metrics, experim
         num_parameters=count_parameters(training.model),
         best_epoch=training.best_epoch,
         history=tuple(training.history),
-        environment=present_environment(),
+        environment=shared_environment(),
     )
 
 

@@ -14,6 +14,7 @@ from dino_path.evaluation.cohorts.cohort import Cohort, Source, patients_by_clas
 from dino_path.evaluation.cohorts.folds import Folds
 from dino_path.records.slide_evaluation import TILE_COUNT, CohortRecord, SourceRecord, read_slides_record
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_name, without_folders
 from dino_path.table_file import plain_cells
 
 RESULTS = "slides.json"
@@ -53,11 +54,11 @@ def refuse_to_lose_slides(
     lost = []
     if (record.data.digest, record.data.folds_digest) != (cohort.digest(), folds_digest(cohort, folds)):
         lost.append(f"they have other cases, labels or folds ({record.data.name}; {record.data.folds})")
-    new = as_plain(config)
+    new, old = without_folders(as_plain(config)), without_folders(record.config)
     lost += [
-        f"cohort.{key} was {record.config[key]}, now {new[key]}"
+        f"cohort.{key} was {old[key]}, now {new[key]}"
         for key in new
-        if key in record.config and key not in NOT_DECISIVE and record.config[key] != new[key]
+        if key in old and key not in NOT_DECISIVE and old[key] != new[key]
     ]
     names = {source.name for source in sources}
     lost += [f"{name} is left out" for name in record.sources if name not in names]
@@ -95,7 +96,7 @@ def cohort_record(cohort: Cohort, folds: Folds, config: CohortConfig) -> CohortR
 
 def source_record(source: Source) -> SourceRecord:
     return SourceRecord(
-        folder=str(source.path),
+        folder=shared_name(str(source.path), num_parts=2),
         encoder=source.encoder,
         encoder_digest=source.encoder_digest,
         num_features=source.num_features,

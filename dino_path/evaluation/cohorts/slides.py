@@ -35,7 +35,7 @@ from dino_path.evaluation.measures.confusion import Floats
 from dino_path.evaluation.measures.intervals import Score
 from dino_path.features.bags import Rectangles
 from dino_path.progress import progress
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.slide_evaluation import TILE_COUNT, MapRecord, SlideRow, SlidesRecord, write_slides_record
 from dino_path.settings import as_plain
@@ -114,7 +114,7 @@ def evaluate_slides(
         rows=tuple(_row_record(row, cohort) for row in rows),
         maps=tuple(maps),
         notes=tuple(_notes(rows, cohort, sources, folds, config)),
-        environment=present_environment(),
+        environment=shared_environment(),
     )
     write_slides_record(out / RESULTS, record)
     with atomic_write(out / "slides.md") as stream:

@@ -94,7 +94,9 @@ def read_features(tiles: MapTiles, folder: Path) -> tuple[str, Features]:
     number_M = np.searchsorted(store.starts, rows, side="right") - 1
     for number in np.unique(number_M):
         record = store.slides[number]
-        names = dict.fromkeys(layout.name_for_reader(record.path) for layout in (TridentLayout, ClamLayout))
+        layouts = (TridentLayout, ClamLayout)
+        names = [layout.feature_name(record) for layout in layouts]
+        names += [layout.name_for_reader(record.path) for layout in layouts]  # as earlier versions called all files
         file = next((file for name in names if (file := folder / f"{name}.h5").is_file()), None)
         if file is None:
             raise _no_features(folder, record.slide_id)

@@ -26,6 +26,7 @@ from dino_path.evaluation.results.input_notes import input_notes
 from dino_path.evaluation.results.neighbour_sheet import others, write_sheet
 from dino_path.evaluation.results.row import compared_pairs
 from dino_path.evaluation.results.writing import Outcome, markdown_page, markdown_table, write_results
+from dino_path.sharing import shared_name
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +223,7 @@ def _record(
         "rows": [
             {
                 "model": row.model,
-                "spec": row.spec,
+                "spec": shared_name(row.spec, num_parts=2),
                 "balanced": {m: means.balanced.score().record() for m, means in row.means.items()},
                 "overall": {m: means.overall.score().record() for m, means in row.means.items()},
                 "by_class": {

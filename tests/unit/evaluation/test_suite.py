@@ -148,7 +148,11 @@ def test_a_suite_that_was_killed_goes_on_and_leaves_the_same_files(root, monkeyp
     run(suite, root, root / "out", specs=[*SPECS, "untrained:timm:resnet18"])  # another model: both sets again
     (root / "out/one/primary.npz").write_bytes(b"PK damaged")
     run(suite, root, root / "out", specs=[*SPECS, "untrained:timm:resnet18"])
-    assert evaluated[3:] == ["one", "two", "one"]
+    kept = bytearray((root / "out/two/primary.npz").read_bytes())
+    kept[len(kept) // 2] ^= 1
+    (root / "out/two/primary.npz").write_bytes(kept)
+    run(suite, root, root / "out", specs=[*SPECS, "untrained:timm:resnet18"])
+    assert evaluated[3:] == ["one", "two", "one", "two"]
     (root / "data/sea/11.png").unlink()
     with pytest.raises(DataError, match=r"one: .*holds results that would be lost: they are of other images"):
         run(suite, root, root / "out")

@@ -535,14 +535,11 @@ def test_the_tiles_of_skipped_steps_are_shown_from_the_store(run: Path, tmp_path
 
 
 def test_examples_are_shown_and_without_them_the_command_that_makes_them(run: Path, tmp_path: Path) -> None:
-    file = write_evaluation(run / "eval" / "results.json")
-    record = json.loads(file.read_text())
-    record["environment"]["command"] = ["/bin/dino-path", "evaluate", "table", "a model", "--data", "polyps"]
-    file.write_text(json.dumps(record))
-    assert "dino-path evaluate table 'a model' --data polyps" in report(run, out=tmp_path).text
+    write_evaluation(run / "eval" / "results.json")
+    assert "dino-path evaluate table MODEL --data DATA" in report(run, out=tmp_path).text
     write_examples(run / "eval")
     page = report(run, out=tmp_path)
-    assert "evaluate table 'a model'" not in page.text
+    assert "evaluate table MODEL" not in page.text
     for text in (
         "all from other slides. 1 of 2 neighbours are of the query's class", "✗ tumour 0.500 slide B",
         "normal 0.750 slide C", "called tumour 0.91", "slide A 3 0.333 0.667", "Not shown: the model has no [CLS].",
@@ -551,6 +548,23 @@ def test_examples_are_shown_and_without_them_the_command_that_makes_them(run: Pa
     assert 'alt="Neighbour 2: tumour, b.png"' in page.html
     (run / "eval" / "examples.json").write_text("{")
     assert "eval/results.json: is damaged" in report(run, out=tmp_path).text
+
+
+def test_the_page_names_the_machine_and_its_folders_only_where_that_is_asked(run: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings |= {"store": "/SECRET/tiles", "out": "/SECRET/a run", "cluster": {"account": "SECRET"}}
+    settings["model"]["weights"] = "../SECRET/weights.pth"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    environment = json.loads((run / "environment.json").read_text())
+    environment |= {"command": ["/SECRET/dino-path", "pretrain"], "platform": "Linux-5.15-SECRET"}
+    (run / "environment.json").write_text(json.dumps(environment))
+    with (run / "log.txt").open("a") as log:
+        log.write("2026-11-30 10:00:00 INFO advice: put '/SECRET folder/tiles' on a fast disk\n")
+    assert "SECRET" not in (shared := report(run, out=tmp_path)).html
+    assert "store: tiles" in shared.text
+    asked = report(run, out=tmp_path, shows_machine=True).text
+    for text in ("/SECRET/tiles", "/SECRET/dino-path pretrain", "Linux-5.15-SECRET", "account: SECRET"):
+        assert text in asked
 
 
 def test_examples_of_another_split_are_not_shown(run: Path, tmp_path: Path) -> None:
