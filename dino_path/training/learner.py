@@ -142,8 +142,8 @@ class Learner:
     def study(self, global_views: Tensor, batch: ViewBatch, *, backbone_frozen: bool = False) -> NetworkOutput:
         """The student's output for all views of a micro-batch, with masked patches hidden.
 
-        With a frozen backbone the pass bypasses DDP, which would wait forever for the backbone's gradients. In that
-        case call `average_gradients` after the last backward pass of the step.
+        With a frozen backbone the pass bypasses DDP, which would wait for the backbone's gradients. In that case
+        call `average_gradients` after the last backward pass of the step.
         """
         views, masks = [global_views], batch.masks
         if len(batch.local_views):

@@ -1,4 +1,4 @@
-"""Networks and optimizer state spread over the ranks (torch's FSDP2), and whole again in checkpoints.
+"""Networks and optimizer state sharded over the ranks (torch's FSDP2), but complete in checkpoints.
 
 A sharded parameter is a DTensor: rank r holds the r-th part of its rows. Everything here also takes plain tensors, and
 leaves them as they are, so that a step reads the same with and without sharding.
@@ -25,7 +25,7 @@ from dino_path.model.head import DinoNetwork
 def shard(network: DinoNetwork, world: World, name: str) -> None:
     """Spread a network, which lies on the CPU, over all ranks: block by block, the head, and what is left.
 
-    A group is gathered where it is needed and let go after it, in the forward and in the backward pass; its gradients
+    A group is gathered when it is needed and freed afterwards, in the forward and in the backward pass; its gradients
     arrive averaged, each rank's share at that rank. Numbers are gathered in fp32, also under autocast: a ViT's norms,
     which autocast computes in fp32, then are the same as without sharding.
 

@@ -129,8 +129,7 @@ class NativeReader:
         is_inside = (column + 1) * level.tile_width <= level.width and (row + 1) * level.tile_height <= level.height
         if over_x or over_y or not is_inside:
             raise NotNative("no complete native tile starts there")
-        # Comments and application segments can hold the slide's label text or the scanner's serial number: they must
-        # not reach the store.
+        # Comments and application segments may hold any text, such as a name: they must not reach the store.
         try:
             jpeg = without_metadata(self._jpeg(column, row))
             if frame_size(jpeg) != (level.tile_width, level.tile_height, 3):
