@@ -63,7 +63,7 @@ def train_supervised(
 
 
 def write_pooled(division: Division, config: Config, out: Path) -> Metrics:
-    """Measure what the baselines of all folds answer together, and write it as `out`/result.json."""
+    """Measure the pooled predictions of all folds' baselines, and write them to `out`/result.json."""
     supervised = read_supervised(out, division)
     evaluation = config.evaluation
     metrics = measure(

@@ -1,4 +1,4 @@
-"""A supervised network, trained end to end on the training images: what every frozen extractor is compared with.
+"""A supervised network, trained end to end on the training images, for comparison with every frozen extractor.
 
 Shape suffixes: B images of a batch, C classes (after images: channels), N images.
 """

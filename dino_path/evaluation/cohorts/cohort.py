@@ -58,7 +58,7 @@ class Source:
 
     @property
     def is_null(self) -> bool:
-        """Whether it is an untrained network or colour alone: what a trained one must beat."""
+        """Whether it is a control (an untrained network or colour), which a trained network must beat."""
         plain = self.encoder or self.name
         return plain.startswith(NULLS)
 
@@ -80,7 +80,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Cases with what is to be predicted of them.
+    """Cases with their labels or survival times.
 
     Attributes:
         name: of the table.
@@ -113,7 +113,7 @@ class Cohort:
 
     @property
     def units(self) -> Units:
-        """What intervals are over and folds never tear apart: patients, else slides."""
+        """The units of intervals and folds: patients, else slides."""
         return Units.of(self.patients, "patient" if self.has_patients else "slide", len(self.cases))
 
     def digest(self) -> str:
@@ -214,7 +214,7 @@ def read_cohort(table: Path, folders: Sequence[BagFolder], config: CohortConfig)
 
 
 def cohort_notes(cohort: Cohort) -> list[str]:
-    """What a reader of the numbers should know of the cases, as sentences."""
+    """Notes on the cases for readers of the numbers, as sentences."""
     notes = [*cohort.notes]
     if cohort.task == "label":
         small = {label: count for label, count in patients_by_class(cohort).items() if count < FEW_PATIENTS}
@@ -308,7 +308,7 @@ SURVIVAL_CLASSES = ("censored", "event")
 
 
 def _names(folders: Sequence[BagFolder]) -> list[str]:
-    """What tables call the extractors: the folder's name, with the folder above it where two are alike."""
+    """The extractors' names in tables: the folder's name, with its parent's if two are equal."""
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         names = [f"{folder.path.absolute().parent.name}/{folder.name}" for folder in folders]
@@ -418,7 +418,7 @@ def _refuse_too_few(table: Path, cohort: Cohort, config: CohortConfig) -> None:
 
 
 def _confounding(cohort: Cohort, centres: NDArray[np.str_]) -> Iterator[str]:
-    """How far the centre alone gives the class away: in-sample accuracy of each centre's commonest class."""
+    """How well the centre alone predicts the class: in-sample accuracy of each centre's most frequent class."""
     if cohort.task != "label":
         return
     hits = sum(int(np.bincount(cohort.labels[centres == centre]).max()) for centre in np.unique(centres))

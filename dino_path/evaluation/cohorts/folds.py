@@ -29,7 +29,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Folds:
-    """All divisions of a cohort.
+    """All folds of a cohort, for all repeats.
 
     Attributes:
         fold_of: (R, N) fold of each case in each repeat, from 0.
@@ -84,7 +84,7 @@ def draw_cohort_folds(cohort: Cohort, config: CohortConfig) -> Folds:
 
 
 def fold_notes(cohort: Cohort, folds: Folds) -> list[str]:
-    """What folds cannot say, as sentences."""
+    """Limitations of the folds, as sentences."""
     if cohort.task == "survival":
         return []
     lacking = [fold for fold in folds if len(np.unique(cohort.labels[fold.test])) < len(cohort.classes)]

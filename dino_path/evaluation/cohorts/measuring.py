@@ -129,7 +129,7 @@ def measure_risks(risks_RN: Floats, cohort: Cohort, folds: Folds, config: Cohort
 
 
 def interval_words(measured: Measured, cohort: Cohort) -> str:
-    """What the brackets are."""
+    """Description of the brackets."""
     units = cohort.units
     freedom = next(iter(measured.samples.values())).left_out.freedom
     if freedom < LEAST_FREEDOM:

@@ -73,7 +73,7 @@ def evaluate_slides(
     slides: Mapping[str, Path] | None = None,
     device: torch.device,
 ) -> SlidesRecord:
-    """Judge every extractor by every aggregator, and write what was found to `out`.
+    """Evaluate every extractor with every aggregator, and write the results to `out`.
 
     `slides.json`, `.md` and `.csv`, `cases.csv` (folds), `predictions.csv`, and `maps/<extractor>/<slide>.geojson` and
     `.png`. Trained networks are kept in `out/networks`: called again, only what is missing is trained.
@@ -150,7 +150,7 @@ def _row(source: str, aggregator: str, scores_RNC: Floats, cohort: Cohort, folds
 
 
 def _with_differences(rows: Sequence[Row], is_null: Mapping[str, bool]) -> list[Row]:
-    """Mine less others, by the same aggregator: each extractor less every null, and less every one after it.
+    """Paired differences with the same aggregator: each extractor minus every control, and minus every later extractor.
 
     Where all are nulls, the first stands for mine.
     """
@@ -171,7 +171,7 @@ def _with_differences(rows: Sequence[Row], is_null: Mapping[str, bool]) -> list[
 
 
 def _draw(networks: Networks, folds: Folds, slide: str, out: Path, slide_file: Path | None) -> MapRecord:
-    """Draw what the networks that have not seen a slide look at in it, on average over the repeats."""
+    """Draw the attention of the networks that have not seen a slide, averaged over the repeats."""
     cohort, source = networks.cohort, networks.source
     case = next(number for number, slides in enumerate(cohort.slides) if slide in slides)
     answers = networks.answers(folds, case)
@@ -202,7 +202,7 @@ def _draw(networks: Networks, folds: Folds, slide: str, out: Path, slide_file: P
 def _notes(
     rows: Sequence[Row], cohort: Cohort, sources: Sequence[Source], folds: Folds, config: CohortConfig
 ) -> Iterator[str]:
-    """What to keep in mind when reading the numbers, the most important first."""
+    """Notes for reading the numbers, the most important first."""
     yield f"in brackets: {interval_words(rows[0].measured, cohort)}; folds: {folds.rule(cohort, config)}"
     yield (
         f"intervals show how numbers vary with the tested {cohort.units.name}, not with the training ones;"
