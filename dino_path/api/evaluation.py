@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process whose share was small waits for the others
+EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process with a small share waits for the others
 Protocol = Literal["table", "fewshot", FrozenProtocol]
 
 
@@ -188,14 +188,14 @@ def _refuse_unknown(protocol: str, fractions: str | None) -> None:
 
 
 def _wanted(protocol: Protocol, config: Config) -> tuple[FrozenProtocol, ...]:
-    """The protocols of a table; of few shots none, which say it themselves."""
+    """The protocols of a table; none for few shots, which have their own."""
     if protocol == "fewshot":
         return ()
     return tuple(config.evaluation.protocols) if protocol == "table" else (protocol,)
 
 
 def _stem(protocol: Protocol, shares: Sequence[float]) -> TableStem:
-    """Of the files of results."""
+    """The stem of the names of the result files."""
     return "fractions" if shares else "fewshot" if protocol == "fewshot" else "results"
 
 

@@ -41,7 +41,7 @@ def export(
         run: run folder (its newest checkpoint) or checkpoint file.
         out: model folder.
         best: of a run folder the best checkpoint instead of the newest.
-        network: which of the two networks.
+        network: which of the two networks to export.
         features: [CLS] token, mean of the patch tokens, or both; None: as the network pools them.
         format: `timm`, `onnx`, `pt2`; timm is always written.
         precision: of the stored weights.

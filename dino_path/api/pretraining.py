@@ -91,7 +91,7 @@ def _verdict_parts(verdict: VerdictRecord) -> Iterator[str | TextTable]:
         f" {verdict.interval}"
     )
     if len(verdict.rows) > 2:
-        yield "the best was chosen by k-NN on these images, which flatters it: test it on others"
+        yield "the best checkpoint was chosen by k-NN on these images, which favours it: test it on others"
     yield verdict.sentence
 
 
@@ -112,7 +112,7 @@ def pretrain(
         store: tile store or folder of images; None: the one of `config`.
         out: run folder; None: the one of `config`.
         config: YAML file, such as those in `configs/`.
-        apply_advice: set what the advice at the start of the run says.
+        apply_advice: apply the settings that the run advises at its start.
 
     Raises:
         ConfigError, TileStoreError, CheckpointError, DataError: refused before the first step.
@@ -172,26 +172,26 @@ def _train(config: Config, run: RunFolder, stack: ExitStack) -> tuple[Path, Runn
 def _verdict(
     run: RunFolder, config: Config, test: RunningTest | None, end: Path
 ) -> tuple[VerdictRecord | None, list[str]]:
-    """Whether the run beat its start, measured now; of a run with a start and without labels, how to know."""
+    """Measure whether the run beat its start; without labels, say how to find out."""
     assert config.training is not None
     if config.model.weights is None and config.training.continue_from is None:
         return None, []
     if test is None:
-        return None, ["whether it beats its start is not known: monitor.knn_data=SPEC lets the next run say it"]
+        return None, ["not known whether the run beats its start: set monitor.knn_data=SPEC to test the next run"]
     logger.info("testing the start against the end")
     from dino_path.evaluation.results.verdict import judge
 
     verdict = judge(run, test, end)
     if verdict is None:
         return None, [
-            f"whether it beats its start is not known: {run.verdict_file} holds no answers of the start to these"
-            " images, which are asked before the first step"
+            f"not known whether the run beats its start: {run.verdict_file} has no predictions of the start for"
+            f" these images; they are made before the first step"
         ]
     return verdict, []
 
 
 def _with_advice(config: Config) -> Config:
-    """The config with the settings that the advice names; of a run that has begun, with those that it began with."""
+    """The config with the advised settings; for a run that has begun, with its initial settings."""
     from dino_path.settings import with_settings
     from dino_path.tiles.source import open_tiles
     from dino_path.training.advice import advised, settings_begun_with

@@ -90,13 +90,13 @@ class Tiling(Listed):
         """How many slides were tiled, were there before, are empty or failed, as a sentence."""
         summary = self.summary
         text = (
-            f"{summary.num_done} done, {summary.num_skipped} there before, {summary.num_empty} empty,"
+            f"{summary.num_done} done, {summary.num_skipped} already there, {summary.num_empty} empty,"
             f" {summary.num_failed} failed: {summary.num_tiles:,} tiles in {self.store}"
         )
         if self.unreadable:
             text += f"; {len(self.unreadable)} folder(s) could not be read"
         if summary.num_judged_again:
-            text += f" ({summary.num_judged_again} by other quality limits, unread)"
+            text += f" ({summary.num_judged_again} judged again by new quality limits, without reading them)"
         return text
 
     def refuse_nothing(self, slides: Sequence[PathLike], *, says_why: bool) -> None:
@@ -194,7 +194,7 @@ def tile_what_can_be(
     resolved, store = settled(config, settings, needs=("tiles",)), Path(out)
     assert resolved.tiles is not None
     refuse_unwritable(store)
-    # Coordinate files that the store has are kept in step with its tiles.
+    # Existing coordinate files of the store are updated with its tiles.
     layouts = read_layouts(layout) if layout else [known for known in LAYOUTS if (store / known).is_dir()]
     names = pseudonym_files(
         None if pseudonymise is None else Path(pseudonymise), None if key is None else Path(key), store

@@ -63,7 +63,7 @@ class Comparison:
         return self.record
 
     def has_ended(self) -> bool:
-        """Whether `monitor.stop_after` comparisons brought no gain. Every rank must call it and gets the same answer."""
+        """Whether `monitor.stop_after` comparisons brought no gain. Every rank must call it and gets the answer."""
         if self._monitor.stop_after is None:
             return False
         is_over = is_exhausted(self.record, self._monitor.stop_after)

@@ -135,7 +135,7 @@ def test_tile_lists_slides_that_failed_and_keeps_the_others(run: Run, slide: Pat
     assert {lines[name] for name in ("broken", "text", "no_mpp")} == {"failed"}
     assert lines["good"] == "done"
     assert "mpp" in next(line for line in answer.out.splitlines() if "no_mpp" in line)
-    assert "1 done, 0 there before, 0 empty, 3 failed" in answer.out
+    assert "1 done, 0 already there, 0 empty, 3 failed" in answer.out
 
 
 @pytest.mark.parametrize("name", ["broken.svs", "no_mpp.tif"])
@@ -164,7 +164,7 @@ def test_tile_writes_coordinate_files_on_request_and_keeps_them_in_step(run: Run
     before = patches.read_bytes()
     assert (tmp_path / "store/clam/patches/good.h5").is_file()
     answer = run("tile", slide, "--out", "store", *TILES, "tiles.min_sharpness=1e9")
-    assert "(1 by other quality limits, unread)" in answer.out
+    assert "(1 judged again by new quality limits, without reading them)" in answer.out
     assert patches.read_bytes() != before
     assert not (tmp_path / "store/clam/patches/good.h5").exists()  # no tile is left
     run("tile", slide, "--out", "other", *TILES, "--layout", "qupath").check_refused("qupath is no layout")

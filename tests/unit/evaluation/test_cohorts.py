@@ -50,7 +50,7 @@ def test_slides_without_features_or_tiles_are_left_out_for_all_and_said(tmp_path
     assert cohort.left_out == {"P003_1": "no file in untrained-mine", "P006_1": "without tiles in mine"}
     assert len(cohort.cases) == 21
     assert "P008_1.svs" in cohort.cases
-    assert any("2 slides of the table take no part" in note for note in cohort.notes)
+    assert any("2 slides of the table are left out" in note for note in cohort.notes)
     assert any("1 rows without label" in note for note in cohort.notes)
 
 

@@ -214,7 +214,7 @@ def test_an_empty_class_and_a_single_class_are_refused(class_folders):
         load_labelled(str(class_folders), CONFIG)
     for name in ("desert", "leaf", "sea"):
         shutil.rmtree(class_folders / name)
-    with pytest.raises(DataError, match=r"one class only \(blood\)"):
+    with pytest.raises(DataError, match=r"only one class \(blood\)"):
         load_labelled(str(class_folders), CONFIG)
 
 

@@ -54,7 +54,7 @@ def test_it_keeps_a_share_of_what_the_teacher_has_above_the_untrained_student(fo
     kept = notes_of([student, teacher], {**scores, "small": 1.85 / 3})[1]
     assert kept == "small, k-NN: keeps 50% of what large has above chance (0.333): 0.617 of 0.900"
     kept = notes_of([student, teacher, f"untrained:{student}"], {**scores, "untrained-small": 0.95})[1]
-    assert "is not known, for large (0.900) is not above untrained-small (0.950)" in kept
+    assert "is unknown, because large (0.900) is not above untrained-small (0.950)" in kept
 
 
 def test_nothing_is_said_without_the_teacher_or_of_models_that_had_none(folders: tuple[Path, Path]) -> None:

@@ -231,7 +231,7 @@ def test_a_camelyon17_wilds_of_other_values_or_without_images_is_refused(tmp_pat
         load_labelled(f"camelyon17-wilds:{tmp_path / 'a'}", CONFIG)
     (tmp_path / "b").mkdir()
     write_table(tmp_path / "b" / "metadata.csv", WILDS_HEADER, rows)
-    with pytest.raises(DataError, match=r"none of the 34 images of metadata\.csv is there, first .*patch_patient_004"):
+    with pytest.raises(DataError, match=r"none of the 34 images of metadata\.csv exists, first .*patch_patient_004"):
         load_labelled(f"camelyon17-wilds:{tmp_path / 'b'}", CONFIG)
 
 

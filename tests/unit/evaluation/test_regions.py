@@ -249,7 +249,7 @@ def test_a_tile_smaller_than_a_mask_pixel_has_the_class_under_its_centre():
 def test_a_mask_of_another_shape_or_in_colour_is_refused(make_store):
     spec, config = make_store(("s1", "p1", None))
     assert cv2.imwrite(str(config.regions / "s1.png"), np.ones((50, 50), np.uint8))
-    with pytest.raises(SlideError, match="another shape than s1"):
+    with pytest.raises(SlideError, match="differs in shape from s1"):
         load_labelled(spec, config)
     assert cv2.imwrite(str(config.regions / "s1.png"), np.eye(3, dtype=np.uint8)[None].repeat(10, 0).repeat(34, 1))
     with pytest.raises(SlideError, match="colour picture"):

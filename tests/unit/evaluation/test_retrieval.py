@@ -220,7 +220,7 @@ def test_the_command_leaves_page_record_table_and_picture(class_folders, tmp_pat
     assert first.balanced["mMV@5"].value == 1  # the classes are three colours
     assert first.differences.keys() == {"colour-statistics"}
     assert second.differences == {}
-    assert "36 images of 6 patients search" in shown
+    assert "36 images of 6 patients are queries" in shown
     with Image.open(out / "neighbours.jpg") as sheet:
         assert sheet.width > 1600
     lines = (out / "retrieval.csv").read_text().splitlines()

@@ -106,7 +106,7 @@ def test_one_call_gives_every_set_its_files_and_one_table_of_all(root, monkeypat
     assert read_suite(out).sets == record.sets
 
     warnings = " ".join(record.warnings)
-    assert "one: no patients are named" in warnings
+    assert "one: patients are unknown" in warnings
     assert "supervised ResNet-50 is missing for one, two" in warnings
     assert "`dino-path baseline --data data --out baselines/one " in warnings
     assert "evaluation.input_px=32" in warnings
@@ -154,7 +154,7 @@ def test_a_suite_that_was_killed_goes_on_and_leaves_the_same_files(root, monkeyp
     run(suite, root, root / "out", specs=[*SPECS, "untrained:timm:resnet18"])
     assert evaluated[3:] == ["one", "two", "one", "two"]
     (root / "data/sea/11.png").unlink()
-    with pytest.raises(DataError, match=r"one: .*holds results that would be lost: they are of other images"):
+    with pytest.raises(DataError, match=r"one: .*holds results that would be lost: they belong to other images"):
         run(suite, root, root / "out")
 
 
@@ -196,7 +196,7 @@ def test_all_that_is_wrong_is_refused_at_once_and_what_is_missing_can_be_left_ou
     with pytest.raises(DataError) as refusal:
         run(suite_of(**sets), root, root / "out")
     assert "2 of 3 sets cannot be evaluated" in refusal.value.found
-    assert "- gone: mhist:nowhere is not there" in refusal.value.found
+    assert "- gone: mhist:nowhere does not exist" in refusal.value.found
     assert "it has only one class (A)" in refusal.value.found
     with pytest.raises(DataError, match="1 of 3 sets cannot be evaluated"):
         run(suite_of(**sets), root, root / "out", skip_missing=True)

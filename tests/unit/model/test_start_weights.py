@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[Weights, str]] = {
         {key: value for key, value in vit_weights(14, registers=4).items() if not key.startswith("blocks.1.")},
         r"14 of 35 tensors are missing \(blocks.1",
     ),
-    "one more": (vit_weights(14, registers=4) | {"cls_norm.weight": torch.ones(32)}, r"not of this model \(cls_norm"),
+    "one more": (vit_weights(14, registers=4) | {"cls_norm.weight": torch.ones(32)}, r"belong to this model \(cls_"),
     "a parameter that timm would drop": (
         dinov3_weights(bias=False) | {"rope_embed.learned": torch.ones(3)},
         r"1 do not belong to this model \(rope_embed.learned\)",
@@ -244,10 +244,10 @@ def test_a_run_brings_its_teachers_backbone_and_mask_token(
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"backbone": "deit_tiny_patch16_224", "arguments": PLAIN}, "are of deit_tiny_patch16_224, and vit_tiny_"),
+        ({"backbone": "deit_tiny_patch16_224", "arguments": PLAIN}, "belong to deit_tiny_patch16_224, but vit_tiny_"),
         (
             {"backbone": "vit_tiny_patch16_224", "arguments": {**PLAIN, "num_heads": 4}},
-            "are of vit_tiny_patch16_224 with 4 heads, and vit_tiny_patch16_224 with 2 heads is to be trained",
+            "belong to vit_tiny_patch16_224 with 4 heads, but vit_tiny_patch16_224 with 2 heads is to be trained",
         ),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_kind_that_a_network_does_not_have_is_refused_by_name() -> None:
         with_features(backbone(class_token=False, global_pool="avg"), "cls+mean", name="gap")
     cnn = build_backbone("resnet10t", {})
     assert own_kind(cnn) is None
-    with pytest.raises(CheckpointError, match="cnn: is a ResNet: it has no patch tokens, but features mean are asked"):
+    with pytest.raises(CheckpointError, match="cnn: is a ResNet: it has no patch tokens, but features mean are"):
         with_features(cnn, "mean", name="cnn")
 
 

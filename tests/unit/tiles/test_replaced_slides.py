@@ -151,7 +151,7 @@ def test_a_renamed_slide_and_a_copy_are_not_taken_in_twice(slide: Path, tmp_path
     run(str(slide.parent))
     renamed = slide.rename(slide.with_name("b.tif"))
     assert f"its content is that of {slide}" in run(str(renamed.parent))
-    assert "1 there before" in run(str(_csv(tmp_path / "slides.csv", renamed, "a")))
+    assert "1 already there" in run(str(_csv(tmp_path / "slides.csv", renamed, "a")))
     write_slide_file(slide, [np.ascontiguousarray(tissue_image()[:, ::-1])])
     assert "1 done" in run(str(slide.rename(slide.with_name("c.tif"))))
     assert sorted(file.stem for file in StoreFolder(store).record_files()) == ["a", "c"]
