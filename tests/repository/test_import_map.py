@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dino_path"
 FLOOR = {
-    "config", "settings", "moved_settings", "preprocessing", "errors", "identity", "walk", "table_file", "run",
+    "config", "disk", "settings", "moved_settings", "preprocessing", "errors", "identity", "walk", "table_file", "run",
     "atomic", "sharing", "checksum", "lock", "launch", "distributed", "rank_watch", "rendezvous", "processes",
     "progress", "records", "shipped", "journal",
 }  # fmt: skip
