@@ -16,6 +16,7 @@ from dino_path.cli import (  # isort: skip
     evaluate_suite,
     report,
     verify,
+    licences,
     cluster,
 )
 from dino_path.cli import program
@@ -35,6 +36,7 @@ __all__ = [
     "evaluate_suite",
     "extractor",
     "feature_map",
+    "licences",
     "main",
     "pretraining",
     "program",

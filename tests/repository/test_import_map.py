@@ -12,7 +12,7 @@ FLOOR = {
     "atomic", "checksum", "lock", "launch", "distributed", "rendezvous", "processes", "progress", "records",
 }  # fmt: skip
 # They tie rooms together, or look at the whole installation.
-ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "verify", "config_docs"}
+ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "verify", "licences", "config_docs"}
 ROOMS: dict[str, set[str]] = {
     "slides": set(),
     "tiles": {"slides"},
