@@ -18,13 +18,14 @@ from tiny import TINY, write_tiles
 
 from dino_path.cli import main
 
-NAMED = "ZIRKUSPFERD"  # in the slides' file names alone
+NAMED = "ZIRKUSPFERD"  # in the slides' file names alone; WORD is in all else of them, and in their folder
+MACHINE = "SCHLAUCHBOOT"  # its host, user, environment and commands
 SHARED = ("model", "features", "report.html", "figures", "results", "map.html", "view")
 
 
 def call(*words: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [f"/opt/{WORD}/bin/dino-path", *words])
+        patch.setattr("sys.argv", [f"/opt/{MACHINE}/bin/dino-path", *words])
         try:
             main()
         except SystemExit as end:
@@ -33,13 +34,13 @@ def call(*words: str) -> None:
 
 @pytest.fixture
 def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder on a machine whose host, user and environment are secrets."""
+    """A working folder on a machine whose host, user and environment are secret."""
     import wandb
 
-    monkeypatch.setattr("socket.gethostname", lambda: WORD.lower())
-    monkeypatch.setattr("platform.node", lambda: WORD.lower())
+    monkeypatch.setattr("socket.gethostname", lambda: MACHINE)
+    monkeypatch.setattr("platform.node", lambda: MACHINE)
     for name in ("USER", "LOGNAME", "SLURM_JOB_ACCOUNT", "TOKEN", "WANDB_HOST"):
-        monkeypatch.setenv(name, WORD)
+        monkeypatch.setenv(name, MACHINE)
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb home"))
     work = tmp_path / "work"
@@ -58,7 +59,7 @@ def walk_the_road(work: Path, slides: Path, *pseudonymise: str) -> None:
     call("tile", str(slides), "--out", str(store), "--workers", "0", "--layout", "trident,clam", *tile, *pseudonymise)
     call("pretrain", f"store={store}", f"out={run}", *TINY, "training.num_steps=2", "wandb.mode=offline",
          "monitor.tensorboard=false")  # fmt: skip
-    labelled = slides / "labelled"
+    labelled = work / "labelled"
     for name in ("a", "b"):
         write_tiles(labelled / name, 8)
     call("evaluate", "knn", "mean-colour", "--data", str(labelled), "--out", str(run / "eval/knn"), "--device", "cpu",
@@ -136,6 +137,7 @@ def test_nothing_that_is_shared_holds_a_secret_and_with_pseudonyms_nothing_does(
     assert wandb_files[0].suffix == ".wandb"
     secrets = {
         "the word": WORD,
+        "the machine": MACHINE,
         "a folder": str(away.parent),
         "the interpreter": sys.prefix,
         "kernel": platform.release(),
