@@ -64,7 +64,7 @@ def render() -> str:
 
 
 def section_parts(key: str, section: type[Section]) -> Iterator[str]:
-    """A heading with what the section is for and the table of its own settings; then the sections in it."""
+    """A heading with the purpose of the section and the table of its settings, then its subsections."""
     inner = {name: section_of(field) for name, field in section.model_fields.items()}
     own = {name: field for name, field in section.model_fields.items() if inner[name] is None or is_map(field)}
     lines = "\n\n" + "\n".join(table_lines(f"{key}.", own)) if own else ""

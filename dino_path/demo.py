@@ -51,7 +51,7 @@ FAST_OVERRIDES = (
 
 @dataclass(frozen=True)
 class DemoFolder:
-    """What the demo makes, and where."""
+    """The files of the demo."""
 
     path: Path
 
@@ -85,7 +85,7 @@ class DemoFolder:
 
 
 def run_demo(out: Path, *, is_fast: bool) -> None:
-    """Walk the road in `out`; called again, it does what is missing. Prints the table and where the report is."""
+    """Run the whole workflow in `out`; called again, it continues. Prints the table and the path of the report."""
     folder = DemoFolder(out)
     config = demo_config(folder, is_fast=is_fast)
     num_workers = min(usable_cores(), 8)
@@ -154,7 +154,7 @@ def demo_slides(*, is_fast: bool) -> list[SyntheticSlide]:
 
 @contextmanager
 def stage(number: str, name: str, what: str) -> Iterator[None]:
-    """Say what begins, and how long it took."""
+    """Print what starts, and how long it took."""
     logger.info("[%s] %s: %s", number, name, what)
     start_s = time.monotonic()
     yield

@@ -85,7 +85,7 @@ def usable_cores() -> int:
 
 
 def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
-    """Where the processes meet: MASTER_ADDR and MASTER_PORT, else what follows from SLURM's variables.
+    """The processes' meeting point: MASTER_ADDR and MASTER_PORT, else an address derived from SLURM's variables.
 
     Raises:
         LaunchError: neither is there, or they are no address and port.
@@ -113,10 +113,10 @@ def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """The device called `name` (`auto`, `cpu`, `cuda`); `auto` takes CUDA where there is one.
+    """The device `name` (`auto`, `cpu`, `cuda`); `auto` is CUDA if there is a GPU.
 
     Raises:
-        LaunchError: `cuda` was asked for and is not there. We do not fall back to the CPU in silence.
+        LaunchError: `cuda` is requested but not available. There is no silent fallback to the CPU.
     """
     has_cuda = torch.cuda.is_available()
     if name == "auto":

@@ -1,6 +1,7 @@
-"""What this machine has and lacks for dino_path, and how to fix it. Every check tries the thing, not its version only.
+"""What this machine has and lacks for dino_path, and how to fix it. Every check runs the real thing, not only its
+version.
 
-Checks import what they look at inside, because what they look at may be broken.
+Checks import libraries inside the functions, because the libraries may be broken.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ def check_openslide() -> list[Finding]:
 
 
 def check_slide_extras() -> list[Finding]:
-    """The readers of slides that are extras: which are there, and what is refused without the others."""
+    """The optional slide readers: which are installed, and what is refused without the others."""
     missing = [extra for extra in SLIDE_EXTRAS if find_spec(extra) is None]
     found = ", ".join(f"{extra} {version(extra)}" for extra in SLIDE_EXTRAS if extra not in missing)
     refused = ", ".join(f"{SLIDE_EXTRAS[extra]} are refused without {extra}" for extra in missing)
@@ -233,7 +234,7 @@ def check_slide_extras() -> list[Finding]:
 
 
 def check_faiss() -> list[Finding]:
-    """FAISS by a search whose answer is known."""
+    """FAISS, checked by a search with a known result."""
     try:
         import faiss
         import numpy as np
@@ -386,7 +387,7 @@ def _is_within(number: str, bounds: str) -> bool:
 
 
 def _answer(words: list[str]) -> str | None:
-    """What a command prints; None when it is not there, fails or does not answer."""
+    """The output of a command; None if it does not exist, fails or does not answer."""
     try:
         answer = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What each process of a run tells the others while it works, and how all end when one of them fails, hangs or dies.
+"""How the processes of a run watch each other, and all end when one of them fails, hangs or dies.
 
 A thread of each process writes a line to the store every second: a number that grows with every line, how many
 exchanges the process has come to, and where in the code it is. So a process that waits longer than it may can say for
@@ -42,7 +42,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Line:
-    """What a process wrote last.
+    """The last line of a process.
 
     Attributes:
         beat: of its lines, from 0.
@@ -127,7 +127,7 @@ class RankWatch(threading.Thread):
             self.failed = self.failed or self.gone
 
     def leave(self, store: Store) -> None:
-        """Write no more lines, and that this process has left in order: nobody waits for it."""
+        """Stop writing lines, and record that this process has ended normally, so that nobody waits for it."""
         self.done.set()
         self.join(2 * CHECK_EVERY_S)
         store.set(f"line_{self.rank}", str(LEFT))

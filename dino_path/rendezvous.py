@@ -1,4 +1,4 @@
-"""How the processes of a run find one another, who is missing if they do not, and how all learn that one has failed.
+"""How the processes of a run find one another, report missing ones, and learn that one has failed.
 
 They meet at a key-value store (torch's TCPStore), which rank 0 serves, or torchrun. Torch's own rendezvous says in the
 end how many have come, but not who; and a rank whose partner has died may wait for it until the time-out.
@@ -77,9 +77,9 @@ class MeetingPoint:
 
 
 def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> Store:
-    """Return as soon as all `size` ranks have come.
+    """Return as soon as all `size` ranks have arrived.
 
-    Rank 0 waits for the others, and tells those who came who did not.
+    Rank 0 waits for the others, and tells those present which ranks are missing.
 
     Raises:
         LaunchError: ranks are missing after `timeout_s`, or came twice, or were told of another size of the world.
@@ -230,7 +230,7 @@ def process_group(
 
 @contextmanager
 def _given_up_after(limit_s: float, point: MeetingPoint) -> Iterator[None]:
-    """End the process where what is inside takes longer: a store whose server is stopped answers nothing, for ever."""
+    """End the process if the block takes longer than this: a store whose server has stopped never answers."""
 
     def end() -> None:
         print(f"{point.server} does not answer at {point}: it is stopped", file=sys.stderr, flush=True)  # noqa: T201
@@ -268,7 +268,7 @@ def _leave(point: MeetingPoint, store: Store, watch: RankWatch) -> None:
 
 
 def _announce(store: Store, watch: RankWatch, error: BaseException) -> str | None:
-    """Tell all that this process fails; returns what another has told before, or who is gone, or None."""
+    """Tell all processes that this one fails; returns an earlier report of another process, or who is gone, or None."""
     ours = f"{watch.here}: {type(error).__name__}: {error}"
     try:
         gone = ""

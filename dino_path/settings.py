@@ -29,7 +29,7 @@ Name = TypeVar("Name", bound=str)
 
 
 def read_names(text: str, known: Sequence[Name], option: str) -> tuple[Name, ...]:
-    """Names with commas between, each once, in the order given; blanks and capitals do not matter.
+    """Comma-separated names, each once, in the given order; blanks and capitals are ignored.
 
     Raises:
         ConfigError: one is not among the known, or there is none. `option` is what the user gave, such as `--layout`.
@@ -180,7 +180,7 @@ def load_config(
 
 
 def _override(tree: dict[str, Any], override: str) -> list[str]:
-    """Apply one `dotted.key=value` to the tree; what is wrong with it."""
+    """Apply one `dotted.key=value` to the tree; returns its faults."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         return [f"{override!r} is not of the form dotted.key=value"]
@@ -281,7 +281,7 @@ def named_config(name: str, *, given: str) -> Path:
 
 
 def section_from_file(cls: type[T], tree: Tree, source: str) -> T:
-    """A section read back from one of our own JSON or YAML files."""
+    """A section read from a JSON or YAML file of dino_path."""
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -432,7 +432,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fault_lines(error: ValidationError, tree: Tree, root: type[Section]) -> list[str]:
-    """The faults in our words, one per place: pydantic gives one per type where a value fits none of several.
+    """The faults in plain words, one per place; pydantic gives one per type if a value fits none of several.
 
     Args:
         root: the section that the tree was to be.
@@ -444,7 +444,7 @@ def _fault_lines(error: ValidationError, tree: Tree, root: type[Section]) -> lis
 
 
 def _place(fault: Any, tree: Any) -> tuple[int | str, ...]:
-    """Where in the given tree a fault lies; what pydantic appends for the type that it tried is left out."""
+    """The place of a fault in the given tree, without what pydantic appends for the type that it tried."""
     if fault["type"] in ("extra_forbidden", "missing"):
         return tuple(fault["loc"])
     place = []

@@ -1,6 +1,6 @@
-"""Tables of text that users write: CSV and TSV, as spreadsheets, R, pandas and QuPath save them.
+"""Text tables written by users: CSV and TSV, as saved by spreadsheets, R, pandas and QuPath.
 
-What is not plain is read where its meaning is certain (and noted), and refused with its cause and line where it is not.
+An unusual table is read, with a note, if its meaning is certain; otherwise it is refused, with cause and line.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Vocabulary:
 
 
 def plain_cells(row: Iterable[object]) -> list[object]:
-    """A row as it is written: text that a spreadsheet would run as a formula has an apostrophe before it."""
+    """A row as written: text that a spreadsheet would run as a formula gets an apostrophe in front."""
     return [f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell for cell in row]
 
 
@@ -136,7 +136,7 @@ def read_csv_table(path: Path) -> Table:
 
 
 def settle_columns(table: Table, vocabulary: Vocabulary) -> Table:
-    """The table with the columns of `vocabulary` alone, under its names; notes say which are not read, or are empty.
+    """The table with only the columns of `vocabulary`, under its names; notes say which are not used, or are empty.
 
     Case, spaces and hyphens in names do not matter, and aliases are read as what they mean.
 
@@ -180,7 +180,7 @@ def number(text: str) -> float:
 
 
 def path_of(cell: str, folder: Path) -> Path:
-    """The path that a cell names: absolute, or from `folder`; `~`, file:// and backslashes mean what they mean."""
+    """The path in a cell: absolute, or relative to `folder`; `~`, file:// and backslashes are understood."""
     if cell.casefold().startswith("file://"):
         from urllib.parse import unquote, urlsplit
 
@@ -192,7 +192,7 @@ def path_of(cell: str, folder: Path) -> Path:
 
 
 def why_no_file(cell: str) -> str:
-    """What a path that is no file suffers from, as the end of a sentence; "" where it looks like any other."""
+    """Why a path is not a file, as the end of a sentence; "" if there is no obvious reason."""
     return " (a Windows path; this machine has no drives)" if WINDOWS_DRIVE.match(cell) else ""
 
 
@@ -237,7 +237,7 @@ def _decode(path: Path) -> tuple[str, list[str]]:
 
 
 def _first_line_and_separator(text: str) -> tuple[int, str]:
-    """Where the header begins, and what separates its cells: what gives most of them, a comma where none does."""
+    """The start of the header, and its separator: the one that gives the most cells, else a comma."""
     start = len(text) - len(text.lstrip("\n "))
     line = text[start:].split("\n", 1)[0]
     if re.fullmatch(r"sep=.", line):  # Excel's own first line
@@ -274,7 +274,7 @@ def _refuse_twice(path: Path, names: Sequence[str]) -> None:
 
 
 def _refuse_near(path: Path, strange: Sequence[str], found: Collection[str], vocabulary: Vocabulary) -> None:
-    """Refuse names that may mean a column of ours: a `patient_idd` that is ignored would let patients leak."""
+    """Refuse names that resemble a known column: an ignored `patient_idd` would let patients leak."""
     lacking = [name for name in vocabulary.known if name not in found]
     meant_by: dict[str, str] = {}
     for name in strange:

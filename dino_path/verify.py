@@ -1,4 +1,4 @@
-"""Whether what lies on the disk is what was written: every checksum and every record of a folder, read once."""
+"""Check that files are as they were written: every checksum and every record of a folder, read once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Verified:
 
 
 def verify(path: Path) -> Iterator[Verified]:
-    """What became of each kind of content of a store, run, model folder, or folder of features or results.
+    """The result for each kind of content of a store, run, model folder, or folder of features or results.
 
     Raises:
         ConfigError: none of these is here.
@@ -156,7 +156,7 @@ def _model(path: Path) -> Verified:
 
 
 def _features(path: Path) -> Iterator[Verified]:
-    """Feature files and what evaluations keep, anywhere below the folder."""
+    """Feature files and cached features of evaluations, anywhere below the folder."""
     if files := sorted(file for file in path.rglob("*.h5") if not file.name.startswith(".")):
         yield _h5(files)
     if arrays := sorted(file for folder in path.rglob("features") for file in folder.glob("*.npy")):
@@ -225,7 +225,7 @@ def _sealed(what: str, files: Iterable[Path]) -> Verified:
 
 
 def _each(what: str, files: Iterable[Path], read: Callable[[Path], object]) -> Verified:
-    """Read each; what is refused is damaged."""
+    """Read each file; a refused one is damaged."""
     damaged = []
     count = 0
     for file in files:

@@ -1,4 +1,4 @@
-"""The model card: what the model is, what it expects, how to use it, what it was tested on."""
+"""The model card: the model, its input, how to use it, and its test results."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
 
 
 def _citation(methods: Sequence[str]) -> str:
-    """Who found what the training used."""
+    """Citations of the methods used in training."""
     names = [method.partition(" of ")[0] for method in methods]  # `distillation of MODEL`
     known = [(name, SOURCES[name]) for name in names if name in SOURCES]
     if not known:
@@ -148,7 +148,7 @@ def _expectations(facts: ModelFacts) -> str:
 
 
 def _normalise_stain(facts: ModelFacts) -> str:
-    """The lines of the snippet for timm, which knows nothing of stains; empty where there is nothing to do."""
+    """The lines of the snippet that normalise stains, which timm does not do; empty if not needed."""
     method = facts.preprocessing.stain_normalisation
     if method is None:
         return ""

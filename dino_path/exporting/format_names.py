@@ -1,4 +1,4 @@
-"""What an export may be written as, and what this machine lacks for it. Known without torch."""
+"""Formats of an export, and what this machine lacks for them, checked without torch."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ HTTP_ERROR = next(
 
 
 def push_to_hub(folder: Path, repository: str) -> str:
-    """Upload the model files of `folder`, and nothing else that lies there; returns the commit's address.
+    """Upload only the model files of `folder`; returns the commit's address.
 
-    A repository that does not exist is made, private: its owner publishes it by hand.
+    A missing repository is created as private; its owner can publish it.
 
     Args:
         repository: `owner/name`.

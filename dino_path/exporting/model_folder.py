@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A backbone and all that must travel with it.
+    """A backbone with everything that must be exported with it.
 
     Attributes:
         backbone: timm model name.
@@ -73,7 +73,7 @@ class ExportSource:
 
 @dataclass(frozen=True, repr=False)
 class ExportResult:
-    """The written folder and what the reload showed.
+    """The written folder and the result of the reload check.
 
     Attributes:
         features: their kind; None: as the network pools them.
@@ -115,9 +115,9 @@ class ExportResult:
 def export_model(
     state: ExportSource, out: Path, *, formats: tuple[Format, ...] = ("timm",), precision: Precision = "fp32"
 ) -> ExportResult:
-    """Write `config.json`, `model.safetensors` and `README.md` to `out`, after a reload in a fresh process agreed.
+    """Write `config.json`, `model.safetensors` and `README.md` to `out`, after a check by reloading in a fresh process.
 
-    The same source gives the same bytes. An older export is replaced whole, and said; other files in it stay.
+    The same source gives the same bytes. An older export is replaced completely, with a message; its other files stay.
     Graphs that are not written now stay where the weights are the same, and are deleted where they are not.
 
     Args:
@@ -169,7 +169,7 @@ def export_model(
 
 
 def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write the model card of a model folder of ours, again when there are evaluation results to tell.
+    """Write the model card of an exported model folder, again when there are new evaluation results.
 
     Args:
         results: contents of the `results.json` that `dino-path evaluate table` writes.
@@ -220,7 +220,7 @@ def _write_config(
 
 
 def _left_to_the_user(state: ExportSource, formats: Sequence[Format]) -> tuple[str, ...]:
-    """What the files cannot do for who loads them without dino_path."""
+    """What is missing when the files are loaded without dino_path."""
     method = state.preprocessing.stain_normalisation
     if method is None:
         return ()
@@ -256,7 +256,7 @@ def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> str:
 
 
 def _keep_or_give_up_graphs(out: Path, building: Path, own: FeatureKind | None) -> tuple[str, ...]:
-    """Take over the graphs of an older export that are of these very weights; say what is replaced and what goes.
+    """Keep the graphs of an older export that have exactly these weights; report what is replaced or deleted.
 
     Args:
         own: kind of features that timm's own pooling gives, which folders of version 1 do not name.

@@ -56,7 +56,7 @@ class BagFolder:
 
 @dataclass(frozen=True)
 class Bag:
-    """The features of one slide, on the disk.
+    """The features of one slide on disk.
 
     Attributes:
         encoder, encoder_digest: the extractor and what it was, where the file says so (those of `dino-path embed` do).
@@ -141,7 +141,7 @@ def find_bags(folder: Path) -> BagFolder:
 
 
 def open_bag(path: Path) -> Bag:
-    """What is in a feature file, as far as its header says it.
+    """The contents of a feature file, according to its header.
 
     Raises:
         DataError: it cannot be read, or holds no (N, D) features.

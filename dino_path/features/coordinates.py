@@ -1,4 +1,4 @@
-"""Where the tiles of slides lie, as TRIDENT and CLAM read it. `patch` is their word for tile.
+"""Coordinates of tiles, as TRIDENT and CLAM read them. `patch` is their word for tile.
 
 TRIDENT (mahmoodlab/TRIDENT a91fa84): `coords` are top-left corners in level-0 px, and attributes on that data set say
 how large a tile is. Its reader takes only the ratio of the two magnifications, so 10 / mpp as floats gives the exact
@@ -128,7 +128,7 @@ def write_coordinate_files(store: Path, layouts: Sequence[LayoutName], out: Path
 
 
 def write_coordinates(file: Path, coords_N2: Coordinates, attributes: Attributes) -> bool:
-    """A file with nothing but `coords`. Returns False where it stood already, with the same bytes."""
+    """Write a file with only `coords`. Returns False if it already existed with the same bytes."""
     content = io.BytesIO()
     with h5py.File(content, "w") as h5:
         add_coordinates(h5, coords_N2, attributes)

@@ -1,4 +1,4 @@
-"""A frozen model and a folder of images -> one feature file; called again, it makes again what was replaced.
+"""One feature file from a frozen model and a folder of images; called again, it updates replaced images.
 
 Shape suffixes: N images, D features.
 """
@@ -86,7 +86,7 @@ def _identities(paths: Sequence[Path], known: Sequence[Identity] | None) -> list
 
 
 def _changed(before: FeatureFile | None, now: Sequence[Identity]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Numbers of the images whose features are due."""
+    """Numbers of the images whose features must be computed."""
     if before is None or before.identities is None:
         return np.arange(len(now), dtype=np.int64)
     pairs = zip(before.identities, now, strict=True)

@@ -1,4 +1,4 @@
-"""A frozen model that turns images into feature vectors, whatever the model comes from.
+"""A frozen model, from any source, that turns images into feature vectors.
 
 Shape suffixes: N images of a source, B of a batch, H and W their edges in pixels, D features.
 """
@@ -57,7 +57,7 @@ class Extractor:
 
     @property
     def backbone(self) -> nn.Module:
-        """The timm model, whatever is made of its tokens."""
+        """The timm model, without the wrapper that selects token features."""
         return plain_backbone(self.module)
 
     def at(self, precision: Precision) -> Extractor:
@@ -87,9 +87,9 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
 
 
 class MeanColour(nn.Module):
-    """Mean red, green and blue, and a one: (B, 3, H, W) -> (B, 4). What colour alone can tell.
+    """Mean red, green and blue, and a constant one: (B, 3, H, W) -> (B, 4). A control that sees only colour.
 
-    The one keeps brightness in play where neighbours are found by cosine: without it, dark and pale would be alike.
+    The constant makes cosine similarity depend on brightness: without it, dark and pale tiles would be equal.
     """
 
     num_features = 4

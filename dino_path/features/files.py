@@ -29,7 +29,7 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Origin:
-    """What features were made with: written beside them, and compared before a file is taken as finished.
+    """The origin of features: stored with them, and compared before a file counts as finished.
 
     Attributes:
         encoder: name of the extractor.
@@ -126,7 +126,7 @@ def read_feature_file(file: Path) -> FeatureFile:
 
 
 def read_origin(file: Path) -> tuple[Origin, int]:
-    """What a file of features or patch tokens was made with, and its number of rows.
+    """The origin of a file of features or patch tokens, and its number of rows.
 
     Raises:
         DataError: damaged, or written by something else.
@@ -162,7 +162,7 @@ def _write_features(h5: h5py.File, features_ND: Features, origin: Origin, *, nam
 
 
 def origin_attributes(origin: Origin, *, name: str) -> dict[str, str]:
-    """What stands beside features, or patch tokens, of how they were made; TRIDENT's names and ours."""
+    """The attributes that record the origin of features or patch tokens, under TRIDENT's names and ours."""
     return {
         "name": name,
         "savetodir": "",

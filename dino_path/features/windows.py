@@ -88,7 +88,7 @@ class WindowModel:
 
 
 def is_colour_control(extractor: Extractor) -> bool:
-    """Whether it tells colours of whatever square it is given: `mean-colour` and its like."""
+    """Whether the model is a colour control such as `mean-colour`, which takes squares of any size."""
     return extractor.name in CONTROL_NAMES
 
 

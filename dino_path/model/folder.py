@@ -18,7 +18,7 @@ from dino_path.records.model_folder import CONFIG_NAME, WEIGHTS_NAME, read_model
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a model folder says about its model.
+    """The description of the model in a model folder.
 
     Attributes:
         arguments: further arguments of timm.create_model; no num_classes, classifiers are left out.

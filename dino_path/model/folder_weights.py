@@ -44,7 +44,7 @@ def load_backbone(folder: ModelFolder) -> nn.Module:
 
 
 def refuse_changed_weights(folder: Path) -> None:
-    """Check the weights of a model folder against the checksum in its `config.json`, where there is one.
+    """Check the weights of a model folder against the checksum in its `config.json`, if there is one.
 
     Raises:
         CheckpointError: they are not those that were written with it.

@@ -1,4 +1,4 @@
-"""Backbones as timm publishes them: architecture, preprocessing and, where they can be had, weights."""
+"""Backbones as timm publishes them: architecture, preprocessing and, if available, weights."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dino_path.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class TimmBackbone:
-    """A timm model without classifier, and what it expects of its images."""
+    """A timm model without classifier, and its preprocessing."""
 
     module: nn.Module
     preprocessing: Preprocessing
 
 
 def load_start(name: str, weights: str, arguments: Mapping[str, Argument]) -> TimmBackbone:
-    """The model whose weights a training starts from: `timm` (the backbone's own), `timm:NAME`, or a model folder.
+    """The model from whose weights training starts: `timm` (the backbone's own), `timm:NAME`, or a model folder.
 
     Args:
         name: the backbone that is to be trained.
@@ -58,7 +58,7 @@ def refuse_other_model(
     name: str,
     arguments: Mapping[str, Argument],
 ) -> None:
-    """Check what the shapes of weights do not tell: the architecture by name, and its number of heads.
+    """Check what shapes of weights do not reveal: the architecture by name, and its number of heads.
 
     Args:
         source: where the weights are from, for messages.

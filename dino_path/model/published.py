@@ -56,7 +56,7 @@ class PublishedCheckpoint:
 
     @property
     def mask_token(self) -> Tensor | None:
-        """(1, D), what stood for hidden patches; None: it was not trained with masks."""
+        """(1, D), the mask token; None: it was not trained with masks."""
         return self.backbone.get("mask_token")
 
 
@@ -126,7 +126,7 @@ def published_in(record: Mapping[str, Any], path: Path, network: Network | None)
 
 
 def timm_model_of(checkpoint: PublishedCheckpoint, arch: str | None) -> TimmModel:
-    """The timm model that these weights fill.
+    """The timm model to which these weights belong.
 
     Args:
         arch: the timm name where the weights do not tell.

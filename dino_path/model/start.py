@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StartWeights:
-    """What a start brings; empty or None: it has none of that.
+    """The contents of start weights; empty or None: not included.
 
     Attributes:
         backbone: under timm's names or those of the model's authors.
@@ -41,7 +41,7 @@ class StartWeights:
 
 
 def read_start(name: str, arguments: Mapping[str, Argument], weights: str) -> StartWeights:
-    """The weights behind `model.weights`, on the CPU.
+    """The weights of `model.weights`, on the CPU.
 
     Args:
         name: the backbone that is to be trained.
@@ -81,7 +81,7 @@ def _of_our_run(record: dict[str, Any], path: Path, name: str, arguments: Mappin
 
 
 def start_network(network: DinoNetwork, start: StartWeights, *, source: str) -> None:
-    """Fill a network's backbone, and its mask token and heads where the start has them; the rest stays random.
+    """Load a network's backbone, and its mask token and heads if the start has them; the rest stays random.
 
     A head keeps the lengths of the start's prototypes, also where `norm_last_layer` trains their directions alone.
 
@@ -126,7 +126,7 @@ def _load_head(head: DinoHead, weights: Weights, term: str, *, source: str) -> N
 
 
 def _head_sizes(head: Mapping[str, Tensor]) -> dict[str, int | bool]:
-    """The settings of a head, as far as its shapes tell."""
+    """The settings of a head that its shapes reveal."""
     linear = [value for key, value in head.items() if key.startswith("mlp.") and value.ndim == 2]
     prototypes = head.get("last_layer.weight_v")
     sizes: dict[str, int | bool] = {} if prototypes is None else {"num_prototypes": len(prototypes)}

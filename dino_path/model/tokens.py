@@ -1,4 +1,4 @@
-"""The kinds of features that a ViT's tokens give: [CLS], the mean of the patch tokens, both; and the patch tokens.
+"""Features from a ViT's tokens: [CLS], the mean of the patch tokens, or both; and the patch tokens.
 
 Tokens are those of the last block after the final norm. In a ViT that norms only what it has pooled (timm's `fc_norm`),
 that norm is applied to each part. Registers, and any other token before the patches, are in no mean.
@@ -144,7 +144,7 @@ def timm_arguments(backbone: nn.Module, kind: FeatureKind | None) -> Mapping[str
 
 
 def timm_lines(module: nn.Module, images: str) -> tuple[str, ...]:
-    """Python that makes `features` of `images` with a timm `model` of the module's weights, and nothing of ours."""
+    """Python code that computes `features` of `images` with a timm `model` of these weights, without dino_path."""
     if not isinstance(module, TokenFeatures):
         return (f"features = model({images})",)
     parts = {"cls": "tokens[:, 0]", "mean": "tokens[:, model.num_prefix_tokens:].mean(1)"}

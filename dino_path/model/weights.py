@@ -1,4 +1,4 @@
-"""Weights in a file -> a backbone, all of them or none: the one way in which weights come in.
+"""Loads weights from a file into a backbone, completely or not at all. All weights are loaded this way.
 
 Every tensor of the backbone must be in the file, under timm's name or that of the model's authors (`layouts`), and in
 its shape. What may stand around it is taken off by name, and said: a prefix of all names (`module.`,
@@ -80,7 +80,7 @@ def read_weights(file: Path) -> Weights:
 
 
 def read_pickled(file: Path) -> Any:
-    """What is in a file of torch's, on the CPU; nothing but tensors, plain values and settings is unpickled.
+    """The contents of a torch file, on the CPU; only tensors, plain values and settings are unpickled.
 
     Raises:
         CheckpointError: it is damaged, no such file, or would run code on loading.
@@ -117,7 +117,8 @@ def read_any_weights(file: Path) -> Weights:
 
 
 def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, source: str, resampling: bool = False) -> None:
-    """Fill a timm backbone, every tensor of it; what the file holds beside it is logged, with the reason.
+    """Load every tensor of a timm backbone; other contents of the file are logged, with the reason why they are left
+    out.
 
     Args:
         source: where the weights are from, for messages.
@@ -201,8 +202,7 @@ def _misfit(
         if names
     ]
     told, like = timm_model_of_shapes(whole), looks_like(whole)
-    take = f"Use that model ({told.settings()})" if told else "Name the model to which they belong, with its"
-    " arguments"
+    take = f"Use that model ({told.settings()})" if told else "Name the model to which they belong, with its arguments"
     return CheckpointError(
         source,
         f"its weights do not fit {name}: {'; '.join(faults)}." + (f" It looks like {like}." if like else ""),

@@ -133,7 +133,7 @@ def read_run(path: Path, *, name: str, shows_machine: bool = False) -> Run:
         raise CheckpointError(
             str(path),
             "holds neither config.yaml nor metrics.jsonl." if path.is_dir() else "no such folder.",
-            "A run folder that `dino-path pretrain` has written is needed.",
+            "A run folder written by `dino-path pretrain` is needed.",
             "Check the path.",
         )
     config_text = _text_of(folder.config_file) or ""
@@ -186,7 +186,7 @@ def read_model(path: Path) -> Model:
         raise CheckpointError(
             str(path),
             f"holds no weights of a model folder ({error}).",
-            "A folder that `dino-path export` has written is needed.",
+            "A folder written by `dino-path export` is needed.",
             "Check the path, or export again.",
         ) from None
     return Model(path.resolve().name, record, record.preprocessing.text().replace("um/px", "µm/px"), weights_bytes)
@@ -217,7 +217,7 @@ def _read_metrics(file: Path, troubles: list[str]) -> Sequence[StepRecord]:
     except (DataError, NewerFormat) as error:
         troubles.append(f"{file.name} cannot be used: it {error.found}")
         return ()
-    troubles.extend(f"{file.name} cannot be read whole: {line}" for line in found.unreadable)
+    troubles.extend(f"{file.name} cannot be read completely: {line}" for line in found.unreadable)
     return found.records
 
 

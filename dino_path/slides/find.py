@@ -72,7 +72,7 @@ class SlideRow:
 
 @dataclass(frozen=True)
 class SlideSearch:
-    """What a search came upon.
+    """The result of a search.
 
     Attributes:
         rows: one per slide, in the order of their ids. A link to a slide that is not there has a row too: it fails by
@@ -97,7 +97,7 @@ def find_slides(inputs: Sequence[Path], exclude: Sequence[str] = (), *, masks: P
 
 
 def search_slides(inputs: Sequence[Path], exclude: Sequence[str] = (), *, masks: Path | None = None) -> SlideSearch:
-    """One row per slide, whatever it is named by; what is passed over is logged.
+    """One row per slide, whichever way it was given; skipped files are logged.
 
     Args:
         inputs: slide files, folders (searched with their subfolders), and CSV files with the columns
@@ -162,7 +162,7 @@ def unreadable_folders(unreadable: Sequence[Unreadable]) -> SlideError:
 
 
 def holds_slides(path: Path) -> bool:
-    """Whether a folder is one of slides, not of images: TIFF files are either, and OpenSlide tells by the first."""
+    """Whether a folder holds slides, not images. TIFF files can be either; OpenSlide decides by the first."""
     if not path.is_dir():
         return False
     walk = files_below(path, _is_slide_name)
@@ -185,7 +185,7 @@ def safe_id(name: str) -> str:
 
 
 def is_id_of_path(slide_id: str, path: str) -> bool:
-    """Whether an id is what `search_slides` gives a slide there that has none of its own, whatever the root was."""
+    """Whether `search_slides` could have made this id for a slide at this path without a given id, for any root."""
     parts = Path(path).parts
     ends = (Path(*parts[-number:]) for number in range(1, len(parts) + 1))
     return any(safe_id(_name_of(end)) == slide_id for end in ends)
@@ -201,7 +201,7 @@ def _refuse_unreadable_masks(masks: Path) -> None:
 
 
 def _with_mask(row: SlideRow, masks: Path) -> SlideRow:
-    """The row with its mask from the folder; where it has none, with the one that would be needed (the slide fails)."""
+    """The row with its mask from the folder; if there is none, with the missing name, so that the slide fails."""
     if row.overrides and row.overrides.get("mask"):
         return row
     mask = find_mask(masks, row.slide_id, row.path) or masks / f"{row.slide_id}.png"
@@ -247,7 +247,7 @@ def is_slide_path(path: Path) -> bool:
 
 
 def _walk_slides(folder: Path) -> Found:
-    """The slides below `folder`, with links to slides that are not there; what is passed over is logged."""
+    """The slides below `folder`, including links to missing slides; skipped files are logged."""
     walk = files_below(folder, lambda name: _is_slide_name(name) or _is_unread_name(name) or _has_no_extension(name))
     lost = [one.path for one in walk.unreadable if _is_slide_name(one.path.name)]
     files = [file for file in walk.files if is_slide_path(file)]
@@ -275,7 +275,7 @@ def _is_unread_name(name: str) -> bool:
 
 
 def _has_no_extension(name: str) -> bool:
-    """Also `1.2.840.113`, as archives name DICOM files: numbers are no extension."""
+    """Also true for `1.2.840.113`, as archives name DICOM files: numbers are not an extension."""
     suffix = Path(name).suffix[1:]
     return not suffix or suffix.isdecimal()
 
@@ -285,7 +285,7 @@ def _name_of(path: Path) -> str:
 
 
 def _one_per_series(rows: Iterable[SlideRow], series: DicomSeries) -> list[SlideRow]:
-    """Rows whose DICOM series count once, by their largest level; DICOM objects that are no slides are logged."""
+    """Rows with each DICOM series only once, by its largest level; DICOM objects that are not slides are logged."""
     found: dict[Path, SlideRow] = {}
     others: list[str] = []
     for row in rows:
@@ -318,7 +318,7 @@ def _rows_of_table(path: Path, series: DicomSeries) -> list[SlideRow]:
 
 
 def _count_once(rows: Sequence[SlideRow]) -> list[SlideRow]:
-    """Rows without the links and copies of other slides, which are logged. A mask of its own makes a row another.
+    """Rows without links to and copies of other slides, which are logged. Rows with different masks are kept.
 
     Raises:
         SlideError: a link or copy is said to be of another patient, split or mpp.

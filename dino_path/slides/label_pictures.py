@@ -117,7 +117,7 @@ def _decode_png(file: Path) -> Picture:
 
 
 def _refuse_png(file: Path, name: str, size_level0: tuple[int, int]) -> None:
-    """Refuse by the header what is no PNG, has another shape than the slide, or would not fit in memory."""
+    """Refuse, by the header, files that are not PNG, differ in shape from the slide, or would not fit in memory."""
     try:
         with file.open("rb") as stream:
             header = stream.read(26)

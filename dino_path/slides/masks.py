@@ -1,4 +1,4 @@
-"""Tissue masks that other tools made: pictures of the whole slide, or outlines in level-0 px."""
+"""Tissue masks from other tools: pictures of the whole slide, or outlines in level-0 px."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ STRIP_PX = 2**26  # of the supersampled raster, 64 MB, are in memory at a time
 
 
 def find_mask(folder: Path, slide_id: str, slide_path: Path) -> Path | None:
-    """The slide's mask in a folder of masks; None when there is none.
+    """The slide's mask in a folder of masks; None if there is none.
 
     Names are the slide's id or file name with an ending of a mask, and what GrandQC, HistoQC, TRIDENT and HEST write.
 
@@ -82,7 +82,7 @@ def mask_digest(file: Path) -> str:
 def read_mask(
     file: Path, slide: Slide, overview: Overview, *, values: tuple[int, ...] | None, classes: tuple[str, ...] | None
 ) -> NDArray[np.bool_]:
-    """Tissue as the file says, where the scanner recorded something.
+    """Tissue according to the file, within the scanned area.
 
     Args:
         values: of a picture's pixels that mean tissue; None: all but 0. PNGs of 1, 2 or 4 bits count from 0 to 255.

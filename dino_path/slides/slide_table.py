@@ -1,4 +1,4 @@
-"""The table of slides that a user writes: one row per slide, and what is known of it besides its file."""
+"""A user's table of slides: one row per slide, with facts that its file does not give."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ListedSlide:
 
 
 def read_slide_table(path: Path) -> list[ListedSlide]:
-    """The rows of a CSV or TSV of slides; what is odd about it is logged.
+    """The rows of a CSV or TSV of slides; oddities are logged.
 
     Raises:
         SlideError: it is no such table, or a row names no file or a number that is none.

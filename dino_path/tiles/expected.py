@@ -1,4 +1,4 @@
-"""Which slides a store is to hold. A job array may lose a task, and what follows must not take a part for the whole."""
+"""The slides that a store must hold. A job array may lose a task, and later stages must not use an incomplete store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images that a run began with: their names and sizes, kept in its folder, so that it goes on after a repair."""
+"""The images with which a run started: names and sizes, kept in its folder so that it can resume after a repair."""
 
 from __future__ import annotations
 

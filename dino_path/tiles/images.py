@@ -18,7 +18,7 @@ class ImageFiles:
     """Image files, one tile each, in the order given."""
 
     def __init__(self, paths: Sequence[Path], mpp: float | None = None, *, sizes: Sequence[int] | None = None) -> None:
-        """Look at the size of each file, and at nothing inside.
+        """Check only the size of each file, not its contents.
 
         Args:
             sizes: bytes of each file, where they are known; then no file is looked at, and some may be missing.

@@ -1,4 +1,4 @@
-"""Where each tile of a store lies, one row per tile: in memory, or in a large store mapped from one file.
+"""The position of each tile of a store, one row per tile: in memory, or memory-mapped for a large store.
 
 STORE/index/<selection>_<content>.npy    made when it is first needed, from the slides' tables; may be deleted
 
@@ -72,7 +72,7 @@ def open_places(
 
 
 def _content(records: Sequence[SlideRecord], num_bytes: Sequence[int]) -> str:
-    """A digest of what the rows follow from. Whoever writes a slide's table writes its record after it."""
+    """A digest of the source of the rows. A slide's record is always written after its table."""
     content = hashlib.sha256(str(PLACE).encode())
     for record, size in zip(records, num_bytes, strict=True):
         content.update(f"{record!r}{size};".encode())
@@ -80,7 +80,7 @@ def _content(records: Sequence[SlideRecord], num_bytes: Sequence[int]) -> str:
 
 
 def _mapped(file: Path) -> Places | None:
-    """The rows in a file; None where it is not there, or was cut short."""
+    """The rows in a file; None if it is missing or truncated."""
     try:
         return np.lib.format.open_memmap(file, mode="r").view(np.ndarray)
     except (OSError, ValueError):
@@ -123,7 +123,7 @@ def _rows(folder: StoreFolder, records: Sequence[SlideRecord], num_bytes: Sequen
 
 
 def _remove_others(file: Path, selection: str) -> None:
-    """Delete what was made of the same slides before they changed."""
+    """Delete indexes of the same slides from before they changed."""
     for other in file.parent.glob(f"{selection}_*.npy"):
         if other != file:
             other.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which file lies where in a tile store, and which config a store was made with.
+"""The files of a tile store, and the settings with which it was made.
 
 STORE/store.json                    format version, tiling config and its digest
       expected.json                 the slides that `tile` was called with: all must get a record
@@ -106,7 +106,7 @@ class StoreFolder:
                 remove_abandoned(folder)
 
     def remove_outputs(self, slide_id: str) -> None:
-        """Delete what there is of a slide that turned out to be unreadable; its record says why it has none."""
+        """Delete the files of a slide that turned out to be unreadable; its record keeps the reason."""
         for file in (
             self.tar_file(slide_id),
             self.table_file(slide_id),
@@ -130,9 +130,9 @@ class StoreFolder:
         return str(read_store_record(self.config_file).digest or _digest_of(self.read_config()))
 
     def prepare(self, config: TilesConfig) -> TilesConfig:
-        """Make the store, or check that it was made with the same config. Many tasks may do so at once.
+        """Create the store, or check that it was made with the same settings. Many tasks may do this at once.
 
-        Quality limits may differ: they choose among the stored tiles, and the store takes the new ones over.
+        Quality limits may differ: they only select among the stored tiles, and the store adopts the new ones.
 
         Returns:
             The config to go on with: a setting that is younger than the store, and that nobody has set, is as the

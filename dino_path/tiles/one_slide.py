@@ -59,13 +59,13 @@ class SlideWork:
 
     @property
     def mask_file(self) -> Path | None:
-        """The tissue mask that another tool made, where one was given."""
+        """The tissue mask from another tool, if given."""
         return Path(self.overrides["mask"]) if self.overrides.get("mask") else None
 
 
 @dataclass
 class _Reading:
-    """What came of reading the candidate tiles of one slide."""
+    """The result of reading the candidate tiles of one slide."""
 
     rows: list[TileRow] = field(default_factory=list)
     reader: str = ""

@@ -1,4 +1,4 @@
-"""Is the slide of a record the one that lies there now? Told by content; for records without a digest, by size."""
+"""Whether the slide of a record is the file that is there now: by content, or by size for records without a digest."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ def _refuse_known_content(store: Path, row: SlideRow, candidates: Sequence[Slide
 
 
 def file_bytes(path: Path) -> int:
-    """Size of a slide's file; 0 where it is gone."""
+    """Size of a slide's file; 0 if it is gone."""
     return path.stat().st_size if path.is_file() else 0

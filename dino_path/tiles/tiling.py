@@ -32,7 +32,7 @@ NUMBER = re.compile(r"\d[\d.,]*")
 
 @dataclass(frozen=True)
 class TilingSummary:
-    """What became of the slides of one call.
+    """The results for the slides of one call.
 
     Attributes:
         records: of all slides of this call, those that were there already too, in the order of the rows.
@@ -68,7 +68,7 @@ class TilingSummary:
 
     @property
     def commonest_reason(self) -> str:
-        """Why most slides without tiles have none, with their number; reasons that differ in numbers alone are one."""
+        """The most frequent reason for slides without tiles, with their number; numbers within reasons are ignored."""
         alike: dict[str, list[str]] = {}
         for record in self.records:
             if record.status != "done":
@@ -90,7 +90,7 @@ def tile_slides(
     key_check: str | None = None,
     limits: Limits = NO_LIMITS,
 ) -> TilingSummary:
-    """Tile slides into `store`. Called again, it does what is missing and tries failed slides once more.
+    """Tile slides into `store`. Called again, it processes missing slides and retries failed ones.
 
     Other quality limits than the store was made with are applied to all slides of the call from the stored numbers.
 
@@ -186,7 +186,7 @@ def _look_up(folder: StoreFolder, row: SlideRow, config: TilesConfig) -> SlideRe
 
 
 def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow) -> SlideRecord | None:
-    """The record with the place and stamp that its slide has now; None where another slide has taken its name.
+    """The record with the present path and stamp of its slide; None if another slide now has its name.
 
     What was made of the other slide is deleted at once: nobody shall read it while this call is under way.
     """
@@ -215,7 +215,7 @@ def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow)
 
 
 def _record_or_none(file: Path) -> SlideRecord | None:
-    """The record of a slide; None where there is none, or one that cannot be read: the slide is tiled again."""
+    """The record of a slide; None if it is missing or unreadable, so that the slide is tiled again."""
     try:
         return read_slide_record(file) if file.exists() else None
     except TileStoreError as error:

@@ -118,7 +118,7 @@ def _raise_out_of_time(*_: object) -> None:
 
 
 def _outcome(future: Future[Result], limits: Limits) -> Result | Failure:
-    """What came of an item. Whatever it raised concerns it alone, and its traceback goes to the log."""
+    """The result of an item. An error affects only this item, and its traceback goes to the log."""
     error = future.exception()
     if error is None:
         return future.result()

@@ -105,7 +105,7 @@ def _root_of(error: BaseException) -> BaseException:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands, and which other runs it came from."""
+    """The position of a run, and the runs that it continues."""
 
     step: int
     starts: tuple[Start, ...] = ()
@@ -153,7 +153,7 @@ def newest_readable(folder: Path, files: Sequence[Path]) -> tuple[Path, Checkpoi
 
 
 def load_networks(learner: Learner, checkpoint: Checkpoint) -> StateDifference:
-    """Both networks and what the objective's terms remember, of a checkpoint of the same architecture.
+    """Load both networks and the state of the objective's terms from a checkpoint of the same architecture.
 
     Returns:
         What the terms and the checkpoint remember apart from one another.
@@ -165,7 +165,7 @@ def load_networks(learner: Learner, checkpoint: Checkpoint) -> StateDifference:
 
 
 def _refuse_other_state(path: Path, difference: StateDifference) -> None:
-    """Refuse a checkpoint of this run that does not hold just what the run's terms remember."""
+    """Refuse a checkpoint of this run that does not hold exactly the state of the run's terms."""
     found = [f"lacks {name}" for name in difference.missing] + [f"has {name} too" for name in difference.unused]
     if found:
         raise CheckpointError(
@@ -180,7 +180,7 @@ def _refuse_other_state(path: Path, difference: StateDifference) -> None:
 def warn_of_other_circumstances(
     path: Path, checkpoint: Checkpoint, config: Config, tiles: TileSource, learner: Learner
 ) -> None:
-    """Say what no setting shows: another number of processes, or other contents under the tiles' names."""
+    """Log changes that no setting shows: another number of processes, or other contents under the tiles' names."""
     if checkpoint.world_size != learner.world.size:
         logger.warning(
             "%s was written by %d process(es), this run has %d: the tiles and views are the same, but stochastic"

@@ -49,7 +49,7 @@ class Origin:
 
 
 def start_from_other_run(learner: Learner, config: Config, tiles: TileSource) -> Position:
-    """Load the state that `training.continue_from` names into `learner`; say what goes on and what begins again.
+    """Load the state of `training.continue_from` into `learner`; log what continues and what starts again.
 
     Skipped steps are counted from 0. Every rank must call it.
 
@@ -98,7 +98,7 @@ def _read_origin(config: Config) -> Origin:
 
 
 def _position(origin: Origin, config: Config, tiles: TileSource, learner: Learner) -> Position:
-    """Where the new run begins: its step, its stream of tiles, and the runs before it."""
+    """Start of the new run: its step, its stream of tiles, and the previous runs."""
     assert config.training is not None
     step, before = origin.checkpoint.step, origin.schedules.clock
     schedules, weights = config.training.schedules, origin.config.model.weights
@@ -122,13 +122,13 @@ def _position(origin: Origin, config: Config, tiles: TileSource, learner: Learne
 
 
 def _run_name(checkpoint: Path) -> str:
-    """The name of the run folder that a checkpoint lies in; of the file, where it lies elsewhere."""
+    """The name of a checkpoint's run folder, or of the file if it is not in one."""
     folder = checkpoint.resolve().parent
     return folder.parent.name if folder.name == "checkpoints" else checkpoint.name
 
 
 def _new_order(origin: Origin, tiles: TileSource, learner: Learner) -> list[str]:
-    """What gives another order of tiles than the origin had; empty where its stream can go on."""
+    """Changes that give another order of tiles; empty if the stream can continue."""
     checkpoint = origin.checkpoint
     found = [f"{key} ({origin.changed[key]})" for key in ("training.seed", "training.balance") if key in origin.changed]
     if checkpoint.tiles_digest != tiles.digest:
@@ -139,7 +139,7 @@ def _new_order(origin: Origin, tiles: TileSource, learner: Learner) -> list[str]
 
 
 def _take_moments(learner: Learner, origin: Origin) -> str:
-    """Load the optimizer's moments where they are of the same optimizer and parameters; what was done, in words."""
+    """Load the optimizer's moments if optimizer and parameter groups agree; returns what was done as a sentence."""
     ours, theirs = (
         [len(group["params"]) for group in groups]
         for groups in (learner.optimizer.param_groups, origin.checkpoint.optimizer["param_groups"])
@@ -200,7 +200,7 @@ def _refuse_too_short(origin: Origin, position: Position, schedules: Schedules) 
 
 
 def _tiles_line(origin: Origin, position: Position, config: Config, tiles: TileSource, learner: Learner) -> str:
-    """Whether the stream of tiles goes on."""
+    """Whether the stream of tiles continues."""
     assert config.training is not None
     changes = _new_order(origin, tiles, learner)
     if config.training.schedules == "extend" and not changes:
@@ -216,7 +216,7 @@ def _tiles_line(origin: Origin, position: Position, config: Config, tiles: TileS
 
 
 def _schedules_line(origin: Origin, position: Position, schedules: Schedules) -> str:
-    """What the schedules do at the seam: each value at the last step there, and at the first one here."""
+    """The schedules at the transition: each value at the old run's last step and at the new run's first."""
     step, num_steps = origin.checkpoint.step, schedules.clock.num_steps
     last, first = origin.schedules.at(max(step - 1, 0)).logged(), schedules.at(position.step).logged()
     values = ", ".join(f"{name} {last[key]:.3g} -> {first[key]:.3g}" for key, name in NAMES.items())

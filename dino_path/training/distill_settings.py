@@ -1,4 +1,4 @@
-"""What `objective.distill` needs of other settings, checked by the settings alone. Known without torch."""
+"""Requirements of `objective.distill` on other settings, checked without torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_distillation(config: Config) -> None:
 
 
 def _refuse_other_places(config: Config) -> None:
-    """Refuse views that do not show what the kept features are of."""
+    """Refuse views that do not show the whole tiles of the cached features."""
     views = config.views
     found, wanted = {}, {}
     if views.global_um is not None:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def keep_global_batch(config: Config, world_size: int) -> Config:
-    """`config`, divided again where the run in `config.out` began with another global batch than it gives here.
+    """`config` with the batch divided differently, if the run in `config.out` started with another global batch.
 
     A job that was queued again with fewer nodes makes more passes per step, one with more nodes fewer; no process gets
     more tiles in a pass than `training.batch_size_per_gpu`. A batch that so many processes cannot share out evenly is
@@ -45,7 +45,7 @@ def keep_global_batch(config: Config, world_size: int) -> Config:
 
 
 def _global_batch_size(checkpoint: Path) -> int | None:
-    """What a checkpoint says, without reading its tensors; None for one that is damaged (`restore` names it)."""
+    """The record of a checkpoint without its tensors; None if it is damaged (`restore` reports it)."""
     try:
         record = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         return int(record["global_batch_size"])

@@ -1,4 +1,4 @@
-"""The guide: a frozen model that the student learns from, beside the teacher, which is the student's own average.
+"""The guide: a frozen model from which the student learns, in addition to the teacher (the student's moving average).
 
 It is no part of checkpoints. Which model it is, is: see `DistillTerm.state`. Shape suffixes: B tiles, N patches of a
 view, G features of the guide.
@@ -32,7 +32,7 @@ MPP_TOLERANCE = 0.1  # relative: views are crops of other scales, and differ by 
 
 
 class Guide(Protocol):
-    """What tells the features that the student is to have."""
+    """A source of target features for the student."""
 
     facts: GuideRecord
 
@@ -64,7 +64,7 @@ class LiveGuide:
 
 
 def open_guide(config: Config, tiles: TileSource, world: World) -> LiveGuide | None:
-    """The model that `objective.distill` names; None where that has no weight. The global random state may move.
+    """The model of `objective.distill`; None if that has no weight. The global random state may change.
 
     Raises:
         CheckpointError: it cannot be loaded.
@@ -88,7 +88,7 @@ def open_guide(config: Config, tiles: TileSource, world: World) -> LiveGuide | N
 
 
 def _facts(model: FrozenModel, config: Config) -> GuideRecord:
-    """What the model is, and at which edge it sees the views: its own, or that at which its patches are the student's.
+    """Facts on the model and its input size: its own, or the one that gives it as many patches as the student.
 
     Raises:
         ConfigError: it does not take images of that edge, or cuts them into other patches.
@@ -154,7 +154,7 @@ def _try(model: FrozenModel, edge_px: int, num_patches: int | None, config: Conf
 
 
 def _refuse_other_mpp(model: FrozenModel, tiles: TileSource) -> None:
-    """Refuse tiles at another resolution than the model's, both where tiles are stored and where it sees them whole."""
+    """Refuse tiles whose mpp differs from the model's, both as stored and as the model sees a whole tile."""
     own, tile_px = model.preprocessing, tiles.size_px if isinstance(tiles, TileStore) else None
     if own.mpp is None or tiles.mpp is None:
         logger.warning(

@@ -1,4 +1,4 @@
-"""A guide's features of whole tiles, made once by all processes, kept in the run folder, and mapped from there.
+"""A guide's features of whole tiles, computed once by all processes, cached in the run folder, and memory-mapped.
 
 RUN/guide_features/features.json          what they are of (`GuideFeaturesRecord`)
 RUN/guide_features/cls_<piece>.npy        of PIECE tiles: (P, G) fp32
@@ -45,7 +45,7 @@ DTYPES: dict[Part, type[np.floating]] = {"cls": np.float32, "patches": np.float1
 
 
 class KeptGuide:
-    """A guide whose features lie in files: it looks at no view."""
+    """A guide whose features come from files; it does not see the views."""
 
     def __init__(self, folder: Path, made_of: GuideFeaturesRecord, device: torch.device) -> None:
         self.folder, self.facts, self.num_tiles, self.device = folder, made_of.guide, made_of.num_tiles, device
@@ -183,7 +183,7 @@ def _make(
 
 
 def _checked(kept: KeptGuide, part: Part, features: Tensor, lost: list[int]) -> NDArray[np.floating]:
-    """As they are stored; NaN where there was no image.
+    """Stored features; NaN if there was no image.
 
     Raises:
         CheckpointError: they are not finite.

@@ -176,7 +176,7 @@ def _train(
 def view_batches(
     config: Config, training: TrainingConfig, tiles: TileSource, learner: Learner, *, start: int, num_steps: int
 ) -> Iterator[ViewBatch]:
-    """This rank's micro-batches from step `start` on; steps are counted from where the stream of tiles begins."""
+    """This rank's micro-batches from step `start` on; steps count from the start of the stream of tiles."""
     world, masks = learner.world, None
     if learner.objective.needs.masks:
         masks = MaskDrawer(
@@ -212,7 +212,7 @@ def check_view_sizes(config: Config) -> None:
 def describe_run(
     run: RunFolder, config: Config, learner: Learner, schedules: Schedules, starts: Sequence[Start], *, num_tiles: int
 ) -> None:
-    """Write the resolved config, environment and origin, and say in the log what will happen."""
+    """Write the resolved config, environment and origin, and log the plan of the run."""
     with atomic_write(run.config_file) as stream:
         stream.write(as_yaml(config))
     if starts:

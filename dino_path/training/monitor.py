@@ -51,7 +51,7 @@ def rankme(features_ND: Tensor) -> float:
 
 
 def find_feature_collapse(spread: float) -> Collapse | None:
-    """Features that no longer tell tiles apart, whatever the objective."""
+    """Collapse of features, for any objective: they no longer distinguish tiles."""
     if spread < 0.02:
         return Collapse(
             "constant features",

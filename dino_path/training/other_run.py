@@ -1,4 +1,4 @@
-"""The run that training is to start from, checked by its files alone. Known without torch."""
+"""Check of the run to continue, from its files alone, without torch."""
 
 from __future__ import annotations
 

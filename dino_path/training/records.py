@@ -100,7 +100,7 @@ class Records:
 
 
 def _start_tensorboard(run: RunFolder, start_step: int) -> SummaryWriter:
-    """A new event file; what earlier files hold of the steps that are taken again, TensorBoard leaves out."""
+    """A new event file; TensorBoard then ignores repeated steps in earlier files."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(run.tensorboard), purge_step=start_step)
@@ -146,7 +146,7 @@ def _start_wandb(run: RunFolder, config: Config) -> Any | None:
 
 
 def _wandb_errors() -> tuple[type[BaseException], ...]:
-    """What W&B raises when its service, disk or network fails, or something in it: no training ends for that."""
+    """Errors of W&B when its service, disk or network fails, or from its own code: none of them may end training."""
     import wandb
     from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError  # its service was killed, as on preemption
 

@@ -1,4 +1,4 @@
-"""What every step uses: learning rate, weight decay, teacher momentum and temperature as functions of the step."""
+"""Schedules: learning rate, weight decay, teacher momentum and temperature as functions of the step."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StepSettings:
     last_layer_frozen: bool
     backbone_frozen: bool = False
     kde_ramp: float | None = None
-    """What the weight of KDE is multiplied by, 0 to 1; None: the objective has no KDE."""
+    """Factor of KDE's weight, 0 to 1; None: the objective has no KDE."""
 
     def logged(self) -> dict[str, float]:
         """The numbers among them, for the record."""

@@ -44,9 +44,9 @@ class ViewBatch:
     tiles: Tensor
     """(B,) int64, the tiles' indices in the source"""
     unreadable: tuple[tuple[int, TileStoreError], ...] = ()
-    """Tiles that could not be read, and why; each one's place was taken by another, which stands in `tiles`"""
+    """Tiles that could not be read, and why; each was replaced by another, which is in `tiles`"""
     masks: ViewMasks | None = None
-    """What the student does not see of the global views; None: it sees all"""
+    """Patches of the global views that are hidden from the student; None: it sees all"""
 
     def pin_memory(self) -> ViewBatch:
         """For the DataLoader: the same batch in page-locked memory."""
@@ -176,7 +176,7 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         raise unreadable[first][1]
 
     def tile_parameters(self, epoch: int, tile: int, image: NDArray[np.uint8]) -> list[ViewParameters]:
-        """What happens to the views of a tile, whose pixels are `image`, in one epoch."""
+        """The parameters of a tile's views in one epoch; `image` holds its pixels."""
         height, width = image.shape[:2]
         mpp = self.source.mpp
         for name, size_um in self._sizes_um().items():
@@ -218,7 +218,7 @@ def iterate_batches(
 
 
 def sent_ahead(batches: Iterator[ViewBatch], device: torch.device) -> Iterator[ViewBatch]:
-    """The same batches; to a GPU, each one's pixels travel while the batch before it is being used.
+    """The same batches; for a GPU, the pixels of each are copied while the previous batch is in use.
 
     The copies have a stream of their own, so that they run beside the arithmetic of the step; 33 MB for 64 tiles.
     """

@@ -1,4 +1,4 @@
-"""The attention networks of all folds, kept as they are finished: a killed evaluation continues.
+"""The attention networks of all folds, saved as soon as they are finished, so that a killed evaluation resumes.
 
 Shape suffixes: R repeats, N cases, M tested cases, C classes.
 """
@@ -86,7 +86,7 @@ class Networks:
         return scores_RNC
 
     def answers(self, folds: Folds, case: int) -> list[Answer]:
-        """What each network says of a case that it has not seen, one for each repeat."""
+        """The predictions for a case by the networks that have not seen it, one for each repeat."""
         unseen = [fold for fold in folds if case in fold.test]
         return [answer(self._network(fold), self.source.pieces(case), self.device) for fold in unseen]
 

@@ -342,8 +342,8 @@ def _notes(
     of_images = "" if labelled.groups is None else f"; {len(np.unique(division.tested))} images"
     yield f"in brackets: {rows[0].overlap.interval}{of_images}; split: {labelled.split_rule}"
     yield (
-        f"means over {', '.join(masked.classes[one] for one in masked.counted)}; a class that neither the mask nor the"
-        " prediction of an image has is not known there and in no mean"
+        f"means over {', '.join(masked.classes[one] for one in masked.counted)}; a class that is in neither the mask"
+        f" nor the prediction of an image is left out of its mean"
     )
     yield from division.notes()
     yield from labelled.notes
@@ -364,8 +364,8 @@ def _notes(
         yield text
         if own.seen_mpp and data_mpp and abs(own.seen_mpp * scale / data_mpp - 1) > MPP_TOLERANCE:
             yield (
-                f"{name} was trained at {own.seen_mpp:.3g} um/px and sees these images at {data_mpp / scale:.3g};"
-                f" evaluation.segmentation_scale={data_mpp / own.seen_mpp:.3g} makes them alike"
+                f"{name} was trained at {own.seen_mpp:.3g} um/px but sees these images at {data_mpp / scale:.3g};"
+                f" evaluation.segmentation_scale={data_mpp / own.seen_mpp:.3g} makes them equal"
             )
     for name, one in found.items():
         if any(settings["num_iterations"] >= MAX_ITERATIONS for settings in one.settings):

@@ -1,4 +1,4 @@
-"""Decoding an image file of any kind that we take: the right pixels, or a refusal. Nothing is filled in.
+"""Decodes image files of all supported kinds: correct pixels, or a refusal. Nothing is filled in.
 
 OpenCV shows TIFFs of some compressions as black and cut JPEGs as grey; Pillow clips 16 bits. So each kind has the
 decoder that was checked, in tests/unit/slides/test_image_kinds.py, against known pixels.
@@ -112,7 +112,7 @@ def _as_rgb(
 
 
 def _orientation(exif: bytes) -> int:
-    """1 to 8, from the first directory of an EXIF block; 1 without one, and where it is torn: then nobody knows."""
+    """Orientation 1 to 8, from the first directory of an EXIF block; 1 if there is none or it is damaged."""
     body = exif.removeprefix(EXIF)
     order = {b"II": "<", b"MM": ">"}.get(body[:2])
     if order is None:

@@ -36,7 +36,7 @@ DAMAGES = (
 
 
 class BadTiff(ValueError):
-    """Not an image of ours: damaged, or of a kind whose pixels we could not vouch for."""
+    """An unsupported image: damaged, or of a kind whose decoding has not been verified."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _refuse_unknown_kind(page: tifffile.TiffPage, most_pixels: int) -> None:
 
 
 def _refuse_damage(page: tifffile.TiffPage, encoded: bytes) -> None:
-    """What tifffile would show as black, libjpeg as grey, or OpenJPEG as a blur."""
+    """Refuse damage that tifffile would show as black, libjpeg as grey, or OpenJPEG as a blur."""
     if len(page.dataoffsets) != math.prod(page.chunked):
         raise BadTiff(f"a TIFF of {len(page.dataoffsets)} parts where {math.prod(page.chunked)} make the image")
     for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):

@@ -1,4 +1,4 @@
-"""What decoders raise on damaged files, as one refusal."""
+"""Turns decoders' errors on damaged files into one kind of refusal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
 
 @contextmanager
 def damage_refused(path: Path, *others: type[Exception]) -> Iterator[None]:
-    """Turn what decoders raise into a SlideError that says so.
+    """Turn decoders' errors into a SlideError.
 
     Args:
         others: exceptions that a library has of its own.

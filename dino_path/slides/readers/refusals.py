@@ -1,4 +1,4 @@
-"""Why a file is no slide that we can open: the true cause, and one thing to do about it."""
+"""Refusals of files that cannot be opened as slides: the true cause, and what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refuse_missing_extra(extra: Extra, path: Path) -> None:
 
 
 def refuse_missing_companion(path: Path) -> None:
-    """Refuse a file whose pixels lie in others that are not there."""
+    """Refuse a file whose pixels are in other, missing files."""
     pattern = COMPANIONS.get(path.suffix.lower(), "")
     companion = pattern.format(stem=path.stem)
     if companion and not (path.parent / companion).exists():

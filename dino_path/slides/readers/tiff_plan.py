@@ -1,4 +1,4 @@
-"""Which pages of a TIFF are the slide and its levels, and what colours they hold. Reads the directories, no pixels.
+"""Finds the pages of a TIFF that are the slide and its levels, and their colours. Reads directories, no pixels.
 
 What is no 8-bit colour or grey is refused with its cause: a wrong guess would look like a slide of another stain.
 """
@@ -173,13 +173,13 @@ def _refuse_other_files(file: tifffile.TiffFile, series: Any, path: Path) -> Non
 
 
 def _refuse_colours(page: Any, path: Path) -> None:
-    """Refuse numbers that stand for colours in a way that we would have to guess, such as CMYK or a palette."""
+    """Refuse colours whose conversion would be a guess, such as CMYK or a palette."""
     if page.photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB, YCBCR):
         raise _refusal(path, f"its colours are {_name(page.photometric)}.", COLOUR_NEEDED, f"Convert it ({TO_SRGB})")
 
 
 def _refuse_samples(page: Any, path: Path) -> None:
-    """Refuse pixels that are no 8-bit numbers, or that we cannot decode."""
+    """Refuse pixels that are not 8-bit numbers, or that cannot be decoded."""
     if page.sampleformat != UNSIGNED:
         remedy = "Write it as 8-bit RGB with the tool that made it"
         raise _refusal(path, f"its pixels are {page.dtype} numbers.", COLOUR_NEEDED, remedy)

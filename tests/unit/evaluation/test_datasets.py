@@ -199,7 +199,7 @@ def test_nct_crc_takes_its_nine_classes_and_the_published_split(tmp_path, write_
         ("nct_crc:{tmp}/data", "Did you mean 'nct-crc:"),
         ("store:{tmp}/data", "evaluation.regions is not set"),
         ("nct-crc:{tmp}/data", "The 9 classes ADI"),
-        ("{tmp}/data/blood/00.png", "this is a file, and no table"),
+        ("{tmp}/data/blood/00.png", "this is a file, but not a table"),
         ("{tmp}/data/blood", "it holds no class folders"),
     ],
 )
@@ -254,7 +254,7 @@ def test_files_that_are_no_images_are_refused_by_name(class_folders):
     with pytest.raises(DataError, match=r"00\.png: the file is empty"):
         load_labelled(str(class_folders), CONFIG)
     (class_folders / "sea" / "00.png").write_text("<html>404</html>")
-    with pytest.raises(DataError, match=r"00\.png: 16 bytes that are no image"):
+    with pytest.raises(DataError, match=r"00\.png: 16 bytes that are not an image"):
         load_labelled(str(class_folders), CONFIG)
 
 
@@ -308,7 +308,9 @@ def test_a_folder_beside_the_parts_is_refused_and_never_a_class(parts, write_ima
 
 def test_a_part_beside_class_folders_is_refused_and_so_are_two_of_one_kind(parts, class_folders, write_image):
     (parts / "test").rename(class_folders / "test")
-    with pytest.raises(DataError, match="test: named as parts of the data, not as classes; beside blood, leaf, sea"):
+    with pytest.raises(
+        DataError, match="test: named like parts of the data, not like classes; beside blood, leaf, sea"
+    ):
         load_labelled(str(class_folders), CONFIG)
     write_image(parts / "training" / "sea" / "u.png", 999)
     with pytest.raises(DataError, match="train and training mean the same part"):

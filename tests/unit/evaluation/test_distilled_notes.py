@@ -47,7 +47,9 @@ def test_it_keeps_a_share_of_what_the_teacher_has_above_the_untrained_student(fo
     student, teacher = map(str, folders)
     scores = {"small": 0.8, "large": 0.9, "untrained-small": 0.4}
     size, kept = notes_of([student, teacher, f"untrained:{student}"], scores)
-    assert size.startswith("small was distilled from large: 0.0 of 0.0 M parameters (28%), 2.00 ms a tile instead of 2")
+    assert size.startswith(
+        "small was distilled from large: 0.0 of 0.0 M parameters (28%), 2.00 ms per tile instead of 2"
+    )
     assert kept == "small, k-NN: keeps 80% of what large has above untrained-small (0.400): 0.800 of 0.900"
     kept = notes_of([student, teacher], {**scores, "small": 1.85 / 3})[1]
     assert kept == "small, k-NN: keeps 50% of what large has above chance (0.333): 0.617 of 0.900"

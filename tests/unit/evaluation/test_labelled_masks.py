@@ -95,7 +95,7 @@ def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path: Path) -> Non
     cv2.imwrite(str(tmp_path / "mask_3.png"), np.zeros((10, 13), np.uint8))
     error = refusal_of(table)
     assert "mask_3.png" in error.thing
-    assert "13 x 10 px, and its image 12 x 10" in error.found
+    assert "13 x 10 px, but its image 12 x 10" in error.found
 
 
 def test_a_palette_gives_its_numbers_and_not_its_colours(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_class_of_one_patient_does_not_search_and_without_any_other_patient_no
     assert queries.number.tolist() == [0, 1]
     assert queries.left_out == {"class1": 3}
     alone = made_up([0, 1, 0, 1], [0, 0, 0, 0])
-    with pytest.raises(DataError, match="no test image has its class in another of the patients"):
+    with pytest.raises(DataError, match="no test image has another of the patients with its class"):
         queries_of(Division(alone, (alone,)))
 
 

@@ -70,7 +70,10 @@ def test_features_that_tell_are_told_from_those_that_do_not(tmp_path: Path) -> N
 
     page = (out / "slides.md").read_text()
     assert page == page_of(record)
-    assert "not told from guessing, as far as 30 patients tell: untrained-mine (mean), untrained-mine (abmil)" in page
+    assert (
+        "not significantly better than guessing, with 30 patients: untrained-mine (mean), untrained-mine (abmil)"
+        in page
+    )
     assert "no untrained network" not in page
 
     # The predictions in the file give the numbers of the page.

@@ -71,7 +71,7 @@ def test_start_best_and_end_are_tested_on_the_same_images_and_a_kill_before_it_l
         assert difference.value == pytest.approx(values[0] - values[1])  # type: ignore[operator]
 
     run_command(monkeypatch, *settings)
-    assert "is finished" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
     write_verdict(run, verdict.model_copy(update={"interval": "", "rows": (), "sentence": ""}))
     run_command(monkeypatch, *settings)
     assert verdict.sentence in capsys.readouterr().out

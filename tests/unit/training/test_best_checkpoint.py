@@ -132,7 +132,7 @@ def test_a_run_without_gain_ends_well_and_stays_ended_until_its_patience_is_chan
     assert "ended after step 6 of 10: 2 comparisons without a gain (monitor.stop_after)" in caplog.text
     assert finished_checkpoint(config) == run.checkpoint_file(6)
     assert pretrain(config, ALONE, knn=says([])) == run.checkpoint_file(6)
-    assert f"{run.path} is finished" in caplog.text
+    assert f"{run.path} is already finished" in caplog.text
     assert "Its best checkpoint: step 2 (k-NN 0.700); export it with --best" in caplog.text
     patient = config_of(tiles_folder, run.path)
     assert finished_checkpoint(patient) is None
