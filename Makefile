@@ -10,6 +10,7 @@ lint:
 	uv run ruff check .
 	uv run codespell
 	uv run mypy
+	uv run mypy --config-file tests/mypy.ini
 
 demo:
 	uv run dino-path demo

@@ -4,13 +4,13 @@
 set -eu
 checkout=$1
 
-# Python; the C compiler that torch.compile calls (training.compile); and the libraries with which NCCL finds InfiniBand.
+# Python; the compiler that torch.compile calls (training.compile); and the libraries with which NCCL finds InfiniBand.
 apt-get update
 DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-    ca-certificates python3 python3-venv python3-dev gcc libc6-dev libibverbs1 ibverbs-providers librdmacm1
+    ca-certificates python3 python3-venv python3-dev g++ libibverbs1 ibverbs-providers librdmacm1
 rm -rf /var/lib/apt/lists/*
 
 python3 -m venv /opt/dino_path
 /opt/dino_path/bin/pip install --no-cache-dir --constraint "$checkout/constraints.txt" \
-    "$checkout[onnx,survival,tensorboard,wsidicom]"
+    "${checkout}[onnx,survival,tensorboard,wsidicom]"
 /opt/dino_path/bin/dino-path --version

@@ -14,6 +14,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dino_path import errors
+from dino_path.errors import DinoPathError
+
 if TYPE_CHECKING:
     from dino_path.api.dataset import TileDataset, labelled
     from dino_path.api.evaluation import Evaluation, evaluate
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from dino_path.api.pretraining import Pretraining, pretrain
     from dino_path.api.tile_store import TileStore
     from dino_path.api.tiling import Tiling, tile
-    from dino_path.errors import DinoPathError
     from dino_path.exporting.model_folder import ExportResult
 
 __version__ = "0.4.0.dev0"
@@ -43,7 +45,6 @@ _HOMES = {
     "Features": "dino_path.api.extractor",
     "evaluate": "dino_path.api.evaluation",
     "Evaluation": "dino_path.api.evaluation",
-    "DinoPathError": "dino_path.errors",
 }
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "TileDataset",
     "TileStore",
     "Tiling",
+    "errors",
     "evaluate",
     "export",
     "labelled",

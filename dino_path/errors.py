@@ -46,7 +46,7 @@ class CheckpointError(DinoPathError):
 
 
 class DataError(DinoPathError):
-    """Labelled data are missing, malformed, or would leak between splits."""
+    """Images or labels are missing, malformed, or would leak between splits."""
 
 
 class DiskError(DinoPathError):

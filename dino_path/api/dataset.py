@@ -19,6 +19,7 @@ from dino_path.api.settings import ConfigLike, PathLike, Settings, settled
 from dino_path.api.tile_store import Image, TileStore
 from dino_path.errors import DataError
 from dino_path.tiles.source import Subset, TileSource
+from dino_path.tiles.store import TileStore as StoredTiles
 
 Transform = Callable[[Image], Any]
 
@@ -153,10 +154,12 @@ def _by_region(store: TileStore, regions: Path, config: ConfigLike, settings: Ma
     from dino_path.evaluation.labelled.regions import label_store as label_by_regions
 
     resolved = settled(config, {**settings, "evaluation.regions": regions}).evaluation
-    listing = label_by_regions(store.whole, resolved)
+    whole = store.source.source
+    assert isinstance(whole, StoredTiles)
+    listing = label_by_regions(whole, resolved)
     assert isinstance(listing.source, Subset)
     of_all = dict(zip(listing.source.indices.tolist(), listing.labels, strict=True))
-    return [of_all.get(number, "") for number in store.numbers.tolist()]
+    return [of_all.get(number, "") for number in store.source.indices.tolist()]
 
 
 def _by_slide(slides: NDArray[np.str_], table: Path) -> list[str]:

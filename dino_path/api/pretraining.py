@@ -59,22 +59,23 @@ class Pretraining(Listed):
         names = dict.fromkeys(name for record in records for name in record)
         return pa.table({name: [record.get(name) for record in records] for name in names})
 
-    def parts(self) -> Iterator[str | TextTable]:
-        """For people: sentences, and the verdict as header and rows of a table."""
-        if self.was_finished:
-            from dino_path.training.finished import finished_text
-
-            yield finished_text(RunFolder(self.run), self.checkpoint)
-            return
-        yield f"checkpoint: {self.checkpoint}"
-        if self.best is not None:
-            yield f"best: {self.best}; `dino-path export --best` takes it"
-        yield from self.notes
-        if self.verdict is not None:
-            yield from _verdict_parts(self.verdict)
-
     def __str__(self) -> str:
-        return "\n".join(part if isinstance(part, str) else text_table(*part) for part in self.parts())
+        return "\n".join(part if isinstance(part, str) else text_table(*part) for part in result_parts(self))
+
+
+def result_parts(result: Pretraining) -> Iterator[str | TextTable]:
+    """For people: sentences, and the verdict as header and rows of a table."""
+    if result.was_finished:
+        from dino_path.training.finished import finished_text
+
+        yield finished_text(RunFolder(result.run), result.checkpoint)
+        return
+    yield f"checkpoint: {result.checkpoint}"
+    if result.best is not None:
+        yield f"best: {result.best}; `dino-path export --best` takes it"
+    yield from result.notes
+    if result.verdict is not None:
+        yield from _verdict_parts(result.verdict)
 
 
 def _verdict_parts(verdict: VerdictRecord) -> Iterator[str | TextTable]:

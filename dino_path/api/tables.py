@@ -45,14 +45,17 @@ class Tabular(ABC):
 
 
 class Listed(Tabular):
-    """A result that a notebook shows as its text and the first rows of its table."""
+    """A result of which a notebook shows the first rows of its table."""
+
+    def _caption(self) -> str:
+        return str(self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the text, and the first rows."""
+        """What a notebook shows: the caption, and the first rows."""
         table = self.to_arrow()
         rows = [[str(value) for value in row.values()] for row in table.slice(0, MOST_ROWS).to_pylist()]
         left = f"<p>and {table.num_rows - MOST_ROWS:,} more rows</p>" if table.num_rows > MOST_ROWS else ""
-        return f"<pre>{escape(str(self))}</pre>{_html_table(table.column_names, rows)}{left}"
+        return f"<pre>{escape(self._caption())}</pre>{_html_table(table.column_names, rows)}{left}"
 
 
 def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

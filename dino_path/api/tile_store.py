@@ -93,18 +93,8 @@ class TileStore:
 
     @property
     def source(self) -> Subset:
-        """The tiles as the rooms of dino_path read them."""
+        """The tiles as dino_path's own functions read them."""
         return Subset(self._tiles, self._numbers)
-
-    @property
-    def whole(self) -> StoredTiles:
-        """All tiles of the slides that were opened; `numbers` are into these."""
-        return self._tiles
-
-    @property
-    def numbers(self) -> NDArray[np.int64]:
-        """(N,) number of each tile among those of `whole`."""
-        return self._numbers
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -154,8 +144,8 @@ class TileStore:
         Args:
             labels: a folder of regions, one file per slide, as `evaluation.regions` takes it (tiles in no region are
                 left out); a CSV, TSV or Parquet table with the columns `slide_id,label` (all tiles of a slide have
-                its label; slides without one are left out); the label of each tile (N,), None for none; None: all
-                tiles, with the class number -1.
+                its label; slides without one are left out); the label of each tile (N,), None where it has none.
+                Not given: all tiles, with the class number -1.
             transform: given each tile, (size_px, size_px, 3) uint8; None: a uint8 tensor (3, size_px, size_px).
             config: YAML file with the section `evaluation`, whose `min_region_fraction` and `region_classes` say
                 which tiles a region labels.

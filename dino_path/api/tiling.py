@@ -75,17 +75,6 @@ class Tiling(Listed):
         """One row per slide: slide_id, path, status, reason, flags, num_tiles, seconds, was_there_before."""
         return pa.Table.from_pylist([{**row, "flags": list(row["flags"])} for row in self.rows()])
 
-    def cells(self, *, only_failed: bool = False) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of a table for people, one row per slide."""
-        header = ["status", "slide", "tiles", "s", "notes"]
-        return header, [
-            [
-                record.status, record.slide_id, f"{record.num_tiles:,}", f"{record.seconds:.1f}",
-                "; ".join(filter(None, ["" if record.status == "done" else record.reason, *record.flags])),
-            ]
-            for record in self.summary.records if not only_failed or record.status == "failed"
-        ]  # fmt: skip
-
     def counts(self) -> str:
         """How many slides were tiled, were there before, are empty or failed, as a sentence."""
         summary = self.summary
@@ -99,29 +88,46 @@ class Tiling(Listed):
             text += f" ({summary.num_judged_again} judged again by new quality limits, without reading them)"
         return text
 
-    def refuse_nothing(self, slides: Sequence[PathLike], *, says_why: bool) -> None:
-        """Check that a slide of the call could be tiled.
-
-        Args:
-            slides: of the call, for the message.
-            says_why: the message gives the commonest reason; False: it stands above the message already.
-
-        Raises:
-            SlideError: every slide failed.
-        """
-        if self.summary.num_failed == self.num_slides:
-            raise SlideError(
-                str(slides[0]) if len(slides) == 1 and not self.has_pseudonyms else f"{len(slides)} input(s)",
-                f"none of {self.num_slides} slide(s) could be tiled"
-                + (f", {self.summary.commonest_reason}." if says_why else "."),
-                "At least one readable slide whose microns per pixel are known is needed.",
-                f"Every reason is in {self.store / 'slides.csv'}; a CSV with the columns path,mpp gives mpp where the"
-                " file does not.",
-            )
+    def _caption(self) -> str:
+        return self.counts()
 
     def __str__(self) -> str:
         lost = [f"failed  {one}" for one in self.unreadable]
-        return "\n".join([text_table(*self.cells()), *lost, self.counts()])
+        return "\n".join([text_table(*slide_cells(self)), *lost, self.counts()])
+
+
+def slide_cells(tiling: Tiling, *, only_failed: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table for people, one row per slide."""
+    header = ["status", "slide", "tiles", "s", "notes"]
+    return header, [
+        [
+            record.status, record.slide_id, f"{record.num_tiles:,}", f"{record.seconds:.1f}",
+            "; ".join(filter(None, ["" if record.status == "done" else record.reason, *record.flags])),
+        ]
+        for record in tiling.summary.records if not only_failed or record.status == "failed"
+    ]  # fmt: skip
+
+
+def refuse_nothing(tiling: Tiling, slides: Sequence[PathLike], *, says_why: bool) -> None:
+    """Check that a slide of the call could be tiled.
+
+    Args:
+        slides: of the call, for the message.
+        says_why: the message gives the commonest reason; False: it stands above the message already.
+
+    Raises:
+        SlideError: every slide failed.
+    """
+    if tiling.summary.num_failed < tiling.num_slides:
+        return
+    raise SlideError(
+        str(slides[0]) if len(slides) == 1 and not tiling.has_pseudonyms else f"{len(slides)} input(s)",
+        f"none of {tiling.num_slides} slide(s) could be tiled"
+        + (f", {tiling.summary.commonest_reason}." if says_why else "."),
+        "At least one readable slide whose microns per pixel are known is needed.",
+        f"Every reason is in {tiling.store / 'slides.csv'}; a CSV with the columns path,mpp gives mpp where the"
+        " file does not.",
+    )
 
 
 def tile(
@@ -166,7 +172,7 @@ def tile(
         inputs, out, config=config, shard=shard, layout=layout, pseudonymise=pseudonymise, key=key, workers=workers,
         **settings,
     )  # fmt: skip
-    tiling.refuse_nothing(inputs, says_why=True)
+    refuse_nothing(tiling, inputs, says_why=True)
     return tiling
 
 
@@ -183,7 +189,7 @@ def tile_what_can_be(
     workers: int,
     **settings: Unpack[Settings],
 ) -> Tiling:
-    """As `tile`, but slides that all failed are a result too, which `Tiling.refuse_nothing` refuses."""
+    """As `tile`, but slides that all failed are a result too, which `refuse_nothing` refuses."""
     from dino_path.api.named_slides import pseudonym_files, search_named
     from dino_path.features.layouts import LAYOUTS, read_layouts, refuse_shared_names
     from dino_path.tiles.layout import StoreFolder

@@ -18,6 +18,7 @@ from dino_path.cli import (  # isort: skip
     report,
     verify,
     pseudonyms,
+    licences,
     cluster,
 )
 from dino_path.cli import program
@@ -37,6 +38,7 @@ __all__ = [
     "evaluate_suite",
     "extractor",
     "feature_map",
+    "licences",
     "main",
     "pretraining",
     "program",

@@ -89,7 +89,7 @@ def tile(
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {slides[0] if pseudonymise is None else 'the slides'}")
-    from dino_path.api.tiling import tile_what_can_be
+    from dino_path.api.tiling import refuse_nothing, tile_what_can_be
 
     inputs, overrides = split_arguments(slides)
     settings = resolve_config(config, overrides, needs=("tiles",))
@@ -107,7 +107,7 @@ def tile(
         )
     else:
         _tell_tiling(tiling, is_quiet=quiet)
-    tiling.refuse_nothing(inputs, says_why=False)
+    refuse_nothing(tiling, inputs, says_why=False)
     records = tiling.summary.records
     if records and not tiling.num_tiles and not as_json:  # else a later stage would only say: no tiles
         say(f"NO TILES: none of {len(records)} slide(s) has any, {tiling.summary.commonest_reason}")
@@ -117,7 +117,9 @@ def tile(
 
 def _tell_tiling(tiling: Tiling, *, is_quiet: bool) -> None:
     """A row for each slide (when quiet: that failed), the counts, and where to look."""
-    header, rows = tiling.cells(only_failed=is_quiet)
+    from dino_path.api.tiling import slide_cells
+
+    header, rows = slide_cells(tiling, only_failed=is_quiet)
     if rows:
         say_table(header, rows)
     for lost in tiling.unreadable:
@@ -207,11 +209,12 @@ def pretrain(
     is_speaker = is_first()
     log_to(None, is_first=is_speaker, is_quiet=quiet)
     from dino_path.api.pretraining import pretrain as run_pretraining
+    from dino_path.api.pretraining import result_parts
 
     resolved = resolve_config(config, overrides_only(settings), needs=("store", "out", "training"))
     result = run_pretraining(config=resolved, apply_advice=apply_advice)
     if is_speaker:
-        for part in result.parts():
+        for part in result_parts(result):
             if isinstance(part, str):
                 say(part)
             else:

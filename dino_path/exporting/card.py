@@ -14,6 +14,7 @@ from dino_path.preprocessing import Preprocessing
 from dino_path.records.model_folder import WEIGHTS_NAME
 
 UNKNOWN_LICENSE = "unknown"
+SLIDE_IDS = re.compile(r"(?<=slides without regions left out): .*", re.DOTALL)  # in results of earlier versions
 HEADER = """---
 {remark}license: {license}
 library_name: timm
@@ -249,7 +250,7 @@ def _results(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if baseline:
             head.append("balanced accuracy, minus the supervised baseline's")
         yield f"### {record['data']['name']}\n\n" + _table(head, [_result_row(row, baseline) for row in record["rows"]])
-        yield "\n".join(f"- {note}" for note in record.get("notes", ()))
+        yield "\n".join(f"- {SLIDE_IDS.sub('', note)}" for note in record.get("notes", ()))
 
 
 def _result_row(row: Mapping[str, Any], baseline: str | None) -> list[str]:

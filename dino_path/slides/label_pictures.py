@@ -14,6 +14,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from dino_path.errors import SlideError
+from dino_path.slides.quiet import silence_decoders
+
+silence_decoders()
 
 Picture = NDArray[Any]  # (H, W) or (H, W, C)
 

@@ -126,12 +126,14 @@ def _start_wandb(run: RunFolder, config: Config) -> Any | None:
             name=config.wandb.name,
             dir=run.path,
             config=shared_settings(as_plain(config)),
-            settings=wandb.Settings(
+            settings=wandb.Settings(  # nothing of this machine: no host, user, program, git, packages, hardware
                 console="off",
                 disable_git=True,
                 disable_code=True,
                 save_code=False,
                 disable_job_creation=True,
+                host="",
+                program="",
                 x_disable_meta=True,
                 x_disable_machine_info=True,
                 x_disable_stats=True,

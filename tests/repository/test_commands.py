@@ -486,7 +486,7 @@ def test_an_output_folder_that_is_a_file_is_refused_before_the_work(
 
 def test_report_refuses_a_folder_as_its_file(run: Run, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    run("report", run_folder, "--out", "folder").check_refused("folder: is a folder")
+    run("report", run_folder, "--out", "folder").check_refused("folder: nothing can be written here: it is a folder")
 
 
 # --- the program itself -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -56,7 +57,11 @@ def commands_of(group: object, *before: str) -> dict[tuple[str, ...], typer.core
     found: dict[tuple[str, ...], typer.core.TyperCommand] = {}
     for name, command in group.commands.items():
         words = (*before, name)
-        found |= commands_of(command, *words) if isinstance(command, typer.core.TyperGroup) else {words: command}
+        if isinstance(command, typer.core.TyperGroup):
+            found |= commands_of(command, *words)
+        else:
+            assert isinstance(command, typer.core.TyperCommand)
+            found[words] = command
     return found
 
 
@@ -136,7 +141,7 @@ def test_what_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -
 def in_terminal(columns: int, *words: str, cwd: Path, of: str = "stdout") -> str:
     """What the program writes to one of its streams where that is a terminal of so many columns."""
     main, side = pty.openpty()
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, of: side}
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, of: side}
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
     with subprocess.Popen([sys.executable, "-m", "dino_path", *words], cwd=cwd, env=environment, **streams) as process:
         os.close(side)

@@ -13,6 +13,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from dino_path.slides.images.jpeg import END, BadJpeg, decode_jpeg, table_segments, whole_jpeg
+from dino_path.slides.quiet import silence_decoders
+
+silence_decoders()
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 JPEG = 7
