@@ -22,7 +22,7 @@ class H5Images:
     """The images (N, H, W, 3) uint8 RGB of one dataset in each of several files, one file after the other."""
 
     def __init__(self, files: Sequence[Path], dataset: str, *, mpp: float | None) -> None:
-        """Look at the shapes, and at no pixel.
+        """Check the shapes, without reading pixels.
 
         Raises:
             DataError: a file is no HDF5, has no such dataset, or it holds no RGB images.
@@ -73,7 +73,7 @@ class H5Images:
 
 
 def read_h5(file: Path, dataset: str, *, with_values: bool = False) -> tuple[tuple[int, ...], np.ndarray[Any, Any]]:
-    """Shape of a dataset, and its values where asked for (else an empty array of its type).
+    """Shape of a dataset, and its values if requested (else an empty array of its type).
 
     Raises:
         DataError: the file is no HDF5, or has no such dataset.

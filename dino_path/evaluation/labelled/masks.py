@@ -45,7 +45,7 @@ class Masks(Protocol):
     """The mask of each image, by number."""
 
     def read(self, index: int, shape: tuple[int, int]) -> Mask:
-        """Class numbers (H, W) as the file has them; UNKNOWN (255) where nobody says what a pixel is.
+        """Class numbers (H, W) as in the file; UNKNOWN (255) for unlabelled pixels.
 
         Args:
             shape: (H, W) of the image, for masks that are drawn as outlines.
@@ -60,7 +60,7 @@ class Masks(Protocol):
 
 @dataclass(frozen=True)
 class MaskListing:
-    """What a layout says, before any mask is opened.
+    """The images and masks of a layout, before any mask is opened.
 
     Attributes:
         listing: the images; its labels are by what a drawn split is stratified.
@@ -98,7 +98,7 @@ class MaskedSet:
     lookup: Mask
 
     def read_mask(self, index: int, shape: tuple[int, int]) -> Mask:
-        """(H, W) numbers into `classes`; UNKNOWN where nobody says what a pixel is."""
+        """(H, W) indices into `classes`; UNKNOWN for unlabelled pixels."""
         mask: Mask = self.lookup[self.masks.read(index, shape)]
         return mask
 
@@ -311,7 +311,7 @@ def _class_names(found: MaskListing, counts_NV: Ints, config: EvaluationConfig) 
 
 
 def _strata(listing: Listing) -> tuple[str, ...]:
-    """What a drawn split is stratified by: labels of enough patients (slides, images); the rarer ones are one label."""
+    """The strata of a drawn split: labels with enough patients (slides, images); rarer labels are merged into one."""
     if listing.split is not None:
         return ("image",) * len(listing.labels)
     labels = [label or "image" for label in listing.labels]

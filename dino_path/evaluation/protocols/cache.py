@@ -57,7 +57,7 @@ class Images:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """The folder, and how features are made for it. Processes that share the work need to share the folder."""
+    """The folder of cached features, and how they are computed. Processes that share the work must share the folder."""
 
     folder: Path
     device: torch.device
@@ -162,7 +162,7 @@ def load_models(specs: Sequence[str], device: torch.device) -> dict[str, tuple[s
 
 
 def _read(file: Path, shape: tuple[int, int]) -> Features | None:
-    """The mapped array of a file; None where there is none, or its shape or checksum is wrong."""
+    """The memory-mapped array of a file; None if it is missing, or its shape or checksum is wrong."""
     if not file.is_file():
         return None
     found = "damaged"

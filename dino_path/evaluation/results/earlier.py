@@ -1,4 +1,4 @@
-"""Where results go, and what is there already: an evaluation replaces results only when it holds all that they do."""
+"""The folder of results, and existing results in it: an evaluation replaces results only if it includes all of them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NOT_DECISIVE = ("batch_size", "regions", "protocols")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation is going to find out.
+    """A planned evaluation.
 
     Attributes:
         stem: of its files.
