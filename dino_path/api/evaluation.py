@@ -33,12 +33,12 @@ Protocol = Literal["table", "fewshot", FrozenProtocol]
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Tabular):
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        record: all of it, as its JSON file holds it.
+        record: all results, as in the JSON file.
         file: that file; tables as .csv and .md, the split, and examples are beside it.
-        text: the tables and what to keep in mind, in Markdown.
+        text: the tables and notes, in Markdown.
     """
 
     record: AnyEvaluation
@@ -48,7 +48,7 @@ class Evaluation(Tabular):
     def to_arrow(self) -> pa.Table:
         """One row per model, protocol and metric: value, and the 95 % interval from low to high.
 
-        Of label fractions there is a column `fraction`, of few-shot episodes `shots`.
+        Label fractions have a column `fraction`, few-shot episodes a column `shots`.
         """
         return pa.Table.from_pylist(self._rows())
 
@@ -90,7 +90,7 @@ def evaluate(
     workers: int = 2,
     **settings: Unpack[Settings],
 ) -> Evaluation:
-    """Judge frozen features on labelled images. Called again, extraction goes on where it was.
+    """Evaluate frozen features on labelled images. Called again, extraction resumes.
 
     Args:
         protocol: `table` (all of `evaluation.protocols` side by side), or one of them.
@@ -99,9 +99,9 @@ def evaluate(
             `pcam:FOLDER`.
         out: folder for the results; None: `eval/<data>-<protocol>` of the first model's run.
         config: YAML file with the section `evaluation`.
-        baseline: folder of `dino-path baseline`, for the supervised network beside them.
+        baseline: folder of `dino-path baseline`, to compare with the supervised network.
         fractions: of the labels, such as `[1, 0.1, 0.01]`: the table at each of them; only with `table`.
-        device: `auto` is CUDA where there is one.
+        device: `auto` is CUDA if there is a GPU.
         workers: processes that read and decode images.
 
     Raises:
@@ -238,7 +238,7 @@ def _evaluate(
     shares: list[float],
     common: dict[str, Any],
 ) -> str:
-    """The results as a page of Markdown; they are in their files as well."""
+    """The results as Markdown; they are also in their files."""
     from dino_path.evaluation.results.fewshot import evaluate_fewshot
     from dino_path.evaluation.results.fractions import evaluate_fractions
     from dino_path.evaluation.results.table import evaluate_table
