@@ -3,6 +3,7 @@
 # The order of `dino-path --help`.
 from dino_path.cli import (  # isort: skip
     start,
+    plan,
     pretraining,
     extractor,
     attention,
@@ -37,6 +38,7 @@ __all__ = [
     "extractor",
     "feature_map",
     "main",
+    "plan",
     "pretraining",
     "program",
     "report",

@@ -13,7 +13,7 @@ FLOOR = {
     "shipped",
 }  # fmt: skip
 # They tie rooms together, or look at the whole installation.
-ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "verify", "config_docs"}
+ABOVE_THE_ROOMS = {"cli", "__main__", "demo", "doctor", "verify", "config_docs", "shipped_docs", "plan"}
 ROOMS: dict[str, set[str]] = {
     "slides": set(),
     "tiles": {"slides"},
