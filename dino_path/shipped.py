@@ -1,4 +1,4 @@
-"""What the shipped configs say of themselves, read from their headers. Known without torch.
+"""Descriptions of the shipped configs, read from their headers, without torch.
 
 A header is the comment at the top of a file of `configs/`: a title, the commands, then fields, one paragraph each:
 

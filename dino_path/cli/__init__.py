@@ -18,6 +18,8 @@ from dino_path.cli import (  # isort: skip
     evaluate_suite,
     report,
     verify,
+    pseudonyms,
+    licences,
     cluster,
 )
 from dino_path.cli import program
@@ -37,10 +39,12 @@ __all__ = [
     "evaluate_suite",
     "extractor",
     "feature_map",
+    "licences",
     "main",
     "plan",
     "pretraining",
     "program",
+    "pseudonyms",
     "report",
     "start",
     "verify",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_pretraining
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,
@@ -18,13 +17,13 @@ from dino_path.cli.program import (
     Quiet,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     overrides_only,
     resolve_config,
 )
 from dino_path.cli.terminal import say, say_json, say_table
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import DinoPathError
 from dino_path.run import RunFolder
 
@@ -71,8 +70,10 @@ def plan(
     log_to(None, is_quiet=quiet)
     resolved = resolve_config(config, overrides_only(settings), needs=("store", "training"))
     if resolved.out is not None:
-        check_output_folder(resolved.out)
+        refuse_unwritable(resolved.out)
     announce(f"reading {resolved.store}")
+    from dino_path.api.inputs import check_pretraining
+
     check_pretraining(resolved)
     if resolved.out is not None:
         from dino_path.training.finished import finished_checkpoint, finished_text

@@ -1,4 +1,4 @@
-"""The place to start: `configs` lists the shipped runs and what each is for, `init` writes a config of one's own."""
+"""`configs` lists the shipped configs and what each is for; `init` writes a config to start from."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Annotated, Literal, get_args
 import typer
 
 from dino_path.cli.help import Command
-from dino_path.cli.program import AsJson, app, check_output_folder
+from dino_path.cli.program import AsJson, app
 from dino_path.cli.terminal import say, say_json, say_table
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 
 
@@ -21,16 +22,15 @@ from dino_path.errors import ConfigError
     epilog="""
     dino-path configs
     dino-path configs vits16_1gpu > mine.yaml
-    dino-path pretrain --config vits16_1gpu store=tiles out=runs/vits16
     """,
 )
 def configs(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="print this one")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the configs that come with dino-path, or print one.
+    """List the shipped configs, or print one.
 
-    Every --config takes a NAME of this list in the place of a file.
+    Every --config accepts a NAME of this list instead of a file.
     """
     from dino_path.settings import named_config
     from dino_path.shipped import shipped_configs
@@ -106,7 +106,7 @@ def init(
             str(file), "is there already.", "No file is overwritten.", "Name another folder, or move the file away."
         )
     chosen = place or _asked()
-    check_output_folder(folder)
+    refuse_unwritable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with file.open("x", encoding="utf-8") as stream:
         stream.write(shipped_config(f"start/{chosen}.yaml").read_text(encoding="utf-8"))

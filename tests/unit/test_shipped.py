@@ -54,7 +54,7 @@ def test_a_name_is_taken_for_a_file_and_a_file_of_that_name_wins(
         ("vits16_1gp", "Did you mean vits16_1gpu"),
         ("zzz", "says what each is for"),
         ("configs/vits16_1gpu.yaml", "Give --config vits16_1gpu"),
-        ("nowhere.yaml", "lists the configs"),
+        ("nowhere.yaml", "lists the shipped configs"),
     ],
 )
 def test_a_mistyped_name_or_path_is_refused_with_the_nearest(
