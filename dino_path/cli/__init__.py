@@ -2,6 +2,7 @@
 
 # The order of `dino-path --help`.
 from dino_path.cli import (  # isort: skip
+    start,
     pretraining,
     extractor,
     attention,
@@ -16,6 +17,7 @@ from dino_path.cli import (  # isort: skip
     evaluate_suite,
     report,
     verify,
+    pseudonyms,
     licences,
     cluster,
 )
@@ -40,7 +42,9 @@ __all__ = [
     "main",
     "pretraining",
     "program",
+    "pseudonyms",
     "report",
+    "start",
     "verify",
     "view",
 ]

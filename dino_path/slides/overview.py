@@ -1,4 +1,4 @@
-"""A small picture of a whole slide, made block by block: no level is ever in memory at once."""
+"""A small picture of a whole slide, made block by block, so that no level is ever completely in memory."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _refuse_endless(slide: Slide, level: int) -> None:
 
 
 class _LevelReader:
-    """Reads blocks of one level and leaves out what cannot be decoded, as long as it is little."""
+    """Reads blocks of one level; tolerates a small undecodable share."""
 
     def __init__(self, slide: Slide, level: int, origin_level0: tuple[int, int]) -> None:
         self._slide, self._level, self._origin_level0 = slide, level, origin_level0

@@ -1,4 +1,4 @@
-"""Where the tiles of a slide lie: level, sizes, grid, tissue share. Pure arithmetic on numbers, no pixels.
+"""Geometry of a slide's tiles: level, sizes, grid, tissue share. Pure arithmetic, without pixels.
 
 Three sizes are kept apart: `size_px` asked for at `mpp`; `read_px` at the level that is read; `size_level0` in level-0
 px. Everything is computed in floats and rounded once; a downsample is never an int.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import logging
-import multiprocessing
 import os
 import resource
 import signal
@@ -19,7 +18,7 @@ from typing import TypeVar
 import cv2
 
 from dino_path.errors import DinoPathError
-from dino_path.processes import become_worker, ending_workers
+from dino_path.processes import WorkerContext, become_worker, ending_workers
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ def _raise_out_of_time(*_: object) -> None:
 
 
 def _outcome(future: Future[Result], limits: Limits) -> Result | Failure:
-    """What came of an item. Whatever it raised concerns it alone, and its traceback goes to the log."""
+    """The result of an item. An error affects only this item, and its traceback goes to the log."""
     error = future.exception()
     if error is None:
         return future.result()
@@ -140,9 +139,8 @@ def _pool(num_workers: int, limits: Limits) -> Executor:
     if num_workers == 0:
         return ThreadPoolExecutor(1)
     # Spawned, not forked: a fork would copy open slides, locks and the threads of the progress bar.
-    context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=_prepare_worker, initargs=(os.getpid(), limits.memory_gb)
+        num_workers, mp_context=WorkerContext(), initializer=_prepare_worker, initargs=(os.getpid(), limits.memory_gb)
     )
 
 

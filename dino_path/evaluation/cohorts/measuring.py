@@ -129,11 +129,11 @@ def measure_risks(risks_RN: Floats, cohort: Cohort, folds: Folds, config: Cohort
 
 
 def interval_words(measured: Measured, cohort: Cohort) -> str:
-    """What the brackets are."""
+    """Description of the brackets."""
     units = cohort.units
     freedom = next(iter(measured.samples.values())).left_out.freedom
     if freedom < LEAST_FREEDOM:
-        return f"no intervals: too few {units.name} ({units.count}) for one"
+        return f"no intervals: too few {units.name} ({units.count})"
     kind = "bootstrap" if freedom >= BOOTSTRAP_FREEDOM else f"Student's t, {freedom:.1f} degrees of freedom"
     return f"95 % interval over {units.count} {units.name} ({kind})"
 

@@ -181,7 +181,7 @@ def interval_in_words(freedom: float, num_units: int, unit: str) -> str:
     """What an interval over `num_units` of `unit` ("patients", "slides" or "images") is."""
     over = f"{num_units} test {unit}"
     if freedom < LEAST_FREEDOM:
-        return f"no interval: too few {unit} for one, {over}; each class needs two, and all together three"
+        return f"no interval: too few {unit}, {over}; each class needs two, and all together three"
     if freedom < BOOTSTRAP_FREEDOM:
         return f"95 % interval over {over} (Student's t, {freedom:.1f} degrees of freedom)"
     return f"95 % interval over {over} (bootstrap)"

@@ -38,8 +38,8 @@ class WsidicomReader:
             raise SlideError(
                 str(path),
                 f"has {num_paths} optical paths and {num_planes} focal planes.",
-                "One of each is needed: which one, only you can say.",
-                "Write one to a series of its own, or list the slide under slides.exclude.",
+                "One of each is needed; only you can choose it.",
+                "Write it to a separate series, or list the slide under slides.exclude.",
             )
         self.facts = SlideFacts("dicom", sizes, downsamples_of(sizes), properties)
 
