@@ -26,6 +26,7 @@ from dino_path.evaluation.measures.confusion import Ints
 from dino_path.evaluation.measures.overlap import UNKNOWN
 from dino_path.progress import meter
 from dino_path.records.tables import LABELLED
+from dino_path.slides.images.decoding import MOST_PIXELS
 from dino_path.table_file import Vocabulary
 from dino_path.tiles.tables import read_known_table
 
@@ -159,8 +160,13 @@ def read_picture(file: Path) -> Mask:
     """
     try:
         with Image.open(file, formats=("PNG", "TIFF")) as picture:
+            width, height = picture.size
+            if width * height > MOST_PIXELS:
+                raise bad_mask(str(file), f"has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}.")
             pixels: NDArray[Any] = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # Pillow's limit is twice ours
+        raise bad_mask(str(file), f"has more than {MOST_PIXELS:,} pixels.") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise bad_mask(str(file), f"cannot be read ({' '.join(str(error).split())}).") from None
     if pixels.ndim == 3 and all(np.array_equal(pixels[..., 0], pixels[..., one]) for one in (1, 2)):
         pixels = pixels[..., 0]
