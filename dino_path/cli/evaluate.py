@@ -32,7 +32,7 @@ from dino_path.launch import is_first
 if TYPE_CHECKING:
     from dino_path.config import Config
     from dino_path.evaluation.labelled.datasets import LabelledSet
-    from dino_path.evaluation.results.earlier import TableStem
+    from dino_path.evaluation.results.earlier import Evaluation, TableStem
 
 EXTRACTION_TIMEOUT_S = 24 * 3600.0  # a process whose share was small waits for the others
 PROTOCOLS = {  # and what `evaluate --help` says of them
@@ -135,9 +135,10 @@ def _judge(
     specs, overrides = split_arguments(models)
     resolved = resolve_config(config, overrides)
     shares = parse_fractions(fractions) if fractions is not None else []
-    labelled, out = _check_evaluation(protocol, specs, data, out, resolved, baseline, shares)
+    labelled, out, planned = _check_evaluation(protocol, specs, data, out, resolved, baseline, shares)
     loading()
     from dino_path.distributed import open_world
+    from dino_path.evaluation.results.earlier import only_evaluation
     from dino_path.evaluation.results.table import extract_together
 
     with open_world(device, timeout_s=EXTRACTION_TIMEOUT_S) as world:
@@ -150,7 +151,8 @@ def _judge(
         return
     stem = _stem(protocol, shares)
     common: dict[str, Any] = {"device": world.device, "out": out, "baseline": baseline, "num_workers": workers}
-    text = _evaluate(stem, specs, labelled, resolved, _wanted(protocol, resolved), shares, common)
+    with only_evaluation(out, planned, labelled, resolved.evaluation):
+        text = _evaluate(stem, specs, labelled, resolved, _wanted(protocol, resolved), shares, common)
     if as_json:
         say_json(json.loads((out / f"{stem}.json").read_text(encoding="utf-8")))
         return
@@ -178,8 +180,11 @@ def _check_evaluation(
     config: Config,
     baseline: Path | None,
     shares: list[float],
-) -> tuple[LabelledSet, Path]:
-    """The data, and the folder for the results: all that can be refused is refused here, before torch is imported."""
+) -> tuple[LabelledSet, Path, Evaluation]:
+    """The data, the folder for the results, and what they will be.
+
+    All that can be refused is refused here, before torch is imported.
+    """
     check_models(specs)
     if out is not None:
         check_output_folder(out)
@@ -196,7 +201,7 @@ def _check_evaluation(
         _stem(protocol, shares), specs, _wanted(protocol, config), shares, has_baseline=baseline is not None
     )
     refuse_to_lose(out, planned, labelled, config.evaluation)
-    return labelled, out
+    return labelled, out, planned
 
 
 def _evaluate(
