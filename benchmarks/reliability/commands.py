@@ -146,7 +146,7 @@ def commands(inputs: Path) -> dict[str, Command]:
         "baseline": Command(
             lambda out, which: [
                 "baseline", "--data", str(images), "--out", str(out), "--workers", "0", *on_cpu,
-                "baseline.num_epochs=2", "baseline.input_px=32", f"evaluation.seed={int(which == 'b')}", *FEW,
+                "baseline.num_epochs=2", "baseline.input_px=32", "baseline.backbone=resnet10t", f"evaluation.seed={int(which == 'b')}", *FEW,
             ]
         ),
         "map": Command(
