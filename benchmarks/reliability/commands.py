@@ -127,7 +127,7 @@ def commands(inputs: Path) -> dict[str, Command]:
             ]
         ),
         "evaluate table": evaluation("table"),
-        "evaluate fewshot": evaluation("fewshot", "evaluation.num_episodes=20", "evaluation.shots=[1]"),
+        "evaluate fewshot": evaluation("fewshot", "evaluation.num_episodes=100"),
         "evaluate retrieval": evaluation("retrieval"),
         "evaluate robustness": evaluation("robustness", "--shifts"),
         "evaluate segmentation": evaluation("segmentation", data=inputs / "masks.csv"),
@@ -146,7 +146,8 @@ def commands(inputs: Path) -> dict[str, Command]:
         "baseline": Command(
             lambda out, which: [
                 "baseline", "--data", str(images), "--out", str(out), "--workers", "0", *on_cpu,
-                "baseline.num_epochs=2", "baseline.input_px=32", "baseline.backbone=resnet10t", f"evaluation.seed={int(which == 'b')}", *FEW,
+                "baseline.num_epochs=2", "baseline.input_px=32", "baseline.backbone=resnet10t",
+                f"evaluation.seed={int(which == 'b')}", *FEW,
             ]
         ),
         "map": Command(

@@ -27,12 +27,11 @@ from kills import Arena, Undisturbed
 TROUBLES = ("full", "no inodes", "read-only", "slow", "input gone", "clock back", "clock forward")
 ON_TMPFS = {"full", "no inodes", "read-only"}
 DAY_S = 86400.0
-EXIT_FAILED = 1
 
 
 @contextmanager
 def tmpfs(folder: Path, options: str) -> Iterator[None]:
-    """A small disk of memory at `folder`; inside, `mend` gives it room."""
+    """A disk of memory at `folder`, of a size that `remount` changes."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
     try:
@@ -46,7 +45,10 @@ def remount(folder: Path, options: str) -> None:
 
 
 class BadDisk(Arena):
-    """An arena whose folder is a disk of its own."""
+    """An arena whose folder may be a disk of its own; `used_kb` and `used_files` are what the command needs."""
+
+    used_kb: float
+    used_files: int
 
     def clear(self) -> None:
         for entry in self.folder.iterdir() if self.folder.exists() else ():
@@ -85,13 +87,11 @@ def suffer(arena: Arena, undisturbed: Undisturbed, trouble: str, inputs: Path, r
     """The exit code under trouble, and what is wrong after the next call, or nothing."""
     spot = rng.randrange(undisturbed.num_spots) if undisturbed.num_spots else None
     if trouble in ON_TMPFS:
-        size = sum(len(str(value)) for value in undisturbed.left.values())
         options = {
             "full": f"size={max(4, int(rng.random() * arena.used_kb))}k",
             "no inodes": f"nr_inodes={rng.randint(3, 3 + arena.used_files)}",
             "read-only": "size=1g",
         }[trouble]
-        assert size
         with tmpfs(arena.folder, "size=1g"):
             arena.clear()
             remount(arena.folder, options if trouble != "read-only" else "ro")
@@ -129,13 +129,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--troubles", nargs="*", choices=TROUBLES, default=TROUBLES)
     options = parser.parse_args()
     load()
     work = options.work.resolve()
     inputs = prepare(work)
     known = commands(inputs)
     names = options.only or [name for name in known if "workers" not in name]
-    troubles = [one for one in TROUBLES if one not in ON_TMPFS or os.geteuid() == 0]
+    troubles = [one for one in options.troubles if one not in ON_TMPFS or os.geteuid() == 0]
     rng = random.Random(options.seed)
     deadline_s = time.monotonic() + options.seconds
     print(f"seed {options.seed}; {options.times} times each, at most {options.seconds:g} s")
