@@ -127,7 +127,7 @@ def commands(inputs: Path) -> dict[str, Command]:
             ]
         ),
         "evaluate table": evaluation("table"),
-        "evaluate fewshot": evaluation("fewshot", "evaluation.num_episodes=100"),
+        "evaluate fewshot": evaluation("fewshot", "evaluation.num_episodes=100", "evaluation.shots=[1]"),
         "evaluate retrieval": evaluation("retrieval"),
         "evaluate robustness": evaluation("robustness", "--shifts"),
         "evaluate segmentation": evaluation("segmentation", data=inputs / "masks.csv"),
