@@ -20,7 +20,7 @@ HUBS = ("hf-hub:", "hf_hub:")
 
 
 def without_folders(value: Any) -> Any:
-    """A plain value (text, list, mapping) in which every absolute path is its last part alone."""
+    """A plain value (text, list, mapping) with every absolute path shortened to its last part."""
     if isinstance(value, str):
         if whole := PATH.fullmatch(value):
             return f"{whole['kind']}{PurePath(whole['path']).name}"
@@ -43,7 +43,7 @@ def shared_name(spec: str, *, num_parts: int = 1) -> str:
 
 
 def shared_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run without those that say where it ran: no cluster, no account, no folders."""
+    """The settings of a run without cluster, account and folders, which say where it ran."""
     left = {key: value for key, value in tree.items() if key not in ("cluster", "entity")}
     return {
         key: shared_settings(value)

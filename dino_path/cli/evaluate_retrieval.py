@@ -1,4 +1,4 @@
-"""`evaluate retrieval`: what the most similar images of other patients show."""
+"""`evaluate retrieval`: classes of the most similar images of other patients."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dino_path.cli.evaluate import EXTRACTION_TIMEOUT_S, Models, evaluate
+from dino_path.api.inputs import check_models
+from dino_path.cli.evaluate import Models, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,
@@ -19,13 +19,13 @@ from dino_path.cli.program import (
     Quiet,
     Workers,
     announce,
-    check_output_folder,
     loading,
     log_to,
     resolve_config,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.launch import is_first
 
 
@@ -50,14 +50,14 @@ def retrieval(
 ) -> None:
     """Majority votes and mAP among other patients' images.
 
-    Each test image searches among all images of other patients (slides, where no patients are known).
+    Each test image searches among all images of other patients (of other slides, if patients are unknown).
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
     specs, overrides = split_arguments(models)
     resolved = resolve_config(config, overrides)
     check_models(specs)
     if out is not None:
-        check_output_folder(out)
+        refuse_unwritable(out)
     announce(f"reading {data}")
     from dino_path.evaluation.labelled.datasets import load_labelled
     from dino_path.evaluation.labelled.division import divide
@@ -67,10 +67,11 @@ def retrieval(
     labelled = load_labelled(data, resolved.evaluation)
     queries_of(divide(labelled, resolved.evaluation))
     out = out or results_folder(specs, labelled, "retrieval")
-    check_output_folder(out)
+    refuse_unwritable(out)
     planned = Evaluation("retrieval", specs, (), (), has_baseline=False)
     refuse_to_lose(out, planned, labelled, resolved.evaluation)
     loading()
+    from dino_path.api.evaluation import EXTRACTION_TIMEOUT_S
     from dino_path.distributed import open_world
     from dino_path.evaluation.results.retrieval import SHEET, evaluate_retrieval
     from dino_path.evaluation.results.table import extract_together

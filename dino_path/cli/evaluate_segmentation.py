@@ -1,4 +1,4 @@
-"""The command that judges frozen patch vectors on images with masks."""
+"""The command that evaluates frozen patch vectors on images with masks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dino_path.api.inputs import check_models
 from dino_path.cli.evaluate import Models, ResultsFolder, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,
@@ -18,13 +18,13 @@ from dino_path.cli.program import (
     Quiet,
     Workers,
     announce,
-    check_output_folder,
     loading,
     log_to,
     resolve_config,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.launch import is_first
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ def segmentation(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Dice and IoU of masks that patch tokens give.
+    """Dice and IoU of masks predicted from patch tokens.
 
-    A linear layer and k-NN on frozen patch tokens (of a CNN: its last map) say the class of every pixel.
+    A linear layer and k-NN on frozen patch tokens (of a CNN: its last feature map) predict the class of every pixel.
     """
     from dino_path.lock import only_writer
 
@@ -86,7 +86,7 @@ def _check(specs: list[str], data: str, out: Path | None, config: Config) -> tup
     """The data, and the folder for the results: all that can be refused is refused here, before torch is imported."""
     check_models(specs)
     if out is not None:
-        check_output_folder(out)
+        refuse_unwritable(out)
     announce(f"reading {data}")
     from dino_path.evaluation.labelled.division import divide
     from dino_path.evaluation.labelled.published_masks import load_masked
@@ -96,6 +96,6 @@ def _check(specs: list[str], data: str, out: Path | None, config: Config) -> tup
     division = divide(masked.labelled, config.evaluation)
     masked.check_splits(division.splits, seed=config.evaluation.seed)
     out = out or results_folder(specs, masked.labelled, "segmentation")
-    check_output_folder(out)
+    refuse_unwritable(out)
     refuse_to_lose_masks(out, specs, division.labelled, masked.digest, config.evaluation)
     return masked, out

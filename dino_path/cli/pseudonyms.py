@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from dino_path.cli.help import Command
-from dino_path.cli.program import AsJson, app, check_output_folder, log_to
+from dino_path.cli.program import AsJson, app, log_to
 from dino_path.cli.terminal import say, say_json
+from dino_path.disk import refuse_unwritable_file
 from dino_path.errors import ConfigError
 
 
@@ -46,7 +47,7 @@ def pseudonyms(
         raise ConfigError(
             f"--out {out}", "is a file that is read.", "A new file is needed.", "Name another file as --out."
         )
-    check_output_folder(out.parent)
+    refuse_unwritable_file(out)
     result = (from_pseudonyms if back else to_pseudonyms)(table, entries, out, drop=drop or ())
     if as_json:
         say_json({"table": out, **asdict(result)})

@@ -1,4 +1,4 @@
-"""A frozen model and tiles -> feature files, slide by slide; called again, it makes what is missing.
+"""Feature files from a frozen model and tiles, slide by slide; called again, it adds missing files.
 
 Shape suffixes: N tiles of a slide, D features.
 """
@@ -76,7 +76,7 @@ class EmbedSummary:
 
     def text(self) -> str:
         """For people: the counts, every slide without features and why, and where the files are."""
-        counts = [f"{len(self.written)} slides embedded", f"{len(self.kept)} were there already"]
+        counts = [f"{len(self.written)} slides embedded", f"{len(self.kept)} already there"]
         counts += [f"{len(self.empty)} without tiles", f"{len(self.failed)} failed"]
         lines = [f"failed   {slide_id}: {reason}" for slide_id, reason in self.failed]
         lines += [f"empty    {slide_id}: {reason}" for slide_id, reason in self.empty]
@@ -114,7 +114,7 @@ class _Slide:
 
 @dataclass(frozen=True)
 class _Standing:
-    """What was there before this call, by slide id.
+    """The files that existed before this call, by slide id.
 
     Attributes:
         finished: slides whose files are all there.
@@ -209,7 +209,7 @@ def embed_store(
 
 
 def _seen(extractor: Extractor, store: TileStore) -> str:
-    """What the network sees of the store's tiles, and what it saw in training where that is another scale."""
+    """The network's input for the store's tiles, and its input in training if that has another scale."""
     trained = extractor.preprocessing
     seen = trained.of_tiles(store.size_px, store.mpp)
     text, mpp, trained_mpp = seen.text(), seen.seen_mpp, trained.seen_mpp
@@ -268,7 +268,7 @@ def _look(
     *,
     with_tokens: bool,
 ) -> _Standing:
-    """What there is of these slides. A file is written whole, so one that stands is complete.
+    """The existing files of these slides. Files are written atomically, so an existing one is complete.
 
     Raises:
         DataError: a file holds features of another model or of other tiles of the same slide.
@@ -375,7 +375,7 @@ def _features_of(
                 parts.append(forward(batch))
                 refuse_not_finite(extractor, store, numbers, parts[-1])
             elif error is None and append is not None:
-                assert not isinstance(batch, list), "prepared tiles are of one size"
+                assert not isinstance(batch, list), "prepared tiles have one size"
                 features_BD, tokens_BPD = forward.features_and_patches(batch)
                 refuse_not_finite(extractor, store, numbers, features_BD)
                 refuse_not_finite(extractor, store, numbers, tokens_BPD, "patch tokens in fp16")

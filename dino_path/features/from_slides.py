@@ -12,6 +12,7 @@ from dino_path.features.layouts import TridentLayout, has_given_id, job_folder_n
 from dino_path.slides.find import SlideRow, refuse_collisions, safe_id
 from dino_path.tiles.store import TileStore
 from dino_path.tiles.tiling import tile_slides
+from dino_path.tiles.workers import Limits
 
 
 def find_tiles(
@@ -21,6 +22,7 @@ def find_tiles(
     *,
     world: World,
     num_workers: int,
+    limits: Limits,
     key_check: str | None = None,
 ) -> TileStore:
     """The tiles of slides as a store of coordinates below `out`; called again, slides that are there are not read.
@@ -32,6 +34,7 @@ def find_tiles(
         world: each of its processes takes some slides.
         num_workers: processes that tile, of each process of the world.
         key_check: as for `tile_slides`.
+        limits: of each slide, while it is tiled.
 
     Raises:
         SlideError: two slides have one name.
@@ -49,6 +52,14 @@ def find_tiles(
     ]
     refuse_collisions(named)
     store = out / job_folder_name(config) / "store"
-    tile_slides(named, config, store, shard=(world.rank, world.size), num_workers=num_workers, key_check=key_check)
+    tile_slides(
+        named,
+        config,
+        store,
+        shard=(world.rank, world.size),
+        num_workers=num_workers,
+        limits=limits,
+        key_check=key_check,
+    )
     world.barrier()
     return TileStore.open(store, rows=None if key_check is None else {row.slide_id: row for row in named})

@@ -1,4 +1,4 @@
-"""TRIDENT's and CLAM's layouts: which file of a slide lies where, what its name is there, what its attributes say.
+"""TRIDENT's and CLAM's layouts: the files of a slide, their names and their attributes.
 
 A further layout is a class here, its name in `LayoutName`, and its line in `layout_type`.
 """
@@ -27,7 +27,7 @@ TRIDENT_EXTENSIONS = (".ome.tif", ".ome.tiff")  # it takes each as one extension
 
 @dataclass(frozen=True)
 class FeatureLayout(ABC):
-    """Where the files of a store's slides lie below a folder `out`, for one tool that reads them.
+    """Paths of the files of a store's slides below a folder `out`, for one reading tool.
 
     Attributes:
         config: how the tiles were cut.
@@ -46,13 +46,13 @@ class FeatureLayout(ABC):
 
     @classmethod
     def feature_name(cls, record: SlideRecord) -> str:
-        """What the files of a slide's features are called: its id where the user gave one, else as the reader looks."""
+        """The name of a slide's feature files: its id if the user gave one, else the name that the reader expects."""
         is_given = has_given_id(record.path, record.slide_id)
         return record.slide_id if is_given else cls.name_for_reader(record.path)
 
     @abstractmethod
     def feature_folder(self, out: Path, encoder: str) -> Path:
-        """Where features lie that the model of this name has given."""
+        """Folder of the features of the model of this name."""
 
     @abstractmethod
     def feature_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:
@@ -63,12 +63,12 @@ class FeatureLayout(ABC):
         return None
 
     def patches_file(self, out: Path, record: SlideRecord) -> Path | None:
-        """The file of bare coordinates that lies beside the features; None where the tool wants none."""
+        """The coordinate file that belongs to the features; None if the tool needs none."""
         return None
 
     @abstractmethod
     def coordinate_folder(self, out: Path) -> Path:
-        """Where coordinate files lie that are written without features."""
+        """Folder of coordinate files that are written without features."""
 
     @abstractmethod
     def coordinate_file(self, out: Path, record: SlideRecord) -> Path:
@@ -87,7 +87,7 @@ class FeatureLayout(ABC):
         """
 
     def misread_factor(self, record: SlideRecord, size_level0: int) -> float:
-        """By how much too large the tool's reader takes the tiles of a slide; 1: as they are."""
+        """Factor by which the tool's reader reads a slide's tiles too large; 1: correct."""
         return 1.0
 
 
@@ -111,7 +111,7 @@ class TridentLayout(FeatureLayout):
         return self.feature_folder(out, encoder) / f"{self.feature_name(record)}.h5"
 
     def token_folder(self, out: Path, encoder: str) -> Path:
-        """Where patch tokens lie; TRIDENT has no place for them."""
+        """Folder of patch tokens; TRIDENT defines none."""
         return out / job_folder_name(self.config) / f"tokens_{encoder}"
 
     def token_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:

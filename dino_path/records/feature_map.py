@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_path.disk import parse_json
 from dino_path.errors import DataError
 from dino_path.records.format import Format, Record
 
@@ -136,7 +137,7 @@ def read_feature_map(page: Path) -> FeatureMapRecord:
     """
     try:
         found = DATA.search(page.read_text(encoding="utf-8"))
-        tree = json.loads(found[1]) if found else None
+        tree = parse_json(found[1]) if found else None
     except (OSError, ValueError) as error:
         raise FEATURE_MAP.damaged(page, str(error)) from None
     return FEATURE_MAP.parse(tree, page)

@@ -6,7 +6,6 @@ that the file is newer than itself, and does not call it damaged.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dino_path.atomic import write_json
+from dino_path.disk import parse_json
 from dino_path.errors import DinoPathError, NewerFormat
 from dino_path.sharing import without_folders
 
@@ -89,7 +89,7 @@ class Format(Generic[R]):
             NewerFormat: a later dino_path wrote it.
         """
         try:
-            tree = json.loads(file.read_text(encoding="utf-8"))
+            tree = parse_json(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise self.error(str(file.parent), f"no {file.name} here.", self.needed, self.remedy) from None
         except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from dino_path.atomic import atomic_write
+from dino_path.disk import parse_json
 from dino_path.errors import DataError
 from dino_path.records.format import Format, Record
 
@@ -78,7 +79,7 @@ METRICS = Format(
     StepRecord,
     DataError,
     "A file as `dino-path pretrain` writes it is needed.",
-    "Leave the line out; the same command goes on from the last checkpoint.",
+    "Remove the line; the same command continues from the last checkpoint.",
 )
 
 
@@ -114,9 +115,9 @@ def read_metrics(file: Path) -> Metrics:
     records, unreadable = list[StepRecord](), list[str]()
     for number, line in enumerate(lines, 1):
         try:
-            records.append(METRICS.parse(json.loads(line), file))
+            records.append(METRICS.parse(parse_json(line), file))
         except ValueError:  # no JSON, no UTF-8
-            unreadable.append(f"line {number} is no JSON")
+            unreadable.append(f"line {number} is not JSON")
         except DataError as error:
             unreadable.append(f"line {number} {error.found.removesuffix('.')}")
     return Metrics(tuple(records), tuple(unreadable), is_cut_off=bool(rest))

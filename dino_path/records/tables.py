@@ -123,6 +123,6 @@ PREDICTIONS = TableFormat(
 IMAGE_LIST = TableFormat(
     "list of images",
     TileStoreError,
-    "The list of images that this run began with is needed, as `dino-path pretrain` wrote it.",
+    "The list of images with which this run started is needed, as `dino-path pretrain` wrote it.",
     "Restore it from a backup; or delete it if no image has changed since.",
 )

@@ -65,19 +65,25 @@ class Curve:
 CURVES: dict[str, tuple[Curve, ...]] = {
     "Learning": (
         Curve("knn_accuracy", "k-NN of the teacher", "Accuracy on the validation part of monitor.knn_data."),
-        Curve("loss", "Loss", "What is optimised: the weighted sum of all terms."),
+        Curve("loss", "Loss", "The weighted sum of all terms, which is optimised."),
         Curve("dino_loss", "DINO", "Student against teacher. Flat at ln K: the teacher says nothing.", has_ln_k=True),
-        Curve("teacher_entropy", "Teacher entropy", "At ln K: uniform. At 0: one prototype for all.", has_ln_k=True),
-        Curve("kl", "KL, teacher to student", "What there is left to learn. At 0: nothing is learned."),
-        Curve("rankme", "Effective rank of the features", "RankMe. Near 1: the features have collapsed."),
-        Curve("feature_std", "Spread of the features", "Of normalised features over tiles. At 0: all tiles alike."),
+        Curve(
+            "teacher_entropy", "Teacher entropy", "At ln K: uniform. At 0: one prototype for all tiles.", has_ln_k=True
+        ),
+        Curve("kl", "KL, teacher to student", "What is left to learn. At 0, nothing is learned."),
+        Curve("rankme", "Effective rank of the features", "RankMe. Near 1, the features have collapsed."),
+        Curve(
+            "feature_std",
+            "Spread of the features",
+            "Standard deviation of normalised features over tiles. At 0, all tiles are equal.",
+        ),
         Curve("prototypes_used", "Prototypes in use", "How many the teacher chooses among."),
         Curve("ibot_loss", "iBOT", "Student against teacher, on patches that are hidden from the student."),
         Curve("ibot_entropy", "Teacher entropy on patches", "At 0: one prototype for all patches."),
-        Curve("ibot_kl", "KL on patches", "What there is left to learn of hidden patches."),
+        Curve("ibot_kl", "KL on patches", "What is left to learn about hidden patches."),
         Curve("ibot_prototypes_used", "Prototypes in use for patches", "How many the teacher chooses among."),
         Curve("koleo", "KoLeo, unweighted", "Rises as features collapse."),
-        Curve("kde", "KDE, unweighted", "Of both views. Rises as features collapse; 2 kappa: all are equal."),
+        Curve("kde", "KDE, unweighted", "Sum over both views. Rises as features collapse; at 2 kappa all are equal."),
     ),
     "Schedules": (
         Curve("lr", "Learning rate", ""),
@@ -89,8 +95,8 @@ CURVES: dict[str, tuple[Curve, ...]] = {
     "Steps": (
         Curve("grad_norm", "Gradient norm", "Before clipping."),
         Curve("tiles_per_s", "Tiles per second", "All processes together."),
-        Curve("data_wait", "Waiting for data", "Share of the time. Above 0.1 the loader is the brake."),
-        Curve("peak_memory_gb", "Peak memory, GB", "Of the GPU; without one, of the process."),
+        Curve("data_wait", "Waiting for data", "Share of the time. Above 0.1, the loader slows training down."),
+        Curve("peak_memory_gb", "Peak memory, GB", "Of the GPU, or of the process if there is none."),
     ),
 }
 

@@ -133,10 +133,10 @@ def read_run(path: Path, *, name: str, shows_machine: bool = False) -> Run:
         raise CheckpointError(
             str(path),
             "holds neither config.yaml nor metrics.jsonl." if path.is_dir() else "no such folder.",
-            "A run folder that `dino-path pretrain` has written is needed.",
+            "A run folder written by `dino-path pretrain` is needed.",
             "Check the path.",
         )
-    config_text = folder.config_file.read_text(encoding="utf-8") if folder.config_file.exists() else ""
+    config_text = _text_of(folder.config_file) or ""
     config = _parse_yaml(config_text, troubles)
     environment = _read_environment(folder.environment_file, troubles)
     if not shows_machine:
@@ -186,7 +186,7 @@ def read_model(path: Path) -> Model:
         raise CheckpointError(
             str(path),
             f"holds no weights of a model folder ({error}).",
-            "A folder that `dino-path export` has written is needed.",
+            "A folder written by `dino-path export` is needed.",
             "Check the path, or export again.",
         ) from None
     return Model(path.resolve().name, record, record.preprocessing.text().replace("um/px", "µm/px"), weights_bytes)
@@ -205,7 +205,7 @@ def run_names(paths: Sequence[Path]) -> list[str]:
 def _parse_yaml(text: str, troubles: list[str]) -> Plain:
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # `!!int x` and its like
         troubles.append(f"config.yaml cannot be read ({' '.join(str(error).split())})")
         return {}
     return lift_settings(tree)[0] if isinstance(tree, dict) else {}
@@ -217,12 +217,17 @@ def _read_metrics(file: Path, troubles: list[str]) -> Sequence[StepRecord]:
     except (DataError, NewerFormat) as error:
         troubles.append(f"{file.name} cannot be used: it {error.found}")
         return ()
-    troubles.extend(f"{file.name} cannot be read whole: {line}" for line in found.unreadable)
+    troubles.extend(f"{file.name} cannot be read completely: {line}" for line in found.unreadable)
     return found.records
 
 
+def _text_of(file: Path) -> str | None:
+    """A file's text, with marks for what is no UTF-8; None where there is no such file."""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+
+
 def _read_log(file: Path) -> Log:
-    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    text = _text_of(file) or ""
     steps = [line for line in text.splitlines() if " step " in line]
     times = [match[1] for line in steps if (match := LOG_TIME.match(line))]
     skipped = {
@@ -281,7 +286,7 @@ def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:
         if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
             continue
         sidecar = file.with_suffix(".txt")
-        caption = sidecar.read_text(encoding="utf-8") if sidecar.exists() else file.stem.replace("_", " ")
+        caption = _text_of(sidecar) or file.stem.replace("_", " ")
         picture = inline_picture(file, caption=caption.strip(), max_edge_px=FIGURE_EDGE_PX)
         if picture is None:
             troubles.append(f"figures/{file.name} cannot be read")

@@ -1,4 +1,4 @@
-"""Which slides a store is to hold. A job array may lose a task, and what follows must not take a part for the whole."""
+"""The slides that a store must hold. A job array may lose a task, and later stages must not use an incomplete store."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def refuse_unfinished(store: Path) -> None:
         raise TileStoreError(
             str(store),
             f"tiling has not ended for {len(missing):,} slide(s): {', '.join(missing[:MOST_NAMED])}{others}.",
-            "Every slide that `dino-path tile` was called with must be done, empty or failed, so that none is missing"
-            " unseen.",
+            "Every slide that `dino-path tile` was called with must be done, empty or failed, so that none is"
+            " missing unnoticed.",
             "Call `dino-path tile` again with the same slides (finished ones are not repeated), or wait for its jobs."
             f" To go on without them, delete {folder.expected_file.name} in the store.",
         )

@@ -26,7 +26,7 @@ from dino_path.slides.quality import measure_quality
 from dino_path.slides.resolution import FROM_OBJECTIVE
 from dino_path.slides.slide import Slide
 from dino_path.slides.tissue import TissueMask, tissue_mask
-from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid
+from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, refuse_endless_grid, tile_grid
 from dino_path.tiles.layout import StoreFolder, damaged_slide, write_record
 from dino_path.tiles.pictures import scanned_part, write_contours, write_overlay, write_thumbnail
 from dino_path.tiles.reading import TileReader, spec_of
@@ -59,13 +59,13 @@ class SlideWork:
 
     @property
     def mask_file(self) -> Path | None:
-        """The tissue mask that another tool made, where one was given."""
+        """The tissue mask from another tool, if given."""
         return Path(self.overrides["mask"]) if self.overrides.get("mask") else None
 
 
 @dataclass
 class _Reading:
-    """What came of reading the candidate tiles of one slide."""
+    """The result of reading the candidate tiles of one slide."""
 
     rows: list[TileRow] = field(default_factory=list)
     reader: str = ""
@@ -149,7 +149,7 @@ def _cannot_write(work: SlideWork, error: OSError) -> TileStoreError:
         str(work.folder.path),
         f"cannot be written ({error.strerror or error}).",
         f"Space and permission for the tiles of {work.row.slide_id} are needed.",
-        "Make room, then call again: finished slides stay as they are.",
+        "Free some space, then call again: finished slides are kept.",
     )
 
 
@@ -158,6 +158,7 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
     config, folder, slide_id = work.config, work.folder, work.row.slide_id
     identity = slide_identity(work.row.path)  # before it is read: what changes meanwhile shows next time
     spec = spec_of(slide, config)
+    refuse_endless_grid(spec, name=slide.name, width_level0=slide.width_level0, height_level0=slide.height_level0)
     mask = tissue_mask(slide, config, work.mask_file)
     grid = tile_grid(spec, width_level0=slide.width_level0, height_level0=slide.height_level0, edge=config.edge)
     fractions = covered_fractions(mask.tissue, mask.overview.px_level0, grid, spec.size_level0)
@@ -311,7 +312,7 @@ def _refuse_damaged(slide: Slide, reading: _Reading, num_candidates: int) -> Non
             str(slide.path),
             f"{len(reading.unreadable)} of its {num_candidates} tiles cannot be read: {reading.unreadable[0].found}",
             f"At most {MOST_UNREADABLE:.0%} unreadable tiles are passed over.",
-            "Fetch the file again; if it stays so, list the slide under slides.exclude.",
+            "Copy the file again; if that does not help, list the slide under slides.exclude.",
         )
 
 
@@ -319,11 +320,11 @@ def _why_no_candidates(slide: Slide, mask: TissueMask, num_grid: int, config: Ti
     if num_grid == 0:
         return "the slide is smaller than one tile"
     if "grey" in slide.flags and mask.threshold is not None:
-        return "the slide is grey, and tissue is found by its colour: give masks of another tool (slides.masks)"
+        return "the slide is grey, and tissue detection needs colour: give masks from another tool (slides.masks)"
     how = f"at a saturation above {mask.threshold:.3f}" if mask.threshold is not None else f"says {mask.source}"
     reason = f"no tile has enough tissue (tissue is {mask.tissue_percent:.2f} % of the scanned area, {how})"
     if mask.ink is not None and _has_much_ink(mask, config):
-        looks = f"{mask.ink.share:.0%} of what is not glass looks like {mask.ink.colour} pen"
+        looks = f"{mask.ink.share:.0%} of the area that is not glass looks like {mask.ink.colour} pen"
         reason += f"; {looks}: {IF_STAINED.format(colour=mask.ink.colour)}"
     return reason
 

@@ -77,7 +77,7 @@ class SlideTiles:
         )
         if not is_slide_of(record, slide.path, slide_identity(slide.path, record.identity)):
             slide.close()
-            raise SlideError(record.path, "is another file now than was tiled.", "", "")
+            raise SlideError(record.path, "is not the file that was tiled.", "", "")
         return TileReader.again(slide, spec_of(slide, self._config), reader=record.reader, shrink=record.shrink)
 
     def _start(self) -> None:

@@ -146,8 +146,24 @@ class TileStore:
 
     def measured(self, name: str) -> NDArray[np.float32]:
         """(N,) one of the numbers that were measured when tiled, such as `sharpness`; read from the disk each time."""
-        tables = [read_tile_table(self._folder.table_file(record.slide_id)) for record in self.slides]
-        return np.concatenate([getattr(table, name)[table.kept] for table in tables]).astype(np.float32)
+        return self.all_measured([name])[name]
+
+    def all_measured(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """As `measured`, of several numbers at once.
+
+        Raises:
+            TileStoreError: a slide's table is missing or damaged.
+        """
+        parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+        for record in self.slides:
+            file = self._folder.table_file(record.slide_id)
+            try:
+                table = read_tile_table(file)
+            except (OSError, ValueError) as error:
+                raise damaged_slide(file, str(error)) from None
+            for name, part in parts.items():
+                part.append(getattr(table, name)[table.kept].astype(np.float32))
+        return {name: np.concatenate(part) for name, part in parts.items()}
 
     def _slide(self, index: int) -> SlideRecord:
         return self.slides[int(np.searchsorted(self.starts, index, side="right")) - 1]
@@ -168,8 +184,8 @@ class TileStore:
             raise TileStoreError(
                 str(self.path),
                 f"{record.slide_id} was judged by other quality limits ({record.limits}) than the store's ({limits}).",
-                "All slides of a store must be judged alike.",
-                "Run `dino-path tile` on all its slides again: it takes seconds, no slide is read.",
+                "All slides of a store must have the same limits.",
+                "Run `dino-path tile` on all its slides again: it takes seconds, and no slide is read.",
             )
 
     def __reduce__(self) -> tuple[Callable[..., TileStore], tuple[object, ...]]:
@@ -189,8 +205,8 @@ def _reopen(
         raise TileStoreError(
             str(path),
             "changed while it was in use.",
-            "The tiles must stay as they are while a command reads them.",
-            "Let tiling finish, then start the command again.",
+            "The tiles must not change while a command reads them.",
+            "Wait for tiling to finish, then start the command again.",
         )
     return store
 
@@ -202,7 +218,7 @@ def _no_tiles(
     found = f"no tiles to read ({', '.join(f'{count} slides {status}' for status, count in counts.items())}"
     found += f"; splits: {', '.join(sorted({str(record.split) for record in done}))})." if done else ")."
     needed = "At least one slide with tiles is needed" + (f" in split {split!r}." if split is not None else ".")
-    remedy = "Look at slides/*.json and overlays/ there: the reasons stand in them."
+    remedy = "Look at slides/*.json and overlays/ in the store for the reasons."
     if done:
         remedy = "Check slides.split and slides.exclude."
     return TileStoreError(str(path), found, needed, remedy)

@@ -23,7 +23,7 @@ from dino_path.tiles.one_slide import SlideWork, failed_slide, tile_one_slide
 from dino_path.tiles.slide_identity import is_slide_of, slide_identity
 from dino_path.tiles.summary import write_summary
 from dino_path.tiles.tile_table import limits_of
-from dino_path.tiles.workers import Failure, work_in_processes
+from dino_path.tiles.workers import NO_LIMITS, Failure, Limits, work_in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ NUMBER = re.compile(r"\d[\d.,]*")
 
 @dataclass(frozen=True)
 class TilingSummary:
-    """What became of the slides of one call.
+    """The results for the slides of one call.
 
     Attributes:
         records: of all slides of this call, those that were there already too, in the order of the rows.
@@ -68,7 +68,7 @@ class TilingSummary:
 
     @property
     def commonest_reason(self) -> str:
-        """Why most slides without tiles have none, with their number; reasons that differ in numbers alone are one."""
+        """The most frequent reason for slides without tiles, with their number; numbers within reasons are ignored."""
         alike: dict[str, list[str]] = {}
         for record in self.records:
             if record.status != "done":
@@ -88,8 +88,9 @@ def tile_slides(
     shard: tuple[int, int] = (0, 1),
     num_workers: int,
     key_check: str | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> TilingSummary:
-    """Tile slides into `store`. Called again, it does what is missing and tries failed slides once more.
+    """Tile slides into `store`. Called again, it processes missing slides and retries failed ones.
 
     Other quality limits than the store was made with are applied to all slides of the call from the stored numbers.
 
@@ -98,6 +99,7 @@ def tile_slides(
         num_workers: processes that read slides; 0: none but this one, which a crash in a C library then ends. The
             files are the same whatever it is.
         key_check: of the key that gave the slides their pseudonyms; None: they have none.
+        limits: of each slide; what exceeds them fails alone. There are none without other processes.
 
     Raises:
         ConfigError: a setting that a CSV gives for one slide is unknown or impossible.
@@ -124,7 +126,7 @@ def tile_slides(
     folder.remove_leftovers()
     num_tiles = num_failed = 0
     with meter("tiling", len(todo), "slides") as counter:
-        for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers):
+        for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers, limits=limits):
             record = failed_slide(work, answer.reason) if isinstance(answer, Failure) else answer
             records[record.slide_id] = record
             num_tiles += record.num_tiles
@@ -146,8 +148,8 @@ def _refuse_second_ids(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
             raise TileStoreError(
                 str(folder.path),
                 f"has {record.path} under the id {record.slide_id!r}; now its id would be {paths[record.path]!r}.",
-                "Within a store a slide has one id, or its tiles would count twice.",
-                "Name the same inputs as before, or give ids in a CSV (columns path,slide_id).",
+                "A slide has one id within a store; otherwise its tiles would count twice.",
+                "Give the same inputs as before, or ids in a CSV (columns path,slide_id).",
             )
 
 
@@ -184,7 +186,7 @@ def _look_up(folder: StoreFolder, row: SlideRow, config: TilesConfig) -> SlideRe
 
 
 def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow) -> SlideRecord | None:
-    """The record with the place and stamp that its slide has now; None where another slide has taken its name.
+    """The record with the present path and stamp of its slide; None if another slide now has its name.
 
     What was made of the other slide is deleted at once: nobody shall read it while this call is under way.
     """
@@ -204,14 +206,16 @@ def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow)
             "Within a store an id stands for one slide.",
             "Give ids in a CSV (columns path,slide_id), or use another --out.",
         )
-    logger.warning("%s: the slide was replaced by another; its old tiles are deleted and made again", row.slide_id)
+    logger.warning(
+        "%s: the slide was replaced by another; its old tiles are deleted, and it is tiled again", row.slide_id
+    )
     folder.record_file(row.slide_id).unlink(missing_ok=True)
     folder.remove_outputs(row.slide_id)
     return None
 
 
 def _record_or_none(file: Path) -> SlideRecord | None:
-    """The record of a slide; None where there is none, or one that cannot be read: the slide is tiled again."""
+    """The record of a slide; None if it is missing or unreadable, so that the slide is tiled again."""
     try:
         return read_slide_record(file) if file.exists() else None
     except TileStoreError as error:

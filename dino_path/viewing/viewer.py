@@ -17,6 +17,7 @@ from dino_path.errors import DataError, SlideError, TileStoreError
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.slides.region import read_scaled
 from dino_path.tiles.layout import StoreFolder, damaged_slide
+from dino_path.tiles.pictures import read_contours
 from dino_path.tiles.reading import spec_of
 from dino_path.tiles.tile_table import TileTable, read_tile_table, refusal_reasons
 from dino_path.tiles.writing import encode_jpeg
@@ -163,16 +164,8 @@ class Viewer:
         if record.status == "failed":
             return []
         left, top = record.bounds_origin
-        file = self.folder.contour_file(record.slide_id)
-        try:
-            collection = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise damaged_slide(file, str(error)) from None
-        return [
-            [[x + left, y + top] for x, y in ring]
-            for feature in collection["features"]
-            for ring in feature["geometry"]["coordinates"]
-        ]
+        rings = read_contours(self.folder.contour_file(record.slide_id))
+        return [[[x + left, y + top] for x, y in ring] for ring in rings]
 
     def thumbnail(self, number: int) -> Answer:
         """The slide, small; it needs no slide file."""
@@ -312,7 +305,7 @@ def _slide_of(file: Path, records: Sequence[SlideRecord]) -> int:
     if not found:
         raise DataError(
             str(file),
-            "its name begins with the id of no slide of the store.",
+            "its name does not begin with a slide id of the store.",
             f"Files named after their slides are needed, such as {records[0].slide_id}.geojson.",
             "Rename the file.",
         )
@@ -333,7 +326,7 @@ def _slide_facts(record: SlideRecord) -> list[tuple[str, str]]:
             ("Size", f"{record.width_level0:,} x {record.height_level0:,} px ({millimetres[0]:.1f} x"
                      f" {millimetres[1]:.1f} mm)"),
             ("Level 0", f"{record.mpp:.4g} um/px ({record.mpp_source})"),
-            ("Tissue", f"{record.tissue_percent or 0:.1f} % of what was scanned"),
+            ("Tissue", f"{record.tissue_percent or 0:.1f} % of the scanned area"),
             ("Tiles", f"{record.num_tiles:,} kept of {record.num_candidates:,} with enough tissue"),
         ]  # fmt: skip
     counts = {REFUSED[reason][0]: getattr(record, f"num_{reason}") for reason in REFUSED}

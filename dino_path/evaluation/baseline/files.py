@@ -1,4 +1,4 @@
-"""The folder of a supervised baseline: what it holds, and reading it back.
+"""The folder of a supervised baseline: contents and reading.
 
 OUT/result.json         metrics with intervals, settings, split, history
     predictions.csv     one row per test image: content (hash of the file), image, label, predicted, one score per class
@@ -63,7 +63,7 @@ class BaselineFolder:
         BASELINE.write(self.result_file, record)
 
     def title(self) -> str:
-        """What tables call it: the network, what its training started from, and whether that was too short.
+        """Its name in tables: the network, its initial weights, and whether training was too short.
 
         Raises:
             DataError: not there, or not written by `dino-path baseline`.
@@ -89,7 +89,7 @@ class BaselineFolder:
         PREDICTIONS.write(self.predictions_file, columns, rows)
 
     def read_scores(self, labelled: LabelledSet) -> NDArray[np.float64]:
-        """Class scores of the test images, in the order of the set, wherever the files lie now.
+        """Class scores of the test images, in the order of the set, even if the files have moved.
 
         Raises:
             DataError: no baseline, or one of another split.

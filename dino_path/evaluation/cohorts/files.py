@@ -1,4 +1,4 @@
-"""The files of a slide-level evaluation, and what of earlier ones would be lost. Known without torch."""
+"""The files of a slide-level evaluation, and which earlier results would be lost, checked without torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOT_DECISIVE = (
 
 
 def aggregators_of(cohort: Cohort, config: CohortConfig) -> tuple[str, ...]:
-    """What the rows of an extractor are."""
+    """The name and digest of an extractor's rows."""
     return ("cox",) if cohort.task == "survival" else tuple(dict.fromkeys(config.aggregators))
 
 
@@ -53,7 +53,7 @@ def refuse_to_lose_slides(
     record = read_slides_record(file)
     lost = []
     if (record.data.digest, record.data.folds_digest) != (cohort.digest(), folds_digest(cohort, folds)):
-        lost.append(f"they are of other cases, labels or folds ({record.data.name}; {record.data.folds})")
+        lost.append(f"they have other cases, labels or folds ({record.data.name}; {record.data.folds})")
     new, old = without_folders(as_plain(config)), without_folders(record.config)
     lost += [
         f"cohort.{key} was {old[key]}, now {new[key]}"
@@ -68,8 +68,8 @@ def refuse_to_lose_slides(
         raise DataError(
             str(file),
             f"holds results that would be lost: {'; '.join(lost)}.",
-            "Results are replaced only by those of the same cases and settings, and of the same extractors and more.",
-            "Name another --out, or evaluate all of it together.",
+            "Results are replaced only by results of the same cases and settings with at least the same extractors.",
+            "Give another --out, or evaluate everything together.",
         )
 
 
@@ -112,7 +112,7 @@ def write_csv(file: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def case_rows(cohort: Cohort, sources: Sequence[Source], folds: Folds) -> Iterable[Sequence[object]]:
-    """The header and rows of `cases.csv`: each case, what is known of it, and in which fold it is tested."""
+    """The header and rows of `cases.csv`: each case, its facts, and the fold in which it is tested."""
     outcome = ("event", "time") if cohort.times is not None else ("label",)
     repeats = [f"fold_of_repeat_{repeat + 1}" for repeat in range(folds.num_repeats)]
     yield [cohort.unit, "slides", "patient", "centre", *outcome, "num_tiles", *repeats]

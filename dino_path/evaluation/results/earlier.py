@@ -117,7 +117,7 @@ def refuse_to_lose_masks(
         return
     record = SEGMENTATION.read(file)
     is_other = (record.data.split_digest, record.masks.digest) != (labelled.split_digest, masks_digest)
-    lost = [f"they are of other images, masks or another split ({record.data.name})"] if is_other else []
+    lost = [f"they belong to other images, masks or another split ({record.data.name})"] if is_other else []
     left_out = _not_in(_shared(model.spec for model in record.models.values()), _shared(specs))
     _refuse_lost(
         file, [*lost, *_other_settings(record.config, config), *(f"the model {spec} is left out" for spec in left_out)]
@@ -129,15 +129,16 @@ def _refuse_lost(file: Path, lost: Sequence[str]) -> None:
         raise DataError(
             str(file),
             f"holds results that would be lost: {'; '.join(lost)}.",
-            "Results are replaced only by those of the same data and settings, and of the same models and more.",
-            "Leave --out out or name another, or evaluate all of it together: features are kept, so it is quick.",
+            "Results are replaced only by results of the same data and settings with at least the same models.",
+            "Leave --out out or give another, or evaluate everything together: this is quick, because features are"
+            " cached.",
         )
 
 
 def _other_data(record: EvaluationRecord, labelled: LabelledSet) -> list[str]:
     if record.data.split_digest == labelled.split_digest:
         return []
-    return [f"they are of other images, labels or another split ({record.data.name}; {record.data.split_rule})"]
+    return [f"they belong to other images, labels or another split ({record.data.name}; {record.data.split_rule})"]
 
 
 def _other_settings(old: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
@@ -159,7 +160,7 @@ def _left_out(record: AnyRecord, evaluation: Evaluation) -> list[str]:
         left_out += [f"the protocol {name}" for name in _not_in(protocols, evaluation.protocols)]
     left_out += [f"the fraction {fraction:g}" for fraction in _not_in(fractions, evaluation.fractions)]
     if isinstance(record, RobustnessRecord) and record.shifts is not None and not evaluation.has_shifts:
-        left_out.append("what becomes of the images under shifts")
+        left_out.append("the results under shifts")
     if isinstance(record, ResultsRecord) and record.has_baseline and not evaluation.has_baseline:
         left_out.append(f"the baseline {record.baseline}")
     return [f"{what} is left out" for what in left_out]

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from dino_path.atomic import atomic_write
+from dino_path.checksum import has_checksum, is_intact, seal
 from dino_path.config import COMPARISON_SPECS, SuiteConfig
 from dino_path.distributed import World
 from dino_path.evaluation.measures.across_sets import mean_difference, mean_over_sets, mean_ranks
@@ -137,7 +138,7 @@ def _experiment(planned: PlannedSet, models: Sequence[Model]) -> str:
 
 def _write_leading(folder: Path, leading: Leading, experiment: str) -> None:
     samples = list(leading.samples.values())
-    with atomic_write(folder / PRIMARY_FILE, "wb") as stream:
+    with atomic_write(folder / PRIMARY_FILE, "w+b") as stream:
         np.savez_compressed(
             stream,
             experiment=np.array(experiment),
@@ -151,6 +152,7 @@ def _write_leading(folder: Path, leading: Leading, experiment: str) -> None:
             images=np.stack([sample.left_out.images for sample in samples]),
             freedom=np.array([sample.left_out.freedom for sample in samples]),
         )
+        seal(stream)
 
 
 def _read_leading(folder: Path, planned: PlannedSet, experiment: str) -> Leading | None:
@@ -159,6 +161,8 @@ def _read_leading(folder: Path, planned: PlannedSet, experiment: str) -> Leading
     if not file.is_file() or not all((folder / kind.file).is_file() for kind in planned.works):
         return None
     try:
+        if has_checksum(file) and not is_intact(file):  # earlier versions wrote none
+            raise ValueError("its checksum is wrong")
         with np.load(file, allow_pickle=False) as kept:
             if str(kept["experiment"]) != experiment:
                 return None

@@ -34,7 +34,7 @@ SAYS_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 
 
 class BadJpeg(ValueError):
-    """These bytes are no JPEG, or a damaged one."""
+    """The bytes are not a JPEG, or a damaged one."""
 
 
 def decode_jpeg(jpeg: bytes, *, shrink: int) -> RgbImage:
@@ -97,7 +97,8 @@ def table_segments(jpeg_tables: bytes) -> bytes:
 
 
 def without_metadata(jpeg: bytes) -> bytes:
-    """The same pixels without application segments, comments and what follows the end, but for what names the colours.
+    """The same pixels without application segments, comments and trailing bytes, except the segments that name the
+    colours.
 
     Raises:
         BadJpeg: its segments do not join, or it ends early.
@@ -107,7 +108,7 @@ def without_metadata(jpeg: bytes) -> bytes:
 
 
 def _colour_segments(jpeg: bytes) -> Iterator[bytes]:
-    """JFIF and Adobe's transform, which decoders tell the colours by, and nothing else that these segments may hold."""
+    """JFIF and Adobe's transform, by which decoders choose the colours, without other contents of these segments."""
     for _, start, stop in _segments(jpeg):
         segment = jpeg[start:stop]
         if segment[4:8] == b"JFIF":
@@ -141,7 +142,7 @@ def _decoding_parts(stream: bytes) -> Iterator[bytes]:
 
 
 def exif_of(jpeg: bytes) -> bytes:
-    """What stands in the EXIF segment; empty without one.
+    """The contents of the EXIF segment; empty if there is none.
 
     Raises:
         BadJpeg: its segments do not join.

@@ -99,7 +99,7 @@ def test_a_users_own_columns_and_rows_are_no_newer_version(tmp_path: Path, caplo
     (tmp_path / "b.svs").touch()
     file = write_rows(tmp_path / "mine.csv", "path,stainer,format_version", "a.svs,AT2,1", "b.svs,GT450,")
     assert [row.path.name for row in read_slide_table(file)] == ["a.svs", "b.svs"]
-    assert "columns that are not read: `stainer`" in caplog.text
+    assert "columns that are not used: `stainer`" in caplog.text
     assert "format_version" not in caplog.text
 
 
