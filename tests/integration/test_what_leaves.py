@@ -17,6 +17,7 @@ from slide_files import tissue_image
 from tiny import TINY, write_tiles
 
 from dino_path.cli import main
+from dino_path.exporting.reload import ReloadCheck
 
 NAMED = "ZIRKUSPFERD"  # in the slides' file names alone; WORD is in all else of them, and in their folder
 MACHINE = "SCHLAUCHBOOT"  # its host, user, environment and commands
@@ -37,6 +38,8 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder on a machine whose host, user and environment are secret."""
     import wandb
 
+    # Loading the model folder back in a fresh process takes ten seconds, and writes nothing.
+    monkeypatch.setattr("dino_path.exporting.model_folder.check_reload", lambda *_, **__: ReloadCheck(0.0, "timm"))
     monkeypatch.setattr("socket.gethostname", lambda: MACHINE)
     monkeypatch.setattr("platform.node", lambda: MACHINE)
     for name in ("USER", "LOGNAME", "SLURM_JOB_ACCOUNT", "TOKEN", "WANDB_HOST"):
