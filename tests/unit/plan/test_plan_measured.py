@@ -30,6 +30,9 @@ def test_where_they_do_not_two_smaller_sizes_are_drawn_on(tiles_folder: Path, tm
     found = measured(tiles_folder, tmp_path / "run", "training.batch_size_per_gpu=64", budget_s=1e-6)
     assert found.step.how == "measured: 8 steps of 1 and 2 tiles, drawn on to 64"
     assert found.largest == 2
+    assert found.step.low is not None
+    assert found.step.high is not None
+    assert 0 < found.step.low <= found.step.value <= found.step.high  # whatever noise makes of the line
 
 
 def test_the_memory_of_workers_is_read_while_they_live(tiles_folder: Path, tmp_path: Path) -> None:
