@@ -38,6 +38,8 @@ FEW = ("evaluation.num_bootstrap=100",)
 PATIENCE_S = 240.0
 SPOTS = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "link")
 UNTOLD = {".lock", "log.txt"}  # says who writes; lines with the time of day
+# Of a window of batches that a resumed run does not have yet (docs/pretraining.md, `dino_path/training/best.py`).
+OF_THE_WINDOW = (".feature_std", ".rankme", "best.json: .value")
 
 
 @dataclass(frozen=True)
@@ -446,7 +448,7 @@ def contents(folder: Path) -> Contents:
         name = str(file.relative_to(folder))
         if file.is_file() and file.name not in UNTOLD:
             found |= {f"{name}: {key}": value for key, value in _of_file(file)}
-    return found
+    return {key: value for key, value in found.items() if not key.endswith(OF_THE_WINDOW)}
 
 
 def _of_file(file: Path) -> Iterator[tuple[str, Any]]:
