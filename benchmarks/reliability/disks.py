@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from commands import Spots, commands, load, play, prepare, program, start, wait
+from commands import Spots, commands, play, prepare, program, start, wait
 from kills import Arena, Undisturbed
 
 TROUBLES = ("full", "no inodes", "read-only", "slow", "input gone", "clock back", "clock forward")
@@ -133,9 +133,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--troubles", nargs="*", choices=TROUBLES, default=TROUBLES)
     options = parser.parse_args()
-    load()
     work = options.work.resolve()
-    inputs = prepare(work)
+    inputs = prepare(work, options.only or ())
     known = commands(inputs)
     names = options.only or [name for name in known if "workers" not in name]
     troubles = [one for one in options.troubles if one not in ON_TMPFS or os.geteuid() == 0]
