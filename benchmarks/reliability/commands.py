@@ -9,10 +9,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Value
 from pathlib import Path
@@ -36,8 +37,12 @@ TINY = (
 TILES = ("tiles.mpp=0.5", "tiles.size_px=64", "tiles.mask_mpp=4", "tiles.min_area_um2=500")
 FEW = ("evaluation.num_bootstrap=100",)
 PATIENCE_S = 240.0
+WITHOUT_TORCH = {"tile", "tile, 2 workers"}
 SPOTS = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "link")
 UNTOLD = {".lock", "log.txt"}  # says who writes; lines with the time of day
+# Of a window of batches that a resumed run does not have yet (docs/pretraining.md, `dino_path/training/best.py`).
+OF_THE_WINDOW = (".feature_std", ".rankme", "best.json: .value")
+OF_THE_CALL = re.compile(r"\.seconds$|/embed_\w+\.json: \.(kept|written)\b")  # what it found, and how long it took
 
 
 @dataclass(frozen=True)
@@ -187,13 +192,18 @@ def commands(inputs: Path) -> dict[str, Command]:
 # --- inputs -------------------------------------------------------------------------------------------------------
 
 
-def prepare(work: Path) -> Path:
-    """Make WORK/inputs, where it is not yet there; returns it."""
-    inputs = work / "inputs"
+def prepare(work: Path, names: Collection[str] = ()) -> Path:
+    """Import what these commands need (none: all), and make WORK/inputs where they are not yet there; returns it."""
+    inputs, needs_models = work / "inputs", not names or not {*names} <= WITHOUT_TORCH
+    if needs_models:
+        load()
     if (inputs / "ready").exists():
         return inputs
-    inputs.mkdir(parents=True, exist_ok=True)
-    _paint(inputs)
+    if not (inputs / "slides").exists():
+        inputs.mkdir(parents=True, exist_ok=True)
+        _paint(inputs)
+    if not needs_models:
+        return inputs
     call(_write_published, inputs)
     known = commands(inputs)
     for name, which, out in (
@@ -447,7 +457,9 @@ def contents(folder: Path) -> Contents:
         name = str(file.relative_to(folder))
         if file.is_file() and file.name not in UNTOLD:
             found |= {f"{name}: {key}": value for key, value in _of_file(file)}
-    return found
+    return {
+        key: value for key, value in found.items() if not key.endswith(OF_THE_WINDOW) and not OF_THE_CALL.search(key)
+    }
 
 
 def _of_file(file: Path) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from commands import Spots, commands, load, play, prepare, program, start, wait
+from commands import Spots, commands, play, prepare, program, start, wait
 from kills import Arena, Undisturbed
 
 TROUBLES = ("full", "no inodes", "read-only", "slow", "input gone", "clock back", "clock forward")
@@ -87,14 +87,16 @@ def suffer(arena: Arena, undisturbed: Undisturbed, trouble: str, inputs: Path, r
     """The exit code under trouble, and what is wrong after the next call, or nothing."""
     spot = rng.randrange(undisturbed.num_spots) if undisturbed.num_spots else None
     if trouble in ON_TMPFS:
-        options = {
-            "full": f"size={max(4, int(rng.random() * arena.used_kb))}k",
-            "no inodes": f"nr_inodes={rng.randint(3, 3 + arena.used_files)}",
-            "read-only": "size=1g",
-        }[trouble]
         with tmpfs(arena.folder, "size=1g"):
             arena.clear()
-            remount(arena.folder, options if trouble != "read-only" else "ro")
+            disk = os.statvfs(arena.folder)
+            used_kb = (disk.f_blocks - disk.f_bfree) * disk.f_frsize / 1024
+            room = {
+                "full": f"size={int(used_kb + max(4, rng.random() * arena.used_kb))}k",
+                "no inodes": f"nr_inodes={disk.f_files - disk.f_ffree + rng.randint(1, 1 + arena.used_files)}",
+                "read-only": "ro",
+            }
+            remount(arena.folder, room[trouble])
             code = play(arena.words, arena.said)
             said = arena.said.read_text()
             remount(arena.folder, "rw,size=1g,nr_inodes=0")
@@ -131,9 +133,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--troubles", nargs="*", choices=TROUBLES, default=TROUBLES)
     options = parser.parse_args()
-    load()
     work = options.work.resolve()
-    inputs = prepare(work)
+    inputs = prepare(work, options.only or ())
     known = commands(inputs)
     names = options.only or [name for name in known if "workers" not in name]
     troubles = [one for one in options.troubles if one not in ON_TMPFS or os.geteuid() == 0]

@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
-from commands import TINY, load, prepare, program, start, wait
+from commands import TINY, prepare, program, start, wait
 
 GROWTH_MB = 5.0
 TILE_PX = 512
@@ -126,7 +126,6 @@ def main() -> int:
     parser.add_argument("--edge", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=600)
     options = parser.parse_args()
-    load()
     work = options.work.resolve()
     inputs, arena = prepare(work), work / "flat"
     shutil.rmtree(arena, ignore_errors=True)

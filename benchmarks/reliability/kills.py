@@ -26,7 +26,6 @@ from commands import (
     contents,
     differences,
     leftovers,
-    load,
     play,
     prepare,
     program,
@@ -140,8 +139,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*")
     options = parser.parse_args()
-    load()
-    inputs = prepare(options.work.resolve())
+    inputs = prepare(options.work.resolve(), options.only or ())
     known = commands(inputs)
     chosen = options.only or [*known]
     print(f"seed {options.seed}; {options.moments} moments each, {options.seconds:g} s in all")

@@ -25,7 +25,6 @@ from commands import (
     contents,
     differences,
     leftovers,
-    load,
     play,
     prepare,
     program,
@@ -116,9 +115,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*")
     options = parser.parse_args()
-    load()
     work = options.work.resolve()
-    known = commands(prepare(work))
+    known = commands(prepare(work, options.only or ()))
     names = options.only or [name for name in known if known[name].before is None and "workers" not in name]
     alone = Alone(work / "shared_arena", work / "said" / "alone.txt", known)
     rng = random.Random(options.seed)

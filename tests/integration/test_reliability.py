@@ -1,4 +1,4 @@
-"""Short forms of benchmarks/reliability: a few kills, pairs and bad disks of commands that take a second."""
+"""Short forms of benchmarks/reliability: kills, pairs and bad disks of `tile`, which needs no torch."""
 
 import os
 import subprocess
@@ -29,16 +29,14 @@ def said_by(script: str, work: Path, *words: str) -> str:
     return answer.stdout
 
 
-def test_commands_that_are_killed_and_called_again_leave_what_an_undisturbed_run_leaves(work: Path) -> None:
-    said = said_by("kills.py", work, "--moments", "2", "--only", "pretrain", "export over a model", "embed")
-    assert "in all: 6 tried" in said
+def test_a_command_that_is_killed_and_called_again_leaves_what_an_undisturbed_run_leaves(work: Path) -> None:
+    assert "in all: 6 tried" in said_by("kills.py", work, "--moments", "6", "--only", "tile")
 
 
-def test_two_commands_at_once_on_one_output_leave_what_one_of_them_leaves(work: Path) -> None:
-    said = said_by("pairs.py", work, "--pairs", "3", "--only", "tile", "pretrain", "evaluate table")
-    assert "in all: 3 tried, 3 survived" in said
+def test_two_at_once_on_one_output_leave_what_one_of_them_leaves(work: Path) -> None:
+    assert "in all: 1 tried, 1 survived" in said_by("pairs.py", work, "--pairs", "1", "--only", "tile")
 
 
 def test_a_slow_disk_and_a_clock_that_jumps_change_nothing(work: Path) -> None:
-    said = said_by("disks.py", work, "--times", "1", "--only", "export", "--troubles", "slow", "clock back")
-    assert "clock back" in said
+    said = said_by("disks.py", work, "--times", "1", "--only", "tile", "--troubles", "slow", "clock back")
+    assert [line.split()[-1] for line in said.splitlines()[-2:]] == ["0", "0"]
