@@ -29,18 +29,20 @@ Made from the headers of `configs/` by `python -m dino_path.shipped_docs docs/co
     dino-path configs vits16_1gpu > mine.yaml          # a copy to change
     dino-path pretrain --config vits16_1gpu store=STORE out=RUN
     dino-path plan --config vits16_1gpu store=STORE    # time, memory and disk on your tiles and your machine
-    dino-path init --for laptop|gpu|cluster            # a config of your own, with the reasons of its settings
+    dino-path init --for laptop|gpu|cluster            # a config of your own, with a comment on each setting
 
-`--config` takes a name of this page, or a file; a file of that name goes first. In a checkout they lie in `configs/`.
+`--config` takes a name from this page or a file. If a file of that name exists, it is used. In a checkout the configs
+are in `configs/`.
 
-**Counted** is a training step on tensors without values (`dino_path/plan/counted.py`): the peak memory of one process,
-without the GPU's context (about 0.5 GB) and the allocator's cache (about a tenth); the operations for one tile; and the
-size of a checkpoint, of which the newest `training.keep_checkpoints` and the best stay. Nothing was measured on a GPU.
+**Counted** numbers come from a training step on tensors without values (`dino_path/plan/counted.py`): the peak memory
+of one process, without the GPU's context (about 0.5 GB) and the allocator's cache (about a tenth); the operations for
+one tile; and the size of a checkpoint. The newest `training.keep_checkpoints` and the best one are kept. Nothing was
+measured on a GPU.
 """
 
 
 def render(counted: Callable[[ShippedConfig], str]) -> str:
-    """The whole page; `counted` gives the words on what is counted of a config (`counted_text`: it takes seconds)."""
+    """The whole page; `counted` describes what is counted of a config (`counted_text`: it takes seconds)."""
     return "\n".join([INTRODUCTION, *(section(one, counted(one)) for one in shipped_configs())])
 
 
@@ -56,12 +58,12 @@ def section(one: ShippedConfig, counted: str) -> str:
 
 
 def counted_text(one: ShippedConfig) -> str:
-    """What one process of the config does and holds; of a distillation nothing: the large model is the user's."""
+    """Operations and memory of one process; nothing for a distillation, because the user chooses the large model."""
     config, is_gpu = load_config(one.file), one.num_gpus > 0
     training, distill = config.training, config.objective.distill
     assert training is not None
     if distill.weight > 0:
-        return "depends on the model to learn from: `dino-path plan` with objective.distill.teacher counts it."
+        return "depends on the teacher model: `dino-path plan` with objective.distill.teacher counts it."
     clock = resolve_clock(training, num_tiles=MILLION, world_size=1)
     settings = resolve_schedules(config.optim, config.objective, training, clock).at(clock.num_steps - 1)
     precision = resolve_precision(training, torch.device("cuda" if is_gpu else "cpu"))
@@ -75,7 +77,7 @@ def counted_text(one: ShippedConfig) -> str:
 
 
 def linked(text: str) -> str:
-    """Pages of this repository as links from docs/, and what Markdown would take for a table's border."""
+    """Turn pages of this repository into links from docs/, and escape the table borders of Markdown."""
     text = text.replace("|", r"\|")
     text = re.sub(r"\bdocs/([a-z-]+\.md)\b", r"[\1](\1)", text)
     return re.sub(r"\b(benchmarks/[\w/]+\.md)\b", r"[\1](../\1)", text)

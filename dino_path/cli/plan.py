@@ -52,19 +52,19 @@ def plan(
     settings: Overrides = None,
     config: ConfigFile = None,
     measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="train a few steps here, where this is the hardware")
+        bool, typer.Option("--measure/--no-measure", help="train a few steps here, if this machine has the hardware")
     ] = True,
-    seconds: Annotated[float, typer.Option(min=1, help="that the measured steps may take")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=1, help="time limit for the measured steps")] = 20.0,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="of the training; default: as many as 'submit pretrain' starts")
+        int | None, typer.Option(min=1, help="training processes; default: as many as 'submit pretrain' starts")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a pretraining will take, before it begins.
+    """Estimate time, memory and disk of a pretraining before it starts.
 
-    Time, memory, disk, the files that it writes, and what to ask SLURM for; each number with how it was got. It
-    refuses what 'pretrain' would refuse, and writes nothing.
+    It also lists the files that the run writes and what to request from SLURM. Each number says whether it was
+    measured, counted or estimated. Settings that 'pretrain' refuses are refused here too. Nothing is written.
     """
     began_s = time.perf_counter()
     log_to(None, is_quiet=quiet)
@@ -115,13 +115,13 @@ def _tell(made: Plan, config: Config) -> None:
         say(text)
     say(f"each tile is seen {made.times_each_tile:,.3g} times")
     if made.steps_done:
-        say(f"{made.steps_done:,} of {made.num_steps:,} steps are done; time and files are of the rest")
+        say(f"{made.steps_done:,} of {made.num_steps:,} steps are done; time and files are for the remaining ones")
     say_table(
         ["", "", "range", "how"],
         [
             [TITLES[name], value_text(one), range_text(one), one.how]
             for name, one in made.figures.items()
-            if one.value > 0  # nothing is shared without workers
+            if one.value > 0  # without workers nothing is shared
         ],
     )
     say(f"written into {config.out or 'RUN (out= is not given)'}:")
@@ -141,7 +141,7 @@ def _tell(made: Plan, config: Config) -> None:
 
 
 def value_text(figure: Figure) -> str:
-    """A figure for the terminal: times in the unit that suits them."""
+    """A figure for the terminal: times in a suitable unit."""
     return duration_text(figure.value) if figure.unit == "s" else f"{number_text(figure.value)} {figure.unit}"
 
 

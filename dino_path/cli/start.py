@@ -46,8 +46,8 @@ def configs(
             ["name", "model", "hardware", "hours", "for"],
             [[one.name, one.backbone, one.short("Hardware"), one.short("Hours"), one.short("For")] for one in found],
         )
-        say("the whole file: dino-path configs NAME; to use it: --config NAME; what to expect of each: docs/configs.md")
-        say("what a run will take: dino-path plan --config NAME store=STORE; a config of your own: dino-path init")
+        say("the whole file: dino-path configs NAME; to use it: --config NAME; expected results: docs/configs.md")
+        say("time and memory of a run: dino-path plan --config NAME store=STORE; a config of your own: dino-path init")
 
 
 Place = Literal["laptop", "gpu", "cluster"]
@@ -55,7 +55,7 @@ CONFIG_NAME = "pretrain.yaml"
 # What comes next in the new folder; SLIDES is the user's.
 NEXT: dict[Place, tuple[str, ...]] = {
     "laptop": (
-        "dino-path doctor                                           # is everything here?",
+        "dino-path doctor                                           # is everything installed?",
         "dino-path tile SLIDES --config pretrain.yaml --out tiles   # SLIDES: files, a folder, or a CSV with path,mpp",
         "dino-path views tiles --config pretrain.yaml --out views.png",
         "dino-path plan --config pretrain.yaml                      # how long, how much memory and disk",
@@ -63,7 +63,7 @@ NEXT: dict[Place, tuple[str, ...]] = {
         "dino-path export runs/first --out model",
     ),
     "gpu": (
-        "dino-path doctor                                           # is everything here, and the GPU usable?",
+        "dino-path doctor                                           # is everything installed, is the GPU usable?",
         "dino-path tile SLIDES --config pretrain.yaml --out tiles   # SLIDES: files, a folder, or a CSV with path,mpp",
         "dino-path views tiles --config pretrain.yaml --out views.png",
         "dino-path plan --config pretrain.yaml                      # how long, how much memory and disk",
@@ -72,7 +72,7 @@ NEXT: dict[Place, tuple[str, ...]] = {
     ),
     "cluster": (
         "$EDITOR pretrain.yaml                                      # the section cluster first",
-        "srun --gpus=1 dino-path doctor                             # is everything here, and a GPU usable?",
+        "srun --gpus=1 dino-path doctor                             # is everything installed, is a GPU usable?",
         "dino-path submit tile SLIDES --config pretrain.yaml        # SLIDES: files, a folder, or a CSV with path,mpp",
         "dino-path plan --config pretrain.yaml                      # how long, and what to ask SLURM for",
         "dino-path submit pretrain --config pretrain.yaml --dry-run # shows the script; then without --dry-run",
@@ -89,21 +89,21 @@ NEXT: dict[Place, tuple[str, ...]] = {
     """,
 )
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="where; made if it is not there")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="the folder; created if it does not exist")] = Path(),
     place: Annotated[
-        Place | None, typer.Option("--for", help="where it will train: it is asked for in a terminal")
+        Place | None, typer.Option("--for", help="where it will train; without it, a terminal asks")
     ] = None,
 ) -> None:
-    """Write a config of your own to start from, with the reasons of its settings.
+    """Write a config to start from, with a comment on each setting.
 
-    It is DIR/pretrain.yaml, and no file is overwritten. The next commands are printed.
+    It is written to DIR/pretrain.yaml; an existing file is not overwritten. The next commands are printed.
     """
     from dino_path.settings import shipped_config
 
     file = folder / CONFIG_NAME
     if file.exists():
         raise ConfigError(
-            str(file), "is there already.", "No file is overwritten.", "Name another folder, or move the file away."
+            str(file), "is there already.", "init overwrites no file.", "Name another folder, or move the file away."
         )
     chosen = place or _asked()
     refuse_unwritable(folder)
@@ -130,7 +130,7 @@ def _asked() -> Place:
         say("Where will it train?")
         say("  laptop   a computer without a GPU: a small model, to learn the tool")
         say("  gpu      one GPU: a ViT-S on your own slides")
-        say("  cluster  SLURM: a ViT-S on 8 GPUs, to be made larger")
+        say("  cluster  SLURM: a ViT-S on 8 GPUs, which you can enlarge")
         answer = typer.prompt("laptop, gpu or cluster").strip().lower()
         for one in places:
             if answer == one:
@@ -138,6 +138,6 @@ def _asked() -> Place:
     raise ConfigError(
         "--for" if answer is None else answer,
         "is not given." if answer is None else "is none of the choices.",
-        "One of laptop, gpu, cluster is needed: the config differs in size, device and what SLURM is asked.",
+        "One of laptop, gpu, cluster is needed: their configs differ in size, device and the request to SLURM.",
         "Give --for laptop, --for gpu or --for cluster.",
     )

@@ -37,7 +37,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class StepCount:
-    """What one process does in one optimizer step, and holds.
+    """The operations and memory of one process in one optimizer step.
 
     Attributes:
         num_parameters: of the backbone.
@@ -58,7 +58,7 @@ class StepCount:
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While open, adds up the memory of tensors without values; a value that is asked for is 0."""
+    """While open, adds up the memory of tensors without values; every value that is read is 0."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -96,7 +96,7 @@ def count_step(
 
     Args:
         precision: `bf16` or `fp32`, what the device will use.
-        is_gpu: with torch's fused attention, as on a GPU.
+        is_gpu: use torch's fused attention, as on a GPU.
         guide: the frozen model to learn from, on the CPU.
 
     Raises:
@@ -145,7 +145,7 @@ def _make_moments(learner: Learner) -> None:
 
 
 def _batch(views: ViewsConfig, batch_size: int, masks: ViewMasks | None) -> ViewBatch:
-    """Views that are finished: what `views.colour_on_device` adds stays below the peak (benchmarks/gpu)."""
+    """Finished views: what `views.colour_on_device` adds stays below the peak (benchmarks/gpu)."""
     num_global, num_local = 2 * batch_size, views.num_local * batch_size
     return ViewBatch(
         torch.zeros((num_global, views.global_px, views.global_px, 3), dtype=torch.uint8),
@@ -158,7 +158,7 @@ def _batch(views: ViewsConfig, batch_size: int, masks: ViewMasks | None) -> View
 
 
 def _masks(config: Config) -> ViewMasks | None:
-    """Those of the first step, drawn as in training; None: no term hides patches."""
+    """The masks of the first step, drawn as in training; None if no term hides patches."""
     ibot, training = config.objective.ibot, config.training
     assert training is not None
     if ibot.weight == 0:

@@ -66,14 +66,14 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """The forecast of a run.
 
     Attributes:
-        device: `cpu` or `cuda`, for which the figures hold.
-        steps_done: of a run that has begun; time and files are of what is left.
+        device: `cpu` or `cuda`: what the figures are for.
+        steps_done: of a run that has begun; time and files are for the remaining steps.
         figures: by name; `time` first.
-        cluster: settings to ask SLURM with.
-        warnings: what does not fit, or looks wrong; `notes`: what the figures leave out.
+        cluster: settings for the request to SLURM.
+        warnings: what does not fit or looks wrong; `notes`: what the figures leave out.
     """
 
     store: str
@@ -96,7 +96,7 @@ class Plan:
 
 
 def make_plan(config: Config, *, num_processes: int | None, budget_s: float | None, began_s: float) -> Plan:
-    """Look at the tiles, count a step, measure some where this is the hardware, and add up.
+    """Read the tiles, count one step, measure a few steps if this machine has the hardware, and add up.
 
     Args:
         num_processes: None: as many as `submit pretrain` would start.
@@ -104,7 +104,7 @@ def make_plan(config: Config, *, num_processes: int | None, budget_s: float | No
         began_s: `time.perf_counter()` when the command began, from which the start of a run is measured.
 
     Raises:
-        DinoPathError: what `pretrain` would refuse; or a step does not fit into the GPU.
+        DinoPathError: `pretrain` would refuse the settings, or a step does not fit into the GPU.
     """
     run = RunFolder(config.out) if config.out is not None else None
     config = config.model_copy(update={"out": config.out or Path("RUN")})  # a name to look at: nothing is written
@@ -152,7 +152,7 @@ def make_plan(config: Config, *, num_processes: int | None, budget_s: float | No
         measured = _measured(config, tiles, learner, schedules, budget_s)
         del learner
     precision = resolve_precision(training, torch.device(device))
-    logger.info("counting a step without arithmetic")
+    logger.info("counting the operations and memory of a step")
     count = count_step(
         config, schedules.at(clock.num_steps - 1), precision=precision, is_gpu=device == "cuda",
         guide=open_guide(config, tiles, World(0, 1, 0, torch.device("cpu"))) if world.device.type == "cuda" else guide,
@@ -188,7 +188,7 @@ def _measured(config: Config, tiles: TileSource, learner: Learner, schedules: Sc
         raise ConfigError(
             f"training.batch_size_per_gpu={size}",
             f"a step does not fit into this GPU ({' '.join(str(error).split())[:120]}).",
-            "A micro-batch must fit. `--no-measure` counts what it needs.",
+            "A micro-batch must fit. `--no-measure` estimates how much it needs.",
             f"Set {half}, or training.activation_checkpointing=elementwise (or true).",
         ) from None
 
@@ -289,7 +289,7 @@ def _with_views(compute: Figure, core: Figure, num_tiles: int, num_workers: int)
     value, low, high = (
         together((one, other)) for one, other in zip((compute.value, compute.low, compute.high), views, strict=True)
     )
-    limit = "; the views of the CPU decide" if num_workers and views[0] > compute.value else ""
+    limit = "; the CPU's views are the limit" if num_workers and views[0] > compute.value else ""
     return Figure(value, "s", compute.how + limit, low, high)
 
 
@@ -346,7 +346,7 @@ def _memory(
     beside = here * (num_workers * (worker_bytes or WORKER_BYTES) + shared_bytes) / GB
     node = host.scaled(here, "GB", offset=beside)
     each = f", each with {num_workers} worker(s) of {of_worker}" if num_workers else ""
-    found["node_memory"] = replace(node, how=f"{here} process(es) of that{each}")
+    found["node_memory"] = replace(node, how=f"{here} such process(es){each}")
     how = f"counted: {AHEAD} batches of each worker in /dev/shm"
     found["shared_memory"] = Figure(here * shared_bytes / GB, "GB", how)
     return found
@@ -354,9 +354,7 @@ def _memory(
 
 def _gpu_memory(count: StepCount, measured: Measured | None) -> Figure:
     if measured is not None and measured.device_bytes is not None:
-        return Figure(
-            measured.device_bytes / GB, "GB", "measured: what torch's allocator took; the context is not in it"
-        )
+        return Figure(measured.device_bytes / GB, "GB", "measured: what torch's allocator took, without the context")
     low = count.peak_bytes + GPU_CONTEXT_BYTES
     return Figure(
         (low + GPU_CACHE_SHARE * count.peak_bytes) / GB, "GB",
@@ -422,7 +420,7 @@ def _warnings(
     tiles_each = config.training.batch_size_per_gpu * config.training.accumulate_steps
     if measured is not None and measured.wait > 0.1 and num_workers:
         found.append(
-            f"views: {measured.wait:.0%} of the time goes into waiting for views: raise training.num_workers"
+            f"views: {measured.wait:.0%} of the time is spent waiting for views: raise training.num_workers"
             f" ({num_workers} now), or set views.colour_on_device=true"
         )
     if measured is None and num_workers and num_workers * core_views.value < tiles_each / compute.value:
@@ -436,7 +434,7 @@ def _warnings(
 
 
 def _free_memory() -> int | None:
-    """Bytes that this machine has to give, less where a container is granted less; None where /proc does not tell."""
+    """Bytes of available memory as /proc/meminfo gives them; None if it cannot be read."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="utf-8")
     except OSError:
@@ -449,19 +447,21 @@ def _notes(config: Config, measured: Measured | None, num_processes: int, *, is_
     training, found = config.training, []
     assert training is not None
     if measured is not None:
-        found.append("the range is of the steps that were measured: it does not know who else will use this machine")
+        found.append("the range comes from the measured steps: it does not include other users of this machine later")
     if is_gpu and measured is None:
-        found.append("no GPU is here: times and GPU memory are estimates. Call this on a GPU node to measure them")
+        found.append(
+            "this machine has no GPU: times and GPU memory are estimates. Run this on a GPU node to measure them"
+        )
     if num_processes > 1:
-        found.append("what the processes wait for one another is not in it (docs/scaling.md)")
+        found.append("the time that processes wait for each other is not included (docs/scaling.md)")
     if training.accumulate_steps == 1 and training.sharding is not None:
-        found.append("training.sharding: memory is counted without it, and will be less")
+        found.append("training.sharding: memory is counted without it; the run will need less")
     if training.compile:
-        found.append("training.compile: minutes of compiling at the start are not in it, nor what it saves later")
+        found.append("training.compile: neither the minutes of compiling at the start nor the later gain is included")
     if config.monitor.knn_data is not None:
-        found.append("the running k-NN (monitor.knn_data) is not in the time")
+        found.append("the time does not include the running k-NN (monitor.knn_data)")
     if config.objective.distill.cached and config.objective.distill.weight > 0:
-        found.append("making the features of the model to learn from (objective.distill.cached) is not in the time")
+        found.append("the time does not include computing the teacher model's features (objective.distill.cached)")
     if training.continue_from is not None and num_processes > 1:
-        found.append("training.continue_from was not looked into: steps are counted from 0")
+        found.append("training.continue_from was not read: steps are counted from 0")
     return found

@@ -1,4 +1,4 @@
-"""What to ask SLURM for: settings of the section `cluster`, with the reason of each."""
+"""What to request from SLURM: settings of the section `cluster`, each with its reason."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cluster_lines(
     node_bytes: float,
     time_s: float,
 ) -> tuple[ClusterLine, ...]:
-    """The lines, which the config's section takes (else ConfigError).
+    """The lines, checked against the config's section (a bad one raises ConfigError).
 
     Args:
         num_gpus: of each node; 0: the run is for CPUs.
@@ -47,19 +47,19 @@ def cluster_lines(
     wanted_s = time_s * SPARE_TIME + SPARE_S
     limit_s = seconds_of(cluster.time)
     if wanted_s <= limit_s:
-        time_text, why = slurm_time(wanted_s), "the upper end of the range, a quarter more and 10 minutes"
+        time_text, why = slurm_time(wanted_s), "the upper end of the range plus a quarter and 10 minutes"
     else:
         starts = math.ceil(wanted_s / limit_s)
-        time_text, why = cluster.time, f"as it is: the job queues itself again, about {starts} starts in all"
+        time_text, why = cluster.time, f"unchanged: the job queues itself again, about {starts} starts in all"
     cpus = max(num_workers, 1) if is_gpu else num_cores
     lines = (
-        ClusterLine("cluster.nodes", str(cluster.nodes), "as it is"),
-        ClusterLine("cluster.gpus_per_node", asked, "as it is" if num_gpus else "the plan is for a CPU"),
+        ClusterLine("cluster.nodes", str(cluster.nodes), "unchanged"),
+        ClusterLine("cluster.gpus_per_node", asked, "unchanged" if num_gpus else "the plan is for a CPU"),
         ClusterLine(
             "cluster.cpus_per_gpu", str(cpus),
-            f"of each process: {num_workers} worker(s)" if is_gpu else "of the process, as the plan has it",
+            f"for each process: {num_workers} worker(s)" if is_gpu else "for the process, as in this plan",
         ),
-        ClusterLine("cluster.memory_per_node", f"{memory_gb}G", "all processes of a node, and a third more"),
+        ClusterLine("cluster.memory_per_node", f"{memory_gb}G", "all processes of a node plus a third"),
         ClusterLine("cluster.time", time_text, why),
     )  # fmt: skip
     with_settings(config, {line.key: line.value for line in lines})
@@ -75,7 +75,7 @@ def slurm_time(seconds: float) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """SLURM's times: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S; infinite for what has no end, or is none of these."""
+    """SLURM's times: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S; infinite for UNLIMITED and anything else."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if match is None:
         return math.inf
