@@ -51,7 +51,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 def _name_in(error: OSError, path: Path, temporary: Path) -> None:
     """Give the error the name of what was to be written: a full disk names none, and nobody knows the temporary one."""
-    if error.errno is not None and (error.filename is None or error.filename == str(temporary)):
+    name = error.filename
+    if error.errno is not None and (name is None or (isinstance(name, str) and Path(name).is_relative_to(temporary))):
         error.filename, error.filename2 = str(path), None
 
 
@@ -86,6 +87,9 @@ def whole_folder(path: Path, *, replaced: Collection[str]) -> Iterator[Path]:
             _exchange(building, path, aside)
         else:
             building.replace(path)
+    except OSError as error:
+        _name_in(error, path, building)
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)  # by now the older folder, or a half-filled one
         os.close(descriptor)

@@ -93,8 +93,6 @@ def refuse_unwritable(folder: Path) -> None:
         for part in path.relative_to(nearest).parts:
             if len(os.fsencode(part)) > os.pathconf(nearest, "PC_NAME_MAX"):
                 raise OSError(errno.ENAMETOOLONG, "", str(folder))
-        if not os.access(nearest, os.W_OK):
-            raise _unwritable(folder, f"{nearest} is not ours to write in.")
         with tempfile.TemporaryFile(dir=nearest) as probe:
             probe.write(b"0")
     except ValueError:  # a zero byte in the name

@@ -201,10 +201,17 @@ def _h5(files: list[Path]) -> Verified:
 def _sealed(what: str, files: Iterable[Path]) -> Verified:
     from dino_path.checksum import has_checksum, is_intact
 
-    found = sorted(files)
-    sealed = [file for file in found if has_checksum(file)]
-    damaged = tuple(f"{file}: its checksum is wrong" for file in sealed if not is_intact(file))
-    return Verified(what, len(found), damaged, len(found) - len(sealed))
+    unchecked = 0
+
+    def read(file: Path) -> None:
+        nonlocal unchecked
+        if not has_checksum(file):
+            unchecked += 1
+        elif not is_intact(file):
+            raise ValueError("its checksum is wrong")
+
+    found = _each(what, sorted(files), read)
+    return Verified(what, found.count, found.damaged, unchecked)
 
 
 def _each(what: str, files: Iterable[Path], read: Callable[[Path], object]) -> Verified:

@@ -94,9 +94,10 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__}{last}"
 
 
-def _serve(pipe: Connection, seed: int, corpus: Corpus | None, scratch: Path) -> None:
+def _serve(pipe: Connection, far_end: Connection, seed: int, corpus: Corpus | None, scratch: Path) -> None:
     """Run inputs whose names come through the pipe, in a process of its own."""
     os.setsid()
+    far_end.close()  # so that this process ends when the other one does
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(quiet, stream)
@@ -114,7 +115,7 @@ def run_all(
     waiting = list(reversed(names))
     while waiting and time.monotonic() < deadline:
         pipe, other = context.Pipe()
-        worker = context.Process(target=_serve, args=(other, seed, corpus, scratch))
+        worker = context.Process(target=_serve, args=(other, pipe, seed, corpus, scratch))
         worker.start()
         other.close()
         for _ in range(BATCH):
@@ -167,7 +168,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS), help="some of them, with commas between")
-    parser.add_argument("--case", help="KIND/NUMBER: this input alone, with everything that was seen")
+    parser.add_argument("--case", help="KIND/NUMBER,...: these inputs alone, with everything that was seen")
     parser.add_argument("--corpus", type=Path, help="where the undamaged files are kept")
     parser.add_argument("--log", type=Path, help="file for the details of every find")
     arguments = parser.parse_args()
@@ -178,7 +179,7 @@ def main() -> int:
         scratch = Path(temporary) / "scratch"
         names = names_of_inputs(arguments.seed, arguments.inputs, arguments.kinds.split(","))
         if arguments.case:
-            names = [arguments.case]
+            names = arguments.case.split(",")
         print(f"seed {arguments.seed}: {len(names):,} inputs, at most {arguments.seconds:.0f} s", flush=True)
         outcomes: list[Outcome] = []
         start = time.monotonic()

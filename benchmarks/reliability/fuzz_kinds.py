@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -318,6 +319,7 @@ def hostile_text(rng: random.Random, text: str) -> tuple[bytes, str]:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
+@cache
 def _keys(section: Any, prefix: str = "") -> list[str]:
     from dino_path.config import Section
 
