@@ -87,7 +87,11 @@ def refuse_unwritable(folder: Path) -> None:
         nearest = next(place for place in (path, *path.parents) if _is_there(place))
         if not nearest.is_dir():
             what = (
-                "a file" if nearest.is_file() else "a link that leads nowhere" if nearest.is_symlink() else "a device"
+                "a file"
+                if nearest.is_file()
+                else "a link that leads nowhere"
+                if nearest.is_symlink()
+                else "a device or pipe"
             )
             raise _unwritable(folder, f"{nearest} is {what}.")
         for part in path.relative_to(nearest).parts:

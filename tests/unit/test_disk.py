@@ -3,7 +3,6 @@
 import errno
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,16 +125,6 @@ def test_a_full_disk_names_the_file_that_was_to_be_written_and_leaves_the_older_
         (folder / "x").write_bytes(bytes(100_000))
     assert str(raised.value.filename) == str(full_disk / "m")
     assert [file.name for file in full_disk.iterdir()] == ["old"]
-
-
-def test_a_full_disk_ends_a_command_with_exit_code_2(full_disk: Path, tmp_path: Path) -> None:
-    (full_disk / "filler").write_bytes(bytes(60_000))
-    config = tmp_path / "c.yaml"
-    config.write_text("tiles: {mpp: 0.5}\n")
-    words = ["submit", "tile", str(tmp_path), "--config", str(config), "--out", str(full_disk / "n" / "m" / "o" / "p")]
-    done = subprocess.run([sys.executable, "-m", "dino_path", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == program.EXIT_REFUSED
-    assert "Traceback" not in done.stderr
 
 
 def test_json_that_is_nested_too_deep_is_no_json() -> None:
