@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 from wsidicom import WsiDicom
-from wsidicom.errors import WsiDicomError
+from wsidicom import errors as wsidicom_errors
 
 from dino_path.errors import SlideError
 from dino_path.slides.readers.damage import damage_refused
 from dino_path.slides.readers.dicom import series_files
 from dino_path.slides.readers.reader import RgbaImage, Size, SlideFacts, corner_on_level, downsamples_of, place_on_level
+
+# They have no base of their own.
+ERRORS = tuple(one for one in vars(wsidicom_errors).values() if isinstance(one, type) and issubclass(one, Exception))
 
 
 class WsidicomReader:
@@ -25,7 +28,7 @@ class WsidicomReader:
             SlideError: it is damaged, in a transfer syntax that nobody decodes, or has several optical paths.
         """
         self._path = path
-        with damage_refused(path, WsiDicomError):
+        with damage_refused(path, *ERRORS):
             self._slide: Any = WsiDicom.open(series_files(path))
             self._levels = list(self._slide.levels)
             sizes = tuple((level.size.width, level.size.height) for level in self._levels)
@@ -48,7 +51,7 @@ class WsidicomReader:
         start, inside, (x, y) = place_on_level(corner, size, self.facts.sizes[level])
         rgba: RgbaImage = np.zeros((size[1], size[0], 4), dtype=np.uint8)
         if min(inside):
-            with damage_refused(self._path, WsiDicomError):
+            with damage_refused(self._path, *ERRORS):
                 picture = self._slide.read_region(start, self._levels[level].level, inside)
                 rgba[y : y + inside[1], x : x + inside[0], :3] = np.asarray(picture.convert("RGB"))
                 rgba[y : y + inside[1], x : x + inside[0], 3] = 255
