@@ -50,7 +50,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def _name_in(error: OSError, path: Path, temporary: Path) -> None:
-    """Give the error the name of what was to be written: a full disk names none, and nobody knows the temporary one."""
+    """Put the target's name into the error: a full disk names none, and the temporary name would mean nothing."""
     name = error.filename
     if error.errno is not None and (name is None or (isinstance(name, str) and Path(name).is_relative_to(temporary))):
         error.filename, error.filename2 = str(path), None
@@ -60,8 +60,8 @@ def _name_in(error: OSError, path: Path, temporary: Path) -> None:
 def whole_folder(path: Path, *, replaced: Collection[str]) -> Iterator[Path]:
     """A folder to fill, which appears under `path` only when it is complete.
 
-    An older folder there is exchanged for it in one step, so that nobody meets parts of both; on any exception it
-    stays as it was. Where the system cannot exchange folders, a kill between two renames leaves the older one as
+    An older folder is replaced in one step, so that no reader sees parts of both. On any exception the older folder
+    stays unchanged. Where the system cannot exchange folders, a kill between two renames leaves the older one as
     `<name>.replaced`; the next call puts it back first.
 
     Args:
@@ -140,7 +140,7 @@ def _cut(name: str) -> str:
 
 
 def is_abandoned(temporary: Path) -> bool:
-    """Whether nobody is writing this temporary file or folder any more; False where locks do not tell.
+    """Whether this temporary file or folder is no longer being written; False if locks cannot tell.
 
     Some disks keep locks on each machine by itself: what another machine wrote within the hour counts as being written.
     """

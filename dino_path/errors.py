@@ -18,7 +18,7 @@ class DinoPathError(Exception):
         super().__init__(f"{thing}: {found}\n  {needed}\n  {remedy}")
 
     def __reduce__(self) -> tuple[type["DinoPathError"], tuple[str, str, str, str]]:
-        """Survive the trip from a worker process (the default would pass the message alone)."""
+        """Keep all four parts when an error is sent from a worker process (the default keeps only the message)."""
         return type(self), (self.thing, self.found, self.needed, self.remedy)
 
 
@@ -46,7 +46,7 @@ class CheckpointError(DinoPathError):
 
 
 class DataError(DinoPathError):
-    """Labelled data are missing, malformed, or would leak between splits."""
+    """Images or labels are missing, malformed, or would leak between splits."""
 
 
 class DiskError(DinoPathError):
@@ -70,7 +70,7 @@ class NonFiniteLoss(DinoPathError):
 
 
 class StoppedBySignal(DinoPathError):
-    """Training was told to stop, and has saved its state; `cli` ends with a code of its own."""
+    """Training was asked to stop and has saved its state; `cli` exits with a special code."""
 
 
 class CollapseDetected(DinoPathError):

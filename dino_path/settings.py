@@ -29,7 +29,7 @@ Name = TypeVar("Name", bound=str)
 
 
 def read_names(text: str, known: Sequence[Name], option: str) -> tuple[Name, ...]:
-    """Names with commas between, each once, in the order given; blanks and capitals do not matter.
+    """Comma-separated names, each once, in the given order; blanks and capitals are ignored.
 
     Raises:
         ConfigError: one is not among the known, or there is none. `option` is what the user gave, such as `--layout`.
@@ -40,8 +40,8 @@ def read_names(text: str, known: Sequence[Name], option: str) -> tuple[Name, ...
     if unknown or not found:
         raise ConfigError(
             f"{option} {text}",
-            f"{', '.join(unknown) or 'nothing'} is no {option.removeprefix('--')}.",
-            f"One or more of {', '.join(known)} is needed, with commas between.",
+            f"{', '.join(unknown) or 'nothing'} is not a known {option.removeprefix('--')}.",
+            f"One or more of {', '.join(known)} is needed, separated by commas.",
             f"Correct {option}.",
         )
     return tuple(by_text[name] for name in found)
@@ -128,18 +128,20 @@ def load_config(
 ) -> Config:
     """Read `file`, apply `dotted.key=value` overrides (last wins), check everything, report all faults at once.
 
-    Settings under a name of an earlier version are taken, and one line of the log says where they stand now.
+    `file` may be the name of a shipped config, such as `vits16_1gpu`; a file of that name wins. Settings under a name
+    of an earlier version are taken, and one line of the log says where they stand now.
 
     Args:
         needs: keys or sections that the command cannot do without, such as `store` or `tiles`.
-        settings: dotted keys that the command line gave by its own options, such as {"out": Path("run")}.
+        settings: dotted keys that the command line gave by its own options, such as {"out": Path("run")}, or that a
+            call in Python gave.
         fallback: dotted keys that the command knows from elsewhere, for where nobody gave them.
 
     Raises:
         ConfigError: with every unknown, missing, repeated or mistyped key in one message.
     """
-    source = str(file) if file else "command line"
-    tree, faults = _read_yaml(file) if file else ({}, [])
+    source = str(file) if file else "command line" if overrides or settings is None else "settings"
+    tree, faults = _read_yaml(config_file(file)) if file else ({}, [])
     tree, moved, twice = lift_settings(tree)
     faults += [f"{old!r} is '{MOVED[old]}' now, and both are given" for old in twice]
     for override in overrides:
@@ -148,6 +150,8 @@ def load_config(
         moved += found
     for key, value in (settings or {}).items():
         _set(tree, key, value)
+    tree, found, _ = lift_settings(tree)
+    moved += found
     for key, value in (fallback or {}).items():
         if not _is_given(tree, key):
             _set(tree, key, value)
@@ -176,7 +180,7 @@ def load_config(
 
 
 def _override(tree: dict[str, Any], override: str) -> list[str]:
-    """Apply one `dotted.key=value` to the tree; what is wrong with it."""
+    """Apply one `dotted.key=value` to the tree; returns its faults."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         return [f"{override!r} is not of the form dotted.key=value"]
@@ -212,21 +216,72 @@ def load_suite(file: Path, overrides: Sequence[str] = ()) -> SuiteConfig:
     return suite
 
 
-def shipped_config(name: str) -> Path:
-    """A file of `configs/`, in the installed package or in the checkout.
+def shipped_folder() -> Path:
+    """The folder of the shipped configs: in the installed package, or at the top of a checkout.
 
     Raises:
         ConfigError: it is in neither.
     """
     package = Path(__file__).parent
     for folder in (package / "configs", package.parent / "configs"):
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigError(name, "is not among the shipped configs.", "The installation is incomplete.", "Install again.")
+        if (folder / "demo.yaml").is_file():
+            return folder
+    raise ConfigError("configs/", "is not in this installation.", "It holds the shipped configs.", "Install again.")
+
+
+def shipped_config(name: str) -> Path:
+    """A file of `configs/` by its path in there, such as `demo.yaml`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    file = shipped_folder() / name
+    if not file.is_file():
+        raise ConfigError(
+            name, "is not among the shipped configs.", "The installation is incomplete.", "Install again."
+        )
+    return file
+
+
+def shipped_names() -> list[str]:
+    """What `--config NAME` takes: the names of the shipped configs, in alphabetical order."""
+    return sorted(file.stem for file in shipped_folder().glob("*.yaml"))
+
+
+def config_file(file: Path) -> Path:
+    """`file`, or the shipped config of that name where there is no such file and the name has no folder and no ending.
+
+    Raises:
+        ConfigError: a bare name that is neither.
+    """
+    if file.is_file() or len(file.parts) > 1 or file.suffix:
+        return file
+    return named_config(file.name, given=f"--config {file}")
+
+
+def named_config(name: str, *, given: str) -> Path:
+    """The shipped config of this name.
+
+    Args:
+        given: what the user typed, for the message.
+
+    Raises:
+        ConfigError: there is none; the nearest names are suggested.
+    """
+    names = shipped_names()
+    if name in names:
+        return shipped_config(f"{name}.yaml")
+    close = difflib.get_close_matches(name, names, n=2)
+    raise ConfigError(
+        given,
+        "is neither a file nor the name of a shipped config.",
+        f"The names are {', '.join(names)}.",
+        f"Did you mean {' or '.join(close)}?" if close else "`dino-path configs` says what each is for.",
+    )
 
 
 def section_from_file(cls: type[T], tree: Tree, source: str) -> T:
-    """A section read back from one of our own JSON or YAML files."""
+    """A section read from a JSON or YAML file of dino_path."""
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -260,6 +315,17 @@ def with_settings(config: Config, texts: Mapping[str, str]) -> Config:
     for key, text in texts.items():
         _set(tree, key, _parse_yaml(text)[0])
     return Config.model_validate(tree)
+
+
+def by_dotted_key(settings: Mapping[str, Any]) -> Tree:
+    """Settings by section as settings by dotted key: {"tiles": {"mpp": 0.5}} -> {"tiles.mpp": 0.5}."""
+    flat: Tree = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and _section_at(key.split(".")) is not None:
+            flat |= by_dotted_key({f"{key}.{name}": inner for name, inner in value.items()})
+        else:
+            flat[key] = value
+    return flat
 
 
 def setting_text(value: Any) -> str:
@@ -318,7 +384,9 @@ def _read_yaml(file: Path) -> tuple[Tree, list[str]]:
             str(file),
             f"cannot be read ({_one_line(error)}).",
             "A YAML file is needed.",
-            "Check the path; configs/ has examples.",
+            f"Give --config {file.stem}: that is a shipped config."
+            if file.stem in shipped_names()
+            else "Check the path; `dino-path configs` lists the shipped configs.",
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(
@@ -364,7 +432,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fault_lines(error: ValidationError, tree: Tree, root: type[Section]) -> list[str]:
-    """The faults in our words, one per place: pydantic gives one per type where a value fits none of several.
+    """The faults in plain words, one per place; pydantic gives one per type if a value fits none of several.
 
     Args:
         root: the section that the tree was to be.
@@ -376,7 +444,7 @@ def _fault_lines(error: ValidationError, tree: Tree, root: type[Section]) -> lis
 
 
 def _place(fault: Any, tree: Any) -> tuple[int | str, ...]:
-    """Where in the given tree a fault lies; what pydantic appends for the type that it tried is left out."""
+    """The place of a fault in the given tree, without what pydantic appends for the type that it tried."""
     if fault["type"] in ("extra_forbidden", "missing"):
         return tuple(fault["loc"])
     place = []

@@ -1,4 +1,4 @@
-"""Whether what lies on the disk is what was written: every checksum and every record of a folder, read once."""
+"""Check that files are as they were written: every checksum and every record of a folder, read once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from dino_path.errors import ConfigError, DinoPathError
 
@@ -39,7 +40,7 @@ class Verified:
 
 
 def verify(path: Path) -> Iterator[Verified]:
-    """What became of each kind of content of a store, run, model folder, or folder of features or results.
+    """The result for each kind of content of a store, run, model folder, or folder of features or results.
 
     Raises:
         ConfigError: none of these is here.
@@ -55,7 +56,7 @@ def verify(path: Path) -> Iterator[Verified]:
     else:
         raise ConfigError(
             str(path),
-            "holds nothing that dino-path writes.",
+            "holds no files of dino-path.",
             "A store, run folder, model folder, or folder of features or results is needed.",
             "Check the path.",
         )
@@ -156,11 +157,13 @@ def _model(path: Path) -> Verified:
 
 
 def _features(path: Path) -> Iterator[Verified]:
-    """Feature files and what evaluations keep, anywhere below the folder."""
+    """Feature files and cached features of evaluations, anywhere below the folder."""
     if files := sorted(file for file in path.rglob("*.h5") if not file.name.startswith(".")):
         yield _h5(files)
     if arrays := sorted(file for folder in path.rglob("features") for file in folder.glob("*.npy")):
         yield _sealed("features of evaluations", arrays)
+    if kept := [*path.rglob("segmentation/*.npz"), *path.rglob("primary.npz")]:
+        yield _sealed("kept answers of evaluations", kept)
     from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS
     from dino_path.records.format import Format
     from dino_path.records.retrieval import RETRIEVAL
@@ -199,23 +202,32 @@ def _h5(files: list[Path]) -> Verified:
 
 
 def _sealed(what: str, files: Iterable[Path]) -> Verified:
+    from zipfile import ZipFile
+
+    import numpy as np
+
     from dino_path.checksum import has_checksum, is_intact
 
     unchecked = 0
 
     def read(file: Path) -> None:
         nonlocal unchecked
-        if not has_checksum(file):
+        if has_checksum(file):
+            if not is_intact(file):
+                raise ValueError("its checksum is wrong")
+        elif file.suffix == ".npz":
+            ZipFile(file).close()
             unchecked += 1
-        elif not is_intact(file):
-            raise ValueError("its checksum is wrong")
+        else:
+            np.load(file, mmap_mode="r", allow_pickle=False)
+            unchecked += 1
 
     found = _each(what, sorted(files), read)
     return Verified(what, found.count, found.damaged, unchecked)
 
 
 def _each(what: str, files: Iterable[Path], read: Callable[[Path], object]) -> Verified:
-    """Read each; what is refused is damaged."""
+    """Read each file; a refused one is damaged."""
     damaged = []
     count = 0
     for file in files:
@@ -224,6 +236,6 @@ def _each(what: str, files: Iterable[Path], read: Callable[[Path], object]) -> V
             read(file)
         except DinoPathError as error:
             damaged.append(f"{error.thing}: {error.found}")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             damaged.append(f"{file}: {' '.join(str(error).split())}")
     return Verified(what, count, tuple(damaged))

@@ -1,13 +1,13 @@
 """Hostile and damaged inputs of every kind: each must give the right result or a clear refusal.
 
     uv run python benchmarks/reliability/fuzz.py --inputs 10000 --seconds 1800 --seed 0
-    uv run python benchmarks/reliability/fuzz.py --seed 0 --case settings/17          # one input again, with its traceback
+    uv run python benchmarks/reliability/fuzz.py --seed 0 --case settings/17    # one input again, with its traceback
 
 A find is everything else: a traceback, exit code 1, a refusal that does not say what to do, a result that differs from
 that of the undamaged input, more than 20 s, more than 2 GB. Each is printed with what repeats it. Inputs are drawn from
 the seed alone, so two versions of the code get the same ones.
 
-`fuzz_corpus.py` makes the undamaged files once (a minute; `--corpus` keeps them), `fuzz_kinds.py` damages copies of them.
+`fuzz_corpus.py` makes the undamaged files once (a minute; `--corpus` keeps them); `fuzz_kinds.py` damages copies.
 Inputs run in a forked process, through the command line's own `main` or the library's reader; a watchdog ends one that
 takes too long. The kind `process` starts real processes.
 """
@@ -80,7 +80,7 @@ def try_input(name: str, seed: int, corpus: Corpus | None, scratch: Path) -> Out
         return Outcome(name, told, one.note)
     except Find as find:
         return Outcome(name, find.told, one.note, find.details)
-    except BaseException as error:  # a find, whatever it is
+    except BaseException as error:  # noqa: BLE001  (a find, whatever it is)
         return Outcome(name, _where(error), one.note, traceback.format_exc())
     finally:
         os.chdir("/")

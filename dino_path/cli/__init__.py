@@ -2,6 +2,7 @@
 
 # The order of `dino-path --help`.
 from dino_path.cli import (  # isort: skip
+    start,
     pretraining,
     extractor,
     attention,
@@ -16,6 +17,8 @@ from dino_path.cli import (  # isort: skip
     evaluate_suite,
     report,
     verify,
+    pseudonyms,
+    licences,
     cluster,
 )
 from dino_path.cli import program
@@ -35,10 +38,13 @@ __all__ = [
     "evaluate_suite",
     "extractor",
     "feature_map",
+    "licences",
     "main",
     "pretraining",
     "program",
+    "pseudonyms",
     "report",
+    "start",
     "verify",
     "view",
 ]

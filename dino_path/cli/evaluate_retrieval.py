@@ -1,4 +1,4 @@
-"""`evaluate retrieval`: what the most similar images of other patients show."""
+"""`evaluate retrieval`: classes of the most similar images of other patients."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dino_path.cli.evaluate import EXTRACTION_TIMEOUT_S, Models, evaluate
+from dino_path.api.inputs import check_models
+from dino_path.cli.evaluate import Models, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,
@@ -50,7 +50,7 @@ def retrieval(
 ) -> None:
     """Majority votes and mAP among other patients' images.
 
-    Each test image searches among all images of other patients (slides, where no patients are known).
+    Each test image searches among all images of other patients (of other slides, if patients are unknown).
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
     specs, overrides = split_arguments(models)
@@ -71,6 +71,7 @@ def retrieval(
     planned = Evaluation("retrieval", specs, (), (), has_baseline=False)
     refuse_to_lose(out, planned, labelled, resolved.evaluation)
     loading()
+    from dino_path.api.evaluation import EXTRACTION_TIMEOUT_S
     from dino_path.distributed import open_world
     from dino_path.evaluation.results.retrieval import SHEET, evaluate_retrieval
     from dino_path.evaluation.results.table import extract_together

@@ -1,4 +1,4 @@
-"""`evaluate robustness`: how far features hold at other centres, on other scanners, and under shifts made here."""
+"""`evaluate robustness`: features at other centres, on other scanners, and under simulated shifts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dino_path.cli.evaluate import EXTRACTION_TIMEOUT_S, Models, ResultsFolder, evaluate
+from dino_path.api.inputs import check_models
+from dino_path.cli.evaluate import Models, ResultsFolder, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,
@@ -40,18 +40,18 @@ def robustness(
     out: ResultsFolder = None,
     config: ConfigFile = None,
     shifts: Annotated[
-        bool, typer.Option("--shifts", help="shifts of stain and image too, where the data name centres or scanners")
+        bool, typer.Option("--shifts", help="also test shifts of stain and image if the data name centres or scanners")
     ] = False,
     device: Device = "auto",
     workers: Workers = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """How far features hold at other centres and scanners.
+    """How well features work at other centres and scanners.
 
     Centres and scanners are columns of the data (centre, scanner). Without them, or with --shifts, the test images
-    are looked at again under stain, gamma, blur, JPEG and resolution shifts. Give untrained:MODEL and colour-statistics
-    beside your models: docs/robustness.md says how to read the figures.
+    are also tested under stain, gamma, blur, JPEG and resolution shifts. Add untrained:MODEL and colour-statistics
+    to your models as controls: docs/robustness.md says how to read the figures.
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
     specs, overrides = split_arguments(models)
@@ -72,6 +72,7 @@ def robustness(
     planned = Evaluation("robustness", specs, (), (), has_baseline=False, has_shifts=with_shifts)
     refuse_to_lose(out, planned, labelled, resolved.evaluation)
     loading()
+    from dino_path.api.evaluation import EXTRACTION_TIMEOUT_S
     from dino_path.distributed import open_world
     from dino_path.evaluation.results.robustness import evaluate_robustness, extract_robustness_together
     from dino_path.records.robustness import ROBUSTNESS

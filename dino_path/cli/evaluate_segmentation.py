@@ -1,4 +1,4 @@
-"""The command that judges frozen patch vectors on images with masks."""
+"""The command that evaluates frozen patch vectors on images with masks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dino_path.api.inputs import check_models
 from dino_path.cli.evaluate import Models, ResultsFolder, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models
 from dino_path.cli.program import (
     AsJson,
     ConfigFile,
@@ -55,9 +55,9 @@ def segmentation(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Dice and IoU of masks that patch tokens give.
+    """Dice and IoU of masks predicted from patch tokens.
 
-    A linear layer and k-NN on frozen patch tokens (of a CNN: its last map) say the class of every pixel.
+    A linear layer and k-NN on frozen patch tokens (of a CNN: its last feature map) predict the class of every pixel.
     """
     from dino_path.lock import only_writer
 

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from dino_path.cli.evaluate import EXTRACTION_TIMEOUT_S, Models, evaluate
+from dino_path.api.inputs import check_models
+from dino_path.cli.evaluate import Models, evaluate
 from dino_path.cli.help import Command
-from dino_path.cli.inputs import check_models, suite_file
+from dino_path.cli.inputs import suite_file
 from dino_path.cli.program import (
     AsJson,
     Device,
@@ -39,9 +40,11 @@ def suite(
     root: Annotated[Path, typer.Option(help="folder that paths in the suite file are relative to")] = Path(),
     out: Annotated[Path | None, typer.Option(help="folder; default: eval/suite-NAME of the model's run")] = None,
     baselines: Annotated[
-        Path | None, typer.Option(help="folder with a folder of 'dino-path baseline' for each set, under its name")
+        Path | None, typer.Option(help="folder with one 'dino-path baseline' folder for each set, named like the set")
     ] = None,
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="leave out sets that are not there")] = False,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="leave out sets whose data do not exist")
+    ] = False,
     device: Device = "auto",
     workers: Workers = 2,
     as_json: AsJson = False,
@@ -49,7 +52,7 @@ def suite(
 ) -> None:
     """Many sets and protocols in one call, one table and one page.
 
-    Called again, sets that are done are not evaluated again.
+    Called again, finished sets are not evaluated again.
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
     specs, overrides = split_arguments(models)
@@ -62,7 +65,7 @@ def suite(
         raise ConfigError(
             f"--baselines {baselines}",
             "no such folder.",
-            "A folder with a folder of `dino-path baseline` for each set is needed.",
+            "A folder with one `dino-path baseline` folder for each set is needed.",
             "Check the path.",
         )
     from dino_path.evaluation.results.earlier import folder_of_run
@@ -74,6 +77,7 @@ def suite(
 
     plan = plan_suite(config, specs, root=root, baselines=baselines, out=out, skip_missing=skip_missing)
     loading()
+    from dino_path.api.evaluation import EXTRACTION_TIMEOUT_S
     from dino_path.distributed import open_world
     from dino_path.evaluation.results.suite import evaluate_suite, extract_suite
     from dino_path.evaluation.results.suite_text import suite_markdown

@@ -13,14 +13,10 @@ from typing import Any
 
 import typer
 
+from dino_path.journal import plain
+
 WIDE = 10_000  # columns of what is no terminal: nothing is wrapped there
-CODE = re.compile(r"`([^`\n]+)`")
 NUMBER = re.compile(r"[-+0-9.,%*()x \[\]]*|-|missing")
-
-
-def plain(text: str) -> str:
-    """Markdown's marks of code as quotation marks: `dino-path tile` -> 'dino-path tile'."""
-    return CODE.sub(r"'\1'", text)
 
 
 def say(text: str, *, err: bool = False) -> None:

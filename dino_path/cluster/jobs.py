@@ -1,4 +1,4 @@
-"""The jobs of a run folder: which were submitted, and what SLURM says of them."""
+"""The submitted jobs of a run folder, and their state in SLURM."""
 
 from __future__ import annotations
 

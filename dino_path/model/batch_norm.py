@@ -1,4 +1,4 @@
-"""Batch norms whose statistics are those of all ranks' batches together, as DINO's published ResNet-50 has them."""
+"""Batch norms with statistics over the batches of all ranks, as in DINO's published ResNet-50."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def share_batch_norms(network: nn.Module, device: torch.device) -> None:
-    """Let the batch norms of a network average over all ranks: by torch's SyncBatchNorm on CUDA, on a CPU by ours.
+    """Make a network's batch norms average over all ranks: with torch's SyncBatchNorm on CUDA, with ours on a CPU.
 
     timm's conversion, because torch's turns timm's norm with activation (BatchNormAct2d) into one without; and torch's
     SyncBatchNorm computes on CUDA alone.

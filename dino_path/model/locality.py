@@ -101,9 +101,9 @@ def add_locality(model: nn.Module, name: str, arguments: Mapping[str, object]) -
     if not (type(model) is VisionTransformer and _is_known(vit)):
         raise ConfigError(
             f"model.backbone={name}",
-            f"{' and '.join(key for key in OUR_ARGUMENTS if arguments.get(key))}: it has no place for this.",
+            f"{' and '.join(key for key in OUR_ARGUMENTS if arguments.get(key))}: it does not support this.",
             "A plain ViT with square patches is needed (timm's VisionTransformer with its own attention).",
-            "Take vit_small_patch16_224 or the like, or leave these settings off.",
+            "Use vit_small_patch16_224 or a similar model, or leave these settings off.",
         )
     if arguments.get(TOKENIZATION):
         vit.patch_embed = ShiftedPatchTokenization(vit.patch_embed)

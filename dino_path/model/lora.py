@@ -1,8 +1,9 @@
 """Low-rank adapters on the linear layers of a backbone's blocks (LoRA; Hu et al. 2021, arXiv:2106.09685).
 
 For a ViT these are the attention's `qkv` and `proj` and the MLP's `fc1` and `fc2`. The weights beside the adapters keep
-timm's names and values. These lines stand for peft, which renames every adapted layer (`qkv.base_layer.weight`) that
-start weights, checkpoints, layer decay and export know by timm's names, and which brings transformers and accelerate.
+timm's names and values. We do not use peft, because it renames every adapted layer (`qkv.base_layer.weight`), while
+start weights, checkpoints, layer decay and export use timm's names, and because it depends on transformers and
+accelerate.
 
 Shape suffixes: I inputs and O outputs of a layer, R rank.
 """
@@ -26,7 +27,7 @@ DOWN, UP = ".lora_down", ".lora_up"
 class LoraLinear(nn.Linear):
     """x W' + b + scale (x A') B', where A (R, I), `lora_down`, and B (O, R), `lora_up`, learn.
 
-    A starts as the weights of nn.Linear do and B at zero, so that at first the layer is what it was (microsoft/LoRA
+    A starts like the weights of nn.Linear and B at zero, so that the layer is unchanged at first (microsoft/LoRA
     `loralib/layers.py`).
     """
 
@@ -53,7 +54,7 @@ def add_adapters(backbone: nn.Module, model: ModelConfig) -> None:
     num_layers = 0
     for parent in [module for block in blocks_of(backbone) for module in block.modules()]:
         if getattr(parent, "q_bias", None) is not None:
-            raise _no_adapters(model, "multiplies by the weights of its attention without calling the layer")
+            raise _no_adapters(model, "uses its attention weights without calling the layer")
         for name, layer in [*parent.named_children()]:
             if type(layer) is nn.Linear:
                 setattr(parent, name, LoraLinear(layer, model.lora_rank, model.lora_scale))
@@ -63,7 +64,7 @@ def add_adapters(backbone: nn.Module, model: ModelConfig) -> None:
 
 
 def merged(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """A backbone's weights under timm's names alone, the adapters added to them: W + scale B A."""
+    """A backbone's weights under timm's names, with the adapters merged: W + scale B A."""
     plain = {name: value for name, value in weights.items() if not name.endswith((DOWN, UP))}
     with torch.no_grad():
         for name in weights:
@@ -80,5 +81,5 @@ def _no_adapters(model: ModelConfig, found: str) -> ConfigError:
         f"model.lora_rank={model.lora_rank}",
         f"{model.backbone} {found}.",
         "Adapters are for backbones of blocks with attention and MLPs, such as a ViT.",
-        "Take a ViT, or leave model.lora_rank out.",
+        "Use a ViT, or leave model.lora_rank out.",
     )

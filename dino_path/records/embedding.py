@@ -51,6 +51,7 @@ EMBEDDING = Format(
     "A file as `dino-path embed` writes it is needed.",
     "Call `dino-path embed` again: features that are there are kept.",
     (_version_2_from_1,),
+    is_shared=True,
 )
 
 

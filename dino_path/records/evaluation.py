@@ -179,6 +179,7 @@ RESULTS = Format(
     NEEDED,
     REMEDY,
     (version_2_from_1("dino_path evaluation"), _version_3_from_2, _results_4_from_3),
+    is_shared=True,
 )
 FRACTIONS = Format(
     "label fractions",
@@ -187,6 +188,7 @@ FRACTIONS = Format(
     NEEDED,
     REMEDY,
     (version_2_from_1("dino_path label fractions"), _version_3_from_2),
+    is_shared=True,
 )
 FEWSHOT = Format(
     "few-shot episodes",
@@ -195,6 +197,7 @@ FEWSHOT = Format(
     NEEDED,
     REMEDY,
     (version_2_from_1("dino_path few-shot evaluation"), _version_3_from_2),
+    is_shared=True,
 )
 FILES = ("results.json", "fractions.json", "fewshot.json")
 

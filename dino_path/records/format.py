@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from dino_path.atomic import write_json
 from dino_path.disk import parse_json
 from dino_path.errors import DinoPathError, NewerFormat
+from dino_path.sharing import without_folders
 
 Tree = dict[str, Any]
 Lift = Callable[[Tree], Tree]
@@ -51,6 +52,7 @@ class Format(Generic[R]):
         needed, remedy: the last two parts of that refusal.
         lifts: from version `oldest` to the next, and so on up to the present one.
         oldest: the first version that can be read. A file that gives no version is of this one.
+        is_shared: the file is meant to be shared, so that no text in it names a folder (see `sharing`).
     """
 
     name: str
@@ -60,6 +62,7 @@ class Format(Generic[R]):
     remedy: str
     lifts: tuple[Lift, ...] = ()
     oldest: int = 1
+    is_shared: bool = False
 
     @property
     def version(self) -> int:
@@ -71,7 +74,8 @@ class Format(Generic[R]):
 
     def plain(self, record: R) -> Tree:
         """The record as it is written: plain values, its version first."""
-        return {VERSION_KEY: self.version, **self._adapter.dump_python(record, mode="json")}
+        tree = self._adapter.dump_python(record, mode="json")
+        return {VERSION_KEY: self.version, **(without_folders(tree) if self.is_shared else tree)}
 
     def write(self, file: Path, record: R) -> None:
         """Write the file, whole or not at all."""

@@ -53,5 +53,5 @@ GUIDE_FEATURES = Format(
     GuideFeaturesRecord,
     CheckpointError,
     NEEDED,
-    "Delete the folder that it lies in, and start the run once more: the features are made again.",
+    "Delete its folder, and start the run again: the features are then computed again.",
 )

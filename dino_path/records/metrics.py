@@ -79,7 +79,7 @@ METRICS = Format(
     StepRecord,
     DataError,
     "A file as `dino-path pretrain` writes it is needed.",
-    "Leave the line out; the same command goes on from the last checkpoint.",
+    "Remove the line; the same command continues from the last checkpoint.",
 )
 
 
@@ -117,7 +117,7 @@ def read_metrics(file: Path) -> Metrics:
         try:
             records.append(METRICS.parse(parse_json(line), file))
         except ValueError:  # no JSON, no UTF-8
-            unreadable.append(f"line {number} is no JSON")
+            unreadable.append(f"line {number} is not JSON")
         except DataError as error:
             unreadable.append(f"line {number} {error.found.removesuffix('.')}")
     return Metrics(tuple(records), tuple(unreadable), is_cut_off=bool(rest))

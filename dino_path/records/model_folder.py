@@ -83,6 +83,7 @@ MODEL = Format(
     "A model folder is needed: config.json with timm's keys architecture and pretrained_cfg (input_size, mean, std).",
     "Write the folder again with `dino-path export`, or correct the file.",
     (_version_2_from_1,),
+    is_shared=True,
 )
 
 

@@ -83,4 +83,4 @@ class RobustnessRecord(EvaluationRecord):
     shifts: ShiftsRecord | None
 
 
-ROBUSTNESS = Format("robustness", RobustnessRecord, DataError, NEEDED, REMEDY)
+ROBUSTNESS = Format("robustness", RobustnessRecord, DataError, NEEDED, REMEDY, is_shared=True)

@@ -107,7 +107,7 @@ class SlidesRecord(Record):
     environment: EnvironmentRecord
 
 
-SLIDES_EVALUATION = Format("slide evaluation", SlidesRecord, DataError, NEEDED, REMEDY)
+SLIDES_EVALUATION = Format("slide evaluation", SlidesRecord, DataError, NEEDED, REMEDY, is_shared=True)
 
 
 def read_slides_record(file: Path) -> SlidesRecord:

@@ -89,6 +89,7 @@ SUITE = Format(
     DataError,
     "A folder that `dino-path evaluate suite` has written is needed.",
     "Check the path, or run the suite again.",
+    is_shared=True,
 )
 
 

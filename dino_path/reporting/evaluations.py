@@ -23,6 +23,7 @@ from dino_path.records.evaluation import (
 from dino_path.records.examples import ExamplesRecord, read_examples
 from dino_path.records.feature_kinds import is_comparison
 from dino_path.records.labelled import BinRecord, DataRecord, ScoreRecord
+from dino_path.sharing import without_folders
 from dino_path.walk import Found, files_below
 
 Plain = dict[str, Any]
@@ -96,8 +97,6 @@ class Evaluation:
     rows: Sequence[EvaluationRow]
     notes: Sequence[str]
     signatures: Sequence[Signature]
-    command: Sequence[str] = ()
-    """That wrote it."""
     examples: Sequence[ExamplesRecord] = ()
     """Tiles that show what was measured: one, or several where evaluations of the same data stand together."""
 
@@ -185,7 +184,7 @@ def find_evaluations(folder: Path, troubles: list[str]) -> Iterator[AnyEvaluatio
 
 def _read(file: Path) -> AnyEvaluation:
     record = read_evaluation(file)
-    name, notes = record.data.title, record.notes
+    name, notes = record.data.title, without_folders(record.notes)
     origin = "/".join(file.resolve().parts[-3:-1])
     match record:
         case FractionsRecord():
@@ -200,7 +199,7 @@ def _read(file: Path) -> AnyEvaluation:
             signatures = tuple(_signature(model, one) for model, one in record.slide_signature.items())
             examples = read_examples(file.parent, record.data.split_digest)
             return Evaluation(
-                name, origin, record.data, table, notes, signatures, command=record.environment.command,
+                name, origin, record.data, table, notes, signatures,
                 examples=() if examples is None else (examples,),
             )  # fmt: skip
         case _ as never:

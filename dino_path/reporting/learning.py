@@ -26,7 +26,7 @@ def no_learning(run: Run, ln_k: float | None) -> str | None:
         return None
     sentence = (
         f"{run.name} has learned nothing: at its end DINO's loss is {ln_k + sum(gaps) / len(gaps):.3f}, which is ln K"
-        f" ({ln_k:.3f}) within 1 %, what a teacher that tells no tile from another gives."
+        f" ({ln_k:.3f}) within 1 %, the loss of a teacher that cannot distinguish tiles."
     )
     return sentence + (f" Advised at its start: {'; '.join(run.log.advice)}." if run.log.advice else "")
 
@@ -54,8 +54,8 @@ def as_untrained(evaluation: AnyEvaluation) -> Iterator[str]:
     for (model, other), are_better in gains.items():
         if not any(are_better):
             yield (
-                f"{evaluation.name}: training gave {model} nothing that this test shows: it is not better than {other},"
-                " the same network with random weights."
+                f"{evaluation.name}: in this test, training did not improve {model}: it is not better than {other},"
+                f" the same network with random weights."
             )
 
 

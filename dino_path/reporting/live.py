@@ -45,7 +45,7 @@ def watch_runs(
             write(REFRESH_S)
             written_s, has_new = now_s(), False
         if not has_warned and now_s() - heard_s > SILENT_AFTER_S:
-            say(f"no new record for {SILENT_AFTER_S / 60:.0f} minutes: look at log.txt and `dino-path status RUN`")
+            say(f"no new record for {SILENT_AFTER_S / 60:.0f} minutes: check log.txt and `dino-path status RUN`")
             has_warned = True
         sleep(LOOK_EVERY_S)
     write(None)

@@ -43,6 +43,7 @@ from dino_path.reporting.same_data import sections_of
 from dino_path.reporting.sources import Run, read_model, read_run, read_store, run_names
 from dino_path.reporting.troubles import troubles_of
 from dino_path.reporting.worth import NOT_EVALUATED, main_rows, summary_of, worth_of
+from dino_path.sharing import without_folders
 
 logger = logging.getLogger(__name__)
 
@@ -64,19 +65,25 @@ class Curve:
 CURVES: dict[str, tuple[Curve, ...]] = {
     "Learning": (
         Curve("knn_accuracy", "k-NN of the teacher", "Accuracy on the validation part of monitor.knn_data."),
-        Curve("loss", "Loss", "What is optimised: the weighted sum of all terms."),
+        Curve("loss", "Loss", "The weighted sum of all terms, which is optimised."),
         Curve("dino_loss", "DINO", "Student against teacher. Flat at ln K: the teacher says nothing.", has_ln_k=True),
-        Curve("teacher_entropy", "Teacher entropy", "At ln K: uniform. At 0: one prototype for all.", has_ln_k=True),
-        Curve("kl", "KL, teacher to student", "What there is left to learn. At 0: nothing is learned."),
-        Curve("rankme", "Effective rank of the features", "RankMe. Near 1: the features have collapsed."),
-        Curve("feature_std", "Spread of the features", "Of normalised features over tiles. At 0: all tiles alike."),
+        Curve(
+            "teacher_entropy", "Teacher entropy", "At ln K: uniform. At 0: one prototype for all tiles.", has_ln_k=True
+        ),
+        Curve("kl", "KL, teacher to student", "What is left to learn. At 0, nothing is learned."),
+        Curve("rankme", "Effective rank of the features", "RankMe. Near 1, the features have collapsed."),
+        Curve(
+            "feature_std",
+            "Spread of the features",
+            "Standard deviation of normalised features over tiles. At 0, all tiles are equal.",
+        ),
         Curve("prototypes_used", "Prototypes in use", "How many the teacher chooses among."),
         Curve("ibot_loss", "iBOT", "Student against teacher, on patches that are hidden from the student."),
         Curve("ibot_entropy", "Teacher entropy on patches", "At 0: one prototype for all patches."),
-        Curve("ibot_kl", "KL on patches", "What there is left to learn of hidden patches."),
+        Curve("ibot_kl", "KL on patches", "What is left to learn about hidden patches."),
         Curve("ibot_prototypes_used", "Prototypes in use for patches", "How many the teacher chooses among."),
         Curve("koleo", "KoLeo, unweighted", "Rises as features collapse."),
-        Curve("kde", "KDE, unweighted", "Of both views. Rises as features collapse; 2 kappa: all are equal."),
+        Curve("kde", "KDE, unweighted", "Sum over both views. Rises as features collapse; at 2 kappa all are equal."),
     ),
     "Schedules": (
         Curve("lr", "Learning rate", ""),
@@ -88,8 +95,8 @@ CURVES: dict[str, tuple[Curve, ...]] = {
     "Steps": (
         Curve("grad_norm", "Gradient norm", "Before clipping."),
         Curve("tiles_per_s", "Tiles per second", "All processes together."),
-        Curve("data_wait", "Waiting for data", "Share of the time. Above 0.1 the loader is the brake."),
-        Curve("peak_memory_gb", "Peak memory, GB", "Of the GPU; without one, of the process."),
+        Curve("data_wait", "Waiting for data", "Share of the time. Above 0.1, the loader slows training down."),
+        Curve("peak_memory_gb", "Peak memory, GB", "Of the GPU, or of the process if there is none."),
     ),
 }
 
@@ -141,6 +148,7 @@ def write_report(
     evaluations: Sequence[Path] = (),
     maps: Sequence[Path] = (),
     refresh_s: int | None = None,
+    shows_machine: bool = False,
 ) -> Path:
     """Write what the run folders hold as one self-contained HTML file, and return it.
 
@@ -152,6 +160,7 @@ def write_report(
             runs' `eval/`.
         maps: pages that `dino-path map` wrote; each becomes a section.
         refresh_s: the page loads itself again after so many seconds; None: it stays as it is.
+        shows_machine: see `read_run`.
 
     Raises:
         CheckpointError: a run or model folder that is none. TileStoreError, DataError: the same of the others.
@@ -159,7 +168,9 @@ def write_report(
     """
     if not runs:
         raise CheckpointError("report", "no run folder was given.", "At least one is needed.", "Name a run folder.")
-    read = [read_run(path, name=name) for path, name in zip(runs, run_names(runs), strict=True)]
+    read = [
+        read_run(path, name=name, shows_machine=shows_machine) for path, name in zip(runs, run_names(runs), strict=True)
+    ]
     found = [evaluation for run in read for evaluation in run.evaluations]
     found += [evaluation for path in evaluations for evaluation in read_evaluations(path)]
     found = sections_of(found)
@@ -351,6 +362,7 @@ def _environment(charts: Charts) -> Environment:
     )
     environment.filters.update(score=format_score, interval=interval, signed=signed, thousands=_thousands, plain=_plain)
     environment.filters["marked"] = _marked
+    environment.filters["shared"] = without_folders
     environment.filters.update(size=_size, duration=_duration)
     environment.globals.update(plot=charts.place, chart_data=charts.data)
     return environment

@@ -30,9 +30,11 @@ from dino_path.records.verdict import VerdictRecord, read_verdict
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
 from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
 from dino_path.run import RunFolder
+from dino_path.sharing import shared_settings, without_folders
 from dino_path.walk import files_like
 
 R = TypeVar("R")
+MACHINE = ("command", "platform")  # of environment.json: what tells of the machine and its folders
 FIGURE_EDGE_PX = 1600
 # Edges of the slides' pictures: the first at which all of them stay within the bytes below, by what tissue takes.
 OVERLAY_EDGES_PX = (1200, 900, 640, 420)
@@ -108,7 +110,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Model:
-    """A model folder: absolute path, what it says, what it expects of its images in words, size of its weights."""
+    """A model folder: its name, what it says, what it expects of its images in words, size of its weights."""
 
     folder: str
     record: ModelRecord
@@ -116,8 +118,12 @@ class Model:
     weights_bytes: int
 
 
-def read_run(path: Path, *, name: str) -> Run:
+def read_run(path: Path, *, name: str, shows_machine: bool = False) -> Run:
     """Read a run folder.
+
+    Args:
+        shows_machine: with its command, its operating system and all settings, which name folders of this machine; the
+            page is meant to be shared without.
 
     Raises:
         CheckpointError: neither a config nor metrics lie there.
@@ -127,22 +133,28 @@ def read_run(path: Path, *, name: str) -> Run:
         raise CheckpointError(
             str(path),
             "holds neither config.yaml nor metrics.jsonl." if path.is_dir() else "no such folder.",
-            "A run folder that `dino-path pretrain` has written is needed.",
+            "A run folder written by `dino-path pretrain` is needed.",
             "Check the path.",
         )
     config_text = _text_of(folder.config_file) or ""
+    config = _parse_yaml(config_text, troubles)
+    environment = _read_environment(folder.environment_file, troubles)
+    if not shows_machine:
+        config = shared_settings(config)
+        config_text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else ""
+        environment = {key: value for key, value in environment.items() if key not in MACHINE}
     return Run(
         name=name,
-        config=_parse_yaml(config_text, troubles),
+        config=config,
         config_text=config_text,
         metrics=_read_metrics(folder.metrics_file, troubles),
-        environment=_read_environment(folder.environment_file, troubles),
+        environment=environment,
         started_from=_read_started_from(folder.start_file, troubles),
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
         best=_tolerant(read_best, folder, folder.best_file, troubles),
         verdict=_tolerant(read_verdict, folder, folder.verdict_file, troubles),
-        troubles=tuple(troubles),
+        troubles=tuple(map(without_folders, troubles)),
         log=_read_log(folder.log_file),
         disk_bytes=disk_bytes(path),
     )
@@ -174,10 +186,10 @@ def read_model(path: Path) -> Model:
         raise CheckpointError(
             str(path),
             f"holds no weights of a model folder ({error}).",
-            "A folder that `dino-path export` has written is needed.",
+            "A folder written by `dino-path export` is needed.",
             "Check the path, or export again.",
         ) from None
-    return Model(str(path.resolve()), record, record.preprocessing.text().replace("um/px", "µm/px"), weights_bytes)
+    return Model(path.resolve().name, record, record.preprocessing.text().replace("um/px", "µm/px"), weights_bytes)
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
@@ -207,7 +219,7 @@ def _read_metrics(file: Path, troubles: list[str]) -> Sequence[StepRecord]:
     except (DataError, NewerFormat) as error:
         troubles.append(f"{file.name} cannot be used: it {error.found}")
         return ()
-    troubles.extend(f"{file.name} cannot be read whole: {line}" for line in found.unreadable)
+    troubles.extend(f"{file.name} cannot be read completely: {line}" for line in found.unreadable)
     return found.records
 
 
@@ -225,7 +237,7 @@ def _read_log(file: Path) -> Log:
         for step, tiles in STEP_SKIPPED.findall(text)
     }
     return Log(
-        advice=tuple(dict.fromkeys(re.findall(r"\badvice: (.+)", text))),
+        advice=tuple(dict.fromkeys(map(without_folders, re.findall(r"\badvice: (.+)", text)))),
         skipped=skipped,
         remedies=dict(REMEDY.findall(text)),
         started=times[0] if times else None,

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -21,7 +20,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from dino_path.atomic import atomic_write, write_json
-from dino_path.processes import become_worker, ending_workers
+from dino_path.processes import WorkerContext, become_worker, ending_workers
 from dino_path.progress import meter
 from dino_path.slides.textures import CLASSES, PAINTERS, smooth_noise
 
@@ -58,7 +57,7 @@ def make_slides(folder: Path, slides: Sequence[SyntheticSlide], *, num_workers: 
     with meter("painting synthetic slides", len(wanted), "slides") as counter:
         if num_workers > 1 and len(wanted) > 1:
             pool = ProcessPoolExecutor(
-                num_workers, mp_context=get_context("spawn"), initializer=become_worker, initargs=(os.getpid(),)
+                num_workers, mp_context=WorkerContext(), initializer=become_worker, initargs=(os.getpid(),)
             )
             with pool, ending_workers():
                 for _ in pool.map(write_slide, [folder] * len(wanted), wanted):

@@ -1,4 +1,4 @@
-"""The images that a run began with: their names and sizes, kept in its folder, so that it goes on after a repair."""
+"""The images with which a run started: names and sizes, kept in its folder so that it can resume after a repair."""
 
 from __future__ import annotations
 
@@ -53,10 +53,12 @@ def images_as_begun(file: Path, found: ImageFiles, folder: Path, unreadable: Col
     unseen = {*gone, *changed}.difference(unreadable)
     if not now.keys() <= listed.keys() or len(unseen) > most_unreadable(len(listed)):
         return found
-    for names, what in ((gone, "are gone: others take their places"), (changed, "have another size than then")):
+    for names, what in ((gone, "are gone: other images replace them"), (changed, "have changed in size")):
         if names:
             named = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
-            logger.warning("of the %d images that this run began with %d %s (%s)", len(listed), len(names), what, named)
+            logger.warning(
+                "of the %d images that this run started with, %d %s (%s)", len(listed), len(names), what, named
+            )
     return ImageFiles([folder / name for name in listed], found.mpp, sizes=list(listed.values()))
 
 

@@ -1,4 +1,4 @@
-"""What a person looks at: thumbnail and overlay picture of a slide, and the tissue contours for QuPath."""
+"""Pictures for people: thumbnail and overlay of a slide, and the tissue contours for QuPath."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_thumbnail(path: Path, slide: Slide, overview: Overview, part: Part) ->
 
 
 def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, config: TilesConfig) -> None:
-    """Write the overlay of a slide from what the store holds of it: thumbnail, contours, table and tar."""
+    """Write the overlay of a slide from its files in the store: thumbnail, contours, table and tar."""
     picture = marked_thumbnail(folder, record, table)
     caption = (
         f"{record.slide_id}   {record.num_tiles:,} of {record.num_candidates:,} tiles kept   {config.size_px} px at "
@@ -65,7 +65,7 @@ def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, co
 
 
 def marked_thumbnail(folder: StoreFolder, record: SlideRecord, table: TileTable) -> RgbImage:
-    """What was scanned, with its tissue contour (green), kept tiles (blue) and tiles refused for quality (orange)."""
+    """The scanned area with its tissue contour (green), kept tiles (blue) and tiles refused for quality (orange)."""
     thumbnail = folder.thumbnail_file(record.slide_id)
     picture = decode_tile(thumbnail.read_bytes(), str(thumbnail))
     height, width = picture.shape[:2]

@@ -150,9 +150,9 @@ def heat_layer(file: Path, record: SlideRecord) -> Layer:
     ) as error:
         raise DataError(
             str(file),
-            f"is no heat map ({type(error).__name__}: {' '.join(str(error).split())[:150]}).",
+            f"is not a heat map ({type(error).__name__}: {' '.join(str(error).split())[:150]}).",
             "A GeoJSON FeatureCollection of polygons is needed, each with a number in its measurements.",
-            "Give a file as `dino-path evaluate slides --heatmap` or `dino-path view --export` writes it.",
+            "Give a file written by `dino-path evaluate slides --heatmap` or `dino-path view --export`.",
         ) from None
     boxes_N4[:, :2] += record.bounds_origin
     edges = np.linspace(values_N.min(), values_N.max(), HEAT_STEPS + 1)

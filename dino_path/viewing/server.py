@@ -51,9 +51,9 @@ class ViewerServer(ThreadingHTTPServer):
         except OSError as error:
             raise ConfigError(
                 f"--port {port}",
-                f"cannot be obtained ({error.strerror or error}).",
+                f"is not available ({error.strerror or error}).",
                 "A free port of this machine is needed.",
-                "Name another, or leave --port out to get any.",
+                "Give another, or leave --port out to get any free port.",
             ) from None
         self.address = f"http://{HOST}:{self.server_port}/{self.token}/"
 

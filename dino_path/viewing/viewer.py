@@ -305,7 +305,7 @@ def _slide_of(file: Path, records: Sequence[SlideRecord]) -> int:
     if not found:
         raise DataError(
             str(file),
-            "its name begins with the id of no slide of the store.",
+            "its name does not begin with a slide id of the store.",
             f"Files named after their slides are needed, such as {records[0].slide_id}.geojson.",
             "Rename the file.",
         )
@@ -326,7 +326,7 @@ def _slide_facts(record: SlideRecord) -> list[tuple[str, str]]:
             ("Size", f"{record.width_level0:,} x {record.height_level0:,} px ({millimetres[0]:.1f} x"
                      f" {millimetres[1]:.1f} mm)"),
             ("Level 0", f"{record.mpp:.4g} um/px ({record.mpp_source})"),
-            ("Tissue", f"{record.tissue_percent or 0:.1f} % of what was scanned"),
+            ("Tissue", f"{record.tissue_percent or 0:.1f} % of the scanned area"),
             ("Tiles", f"{record.num_tiles:,} kept of {record.num_candidates:,} with enough tissue"),
         ]  # fmt: skip
     counts = {REFUSED[reason][0]: getattr(record, f"num_{reason}") for reason in REFUSED}

@@ -8,7 +8,7 @@ import pytest
 from same_numbers import FIXTURES, check_numbers, numbers_of
 from tiny import ALONE
 
-from dino_path.export.checkpoint import export_checkpoint
+from dino_path.exporting.checkpoint import export_checkpoint
 from dino_path.reporting.report import write_report
 from dino_path.run import RunFolder
 from dino_path.settings import load_config

@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture
 def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the export's reload scripts in this process: a fresh one takes seconds to import torch."""
-    from dino_path.export import formats, reload
+    from dino_path.exporting import formats, reload
 
     def answer(script: str, path: Path, *arguments: str) -> object:
         printed = io.StringIO()

@@ -80,9 +80,9 @@ class Division:
         if self.num_folds is not None:
             times = len(self.splits) // self.num_folds
             return [
-                f"{self._kind()}: each of the {unit} is tested {'once' if times == 1 else f'{times} times'}, by models "
-                f"that saw none of its images; whatever is chosen is chosen inside the training folds; what all folds "
-                "answer is pooled"
+                f"{self._kind()}: each of the {unit} is tested {'once' if times == 1 else f'{times} times'}, with"
+                f" models that saw none of its images; all choices are made inside the training folds; the"
+                f" predictions of all folds are pooled"
             ]
         if self.labelled.split_rule.startswith(GIVEN_SPLIT) or self.units().count >= FEW_UNITS:
             return []
@@ -148,9 +148,10 @@ def divide(labelled: LabelledSet, config: EvaluationConfig) -> Division:
     if labelled.split_rule.startswith(GIVEN_SPLIT):
         raise DataError(
             labelled.name,
-            f"the data bring a split, and evaluation.cross_validation={config.cross_validation} asks for another.",
-            "A split that was given is kept: its test part may be of another hospital, or new to the pretraining.",
-            "Leave out evaluation.cross_validation, or take the split (the column, or the folders) out of the data.",
+            f"the data have a split, but evaluation.cross_validation={config.cross_validation} asks for another.",
+            "A given split is kept, because its test part may come from another hospital, or be new to the"
+            " pretraining.",
+            "Leave out evaluation.cross_validation, or remove the split (the column, or the folders) from the data.",
         )
     splits = [
         split for repeat in range(config.cross_validation_repeats)

@@ -48,7 +48,7 @@ class H5Images:
             raise TileStoreError(
                 self.name(index),
                 f"cannot be read ({' '.join(str(error).split())[:200]}).",
-                "A whole HDF5 file is needed.",
+                "A complete HDF5 file is needed.",
                 "Fetch it again.",
             ) from None
 
@@ -87,7 +87,7 @@ def read_h5(file: Path, dataset: str, *, with_values: bool = False) -> tuple[tup
             str(file),
             f"cannot be read ({' '.join(str(error).split())[:200]}).",
             f"An unpacked HDF5 file with the dataset {dataset!r} is needed.",
-            "Fetch it again; unpack it where its name ends in .gz.",
+            "Download it again; unpack it if its name ends in .gz.",
         ) from None
 
 

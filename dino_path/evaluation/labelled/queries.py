@@ -52,8 +52,9 @@ def queries_of(division: Division) -> Queries:
     if not is_asked.any():
         raise DataError(
             labelled.name,
-            f"no test image has its class in another of the {labelled.unit_name}.",
-            f"Retrieval looks for an image's class in other {labelled.unit_name}: a class needs two of them.",
+            f"no test image has another of the {labelled.unit_name} with its class.",
+            f"Retrieval searches other {labelled.unit_name} for an image's class, so a class needs at least two of"
+            f" them.",
             "Check the column of patients or slides, or add images of more of them.",
         )
     missing = np.bincount(labels[tested[~is_asked]], minlength=num_classes)

@@ -48,6 +48,13 @@ class _Labelling:
 
 
 def read_store(path: Path, config: EvaluationConfig) -> Listing:
+    """The tiles of all slides of a finished store that have a label. Raises as `label_store` does."""
+    _regions_folder(path, config)
+    refuse_unfinished(path)
+    return label_store(TileStore.open(path), config)
+
+
+def label_store(store: TileStore, config: EvaluationConfig) -> Listing:
     """The tiles of a store that a region of one class covers by at least `min_region_fraction`.
 
     Regions are outlines or pictures of class numbers in `config.regions`, named after the slide. Of nested regions the
@@ -58,27 +65,17 @@ def read_store(path: Path, config: EvaluationConfig) -> Listing:
         DataError: no regions, malformed ones, or none that covers a tile.
         TileStoreError: the store is missing or damaged.
     """
-    if config.regions is None or not config.regions.is_dir():
-        raise DataError(
-            f"store:{path}",
-            "evaluation.regions is not set."
-            if config.regions is None
-            else f"evaluation.regions={config.regions} is no folder.",
-            "Tiles get their labels from regions: one file per slide, named <slide_id>, with outlines"
-            f" ({', '.join(OUTLINE_ENDINGS)}) or class numbers ({', '.join(PICTURE_ENDINGS)}).",
-            "Give evaluation.regions=FOLDER; for images with labels give a folder of class folders or a table.",
-        )
-    refuse_unfinished(path)
-    store = TileStore.open(path)
+    path = store.path
+    regions = _regions_folder(path, config)
     found = _Labelling()
     for number, slide in enumerate(progress(store.slides, "labelling tiles", total=len(store.slides), unit="slides")):
-        file = find_annotation(config.regions, PLACES, slide.slide_id, Path(slide.path), setting="evaluation.regions")
+        file = find_annotation(regions, PLACES, slide.slide_id, Path(slide.path), setting="evaluation.regions")
         if file is None:
             found.slides_without.append(slide.slide_id)
         else:
             _label_slide(found, store, number, file, config)
     if not found.tiles:
-        raise _nothing_labelled(path, store, config.regions, config, found)
+        raise _nothing_labelled(path, store, regions, config, found)
     groups, kind = _groups(found.slides)
     makers = {name: _makers(found.slides, name) for name in ("centre", "scanner")}
     return Listing(
@@ -92,6 +89,21 @@ def read_store(path: Path, config: EvaluationConfig) -> Listing:
         centres=makers["centre"][0],
         scanners=makers["scanner"][0],
     )
+
+
+def _regions_folder(path: Path, config: EvaluationConfig) -> Path:
+    """The folder of regions; refused where it is not given, or none."""
+    if config.regions is None or not config.regions.is_dir():
+        raise DataError(
+            f"store:{path}",
+            "evaluation.regions is not set."
+            if config.regions is None
+            else f"evaluation.regions={config.regions} is not a folder.",
+            "Tiles get their labels from regions: one file per slide, named <slide_id>, with outlines"
+            f" ({', '.join(OUTLINE_ENDINGS)}) or class numbers ({', '.join(PICTURE_ENDINGS)}).",
+            "Give evaluation.regions=FOLDER; for images with labels give a folder of class folders or a table.",
+        )
+    return config.regions
 
 
 def _label_slide(found: _Labelling, store: TileStore, number: int, file: Path, config: EvaluationConfig) -> None:
@@ -128,11 +140,11 @@ def _notes(found: _Labelling, num_tiles: int) -> list[str]:
     if found.undecided:
         notes.append(
             f"{num_undecided} of {num_tiles} tiles lie in several regions, none inside all others"
-            f" ({_pairs(found.undecided)}), and are left out: name the classes that you want in"
-            " evaluation.region_classes"
+            f" ({_pairs(found.undecided)}), and are left out: list the classes to use in evaluation.region_classes"
         )
     if without := found.slides_without:
-        notes.append(f"{len(without)} slides without regions left out: {', '.join(without[:MOST_NAMED])}")
+        notes.append(f"{len(without)} slides without regions left out")  # without their ids: notes reach model cards
+        logger.info("slides without regions, left out: %s", ", ".join(without))
     return notes
 
 
@@ -194,7 +206,7 @@ def _makers(slides: Sequence[SlideRecord], name: str) -> tuple[tuple[str, ...] |
     if all(values):
         return values, None
     lacking = {slide.slide_id for slide, value in zip(slides, values, strict=True) if not value}
-    return None, f"{len(lacking)} labelled slides name no {name}: it counts as not known" if any(values) else None
+    return None, f"{len(lacking)} labelled slides have no {name}: it is treated as unknown" if any(values) else None
 
 
 def _split(what: str, slides: Sequence[SlideRecord]) -> tuple[str, ...] | None:
@@ -206,7 +218,7 @@ def _split(what: str, slides: Sequence[SlideRecord]) -> tuple[str, ...] | None:
     if unknown:
         raise DataError(
             what,
-            f"{len(unknown)} of {len(given)} labelled slides have no split of ours, first {unknown[0]} "
+            f"{len(unknown)} of {len(given)} labelled slides have no known split, first {unknown[0]} "
             f"({given[unknown[0]]!r}).",
             f"Either every labelled slide has a split ({', '.join(SPLITS)}), or none has.",
             "Correct the column `split` of the slides CSV and tile again.",

@@ -82,7 +82,7 @@ def draw_part(labels_N: Ints, units_N: Ints, fraction: float, *, seed: int, what
             return chosen_G[units_N]
     raise DataError(
         what,
-        f"no division of its {num_units} {unit_name} that leaves every class on both sides ({NUM_DRAWS} draws).",
+        f"no split of its {num_units} {unit_name} has every class on both sides ({NUM_DRAWS} draws).",
         f"Every class needs {unit_name} for both sides.",
         "Add data, leave a class out, or give the split yourself (a `split` column with train, val, test).",
     )
@@ -107,7 +107,7 @@ def draw_folds(labels_N: Ints, units_N: Ints, num_folds: int, *, seed: Sequence[
         raise DataError(
             what,
             f"{num_units} {unit_name} for {num_folds} folds" + f"; of {', '.join(lacking)} one" * bool(lacking) + ".",
-            f"Each fold needs one of the {unit_name} at least, and each class two (identical images count once).",
+            f"Each fold needs at least one of the {unit_name}, and each class two (identical images count once).",
             f"Lower {setting}, add data, or leave the class out.",
         )
     for attempt in range(NUM_DRAWS):

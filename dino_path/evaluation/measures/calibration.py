@@ -20,6 +20,7 @@ from dino_path.evaluation.measures.confusion import Floats, Ints
 
 NUM_BINS = 15
 CALIBRATED_DRAWS = 200
+MAX_SCORES_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,12 @@ def calibration_sums(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, unit_
     confidence_N = scores_NC.max(axis=1)
     cells = unit_N * NUM_BINS + _bins(confidence_N)
     gap_GM = np.bincount(cells, confidence_N - (predicted_N == labels_N), num_units * NUM_BINS)
-    brier_N = ((scores_NC - np.eye(scores_NC.shape[1])[labels_N]) ** 2).sum(axis=1)
+    brier_N = np.concatenate(
+        [
+            ((scores_NC[some] - np.eye(scores_NC.shape[1])[labels_N[some]]) ** 2).sum(axis=1)
+            for some in np.array_split(np.arange(len(labels_N)), 1 + scores_NC.size // MAX_SCORES_AT_ONCE)
+        ]
+    )
     brier_G = np.bincount(unit_N, brier_N, num_units)
     return np.concatenate([gap_GM.reshape(num_units, NUM_BINS), brier_G[:, None]], axis=1)
 

@@ -66,7 +66,7 @@ def _linear(
     try:
         fit, validation = labelled.fit_and_validation(VALIDATION_FRACTION, seed=config.seed)
     except DataError as error:
-        logger.info("%s: no validation images (%s); C is not chosen", labelled.name, error.found)
+        logger.info("%s: no validation images (%s); C is fixed", labelled.name, error.found)
         return _logistic(features_ND, labelled)
     labels = labelled.labels
     is_carved = labelled.part("val").size == 0

@@ -103,7 +103,7 @@ class FeatureCache:
             return
         rows = np.concatenate([np.arange(*self._rows(images, piece)) for piece in missing])
         if len(missing) < len(own):
-            logger.info("%s: going on with %s, %d images are left", extractor.name, images.what, len(rows))
+            logger.info("%s: continuing with %s, %d images are left", extractor.name, images.what, len(rows))
         with meter(f"{images.what} of {extractor.name}", len(rows), "images") as counter:
             batches = iterate_features(
                 extractor, Subset(images.source, rows), batch_size=self.batch_size, input_px=self.input_px,
@@ -171,7 +171,7 @@ def _read(file: Path, shape: tuple[int, int]) -> Features | None:
         if kept.shape == shape and kept.dtype == np.float32 and is_intact(file):
             return kept
         if not has_checksum(file):
-            found = "without a checksum, as earlier versions wrote it"
+            found = "without a checksum, as written by earlier versions"
     except (OSError, ValueError, EOFError):
         pass
     logger.warning("%s: %s, computing the features again", file, found)

@@ -123,8 +123,8 @@ def block_tokens(extractor: Extractor) -> Extractor:
         raise ConfigError(
             f"linear-dino of {extractor.name}",
             "this ViT has no [CLS] token.",
-            "The protocol takes the [CLS] tokens of the last blocks.",
-            "Use linear or linear-uni, which take the pooled features.",
+            "The protocol uses the [CLS] tokens of the last blocks.",
+            "Use linear or linear-uni, which use the pooled features.",
         )
     width = int(module.num_features)  # type: ignore[arg-type]
     is_wide = width >= WIDE

@@ -82,7 +82,7 @@ def classes_at_new_makers(cohort: Cohort) -> Ints:
     """
     classes = np.unique(cohort.labels[_testable(cohort)[0]])
     if len(classes) < 2:
-        raise _too_few(cohort, "fewer than two classes are of two {kind}s, each with two of the {unit}.")
+        raise _too_few(cohort, "fewer than two classes are found in two {kind}s, each with two of the {unit}.")
     return classes
 
 
@@ -109,7 +109,7 @@ def maker_predictability(
     """
     is_tested_N, cell_N = _testable(cohort)
     if not is_tested_N.any():
-        raise _too_few(cohort, "no class is of two {kind}s, each with two of the {unit}.")
+        raise _too_few(cohort, "no class is found in two {kind}s, each with two of the {unit}.")
     cells = np.unique(cell_N[is_tested_N])
     scores_NC = np.zeros((len(cell_N), len(cells)))
     for label in np.unique(cohort.labels[is_tested_N]):
@@ -176,6 +176,8 @@ def _too_few(cohort: Cohort, found: str) -> DataError:
     return DataError(
         f"{cohort.kind}s",
         found.format(**words),
-        "A class can be tested at a new {kind} only when others have it too, from several {unit}.".format(**words),
+        "A class can be tested at a new {kind} only if other {kind}s also have it, from several {unit}.".format(
+            **words
+        ),
         "Add data, or read the figures that need no training.",
     )

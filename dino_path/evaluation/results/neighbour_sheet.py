@@ -104,10 +104,10 @@ def _of_different_units(place_M: Ints, units_Q: Ints) -> Ints:
 
 def _explanation(searched: str, num_shown: int, seed: int) -> Iterator[str]:
     yield (
-        f"{num_shown} of the images that search, drawn at random (seed {seed}), each with its {NUM_NEIGHBOURS} most "
+        f"{num_shown} of the query images, drawn at random (seed {seed}), each with its {NUM_NEIGHBOURS} most "
         f"similar {searched}, the most similar first."
     )
-    yield "Blue frame and tick: of the same class. Orange frame and cross: of another."
+    yield "Blue frame and tick: same class. Orange frame and cross: another class."
 
 
 def neighbour_card(

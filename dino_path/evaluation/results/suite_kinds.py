@@ -226,7 +226,7 @@ def _look_at_robustness(work: Work) -> None:
             work.data.name,
             f"the data name {'' if has_makers else 'no two '}centres or scanners, and the primary metric is"
             f" {work.primary.metric}.",
-            "accuracy_known and accuracy_new need centres or scanners; accuracy_shifted is there where none are named.",
+            "accuracy_known and accuracy_new need centres or scanners; accuracy_shifted is for data without them.",
             f"Set primary.metric to {'accuracy_new' if has_makers else 'accuracy_shifted'}.",
         )
     if has_makers:

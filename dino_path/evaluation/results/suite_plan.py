@@ -95,7 +95,7 @@ def _of_each_set(suite: SuiteConfig, do: Callable[[str], None], *, root: Path, s
     for name, config in suite.sets.items():
         place = resolved(config.data, root)[1]
         if not place.exists():
-            missing[name] = f"{shown(config.data)} is not there"
+            missing[name] = f"{shown(config.data)} does not exist"
     if missing and not skip_missing:
         faults |= {
             name: f"{why} (looked for {resolved(suite.sets[name].data, root)[1]})" for name, why in missing.items()
@@ -112,14 +112,14 @@ def _of_each_set(suite: SuiteConfig, do: Callable[[str], None], *, root: Path, s
         raise DataError(
             suite.title,
             f"{len(faults)} of {len(suite.sets)} sets cannot be evaluated:\n{lines}",
-            "Every set of the suite must be there and whole.",
+            "Every set of the suite must exist and be complete.",
             "Check --root and the paths in the suite file"
-            + ("; --skip-missing leaves out sets that are not there." if not skip_missing and missing else "."),
+            + ("; --skip-missing leaves out sets that do not exist." if not skip_missing and missing else "."),
         )
     if len(missing) == len(suite.sets):
         raise DataError(
             suite.title,
-            f"none of its {len(suite.sets)} sets is there: {', '.join(missing)}.",
+            f"none of its {len(suite.sets)} sets exists: {', '.join(missing)}.",
             "At least one set is needed.",
             "Check --root and the paths in the suite file.",
         )

@@ -37,6 +37,7 @@ from dino_path.evaluation.results.writing import (
     markdown_table,
     write_results,
 )
+from dino_path.sharing import shared_name
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +265,7 @@ def _record(table: Table, labelled: LabelledSet) -> Mapping[str, Any]:
         "rows": [
             {
                 "model": row.model,
-                "spec": row.spec,
+                "spec": shared_name(row.spec, num_parts=2),
                 "protocol": row.protocol,
                 "metrics": row.metrics.record(labelled.classes),
                 "settings": row.settings,

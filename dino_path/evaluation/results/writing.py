@@ -14,8 +14,9 @@ from dino_path.evaluation.labelled.division import Division
 from dino_path.evaluation.measures.metrics import Sample
 from dino_path.evaluation.results.earlier import FORMATS, Stem
 from dino_path.features.extractor import Extractor
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_name
 from dino_path.table_file import plain_cells
 
 SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there is none
@@ -64,7 +65,7 @@ def write_results(
     """
     described = {
         name: {
-            "spec": spec,
+            "spec": shared_name(spec, num_parts=2),
             "digest": extractor.digest,
             "num_features": extractor.num_features,
             "features": extractor.kind,
@@ -75,7 +76,7 @@ def write_results(
     }
     common = {"data": division.record(), "config": as_plain(config), "models": described}
     division.write(out)
-    whole = {**common, **record, "environment": present_environment()}
+    whole = {**common, **record, "environment": shared_environment()}
     FORMATS[stem].write(out / f"{stem}.json", FORMATS[stem].schema.model_validate(whole))
     with atomic_write(out / f"{stem}.csv") as stream:
         csv.writer(stream, lineterminator="\n").writerows(map(plain_cells, csv_rows))

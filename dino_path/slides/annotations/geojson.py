@@ -119,7 +119,7 @@ def _polygons(geometry: Feature | None) -> Iterator[Polygon]:
             for part in geometry["geometries"]:
                 yield from _polygons(part)
         case other if other not in FLAT_KINDS:
-            raise ValueError(f"{other!r} is no geometry")
+            raise ValueError(f"{other!r} is not a geometry")
 
 
 def _polygon(coordinates: list[Any]) -> Iterator[Polygon]:

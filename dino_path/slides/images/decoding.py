@@ -1,4 +1,4 @@
-"""Decoding an image file of any kind that we take: the right pixels, or a refusal. Nothing is filled in.
+"""Decodes image files of all supported kinds: correct pixels, or a refusal. Nothing is filled in.
 
 OpenCV shows TIFFs of some compressions as black and cut JPEGs as grey; Pillow clips 16 bits. So each kind has the
 decoder that was checked, in tests/unit/slides/test_image_kinds.py, against known pixels.
@@ -53,7 +53,7 @@ def _decode_photo(encoded: bytes) -> RgbImage:
     try:
         width, height, channels = frame_size(encoded)
         if channels not in (1, 3):
-            raise BadImage(f"a JPEG of {channels} inks (CMYK), whose colours hang on the printer")
+            raise BadImage(f"a JPEG of {channels} inks (CMYK), whose colours depend on the printer")
         _refuse_large(width, height)
         try:
             pixels = decode_jpeg(encoded, shrink=1)
@@ -73,16 +73,16 @@ def _decode_picture(encoded: bytes) -> RgbImage:
     except Image.DecompressionBombError as error:
         raise BadImage(str(error)) from None
     except (OSError, SyntaxError, ValueError, struct.error):
-        raise BadImage(f"{len(encoded)} bytes that are no JPEG, PNG, TIFF, BMP or WebP") from None
+        raise BadImage(f"{len(encoded)} bytes that are not a JPEG, PNG, TIFF, BMP or WebP") from None
     _refuse_large(width, height)
     if has_more:
-        raise BadImage("an animation, and one image is needed")
+        raise BadImage("an animation; a single image is needed")
     try:
         pixels = np.asarray(DECODERS[str(kind)](encoded))
     except (ValueError, TypeError, RuntimeError) as error:  # imagecodecs' own are children of RuntimeError
         raise BadImage(f"a damaged {kind}: {error}") from None
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise BadImage(f"its pixels are {pixels.dtype}, and only 8 and 16 bits without sign are colours")
+        raise BadImage(f"its pixels are {pixels.dtype}, but colours need 8 or 16 bits without sign")
     pixels = pixels.reshape(height, width, -1)
     number = pixels.shape[2] - 1 + pixels.shape[2] % 2  # 1, 3 of 1, 2, 3, 4: what is left is alpha
     alpha = pixels[..., number] if number < pixels.shape[2] else None
@@ -112,7 +112,7 @@ def _as_rgb(
 
 
 def _orientation(exif: bytes) -> int:
-    """1 to 8, from the first directory of an EXIF block; 1 without one, and where it is torn: then nobody knows."""
+    """Orientation 1 to 8, from the first directory of an EXIF block; 1 if there is none or it is damaged."""
     body = exif.removeprefix(EXIF)
     order = {b"II": "<", b"MM": ">"}.get(body[:2])
     if order is None:

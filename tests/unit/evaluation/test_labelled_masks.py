@@ -87,7 +87,7 @@ def test_too_few_images_to_choose_settings_on_are_refused(tmp_path: Path) -> Non
 
 
 def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
-    assert "one class only" in refusal_of(write_table(tmp_path, numbers=(1,))).found
+    assert "only one class" in refusal_of(write_table(tmp_path, numbers=(1,))).found
 
 
 def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path: Path) -> Non
     cv2.imwrite(str(tmp_path / "mask_3.png"), np.zeros((10, 13), np.uint8))
     error = refusal_of(table)
     assert "mask_3.png" in error.thing
-    assert "13 x 10 px, and its image 12 x 10" in error.found
+    assert "13 x 10 px, but its image 12 x 10" in error.found
 
 
 def test_a_palette_gives_its_numbers_and_not_its_colours(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_colours_numbers_of_nuclei_and_damage_are_refused(tmp_path: Path) -> Non
     Image.fromarray(np.array([[[1, 2, 3]]], np.uint8)).save(tmp_path / "colour.png")
     Image.fromarray(np.array([[0, 312]], np.uint16)).save(tmp_path / "nuclei.png")
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    for name, found in (("colour", "in colour"), ("nuclei", "from 0 to 312"), ("torn", "cannot be read")):
+    for name, found in (("colour", "colour picture"), ("nuclei", "from 0 to 312"), ("torn", "cannot be read")):
         with pytest.raises(DataError) as refusal:
             read_picture(tmp_path / f"{name}.png")
         assert found in refusal.value.found

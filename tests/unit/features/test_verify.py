@@ -9,7 +9,7 @@ from feature_samples import ARCHITECTURE, ARGUMENTS, write_model_folder, write_s
 
 from dino_path.checksum import seal
 from dino_path.errors import CheckpointError, ConfigError, DataError, TileStoreError
-from dino_path.export.model_folder import ExportSource, export_model
+from dino_path.exporting.model_folder import ExportSource, export_model
 from dino_path.features.files import Origin, read_feature_file, write_slide_features
 from dino_path.model.backbone import build_backbone
 from dino_path.model.folder import read_model_folder
@@ -97,7 +97,7 @@ def test_changed_features_are_found_and_not_read(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "a.pt")
-    with pytest.raises(ConfigError, match="nothing that dino-path writes"):
+    with pytest.raises(ConfigError, match="no files of dino-path"):
         list(verify(tmp_path))
 
 

@@ -9,7 +9,7 @@ from timm.layers import DropPath
 from timm.models import save_for_hf
 
 from dino_path.errors import ConfigError
-from dino_path.export.model_folder import ExportSource, export_model
+from dino_path.exporting.model_folder import ExportSource, export_model
 from dino_path.features.extractor import load_extractor
 from dino_path.model.backbone import Argument, build_backbone, check_input_sizes
 from dino_path.preprocessing import Preprocessing

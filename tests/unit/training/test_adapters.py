@@ -10,7 +10,7 @@ from tiny import ALONE, differences, tiny_batches, tiny_config, tiny_learner, ti
 
 from dino_path.config import Config
 from dino_path.errors import CheckpointError, ConfigError
-from dino_path.export.checkpoint import export_source
+from dino_path.exporting.checkpoint import export_source
 from dino_path.model.backbone import build_backbone
 from dino_path.model.checkpoint import read_checkpoint
 from dino_path.model.lora import DOWN, UP, LoraLinear, merged

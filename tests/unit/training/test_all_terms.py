@@ -10,7 +10,7 @@ import torch
 from runs import metrics_of, state_in
 from tiny import ALL_TERMS, ALONE, outputs_of, tiny_batches, tiny_config, tiny_learner, tiny_schedules
 
-from dino_path.export.checkpoint import export_checkpoint
+from dino_path.exporting.checkpoint import export_checkpoint
 from dino_path.features.extractor import load_extractor
 from dino_path.model.checkpoint import read_checkpoint
 from dino_path.records.metrics import read_metrics
