@@ -30,7 +30,8 @@ NEEDED = (
     "faiss", "sklearn.linear_model", "timm", "imagecodecs", "pyarrow.parquet", "pydicom", "openslide", "plotly.io",
     "matplotlib.figure", "dino_path.cli", "dino_path.evaluation.results.table", "dino_path.evaluation.cohorts.slides",
     "dino_path.evaluation.labelled.regions", "dino_path.evaluation.labelled.published_masks",
-    "dino_path.export.checkpoint", "dino_path.features.embed", "dino_path.reporting.report", "dino_path.training.loop", "dino_path.tiles.tiling",
+    "dino_path.export.checkpoint", "dino_path.features.embed", "dino_path.reporting.report",
+    "dino_path.training.loop", "dino_path.tiles.tiling",
     "dino_path.viewing.viewer", "dino_path.slides.readers.wsidicom_reader", "dino_path.features.attention",
 )  # fmt: skip
 
