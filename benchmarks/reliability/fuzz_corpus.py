@@ -30,7 +30,7 @@ NEEDED = (
     "faiss", "sklearn.linear_model", "timm", "imagecodecs", "pyarrow.parquet", "pydicom", "openslide", "plotly.io",
     "matplotlib.figure", "dino_path.cli", "dino_path.evaluation.results.table", "dino_path.evaluation.cohorts.slides",
     "dino_path.evaluation.labelled.regions", "dino_path.evaluation.labelled.published_masks",
-    "dino_path.export.checkpoint", "dino_path.features.embed", "dino_path.reporting.report",
+    "dino_path.exporting.checkpoint", "dino_path.features.embed", "dino_path.reporting.report",
     "dino_path.training.loop", "dino_path.tiles.tiling",
     "dino_path.viewing.viewer", "dino_path.slides.readers.wsidicom_reader", "dino_path.features.attention",
 )  # fmt: skip
@@ -67,7 +67,7 @@ def _without_fresh_processes() -> None:
     import functools
     import io
 
-    from dino_path.export import formats, reload
+    from dino_path.exporting import formats, reload
 
     from dino_path.features import from_slides
     from dino_path.tiles import tiling, workers
