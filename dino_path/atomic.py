@@ -54,7 +54,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 def _name_in(error: OSError, path: Path, temporary: Path) -> None:
     """Put the target's name into the error: a full disk names none, and the temporary name would mean nothing."""
-    if error.errno is not None and (error.filename is None or error.filename == str(temporary)):
+    name = error.filename
+    if error.errno is not None and (name is None or (isinstance(name, str) and Path(name).is_relative_to(temporary))):
         error.filename, error.filename2 = str(path), None
 
 
@@ -89,6 +90,9 @@ def whole_folder(path: Path, *, replaced: Collection[str]) -> Iterator[Path]:
             _exchange(building, path, aside)
         else:
             building.replace(path)
+    except OSError as error:
+        _name_in(error, path, building)
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)  # by now the older folder, or a half-filled one
         os.close(descriptor)
