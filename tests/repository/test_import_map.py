@@ -12,7 +12,7 @@ FLOOR = {
     "atomic", "checksum", "lock", "launch", "distributed", "rendezvous", "processes", "progress", "records", "journal",
 }  # fmt: skip
 # They tie rooms together, or look at the whole installation.
-ABOVE_THE_ROOMS = {"api", "cli", "__main__", "demo", "doctor", "verify", "config_docs"}
+ABOVE_THE_ROOMS = {"api", "cli", "__main__", "demo", "doctor", "verify", "config_docs", "api_docs"}
 ROOMS: dict[str, set[str]] = {
     "slides": set(),
     "tiles": {"slides"},
@@ -158,6 +158,10 @@ def test_a_rooms_door_plate_is_one_docstring(room: str) -> None:
     body = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")).body
     assert len(body) == 1
     assert isinstance(body[0], ast.Expr)
+
+
+def test_the_python_interface_stands_below_the_command_line() -> None:
+    assert [pair for pair in PAIRS if pair[0] == "api" and pair[1] in ABOVE_THE_ROOMS] == []
 
 
 def test_only_the_command_line_ends_the_process() -> None:
