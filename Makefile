@@ -8,10 +8,16 @@ test:
 lint:
 	uv run ruff format --check .
 	uv run ruff check .
+	uv run codespell
 	uv run mypy
+	uv run mypy --config-file tests/mypy.ini
 
 demo:
 	uv run dino-path demo
+
+# The pages as a site, at an address that it prints.
+docs:
+	uv run mkdocs serve
 
 bench:
 	uv run python benchmarks/tiling/bench.py

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dino_path.api.tiling import Tiling, tile
     from dino_path.exporting.model_folder import ExportResult
 
-__version__ = "0.1.0"
+__version__ = "0.4.0.dev0"
 
 # Where each public name is defined; it is imported when it is first asked for (PEP 562).
 _HOMES = {

@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
+
+logger = logging.getLogger(__name__)
 
 TEMPORARY = re.compile(r"^\..+\.\d+(-(?P<host>[0-9a-f]{4})[0-9a-f]*)?\.tmp$")
 LONGEST_NAME_BYTES = 220  # of a file, within the name of its temporary file: file systems take 255
@@ -42,23 +45,32 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             stream.flush()
             os.fsync(stream.fileno())
             temporary.replace(path)  # still locked
+    except OSError as error:
+        _name_in(error, path, temporary)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _name_in(error: OSError, path: Path, temporary: Path) -> None:
+    """Put the target's name into the error: a full disk names none, and the temporary name would mean nothing."""
+    if error.errno is not None and (error.filename is None or error.filename == str(temporary)):
+        error.filename, error.filename2 = str(path), None
 
 
 @contextmanager
 def whole_folder(path: Path, *, replaced: Collection[str]) -> Iterator[Path]:
     """A folder to fill, which appears under `path` only when it is complete.
 
-    An older folder there is exchanged for it in one step, so that nobody meets parts of both; on any exception it
-    stays as it was. Where the system cannot exchange folders, a kill between two renames leaves the older one as
+    An older folder is replaced in one step, so that no reader sees parts of both. On any exception the older folder
+    stays unchanged. Where the system cannot exchange folders, a kill between two renames leaves the older one as
     `<name>.replaced`; the next call puts it back first.
 
     Args:
         replaced: names in the older folder that go with it. Everything else in it is taken over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.replaced")
+    aside = path.with_name(f"{_cut(path.name)}.replaced")
     if aside.exists() and not path.exists():
         aside.rename(path)
     building = _temporary_path(path)
@@ -119,12 +131,15 @@ def _temporary_path(path: Path) -> Path:
     if path.parent not in _swept:
         _swept.add(path.parent)
         remove_abandoned(path.parent)
-    name = os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME_BYTES])
-    return path.with_name(f".{name}.{os.getpid()}-{_host()}{secrets.token_hex(3)}.tmp")
+    return path.with_name(f".{_cut(path.name)}.{os.getpid()}-{_host()}{secrets.token_hex(3)}.tmp")
+
+
+def _cut(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:LONGEST_NAME_BYTES])
 
 
 def is_abandoned(temporary: Path) -> bool:
-    """Whether nobody is writing this temporary file or folder any more; False where locks do not tell.
+    """Whether this temporary file or folder is no longer being written; False if locks cannot tell.
 
     Some disks keep locks on each machine by itself: what another machine wrote within the hour counts as being written.
     """
@@ -178,13 +193,30 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     process in.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # who waits has it open, and who comes later makes a new one
+    while True:
+        with path.open("ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("%s: waiting for another process", path.parent)
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            except OSError:
+                pass
+            if not _is_at(stream, path):
+                continue  # its last holder has removed it, and who came later has another one
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(stream: IO[Any], path: Path) -> bool:
+    """Whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, record: Any) -> None:

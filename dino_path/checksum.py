@@ -1,4 +1,4 @@
-"""Checksums at the end of our own arrays: NumPy reads what comes before, and leaves the rest alone."""
+"""Checksums at the end of dino_path's array files: NumPy reads the array before them and ignores the rest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def seal(stream: IO[bytes]) -> None:
 
 
 def has_checksum(file: Path) -> bool:
-    """Whether `seal` was called for this file; what was cut off at its end is none of them.
+    """Whether `seal` was called for this file; False for a truncated file.
 
     Raises:
         OSError: it cannot be read.
@@ -33,7 +33,7 @@ def has_checksum(file: Path) -> bool:
 
 
 def is_intact(file: Path) -> bool:
-    """Whether a file is as `seal` left it; False where it has no checksum.
+    """Whether a file is unchanged since `seal`; False if it has no checksum.
 
     Raises:
         OSError: it cannot be read.

@@ -1,4 +1,4 @@
-"""docs/config.md, made from the config itself. After a change there:
+"""docs/config.md, generated from the config itself. After a change there:
 
 python -m dino_path.config_docs docs/config.md
 """
@@ -22,9 +22,9 @@ from dino_path.config import RECIPES, Config, Duration, Section
 INTRODUCTION = """\
 # Settings
 
-Made from `dino_path/config/` by `python -m dino_path.config_docs docs/config.md`; do not edit.
+Generated from `dino_path/config/` by `python -m dino_path.config_docs docs/config.md`; do not edit.
 
-Every setting stands in a YAML file (`--config`) or on the command line as `section.key=value`, which wins:
+Settings are given in a YAML file (`--config`) or on the command line as `section.key=value`, which takes precedence:
 
     dino-path pretrain --config configs/vits16_8gpu.yaml store=STORE out=RUN optim.base_lr=1e-3
 
@@ -33,8 +33,8 @@ its folder as `config.yaml`. YAML is plain data here: no anchors, no environment
 
 - A **duration** has a unit: `500 steps`, `10 epochs` (passes over the store), `2e6 tiles` (seen), `10 %` (of the run).
 - `null` means off, or not given.
-- Names of earlier versions, such as `model.num_prototypes`, are taken too; the log says where each stands now.
-- A key without a default must be given by whoever uses its section.
+- Names of earlier versions, such as `model.num_prototypes`, still work; the log gives the new names.
+- A key without a default must be given if its section is used.
 """
 NAMES: dict[Any, str] = {
     bool: "true/false",
@@ -64,7 +64,7 @@ def render() -> str:
 
 
 def section_parts(key: str, section: type[Section]) -> Iterator[str]:
-    """A heading with what the section is for and the table of its own settings; then the sections in it."""
+    """A heading with the purpose of the section and the table of its settings, then its subsections."""
     inner = {name: section_of(field) for name, field in section.model_fields.items()}
     own = {name: field for name, field in section.model_fields.items() if inner[name] is None or is_map(field)}
     lines = "\n\n" + "\n".join(table_lines(f"{key}.", own)) if own else ""

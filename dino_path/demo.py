@@ -39,8 +39,8 @@ EDGE_PX = 2560  # of a slide, at 0.5 um per pixel
 INPUT_PX = 64  # of export, evaluation and embedding; chosen by validation slides: benchmarks/demo/README.md
 # Two free cores: benchmarks/demo/README.md. Beside other work the same two cores took several times as long.
 HOW_LONG = (
-    "5 to 8 minutes on two cores that nothing else uses, several times that on shared ones; stop it when you like:"
-    " the same command goes on"
+    "5 to 8 minutes on two free cores, several times that on a busy machine; you can stop it at any time: the same"
+    " command continues"
 )
 # The minute's version walks the same road on fewer slides and a few steps; its numbers mean nothing.
 FAST_OVERRIDES = (
@@ -51,7 +51,7 @@ FAST_OVERRIDES = (
 
 @dataclass(frozen=True)
 class DemoFolder:
-    """What the demo makes, and where."""
+    """The files of the demo."""
 
     path: Path
 
@@ -85,14 +85,14 @@ class DemoFolder:
 
 
 def run_demo(out: Path, *, is_fast: bool) -> None:
-    """Walk the road in `out`; called again, it does what is missing. Prints the table and where the report is."""
+    """Run the whole workflow in `out`; called again, it continues. Prints the table and the path of the report."""
     folder = DemoFolder(out)
     config = demo_config(folder, is_fast=is_fast)
     num_workers = min(usable_cores(), 8)
     start_s = time.monotonic()
     logger.info("the demo takes %s", "a minute or two" if is_fast else HOW_LONG)
 
-    with stage("1/7", "slides", "synthetic H&E; every slide has its own stain, a pen mark and a blurred area"):
+    with stage("1/7", "slides", "synthetic H&E; every slide has a different stain, a pen mark and a blurred area"):
         table = make_slides(folder.slides, demo_slides(is_fast=is_fast), num_workers=num_workers)
     with stage("2/7", "tile", f"{folder.slides} -> {folder.store}"):
         assert config.tiles is not None
@@ -100,7 +100,7 @@ def run_demo(out: Path, *, is_fast: bool) -> None:
         logger.info("%d tiles from %d slides", summary.num_tiles, len(summary.records))
     with open_world("cpu") as world, stage("3/7", "pretrain", f"DINO on the training tiles -> {folder.run}"):
         pretrain(config, world)
-    with stage("4/7", "export", f"teacher -> {folder.model}, loaded back by timm"):
+    with stage("4/7", "export", f"teacher -> {folder.model}, reloaded by timm"):
         result = export_checkpoint(folder.run, folder.model, input_px=INPUT_PX)
         logger.info("largest relative difference of a feature: %.1e", result.reload.relative_difference)
     with stage("5/7", "baseline", "supervised ResNet-50 from scratch on the same training slides, with labels"):
@@ -115,7 +115,7 @@ def run_demo(out: Path, *, is_fast: bool) -> None:
                 device=world.device,
                 num_workers=num_workers,
             )
-    with stage("6/7", "evaluate", "k-NN and linear probe on slides that no training saw"), open_world("cpu") as world:
+    with stage("6/7", "evaluate", "k-NN and linear probe on slides not used for training"), open_world("cpu") as world:
         results = evaluate_table(
             ["mean-colour", "colour-statistics", f"untrained:{folder.model}", str(folder.model)],
             labelled,
@@ -154,7 +154,7 @@ def demo_slides(*, is_fast: bool) -> list[SyntheticSlide]:
 
 @contextmanager
 def stage(number: str, name: str, what: str) -> Iterator[None]:
-    """Say what begins, and how long it took."""
+    """Print what starts, and how long it took."""
     logger.info("[%s] %s: %s", number, name, what)
     start_s = time.monotonic()
     yield
@@ -173,5 +173,5 @@ def show_table(results: Table, *, minutes: float, folder: DemoFolder, is_fast: b
         table.add_row(model, *(scores.get(protocol, "") for protocol in protocols))
     screen.print(table)
     if is_fast:
-        screen.print("This was --fast: nothing was trained long enough for these numbers to mean anything.")
+        screen.print("This was --fast: training was too short for these numbers to mean anything.")
     screen.print(f"{minutes:.1f} min. Report: {folder.report}   model: {folder.model}   features: {folder.features}")

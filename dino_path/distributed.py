@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from dino_path.errors import LaunchError
 from dino_path.launch import bad_launch, first_host, whole_number, world_shape
+from dino_path.rank_watch import Progress
 from dino_path.rendezvous import MeetingPoint, process_group
 
 T = TypeVar("T")
@@ -38,6 +39,8 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    progress: Progress = field(default_factory=Progress, compare=False)
+    """Of exchanges: by it the others know whom they wait for."""
 
     @property
     def is_first(self) -> bool:
@@ -45,27 +48,32 @@ class World:
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum `tensor` over all ranks, in place; the tensor itself in a world of one."""
+        self.progress.arrive()
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def max_(self, tensor: torch.Tensor) -> torch.Tensor:
         """The largest of all ranks, number by number, in place; the tensor itself in a world of one."""
+        self.progress.arrive()
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
     def start_sum(self, tensor: torch.Tensor) -> PendingSum:
         """As `sum_`, but it returns at once; `tensor` holds the sum after `wait` of what comes back."""
+        self.progress.arrive()
         return PendingSum(dist.all_reduce(tensor, async_op=True) if self.size > 1 else None)
 
     def barrier(self) -> None:
+        self.progress.arrive()
         if self.size > 1:
             dist.barrier()
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in the order of ranks, on every rank; plain values that can be pickled."""
         values: list[T] = [value] * self.size
+        self.progress.arrive()
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
@@ -77,7 +85,7 @@ def usable_cores() -> int:
 
 
 def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
-    """Where the processes meet: MASTER_ADDR and MASTER_PORT, else what follows from SLURM's variables.
+    """The processes' meeting point: MASTER_ADDR and MASTER_PORT, else an address derived from SLURM's variables.
 
     Raises:
         LaunchError: neither is there, or they are no address and port.
@@ -87,7 +95,7 @@ def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
     if len(given) == 1 or (not given and "SLURM_STEP_NODELIST" not in environment):
         raise bad_launch(
             f"a world of {size} processes, and no {' and no '.join(name for name in names if name not in given)}.",
-            "MASTER_ADDR and MASTER_PORT tell the processes where to meet.",
+            "The processes need MASTER_ADDR and MASTER_PORT to find each other.",
             "Start with `torchrun` or `srun`, or export both.",
         )
     if given:
@@ -105,10 +113,10 @@ def meeting_point(environment: Mapping[str, str], size: int) -> MeetingPoint:
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """The device called `name` (`auto`, `cpu`, `cuda`); `auto` takes CUDA where there is one.
+    """The device `name` (`auto`, `cpu`, `cuda`); `auto` is CUDA if there is a GPU.
 
     Raises:
-        LaunchError: `cuda` was asked for and is not there. We do not fall back to the CPU in silence.
+        LaunchError: `cuda` is requested but not available. There is no silent fallback to the CPU.
     """
     has_cuda = torch.cuda.is_available()
     if name == "auto":
@@ -131,7 +139,7 @@ def open_world(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator[Wo
     """Join the process group that the environment describes (a world of one needs none), and leave it at the end.
 
     Args:
-        timeout_s: for the others to come, and for every exchange with them.
+        timeout_s: for the others to come (an hour at most), and for every exchange with them.
 
     Raises:
         LaunchError: the environment contradicts itself, the device is not there, processes are missing; or, from
@@ -146,5 +154,6 @@ def open_world(device: str = "auto", *, timeout_s: float = 600.0) -> Iterator[Wo
         yield world
         return
     backend = "nccl" if torch_device.type == "cuda" else "gloo"
-    with process_group(meeting_point(os.environ, size), backend, rank, size, timeout_s=timeout_s):
+    point = meeting_point(os.environ, size)
+    with process_group(point, backend, rank, size, world.progress, timeout_s=timeout_s):
         yield world

@@ -1,6 +1,7 @@
-"""What this machine has and lacks for dino_path, and how to fix it. Every check tries the thing, not its version only.
+"""What this machine has and lacks for dino_path, and how to fix it. Every check runs the real thing, not only its
+version.
 
-Checks import what they look at inside, because what they look at may be broken.
+Checks import libraries inside the functions, because the libraries may be broken.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def check_packages() -> list[Finding]:
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
             faults.append(Finding(requirement.name, f"{installed} is not supported", is_fault=True, remedy=remedy))
-    return faults or [Finding("packages", f"all {len(requirements)} are there, in the versions that dino-path needs")]
+    return faults or [Finding("packages", f"all {len(requirements)} are installed, in supported versions")]
 
 
 def check_torch() -> list[Finding]:
@@ -137,14 +138,14 @@ def check_gpus() -> list[Finding]:
         return [_examine_gpu(index) for index in range(num_gpus)]
     hardware = _answer(["nvidia-smi", "-L"])
     if not hardware:
-        return [Finding("GPU", "none: training runs on the CPU, which is for the demo and for trying things out",
-                        remedy="on a cluster, look from a GPU node: srun --gpus=1 dino-path doctor")]  # fmt: skip
+        return [Finding("GPU", "none: training runs on the CPU, which is enough for the demo and small tests",
+                        remedy="on a cluster, run this on a GPU node: srun --gpus=1 dino-path doctor")]  # fmt: skip
     if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
         shown = os.environ["CUDA_VISIBLE_DEVICES"]
         return [Finding("GPU", f"hidden by CUDA_VISIBLE_DEVICES={shown!r}", remedy="unset CUDA_VISIBLE_DEVICES")]
     reason = _one_line(caught[0].message) if caught else f"this torch is built for CUDA {torch.version.cuda}"
     remedy = "install a torch for the CUDA version that `nvidia-smi` shows, or a newer driver"
-    return [Finding("GPU", f"there ({hardware.splitlines()[0]}), but torch cannot use it: {reason}", True, remedy)]
+    return [Finding("GPU", f"present ({hardware.splitlines()[0]}), but torch cannot use it: {reason}", True, remedy)]
 
 
 def _examine_gpu(index: int) -> Finding:
@@ -158,10 +159,12 @@ def _examine_gpu(index: int) -> Finding:
         product = torch.ones(16, 16, device=f"cuda:{index}") @ torch.ones(16, 16, device=f"cuda:{index}")
         is_right = product.sum().item() == 16**3
     except RuntimeError as error:
-        remedy = "see `nvidia-smi`: another process may hold the GPU, or this torch does not know it"
-        return Finding(name, f"{found}; a first product fails: {_one_line(error)}", is_fault=True, remedy=remedy)
+        remedy = "see `nvidia-smi`: another process may hold the GPU, or this torch does not support it"
+        return Finding(name, f"{found}; a test matrix product fails: {_one_line(error)}", is_fault=True, remedy=remedy)
     if not is_right:
-        return Finding(name, f"{found}; it multiplies wrongly", is_fault=True, remedy="have the hardware looked at")
+        return Finding(
+            name, f"{found}; a test matrix product is wrong", is_fault=True, remedy="have the hardware checked"
+        )
     if not has_bf16:
         return Finding(name, found, remedy="train with training.precision=fp32: bf16 is emulated here, and slow")
     return Finding(name, found)
@@ -215,11 +218,11 @@ def check_openslide() -> list[Finding]:
 
 
 def check_slide_extras() -> list[Finding]:
-    """The readers of slides that are extras: which are there, and what is refused without the others."""
+    """The optional slide readers: which are installed, and what is refused without the others."""
     missing = [extra for extra in SLIDE_EXTRAS if find_spec(extra) is None]
     found = ", ".join(f"{extra} {version(extra)}" for extra in SLIDE_EXTRAS if extra not in missing)
     refused = ", ".join(f"{SLIDE_EXTRAS[extra]} are refused without {extra}" for extra in missing)
-    remedy = f"only where you have such slides: uv pip install 'dino-path[{','.join(missing)}]'" if missing else None
+    remedy = f"needed only for such slides: uv pip install 'dino-path[{','.join(missing)}]'" if missing else None
     findings = [Finding("readers", "; ".join(text for text in (found, refused) if text), remedy=remedy)]
     for extra in SLIDE_EXTRAS.keys() - missing:
         try:
@@ -231,7 +234,7 @@ def check_slide_extras() -> list[Finding]:
 
 
 def check_faiss() -> list[Finding]:
-    """FAISS by a search whose answer is known."""
+    """FAISS, checked by a search with a known result."""
     try:
         import faiss
         import numpy as np
@@ -243,8 +246,8 @@ def check_faiss() -> list[Finding]:
     _, nearest = index.search(np.eye(4, dtype=np.float32)[2:3], 1)
     if nearest.item() != 2:
         remedy = "pip install --force-reinstall faiss-cpu"
-        return [Finding("FAISS", "answers a search wrongly", is_fault=True, remedy=remedy)]
-    return [Finding("FAISS", f"{faiss.__version__}, a search gives the right answer")]
+        return [Finding("FAISS", "gives a wrong search result", is_fault=True, remedy=remedy)]
+    return [Finding("FAISS", f"{faiss.__version__}, a test search is correct")]
 
 
 def check_disk(out: Path) -> list[Finding]:
@@ -257,7 +260,7 @@ def check_disk(out: Path) -> list[Finding]:
             os.fsync(stream.fileno())
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        remedy = "name a folder where you may write, or free space or quota there"
+        remedy = "choose a writable folder, or free space or quota there"
         return [Finding("disk", f"{folder}: cannot write ({error.strerror or error})", is_fault=True, remedy=remedy)]
     found = f"{folder}: writable, {free / GIB:,.0f} GiB free"
     if free < LOW_DISK:
@@ -308,11 +311,11 @@ def check_slurm() -> list[Finding]:
     """SLURM's version and partitions, where there is one."""
     name = _answer(["sinfo", "--version"])
     if name is None:
-        remedy = "only `dino-path submit` needs it; torchrun starts the same work on one machine"
+        remedy = "needed only by `dino-path submit`; on one machine, use torchrun"
         return [Finding("SLURM", "none on this machine", remedy=remedy)]
     partitions = _answer(["sinfo", "--noheader", "--format=%P %D nodes %G %l"])
     if partitions is None:
-        remedy = "sinfo does not answer: is SLURM_CONF right, does the controller run?"
+        remedy = "sinfo does not answer: check SLURM_CONF, and whether the controller runs"
         return [Finding("SLURM", f"{name}, but its controller cannot be reached", remedy=remedy)]
     return [Finding("SLURM", f"{name}: " + "; ".join(" ".join(line.split()) for line in partitions.splitlines()))]
 
@@ -322,7 +325,7 @@ def check_wandb() -> list[Finding]:
     mode = os.environ.get("WANDB_MODE")
     key = "WANDB_API_KEY is set" if os.environ.get("WANDB_API_KEY") else "no WANDB_API_KEY"
     if mode is not None:
-        return [Finding("W&B", f"WANDB_MODE={mode} is set, {key}; the config's wandb.mode counts")]
+        return [Finding("W&B", f"WANDB_MODE={mode} is set, {key}; wandb.mode in the config takes precedence")]
     return [Finding("W&B", f"offline unless wandb.mode=online; {key}")]
 
 
@@ -384,7 +387,7 @@ def _is_within(number: str, bounds: str) -> bool:
 
 
 def _answer(words: list[str]) -> str | None:
-    """What a command prints; None when it is not there, fails or does not answer."""
+    """The output of a command; None if it does not exist, fails or does not answer."""
     try:
         answer = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):

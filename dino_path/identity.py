@@ -1,4 +1,5 @@
-"""What a file is: its content, not its name. Whatever is made from a file is kept with these two and asked about them.
+"""The identity of a file: its content, not its name. Everything made from a file stores these two values and compares
+them.
 
 The *digest* says which content it is, wherever the file lies and whatever it is called. The *stamp* says, without
 reading, that nobody has touched the file since: equal stamps are equal contents, and where they differ (a copy, a
@@ -27,7 +28,7 @@ _DICOM_SERIES = re.compile(rb"\x20\x00\x0e\x00(?:UI..|..\x00\x00)([0-9.]{1,64})"
 
 @dataclass(frozen=True)
 class Identity:
-    """What a file was when something was made from it; empty strings: not known (older records)."""
+    """The identity of a file at the time when something was made from it; empty strings: unknown (older records)."""
 
     stamp: str = ""
     digest: str = ""

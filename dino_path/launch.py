@@ -1,4 +1,4 @@
-"""What the launcher's variables say of this process: its rank, and how many there are. Known without torch.
+"""The rank of this process and the number of processes, from the launcher's variables, without torch.
 
 Only this module and `distributed` (where processes meet) read RANK and SLURM_*.
 """
@@ -70,7 +70,7 @@ def whole_number(environment: Mapping[str, str], name: str) -> int:
     """The value of a variable.
 
     Raises:
-        LaunchError: it is no whole number.
+        LaunchError: it is not a whole number.
     """
     try:
         return int(environment[name])
@@ -79,5 +79,5 @@ def whole_number(environment: Mapping[str, str], name: str) -> int:
 
 
 def bad_launch(found: str, needed: str, remedy: str) -> LaunchError:
-    """A refusal of what the launcher has set."""
+    """The refusal of a variable set by the launcher."""
     return LaunchError("launch environment", found, needed, remedy)

@@ -56,7 +56,7 @@ class Holder:
         return self.job is not None and self.job == here.job and self.restarts < here.restarts
 
     def is_dead(self) -> bool:
-        """Whether it certainly runs no more; a process of another machine is given the benefit of the doubt."""
+        """Whether the process has certainly ended; a process on another machine is assumed to run."""
         if self.was_requeued():
             return True
         if self.host != socket.gethostname():
@@ -111,7 +111,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _read_holder(stream: IO[str]) -> Holder | None:
-    """Who wrote the lock file last and did not empty it; None where nobody is known."""
+    """The last writer of the lock file that did not empty it; None if unknown."""
     stream.seek(0)
     try:
         return Holder(**json.load(stream))
@@ -124,7 +124,6 @@ def _in_use(folder: Path, holder: Holder | None) -> FolderInUse:
     return FolderInUse(
         str(folder),
         f"is being written by {holder or 'another process'}.",
-        "One process at a time may write it: of two, one would lose its results.",
-        f"Wait for it, stop it ({stop}), or name another folder. If it died with its machine, delete"
-        f" {folder / LOCK_NAME}.",
+        "Only one process at a time may write to it; of two, one would lose its results.",
+        f"Wait for it, stop it ({stop}), or choose another folder. If its machine died, delete {folder / LOCK_NAME}.",
     )

@@ -1,4 +1,4 @@
-"""Settings that stand elsewhere than in an earlier version: old files and old commands go on to work."""
+"""Settings that have moved since an earlier version; old files and commands still work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOVED = {
 
 
 def lift_settings(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The tree with every moved setting where it stands now; `tree` itself is left as it is.
+    """A copy of the tree with every moved setting at its new place.
 
     Returns:
         the tree; the old names that were found; those of them whose new place was taken, and where the old one won.

@@ -1,4 +1,4 @@
-"""What is done to a tile before a network sees it: one value, from training to model folder and features."""
+"""Preprocessing of a tile before a network sees it: one value, shared by training, model folder and features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ StainNormalisation = Literal["reinhard", "macenko"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects of its images.
+    """The input that a network expects.
 
     Attributes:
         mean, std: RGB, of images in [0, 1].
@@ -32,7 +32,7 @@ class Preprocessing:
 
     @property
     def seen_mpp(self) -> float | None:
-        """Microns per pixel of what the network sees of a whole tile; None: not known."""
+        """Microns per pixel of the network's input for a whole tile; None: unknown."""
         if self.mpp is None or self.tile_px is None:
             return None
         return self.mpp * self.tile_px / (self.input_px or self.tile_px)
@@ -50,12 +50,12 @@ class Preprocessing:
             if self.seen_mpp is not None:
                 text += f": the network sees {self.seen_mpp:.4g} um/px"
             elif self.mpp is not None:
-                text += " (from what edge is not recorded, and so the um/px that the network sees is not known)"
+                text += "  (the original edge is not recorded, so the um/px that the network sees is unknown)"
         return text + (f"; {self.stain_normalisation} stain normalisation" if self.stain_normalisation else "")
 
 
 def training_preprocessing(config: Config, *, tile_px: int | None, mpp: float | None) -> Preprocessing:
-    """What a training does to its tiles, but for the augmentation."""
+    """The preprocessing of a training run, without augmentation."""
     return Preprocessing(
         mean=config.model.mean,
         std=config.model.std,

@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class _Worker(SpawnProcess):
-    """A spawned process that does not run the caller's script once more, as Python's own would.
+    """A spawned process that does not run the caller's script again, as Python's own would.
 
     What it is given is of dino_path. So a script may call us without `if __name__ == "__main__":`, and nothing in it
     happens once for every worker.
@@ -56,7 +56,7 @@ def become_worker(parent: int) -> None:
 
 @contextmanager
 def ending_workers() -> Iterator[None]:
-    """Inside, processes are started; they are killed at once when an exception, or Ctrl-C, leaves it.
+    """Within this context, processes are started; on an exception or Ctrl-C they are killed at once.
 
     A pool would wait for what they are doing: a slide may take minutes. Files are written whole or not at all. To be
     entered after the pool, whose own end waits for its processes.

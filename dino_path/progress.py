@@ -45,7 +45,7 @@ class Meter:
 
 
 def rate_text(rate: float, unit: str) -> str:
-    """`rate` items a second, in words that tell slow work from none: "12 tiles/s", "1.4 steps/s", "8.3 s/slide"."""
+    """`rate` items per second as text that tells slow work from none: "12 tiles/s", "1.4 steps/s", "8.3 s/slide"."""
     if rate <= 0:
         return ""
     if rate < 1:
@@ -55,7 +55,7 @@ def rate_text(rate: float, unit: str) -> str:
 
 @contextmanager
 def meter(what: str, total: int, unit: str, *, lines: bool = True) -> Iterator[Meter]:
-    """Show how far `what` has come: `total` items called `unit`.
+    """Show the progress of `what`: `total` items called `unit`.
 
     Args:
         lines: write lines where there is no terminal; False for work that writes its own.

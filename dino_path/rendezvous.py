@@ -1,4 +1,4 @@
-"""How the processes of a run find one another, who is missing if they do not, and how all learn that one has failed.
+"""How the processes of a run find one another, report missing ones, and learn that one has failed.
 
 They meet at a key-value store (torch's TCPStore), which rank 0 serves, or torchrun. Torch's own rendezvous says in the
 end how many have come, but not who; and a rank whose partner has died may wait for it until the time-out.
@@ -20,15 +20,14 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # typed here; torch.distributed hands them on
 
 from dino_path.errors import DinoPathError, LaunchError, StoppedBySignal
+from dino_path.rank_watch import CHECK_EVERY_S, EXIT_LOST, GRACE_S, MAX_NAMED, Progress, RankWatch, introduce
 
 POLL_S = 0.1
-CHECK_EVERY_S = 1.0
-GRACE_S = 5.0  # from the news that another process has failed to the end of this one
+MAX_SAID = 120  # letters of what gloo or NCCL say
+BACKEND_S = 30.0  # that gloo or NCCL wait longer than the watch: they end a process without naming another
 TELL_S = 10.0  # for which rank 0, failing, waits until the others know why; one that was killed never does
+MEET_S = 3600.0  # extraction waits a week for larger shares, but not for processes that do not come
 LEAVE_S = 60.0  # for which rank 0 waits for the others at the end
-EXIT_LOST = 2  # as a refusal: the process that failed has said more
-MAX_NAMED = 8
-GONE = "rank 0, which served the meeting point, is gone."
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ class MeetingPoint:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+    @property
+    def server(self) -> str:
+        """Who serves the store, in words."""
+        return "torchrun" if self.is_served else "rank 0"
 
     def open(self, *, serve: bool, timeout_s: float) -> Store:
         """A connection of its own to the store, which rank 0 serves unless torchrun does.
@@ -73,9 +77,9 @@ class MeetingPoint:
 
 
 def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> Store:
-    """Return as soon as all `size` ranks have come.
+    """Return as soon as all `size` ranks have arrived.
 
-    Rank 0 waits for the others, and tells those who came who did not.
+    Rank 0 waits for the others, and tells those present which ranks are missing.
 
     Raises:
         LaunchError: ranks are missing after `timeout_s`, or came twice, or were told of another size of the world.
@@ -89,7 +93,7 @@ def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> Stor
         elif not _has(store, ["size"], timeout_s=timeout_s):  # torchrun serves the store, and its rank 0 is missing
             raise TimeoutError("rank 0 has not come")
         _refuse_other_world(point, store, rank, size, here)
-        store.set(f"here_{rank}", here)
+        introduce(store, rank, here)
         if rank == 0:
             store.set("verdict", _missing(store, size, timeout_s=timeout_s))
         has_verdict = _has(store, ["verdict"], timeout_s=timeout_s + GRACE_S)
@@ -103,7 +107,7 @@ def meet(point: MeetingPoint, rank: int, size: int, *, timeout_s: float) -> Stor
             "process group",
             f"{verdict} within {timeout_s:g} s.",
             f"All {size} processes must reach {point}.",
-            "Look into the logs of the missing ones, and at the number of processes that were started.",
+            "Check the logs of the missing processes, and the number of processes that were started.",
         )
     return store
 
@@ -116,14 +120,14 @@ def _refuse_other_world(point: MeetingPoint, store: Store, rank: int, size: int,
             "launch environment",
             f"{here} was told of a world of {size} processes, and rank 0 of {first_size}.",
             "All processes of a run need the same world size.",
-            "Correct WORLD_SIZE, or take another MASTER_PORT if these are two runs.",
+            "Correct WORLD_SIZE, or use another MASTER_PORT if these are two runs.",
         )
     if store.add(f"times_{rank}", 1) > 1:
         raise LaunchError(
             "launch environment",
             f"two processes are rank {rank} of the run at {point}; one of them is on {socket.gethostname()}.",
-            "Every process needs a rank of its own.",
-            "Correct RANK, or take another MASTER_PORT if these are two runs.",
+            "Every process needs a unique rank.",
+            "Correct RANK, or use another MASTER_PORT if these are two runs.",
         )
 
 
@@ -167,36 +171,45 @@ def _unreachable(point: MeetingPoint, here: str, error: Exception, *, serve: boo
         return LaunchError(
             "process group",
             f"{here} cannot serve {point} ({said}).",
-            "MASTER_ADDR must be an address of rank 0's machine, and nobody else may use MASTER_PORT there.",
-            "Correct MASTER_ADDR, or take another MASTER_PORT.",
+            "MASTER_ADDR must be an address of rank 0's machine, and MASTER_PORT must be free there.",
+            "Correct MASTER_ADDR, or use another MASTER_PORT.",
         )
-    server = "torchrun" if point.is_served else "rank 0"
     return LaunchError(
         "process group",
-        f"{here} does not reach {server} at {point} within {timeout_s:g} s ({said}).",
-        f"{server} must run there, and its port be open between the machines.",
-        f"Look into the log of {server}; correct MASTER_ADDR and MASTER_PORT.",
+        f"{here} does not reach {point.server} at {point} within {timeout_s:g} s ({said}).",
+        f"{point.server} must run there, and its port must be open between the machines.",
+        f"Check the log of {point.server}; correct MASTER_ADDR and MASTER_PORT.",
     )
 
 
 @contextmanager
-def process_group(point: MeetingPoint, backend: str, rank: int, size: int, *, timeout_s: float) -> Iterator[None]:
+def process_group(
+    point: MeetingPoint, backend: str, rank: int, size: int, progress: Progress, *, timeout_s: float
+) -> Iterator[None]:
     """Inside, torch's process group is there; all leave together, or a failure of one ends all within seconds.
 
     A process that fails tells the store, and raises its exception. The others end with a `LaunchError` that names it
-    when their next exchange fails, or by force where they hang in one.
+    when their next exchange fails, or by force where they hang in one. One that hangs or is gone they name themselves
+    (see `rank_watch`).
+
+    Args:
+        progress: counts the exchanges that this process comes to.
+        timeout_s: how long processes wait for one another; at the start, MEET_S at most.
     """
-    store = meet(point, rank, size, timeout_s=timeout_s)
-    watch = _Watch(point, rank, timeout_s)
+    with _given_up_after(2 * min(timeout_s, MEET_S) + BACKEND_S, point):
+        store = meet(point, rank, size, timeout_s=min(timeout_s, MEET_S))
+    watch = RankWatch(
+        lambda: point.open(serve=False, timeout_s=timeout_s), point.server, progress, rank, size, timeout_s
+    )
     watch.start()
     try:
-        _init(backend, store, rank, size, timeout_s=timeout_s)
+        _init(backend, store, rank, size, timeout_s=timeout_s + BACKEND_S)
         yield
     except StoppedBySignal:  # of all of them, in order
-        _leave(point, store, rank, size)
+        _leave(point, store, watch)
         raise
     except BaseException as error:
-        first = watch.failed or _announce(store, rank, f"{watch.here}: {type(error).__name__}: {error}")
+        first = watch.failed or _announce(store, watch, error)
         watch.done.set()
         if rank == 0 and not point.is_served:  # the others read the news in this process
             with suppress(OSError, RuntimeError):  # of the store; what is to be raised is the failure itself
@@ -207,12 +220,29 @@ def process_group(point: MeetingPoint, backend: str, rank: int, size: int, *, ti
             "process group",
             f"{watch.here} ends because another process has failed.",
             first,
-            "That process has shown what happened; start all of them again.",
+            "Check the log of that process; the same command, started again in all processes, continues.",
         ) from None
     else:
-        _leave(point, store, rank, size)
+        _leave(point, store, watch)
     finally:
         watch.done.set()
+
+
+@contextmanager
+def _given_up_after(limit_s: float, point: MeetingPoint) -> Iterator[None]:
+    """End the process if the block takes longer than this: a store whose server has stopped never answers."""
+
+    def end() -> None:
+        print(f"{point.server} does not answer at {point}: it is stopped", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(EXIT_LOST)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _init(backend: str, store: Store, rank: int, size: int, *, timeout_s: float) -> None:
@@ -227,46 +257,26 @@ def _init(backend: str, store: Store, rank: int, size: int, *, timeout_s: float)
         ) from None
 
 
-def _leave(point: MeetingPoint, store: Store, rank: int, size: int) -> None:
+def _leave(point: MeetingPoint, store: Store, watch: RankWatch) -> None:
     """End the process group in order. Rank 0 serves the store, and so goes last."""
     dist.destroy_process_group()
+    watch.leave(store)
     store.add("gone", 1)
-    deadline_s = time.monotonic() + LEAVE_S
-    while rank == 0 and not point.is_served and store.add("gone", 0) < size and time.monotonic() < deadline_s:
+    serves, deadline_s = watch.rank == 0 and not point.is_served, time.monotonic() + LEAVE_S
+    while serves and store.add("gone", 0) < watch.size and time.monotonic() < deadline_s:
         time.sleep(0.02)
 
 
-def _announce(store: Store, rank: int, ours: str) -> str | None:
-    """Tell all that this process fails; returns what another has told before, if one has."""
+def _announce(store: Store, watch: RankWatch, error: BaseException) -> str | None:
+    """Tell all processes that this one fails; returns an earlier report of another process, or who is gone, or None."""
+    ours = f"{watch.here}: {type(error).__name__}: {error}"
     try:
-        first = store.compare_set("failed", "", ours).decode()
-        store.set(f"told_{rank}", "")
+        gone = ""
+        if isinstance(error, RuntimeError) and not store.check(["failed"]):  # as gloo's, when a connection ends
+            gone = watch.name_silent(store)
+        told = f"{gone} ({' '.join(ours.split())[:MAX_SAID]})" if gone else ours
+        first = store.compare_set("failed", "", told).decode()
+        store.set(f"told_{watch.rank}", "")
     except (OSError, RuntimeError):
-        return GONE
+        return watch.gone
     return None if first == ours else first
-
-
-class _Watch(threading.Thread):
-    """Ends this process when another has failed, or rank 0 is gone, and it has not ended by itself soon after."""
-
-    def __init__(self, point: MeetingPoint, rank: int, timeout_s: float) -> None:
-        super().__init__(name="watch over the other processes", daemon=True)
-        self.point, self.rank, self.here = point, rank, f"rank {rank} on {socket.gethostname()}"
-        self.timeout_s = timeout_s  # of a store that does not answer; one that is gone shows at once
-        self.failed = ""
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        try:
-            store = self.point.open(serve=False, timeout_s=self.timeout_s)
-            while not self.done.wait(CHECK_EVERY_S):
-                if store.check(["failed"]):
-                    self.failed = store.get("failed").decode()
-                    store.set(f"told_{self.rank}", "")
-                    break
-        except (OSError, RuntimeError):
-            self.failed = GONE
-        if self.failed and not self.done.wait(GRACE_S):
-            message = f"{self.here} ends because another process has failed: {self.failed}"
-            print(message, file=sys.stderr, flush=True)  # noqa: T201
-            os._exit(EXIT_LOST)  # the main thread hangs, and nothing less ends that

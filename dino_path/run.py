@@ -1,4 +1,4 @@
-"""Which file lives where in a run folder, and what a reader needs to repeat a run."""
+"""The files of a run folder, and the facts needed to repeat a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIME_FORMAT = "%Y-%m-%d %H:%M:%S"  # ISO 8601, local time: in logs and files ali
 
 
 def environment_record() -> dict[str, Any]:
-    """Versions, platform, git commit and command line: what a reader needs to repeat a run."""
+    """Versions, platform, git commit and command line: the facts needed to repeat a run."""
     packages = (
         "dino-path", "torch", "torchvision", "timm", "albumentations", "openslide-python", "openslide-bin",
         "faiss-cpu", "wandb", "numpy", "opencv-python-headless",
@@ -85,17 +85,17 @@ class RunFolder:
 
     @property
     def start_file(self) -> Path:
-        """Which state of which run it started from, and that run in its turn; only where it did."""
+        """The run and step from which it started, and so on for that run; only if it continued another run."""
         return self.path / "start.json"
 
     @property
     def guide_file(self) -> Path:
-        """Which frozen model it learns from; only where it does."""
+        """The frozen model that is distilled, if any."""
         return self.path / "guide.json"
 
     @property
     def guide_features(self) -> Path:
-        """That model's features of all tiles, where they are kept (`objective.distill.cached`)."""
+        """That model's features of all tiles, if cached (`objective.distill.cached`)."""
         return self.path / "guide_features"
 
     @property
@@ -105,7 +105,7 @@ class RunFolder:
 
     @property
     def verdict_file(self) -> Path:
-        """What its start answers, and in the end whether it beat that; only where labelled images were given."""
+        """The test of its start, and at the end whether it beat the start; only with labelled images."""
         return self.path / "verdict.json"
 
     @property
@@ -143,7 +143,7 @@ class RunFolder:
 
 
 def newest_checkpoint(path: Path) -> Path:
-    """The checkpoint file that `path` (a run folder or a checkpoint) stands for.
+    """The checkpoint file of `path`, a run folder (its newest checkpoint) or a checkpoint.
 
     Raises:
         CheckpointError: no such path, or a folder without checkpoints.
@@ -162,7 +162,7 @@ def newest_checkpoint(path: Path) -> Path:
         raise CheckpointError(
             str(path),
             "this folder holds no checkpoints/step_*.pt.",
-            "A run folder that `dino-path pretrain` has written is needed.",
+            "A run folder written by `dino-path pretrain` is needed.",
             "Check the path, or let the run reach its first checkpoint (training.checkpoint_every_steps).",
         )
     return files[-1]

@@ -22,11 +22,14 @@ from dino_path.errors import ConfigError
 from dino_path.moved_settings import MOVED, lift_settings
 
 logger = logging.getLogger(__name__)
+DEEPEST = 20  # levels of YAML; ours have six
+LONGEST_NUMBER = 300  # digits; Python refuses to read more than 4,300, and a float ends at 1e308
+NUMBER = re.compile(r"[-+]?[0-9][0-9_]*")
 Name = TypeVar("Name", bound=str)
 
 
 def read_names(text: str, known: Sequence[Name], option: str) -> tuple[Name, ...]:
-    """Names with commas between, each once, in the order given; blanks and capitals do not matter.
+    """Comma-separated names, each once, in the given order; blanks and capitals are ignored.
 
     Raises:
         ConfigError: one is not among the known, or there is none. `option` is what the user gave, such as `--layout`.
@@ -37,8 +40,8 @@ def read_names(text: str, known: Sequence[Name], option: str) -> tuple[Name, ...
     if unknown or not found:
         raise ConfigError(
             f"{option} {text}",
-            f"{', '.join(unknown) or 'nothing'} is no {option.removeprefix('--')}.",
-            f"One or more of {', '.join(known)} is needed, with commas between.",
+            f"{', '.join(unknown) or 'nothing'} is not a known {option.removeprefix('--')}.",
+            f"One or more of {', '.join(known)} is needed, separated by commas.",
             f"Correct {option}.",
         )
     return tuple(by_text[name] for name in found)
@@ -54,14 +57,27 @@ class _StrictLoader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.repeated: list[str] = []
+        self.depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
+        fault = None
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.constructor.ConstructorError(
-                None, None, "anchors and aliases are not used here", event.start_mark
-            )
-        return super().compose_node(parent, index)
+            fault = "anchors and aliases are not used here"
+        elif getattr(event, "tag", None):  # `!!int x` makes PyYAML raise whatever int("x") does
+            fault = "tags such as !!int are not used here"
+        elif self.depth == DEEPEST:
+            fault = f"lists and sections stand in one another more than {DEEPEST} deep"
+        elif (
+            isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_NUMBER and NUMBER.fullmatch(event.value)
+        ):
+            fault = f"a number of more than {LONGEST_NUMBER} digits"
+        if fault is not None:
+            raise yaml.constructor.ConstructorError(None, None, fault, event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -112,7 +128,8 @@ def load_config(
 ) -> Config:
     """Read `file`, apply `dotted.key=value` overrides (last wins), check everything, report all faults at once.
 
-    Settings under a name of an earlier version are taken, and one line of the log says where they stand now.
+    `file` may be the name of a shipped config, such as `vits16_1gpu`; a file of that name wins. Settings under a name
+    of an earlier version are taken, and one line of the log says where they stand now.
 
     Args:
         needs: keys or sections that the command cannot do without, such as `store` or `tiles`.
@@ -124,7 +141,7 @@ def load_config(
         ConfigError: with every unknown, missing, repeated or mistyped key in one message.
     """
     source = str(file) if file else "command line" if overrides or settings is None else "settings"
-    tree, faults = _read_yaml(file) if file else ({}, [])
+    tree, faults = _read_yaml(config_file(file)) if file else ({}, [])
     tree, moved, twice = lift_settings(tree)
     faults += [f"{old!r} is '{MOVED[old]}' now, and both are given" for old in twice]
     for override in overrides:
@@ -163,7 +180,7 @@ def load_config(
 
 
 def _override(tree: dict[str, Any], override: str) -> list[str]:
-    """Apply one `dotted.key=value` to the tree; what is wrong with it."""
+    """Apply one `dotted.key=value` to the tree; returns its faults."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         return [f"{override!r} is not of the form dotted.key=value"]
@@ -199,21 +216,72 @@ def load_suite(file: Path, overrides: Sequence[str] = ()) -> SuiteConfig:
     return suite
 
 
-def shipped_config(name: str) -> Path:
-    """A file of `configs/`, in the installed package or in the checkout.
+def shipped_folder() -> Path:
+    """The folder of the shipped configs: in the installed package, or at the top of a checkout.
 
     Raises:
         ConfigError: it is in neither.
     """
     package = Path(__file__).parent
     for folder in (package / "configs", package.parent / "configs"):
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigError(name, "is not among the shipped configs.", "The installation is incomplete.", "Install again.")
+        if (folder / "demo.yaml").is_file():
+            return folder
+    raise ConfigError("configs/", "is not in this installation.", "It holds the shipped configs.", "Install again.")
+
+
+def shipped_config(name: str) -> Path:
+    """A file of `configs/` by its path in there, such as `demo.yaml`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    file = shipped_folder() / name
+    if not file.is_file():
+        raise ConfigError(
+            name, "is not among the shipped configs.", "The installation is incomplete.", "Install again."
+        )
+    return file
+
+
+def shipped_names() -> list[str]:
+    """What `--config NAME` takes: the names of the shipped configs, in alphabetical order."""
+    return sorted(file.stem for file in shipped_folder().glob("*.yaml"))
+
+
+def config_file(file: Path) -> Path:
+    """`file`, or the shipped config of that name where there is no such file and the name has no folder and no ending.
+
+    Raises:
+        ConfigError: a bare name that is neither.
+    """
+    if file.is_file() or len(file.parts) > 1 or file.suffix:
+        return file
+    return named_config(file.name, given=f"--config {file}")
+
+
+def named_config(name: str, *, given: str) -> Path:
+    """The shipped config of this name.
+
+    Args:
+        given: what the user typed, for the message.
+
+    Raises:
+        ConfigError: there is none; the nearest names are suggested.
+    """
+    names = shipped_names()
+    if name in names:
+        return shipped_config(f"{name}.yaml")
+    close = difflib.get_close_matches(name, names, n=2)
+    raise ConfigError(
+        given,
+        "is neither a file nor the name of a shipped config.",
+        f"The names are {', '.join(names)}.",
+        f"Did you mean {' or '.join(close)}?" if close else "`dino-path configs` says what each is for.",
+    )
 
 
 def section_from_file(cls: type[T], tree: Tree, source: str) -> T:
-    """A section read back from one of our own JSON or YAML files."""
+    """A section read from a JSON or YAML file of dino_path."""
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -316,7 +384,9 @@ def _read_yaml(file: Path) -> tuple[Tree, list[str]]:
             str(file),
             f"cannot be read ({_one_line(error)}).",
             "A YAML file is needed.",
-            "Check the path; configs/ has examples.",
+            f"Give --config {file.stem}: that is a shipped config."
+            if file.stem in shipped_names()
+            else "Check the path; `dino-path configs` lists the shipped configs.",
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(
@@ -362,7 +432,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fault_lines(error: ValidationError, tree: Tree, root: type[Section]) -> list[str]:
-    """The faults in our words, one per place: pydantic gives one per type where a value fits none of several.
+    """The faults in plain words, one per place; pydantic gives one per type if a value fits none of several.
 
     Args:
         root: the section that the tree was to be.
@@ -374,7 +444,7 @@ def _fault_lines(error: ValidationError, tree: Tree, root: type[Section]) -> lis
 
 
 def _place(fault: Any, tree: Any) -> tuple[int | str, ...]:
-    """Where in the given tree a fault lies; what pydantic appends for the type that it tried is left out."""
+    """The place of a fault in the given tree, without what pydantic appends for the type that it tried."""
     if fault["type"] in ("extra_forbidden", "missing"):
         return tuple(fault["loc"])
     place = []

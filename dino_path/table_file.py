@@ -1,6 +1,6 @@
-"""Tables of text that users write: CSV and TSV, as spreadsheets, R, pandas and QuPath save them.
+"""Text tables written by users: CSV and TSV, as saved by spreadsheets, R, pandas and QuPath.
 
-What is not plain is read where its meaning is certain (and noted), and refused with its cause and line where it is not.
+An unusual table is read, with a note, if its meaning is certain; otherwise it is refused, with cause and line.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Vocabulary:
 
 
 def plain_cells(row: Iterable[object]) -> list[object]:
-    """A row as it is written: text that a spreadsheet would run as a formula has an apostrophe before it."""
+    """A row as written: text that a spreadsheet would run as a formula gets an apostrophe in front."""
     return [f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell for cell in row]
 
 
@@ -129,14 +129,14 @@ def read_csv_table(path: Path) -> Table:
     columns = {index: [row[index] for row in rows] for index in range(len(header))}
     nameless = [index for index, name in enumerate(header) if not name]
     if any(any(columns[index]) for index in nameless):
-        notes.append("a column without a name is not read")
+        notes.append("a column without a name is not used")
     named = [index for index in columns if index not in nameless]
     _refuse_twice(path, [header[index] for index in named])
     return Table(path, {header[index]: columns[index] for index in named}, lines, tuple(notes), separator != ",")
 
 
 def settle_columns(table: Table, vocabulary: Vocabulary) -> Table:
-    """The table with the columns of `vocabulary` alone, under its names; notes say which are not read, or are empty.
+    """The table with only the columns of `vocabulary`, under its names; notes say which are not used, or are empty.
 
     Case, spaces and hyphens in names do not matter, and aliases are read as what they mean.
 
@@ -162,7 +162,7 @@ def settle_columns(table: Table, vocabulary: Vocabulary) -> Table:
     strange = [name for name in strange if _plain(name) not in vocabulary.passed_over]
     _refuse_near(table.path, strange, found, vocabulary)
     if strange:
-        notes.append(f"columns that are not read: {', '.join(f'`{name}`' for name in strange)}")
+        notes.append(f"columns that are not used: {', '.join(f'`{name}`' for name in strange)}")
     columns = {ours: table.columns[name] for ours, name in found.items()}
     return Table(table.path, columns, table.lines, tuple(notes), table.has_decimal_commas)
 
@@ -180,7 +180,7 @@ def number(text: str) -> float:
 
 
 def path_of(cell: str, folder: Path) -> Path:
-    """The path that a cell names: absolute, or from `folder`; `~`, file:// and backslashes mean what they mean."""
+    """The path in a cell: absolute, or relative to `folder`; `~`, file:// and backslashes are understood."""
     if cell.casefold().startswith("file://"):
         from urllib.parse import unquote, urlsplit
 
@@ -192,8 +192,8 @@ def path_of(cell: str, folder: Path) -> Path:
 
 
 def why_no_file(cell: str) -> str:
-    """What a path that is no file suffers from, as the end of a sentence; "" where it looks like any other."""
-    return " (a path of Windows: this machine has no drives)" if WINDOWS_DRIVE.match(cell) else ""
+    """Why a path is not a file, as the end of a sentence; "" if there is no obvious reason."""
+    return " (a Windows path; this machine has no drives)" if WINDOWS_DRIVE.match(cell) else ""
 
 
 def bad_table(path: Path, found: str) -> DataError:
@@ -223,7 +223,7 @@ def _decode(path: Path) -> tuple[str, list[str]]:
         notes = []
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig":
-            raise bad_table(path, f"is no whole {encoding.upper()} ({error.reason}).") from None
+            raise bad_table(path, f"is not valid {encoding.upper()} ({error.reason}).") from None
         try:
             text = content.decode("cp1252")
         except UnicodeDecodeError:
@@ -232,12 +232,12 @@ def _decode(path: Path) -> tuple[str, list[str]]:
         notes = ["is not in UTF-8: read as Windows-1252 (Latin-1)"]
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise bad_table(path, f"line {line} holds zero bytes: no text file.")
+        raise bad_table(path, f"line {line} holds zero bytes: not a text file.")
     return text.replace("\r\n", "\n").replace("\r", "\n"), notes
 
 
 def _first_line_and_separator(text: str) -> tuple[int, str]:
-    """Where the header begins, and what separates its cells: what gives most of them, a comma where none does."""
+    """The start of the header, and its separator: the one that gives the most cells, else a comma."""
     start = len(text) - len(text.lstrip("\n "))
     line = text[start:].split("\n", 1)[0]
     if re.fullmatch(r"sep=.", line):  # Excel's own first line
@@ -257,7 +257,7 @@ def _as_long_as(header: Sequence[str], row: list[str], path: Path, line: int) ->
         raise bad_table(
             path,
             f"line {line} has {len(row)} cells, its header {len(header)}"
-            + (" (a value with separators in it stands in double quotes)." if len(row) > len(header) else "."),
+            + (" (put a value that contains separators in double quotes)." if len(row) > len(header) else "."),
         )
     return row
 
@@ -274,7 +274,7 @@ def _refuse_twice(path: Path, names: Sequence[str]) -> None:
 
 
 def _refuse_near(path: Path, strange: Sequence[str], found: Collection[str], vocabulary: Vocabulary) -> None:
-    """Refuse names that may mean a column of ours: a `patient_idd` that is ignored would let patients leak."""
+    """Refuse names that resemble a known column: an ignored `patient_idd` would let patients leak."""
     lacking = [name for name in vocabulary.known if name not in found]
     meant_by: dict[str, str] = {}
     for name in strange:
@@ -286,7 +286,7 @@ def _refuse_near(path: Path, strange: Sequence[str], found: Collection[str], voc
         name, meant = next(iter(meant_by.items()))
         raise DataError(
             str(path),
-            "; ".join(f"the column `{name}` is not read; did you mean `{meant}`?" for name, meant in meant_by.items()),
+            "; ".join(f"the column `{name}` is unknown; did you mean `{meant}`?" for name, meant in meant_by.items()),
             f"The columns {', '.join(vocabulary.known)} are read.",
             f"Call it `{meant}`, or `other_{_plain(name)}` if it is something else.",
         )

@@ -1,4 +1,4 @@
-"""Whether what lies on the disk is what was written: every checksum and every record of a folder, read once."""
+"""Check that files are as they were written: every checksum and every record of a folder, read once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Verified:
 
 
 def verify(path: Path) -> Iterator[Verified]:
-    """What became of each kind of content of a store, run, model folder, or folder of features or results.
+    """The result for each kind of content of a store, run, model folder, or folder of features or results.
 
     Raises:
         ConfigError: none of these is here.
@@ -55,7 +55,7 @@ def verify(path: Path) -> Iterator[Verified]:
     else:
         raise ConfigError(
             str(path),
-            "holds nothing that dino-path writes.",
+            "holds no files of dino-path.",
             "A store, run folder, model folder, or folder of features or results is needed.",
             "Check the path.",
         )
@@ -156,11 +156,13 @@ def _model(path: Path) -> Verified:
 
 
 def _features(path: Path) -> Iterator[Verified]:
-    """Feature files and what evaluations keep, anywhere below the folder."""
+    """Feature files and cached features of evaluations, anywhere below the folder."""
     if files := sorted(file for file in path.rglob("*.h5") if not file.name.startswith(".")):
         yield _h5(files)
     if arrays := sorted(file for folder in path.rglob("features") for file in folder.glob("*.npy")):
         yield _sealed("features of evaluations", arrays)
+    if kept := [*path.rglob("segmentation/*.npz"), *path.rglob("primary.npz")]:
+        yield _sealed("kept answers of evaluations", kept)
     from dino_path.records.evaluation import FEWSHOT, FRACTIONS, RESULTS
     from dino_path.records.format import Format
     from dino_path.records.retrieval import RETRIEVAL
@@ -199,16 +201,31 @@ def _h5(files: list[Path]) -> Verified:
 
 
 def _sealed(what: str, files: Iterable[Path]) -> Verified:
+    from zipfile import BadZipFile, ZipFile
+
+    import numpy as np
+
     from dino_path.checksum import has_checksum, is_intact
 
+    damaged, unchecked = [], 0
     found = sorted(files)
-    sealed = [file for file in found if has_checksum(file)]
-    damaged = tuple(f"{file}: its checksum is wrong" for file in sealed if not is_intact(file))
-    return Verified(what, len(found), damaged, len(found) - len(sealed))
+    for file in found:
+        if has_checksum(file):
+            damaged += [] if is_intact(file) else [f"{file}: its checksum is wrong"]
+            continue
+        try:
+            if file.suffix == ".npz":
+                ZipFile(file).close()
+            else:
+                np.load(file, mmap_mode="r", allow_pickle=False)
+            unchecked += 1
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            damaged.append(f"{file}: {' '.join(str(error).split())}")
+    return Verified(what, len(found), tuple(damaged), unchecked)
 
 
 def _each(what: str, files: Iterable[Path], read: Callable[[Path], object]) -> Verified:
-    """Read each; what is refused is damaged."""
+    """Read each file; a refused one is damaged."""
     damaged = []
     count = 0
     for file in files:

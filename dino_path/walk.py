@@ -1,4 +1,4 @@
-"""Files below a folder, and what could not be looked at: a folder or a link that is passed over in silence is lost."""
+"""Files below a folder, and what could not be read: a silently skipped folder or link would be lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Found:
-    """What a walk came upon, both sorted by path."""
+    """The results of a walk, both sorted by path."""
 
     files: tuple[Path, ...]
     unreadable: tuple[Unreadable, ...]
@@ -73,7 +73,7 @@ def files_below(folder: Path, is_wanted: Callable[[str], bool]) -> Found:
 
 
 def folders_in(folder: Path) -> Found:
-    """The folders that lie directly in `folder`, or that links in it lead to; hidden ones are left out.
+    """The folders directly in `folder`, and targets of links in it; hidden ones are left out.
 
     Raises:
         OSError: `folder` itself cannot be listed or entered.
@@ -91,7 +91,7 @@ def folders_in(folder: Path) -> Found:
 
 
 def files_like(folder: Path, pattern: str) -> list[Path]:
-    """What pathlib's glob finds in a folder, sorted; nothing where there is no such folder.
+    """The matches of pathlib's glob in a folder, sorted; empty if the folder does not exist.
 
     Raises:
         DataError: the folder cannot be listed or entered, which glob would take for an empty one.
@@ -123,7 +123,7 @@ def without_names(unreadable: Iterable[Unreadable], exclude: Iterable[str]) -> t
 
 
 def _list_folder(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder that can be listed and entered, without hidden names, sorted."""
+    """The entries of a readable folder, without hidden names, sorted."""
     with os.scandir(folder) as entries:
         found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     if not os.access(folder, os.X_OK):
@@ -144,9 +144,10 @@ def _kind_of(entry: os.DirEntry[str]) -> str:
 
 def _why(path: Path, error: OSError) -> str:
     reason = (error.strerror or "permission denied").lower()
-    if not path.is_symlink():
+    try:
+        target = path.readlink()
+    except OSError:  # no link, or one that we may not look at
         return reason
-    target = path.readlink()
     return (
         f"a link to {target}, which is not there"
         if isinstance(error, FileNotFoundError)

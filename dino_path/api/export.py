@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dino_path.api.inputs import check_checkpoint, check_output_folder
+from dino_path.api.inputs import check_checkpoint
 from dino_path.api.settings import PathLike
+from dino_path.disk import refuse_unwritable
 from dino_path.records.feature_kinds import FeatureKind
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def export(
         run: run folder (its newest checkpoint) or checkpoint file.
         out: model folder.
         best: of a run folder the best checkpoint instead of the newest.
-        network: which of the two networks.
+        network: which of the two networks to export.
         features: [CLS] token, mean of the patch tokens, or both; None: as the network pools them.
         format: `timm`, `onnx`, `pt2`; timm is always written.
         precision: of the stored weights.
@@ -66,7 +67,7 @@ def export(
         place = best_checkpoint(place)
         logger.info("the best: %s", place)
     check_checkpoint(place)
-    check_output_folder(folder)
+    refuse_unwritable(folder)
     refuse_to_overwrite(folder)
     logger.info("loading torch and timm")
     from dino_path.exporting.checkpoint import export_checkpoint

@@ -5,7 +5,6 @@ Nothing here may import torch (tests/repository/test_waiting.py).
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -19,27 +18,15 @@ if TYPE_CHECKING:
     from dino_path.evaluation.labelled.datasets import LabelledSet
 
 
-def check_output_folder(path: Path) -> None:
-    """Refuse a folder that cannot be made or written, before the work instead of after it."""
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ConfigError(
-            str(path),
-            f"nothing can be written here: {nearest} is {'not ours to write in' if nearest.is_dir() else 'a file'}.",
-            "A folder where you may write is needed.",
-            "Name another folder as out.",
-        )
-
-
 def check_slides(slides: Sequence[str], config: Config) -> None:
-    """There are slides, each with an id of its own."""
+    """There are slides, each with a unique id."""
     from dino_path.slides.find import find_slides
 
     find_slides([Path(name) for name in slides], config.slides.exclude, masks=config.slides.masks)
 
 
 def check_store(config: Config) -> None:
-    """There is a store, or a folder of images, with tiles of the split; tiling may still be under way."""
+    """There is a store, or a folder of images, with tiles of the split; tiling may still be running."""
     from dino_path.tiles.source import refuse_no_tiles
 
     assert config.store is not None
@@ -73,39 +60,39 @@ def check_pretraining(config: Config) -> None:
 
 
 def check_tensorboard(config: Config) -> None:
-    """Where the run writes for TensorBoard, it is installed."""
+    """If the run writes for TensorBoard, TensorBoard is installed."""
     if config.monitor.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError(
             "monitor.tensorboard=true",
             "the package tensorboard is not installed.",
-            "Its files are written with it.",
+            "It writes the files for TensorBoard.",
             "Install the extra: uv pip install 'dino-path[tensorboard]'. Or set monitor.tensorboard=false.",
         )
 
 
 def check_checkpoint(path: Path) -> None:
-    """A run folder with a checkpoint, or a file of the kind that torch writes."""
+    """The path is a run folder with a checkpoint, or a file in torch's format."""
     from dino_path.run import newest_checkpoint
 
     file = newest_checkpoint(path)
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
             str(file),
-            "cannot be read as a checkpoint (it is no archive of torch's).",
-            "A file that `dino-path pretrain` has written is needed; nothing else is unpickled.",
-            "Check the path; if the file is damaged, use the checkpoint before it.",
+            "cannot be read as a checkpoint (not a torch archive).",
+            "A file written by `dino-path pretrain` is needed; other files are never unpickled.",
+            "Check the path; if the file is damaged, use the previous checkpoint.",
         )
 
 
 def check_foreign_checkpoint(file: Path, arch: str | None) -> None:
-    """There is such a file, and timm knows the architecture where one is named."""
+    """The file exists, and timm knows the architecture, if one is named."""
     from dino_path.model.names import architecture
 
     if not file.is_file():
         raise CheckpointError(
             str(file),
-            "cannot be read (there is no such file).",
-            "A file of published weights is needed: a backbone, or a checkpoint of a training.",
+            "cannot be read (no such file).",
+            "A file of published weights is needed: a backbone, or a training checkpoint.",
             "Check the path. For a checkpoint of `dino-path pretrain` use `dino-path export`.",
         )
     if arch is not None:
@@ -134,21 +121,21 @@ def check_baseline(folder: Path, labelled: LabelledSet, config: Config) -> None:
 
 
 def check_continued_run(config: Config) -> None:
-    """The run that training is to continue is there, with a checkpoint."""
+    """The run to continue exists and has a checkpoint."""
     from dino_path.training.other_run import check_start
 
     check_start(config)
 
 
 def check_settings_of_distillation(config: Config) -> None:
-    """They do not contradict one another; the model to learn from may be what a job before it makes."""
+    """The settings are consistent; an earlier job may still make the model to learn from."""
     from dino_path.training.distill_settings import check_distillation
 
     check_distillation(config)
 
 
 def check_labelled(data: str, config: Config, *, coming_store: Path | None = None) -> None:
-    """There are labelled images; a store that tiling has yet to make is taken on trust."""
+    """There are labelled images; a store that a tiling job will make is not checked."""
     from dino_path.evaluation.labelled.datasets import check_listing
 
     if coming_store is None or Path(data.removeprefix("store:")).resolve() != coming_store.resolve():
@@ -173,7 +160,7 @@ def check_cohort(folders: Sequence[str], labels: Path) -> None:
 
 
 def check_models(specs: Sequence[str]) -> None:
-    """Each is a control, a model that timm knows, or a model folder; none is given twice."""
+    """Each is a control, a model known to timm, or a model folder; none is given twice."""
     from dino_path.features.specs import look_at_model
 
     for spec in specs:
@@ -183,7 +170,7 @@ def check_models(specs: Sequence[str]) -> None:
 
 
 def check_models_to_come(specs: Sequence[str]) -> None:
-    """Of models that a job will read: paths are there. A single word may be what a job before it makes."""
+    """The paths of models that a job will read exist. A single word may be made by an earlier job."""
     from dino_path.records.feature_kinds import split_kind
 
     for spec in specs:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow as pa
 
-from dino_path.api.inputs import check_output_folder, check_pretraining
+from dino_path.api.inputs import check_pretraining
 from dino_path.api.settings import ConfigLike, PathLike, Settings, settled
 from dino_path.api.tables import Listed, text_table
 from dino_path.config import Config
+from dino_path.disk import refuse_unwritable
 from dino_path.journal import journal
 from dino_path.launch import is_first, world_shape
 from dino_path.records.best import BestRecord, read_best
@@ -41,7 +42,7 @@ class Pretraining(Listed):
         checkpoint: the last one.
         best: which checkpoint is the best, and by what; None where none were compared (`monitor.keep_best`).
         verdict: whether the run beat the weights that it started from; None where that is not known.
-        notes: what to keep in mind, as sentences.
+        notes: notes on the run, as sentences.
         was_finished: nothing was done, for the run was finished before.
     """
 
@@ -53,7 +54,7 @@ class Pretraining(Listed):
     was_finished: bool = False
 
     def to_arrow(self) -> pa.Table:
-        """What was measured: one row per line of `metrics.jsonl`, a column per number (step, loss, lr, ...)."""
+        """The measurements: one row per line of `metrics.jsonl`, one column per number (step, loss, lr, ...)."""
         records = [dict(record) for record in read_metrics(RunFolder(self.run).metrics_file).records]
         names = dict.fromkeys(name for record in records for name in record)
         return pa.table({name: [record.get(name) for record in records] for name in names})
@@ -91,7 +92,7 @@ def _verdict_parts(verdict: VerdictRecord) -> Iterator[str | TextTable]:
         f" {verdict.interval}"
     )
     if len(verdict.rows) > 2:
-        yield "the best was chosen by k-NN on these images, which flatters it: test it on others"
+        yield "the best checkpoint was chosen by k-NN on these images, which favours it: test it on others"
     yield verdict.sentence
 
 
@@ -105,14 +106,14 @@ def pretrain(
 ) -> Pretraining:
     """Pretrain a backbone with DINO on tiles. Called again on the same run folder, it continues.
 
-    The length of the run is needed, such as `training={"num_steps": 100_000}`. Ctrl-C and SIGTERM end the step, save
+    The length of the run is required, such as `training={"num_steps": 100_000}`. Ctrl-C and SIGTERM end the step, save
     it, and raise StoppedBySignal. Under torchrun or srun, all processes make the same call.
 
     Args:
         store: tile store or folder of images; None: the one of `config`.
         out: run folder; None: the one of `config`.
         config: YAML file, such as those in `configs/`.
-        apply_advice: set what the advice at the start of the run says.
+        apply_advice: apply the settings that the run advises at its start.
 
     Raises:
         ConfigError, TileStoreError, CheckpointError, DataError: refused before the first step.
@@ -124,7 +125,7 @@ def pretrain(
     resolved = settled(config, {**places, **settings}, needs=("store", "out", "training"))
     assert resolved.out is not None
     assert resolved.training is not None
-    check_output_folder(resolved.out)
+    refuse_unwritable(resolved.out)
     logger.info("reading %s", resolved.store)
     run = RunFolder(resolved.out)
     check_pretraining(resolved)
@@ -172,26 +173,26 @@ def _train(config: Config, run: RunFolder, stack: ExitStack) -> tuple[Path, Runn
 def _verdict(
     run: RunFolder, config: Config, test: RunningTest | None, end: Path
 ) -> tuple[VerdictRecord | None, list[str]]:
-    """Whether the run beat its start, measured now; of a run with a start and without labels, how to know."""
+    """Measure whether the run beat its start; without labels, say how to find out."""
     assert config.training is not None
     if config.model.weights is None and config.training.continue_from is None:
         return None, []
     if test is None:
-        return None, ["whether it beats its start is not known: monitor.knn_data=SPEC lets the next run say it"]
+        return None, ["not known whether the run beats its start: set monitor.knn_data=SPEC to test the next run"]
     logger.info("testing the start against the end")
     from dino_path.evaluation.results.verdict import judge
 
     verdict = judge(run, test, end)
     if verdict is None:
         return None, [
-            f"whether it beats its start is not known: {run.verdict_file} holds no answers of the start to these"
-            " images, which are asked before the first step"
+            f"not known whether the run beats its start: {run.verdict_file} has no predictions of the start for"
+            f" these images; they are made before the first step"
         ]
     return verdict, []
 
 
 def _with_advice(config: Config) -> Config:
-    """The config with the settings that the advice names; of a run that has begun, with those that it began with."""
+    """The config with the advised settings; for a run that has begun, with its initial settings."""
     from dino_path.settings import with_settings
     from dino_path.tiles.source import open_tiles
     from dino_path.training.advice import advised, settings_begun_with

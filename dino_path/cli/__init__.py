@@ -2,6 +2,8 @@
 
 # The order of `dino-path --help`.
 from dino_path.cli import (  # isort: skip
+    start,
+    plan,
     pretraining,
     extractor,
     attention,
@@ -16,6 +18,8 @@ from dino_path.cli import (  # isort: skip
     evaluate_suite,
     report,
     verify,
+    pseudonyms,
+    licences,
     cluster,
 )
 from dino_path.cli import program
@@ -35,10 +39,14 @@ __all__ = [
     "evaluate_suite",
     "extractor",
     "feature_map",
+    "licences",
     "main",
+    "plan",
     "pretraining",
     "program",
+    "pseudonyms",
     "report",
+    "start",
     "verify",
     "view",
 ]

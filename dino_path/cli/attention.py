@@ -11,8 +11,9 @@ import typer
 
 from dino_path.api.inputs import check_images, check_models
 from dino_path.cli.help import Command
-from dino_path.cli.program import AsJson, Device, Quiet, announce, app, check_output_folder, loading, log_to
+from dino_path.cli.program import AsJson, Device, Quiet, announce, app, loading, log_to
 from dino_path.cli.terminal import say, say_json
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 
 
@@ -31,20 +32,20 @@ def attention(
     px: Annotated[
         int | None,
         typer.Option(
-            help="edge of the image that the model sees; larger: finer maps. Default: the model's own; of a region what"
-            " shows it at the um/px of the training",
+            help="edge of the network's input; larger gives finer maps. Default: the model's own; for a region, the"
+            " edge that shows it at the um/px of the training",
             min=8,
             max=2048,
         ),
     ] = None,
     point: Annotated[
         list[str] | None,
-        typer.Option(metavar="X,Y", help="reference point, parts of the edges from 0 to 1; may be given again"),
+        typer.Option(metavar="X,Y", help="reference point, as fractions of the edges from 0 to 1; may be repeated"),
     ] = None,
-    mass: Annotated[float, typer.Option(help="share of the attention that the marked patches hold")] = 0.6,
+    mass: Annotated[float, typer.Option(help="share of the attention held by the marked patches")] = 0.6,
     region: Annotated[
         list[str] | None,
-        typer.Option(metavar="X,Y,EDGE", help="square of the slide, level-0 px; may be given again"),
+        typer.Option(metavar="X,Y,EDGE", help="square of the slide, level-0 px; may be repeated"),
     ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -52,8 +53,8 @@ def attention(
 ) -> None:
     """Draw what a ViT's last block attends to.
 
-    One picture per image or region: [CLS], mean and each head; the fewest patches that hold 60 % of it; and what
-    reference points look at.
+    One picture per image or region: the attention of [CLS], mean and each head; the smallest set of patches with 60 %
+    of it; and the attention of reference points.
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {model}")
@@ -67,7 +68,7 @@ def attention(
         raise ConfigError(
             "--region", f"{len(images)} files are given.", "Regions are of one slide.", "Name one slide at a time."
         )
-    check_output_folder(out)
+    refuse_unwritable(out)
     check_models([model])
     check_images(images)
     loading()

@@ -1,4 +1,4 @@
-"""The supervised network that frozen features are compared with."""
+"""The supervised network for comparison with frozen features."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     overrides_only,
     resolve_config,
 )
 from dino_path.cli.terminal import say, say_json
+from dino_path.disk import refuse_unwritable
 
 if TYPE_CHECKING:
     from dino_path.config import Config
@@ -45,20 +45,20 @@ def baseline(
     out: Annotated[Path, typer.Option(help="folder for the baseline")],
     settings: Overrides = None,
     config: ConfigFile = None,
-    fraction: Annotated[float, typer.Option(help="of the training labels: once for each draw of them")] = 1.0,
+    fraction: Annotated[float, typer.Option(help="share of the training labels; trains one network per draw")] = 1.0,
     device: Device = "auto",
     workers: Workers = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a supervised ResNet-50, to compare with.
+    """Train a supervised ResNet-50 for comparison.
 
-    End to end, from the train part of the data; it is tested once, on the test part.
+    Trained end to end on the train part of the data, and tested once, on the test part.
     """
     from dino_path.lock import only_writer
 
     log_to(None, is_quiet=quiet)
-    check_output_folder(out)
+    refuse_unwritable(out)
     resolved = resolve_config(config, overrides_only(settings))
     share = parse_fractions(str(fraction))[0]
     with only_writer(out):
@@ -73,7 +73,7 @@ def baseline(
 def _train_baselines(
     data: str, out: Path, resolved: Config, fraction: float, device: Device, workers: int
 ) -> list[tuple[dict[str, Any], str]]:
-    """One baseline, or one for each draw of the labels or each fold: what became of each, and a line that says it."""
+    """One baseline, or one for each draw of the labels or each fold: its result as a record and as a line of text."""
     announce(f"reading {data}")
     from dino_path.evaluation.labelled.datasets import load_labelled
     from dino_path.evaluation.labelled.division import divide

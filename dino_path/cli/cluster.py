@@ -28,7 +28,7 @@ from dino_path.cli.program import (
 from dino_path.cli.terminal import say, say_json, say_table
 from dino_path.errors import DinoPathError
 
-# What each stage cannot do without, and where below `out` it writes when nobody says so.
+# What each stage requires, and the default folder below `out` for its results.
 NEEDS = {
     "tile": ("tiles", "store"), "pretrain": ("store", "out", "training"), "embed": ("out",), "baseline": ("out",),
     "evaluate": ("out",),
@@ -52,7 +52,7 @@ def submit(
     ],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ARGUMENT]... [KEY=VALUE]...", help="as for 'dino-path STAGE', its options too"),
+        typer.Argument(metavar="[ARGUMENT]... [KEY=VALUE]...", help="as for 'dino-path STAGE', including its options"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="as for the stage; default: the config's store or out")] = None,
     config: ConfigFile = None,
@@ -60,9 +60,9 @@ def submit(
 ) -> None:
     """Run a stage, or all of them, as SLURM jobs.
 
-    The resources are those of the config's section "cluster". 'submit pipeline SLIDES... --data SPEC [--embed]' chains
-    tile, pretrain, export, baseline, evaluate and report, and embeds the store; submitted again, every stage goes on
-    where it was.
+    The resources come from the config's section "cluster". 'submit pipeline SLIDES... --data SPEC [--embed]' chains
+    tile, pretrain, export, baseline, evaluate and report, and with --embed also embeds the store. Submitted again,
+    every stage continues.
     """
     from dino_path.cli.inputs import check_stage_inputs
     from dino_path.cluster.submission import submit as submit_stage
@@ -75,7 +75,7 @@ def submit(
         return
     words, overrides = ([], overrides_only(arguments)) if stage == "pretrain" else split_arguments(arguments or ())
     command = f"{stage} {words[0]}" if stage == "evaluate" and words else stage
-    if command == "evaluate suite":  # it has a file of its own, whose settings stay on its command line
+    if command == "evaluate suite":  # it has its own file, whose settings stay on its command line
         own = [one for one in overrides if re.split("[.=]", one)[0] in SuiteConfig.model_fields]
         words, overrides = words + own, [one for one in overrides if one not in own]
     key = "store" if stage == "tile" else "out"
@@ -128,14 +128,14 @@ def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None
         if submission.refusal is not None:
             say(submission.refusal.found)
     if data is None:
-        say("no --data: nothing is evaluated, and the report will say so")
+        say("no --data: nothing will be evaluated, and the report will say so")
     _raise_first([*refusals, *(submission.refusal for submission in submissions)])
     if not dry_run:
         say(f"watch: dino-path status {shlex.quote(str(resolved.out))}")
 
 
 def _refusals(check: Callable[[], None], *, dry_run: bool) -> list[DinoPathError]:
-    """What a look at the inputs finds; a dry run shows its scripts all the same, and ends with it.
+    """The refusals of a check of the inputs; a dry run shows its scripts before it ends with them.
 
     Raises:
         DinoPathError: unless it is a dry run.
@@ -156,7 +156,7 @@ def _raise_first(refusals: Sequence[DinoPathError | None]) -> None:
 
 
 def _without_option(arguments: list[str], name: str) -> tuple[list[str], str | None]:
-    """The arguments without `NAME VALUE` or `NAME=VALUE`, and that value (None when it is not there)."""
+    """The arguments without `NAME VALUE` or `NAME=VALUE`, and that value (None if absent)."""
     for number, argument in enumerate(arguments):
         if argument == name and number + 1 < len(arguments):
             return arguments[:number] + arguments[number + 2 :], arguments[number + 1]
@@ -177,7 +177,7 @@ def status(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show where the stages and jobs of a run stand."""
+    """Show the state of a run's stages and jobs."""
     log_to(None, is_quiet=quiet)
     from dino_path.cluster.status import job_lines, run_status
 
@@ -202,9 +202,9 @@ def doctor(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Examine this machine: what it has and lacks.
+    """Check what this machine has and lacks.
 
-    Every check tries the thing, and tells how to fix it.
+    Every check runs the real thing and says how to fix what fails.
     """
     log_to(None, is_quiet=quiet)
     from dino_path.doctor import examine

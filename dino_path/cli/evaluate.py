@@ -1,4 +1,4 @@
-"""Commands that judge frozen features on labelled images: `evaluate table`, and each protocol alone."""
+"""Commands that evaluate frozen features on labelled images: `evaluate table`, and each protocol by itself."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from dino_path.launch import is_first
 if TYPE_CHECKING:
     from dino_path.api.evaluation import Protocol
 
-PROTOCOLS: dict[Protocol, str] = {  # and what `evaluate --help` says of them
-    "table": "All of evaluation.protocols side by side, and --baseline.",
-    "knn": "k nearest neighbours by cosine, as DINO has it.",
-    "knn-uni": "k nearest neighbours as UNI has it.",
-    "linear": "Logistic regression whose strength validation images choose.",
-    "logistic": "Logistic regression of a fixed strength.",
-    "linear-uni": "Logistic regression as UNI has it.",
-    "linear-dino": "Linear layer trained by SGD on crops, as DINO has it.",
-    "fewshot": "Episodes of few labelled images per class (SimpleShot).",
+PROTOCOLS: dict[Protocol, str] = {  # with their descriptions in `evaluate --help`
+    "table": "All of evaluation.protocols side by side, with --baseline.",
+    "knn": "k nearest neighbours by cosine, as in DINO.",
+    "knn-uni": "k nearest neighbours, as in UNI.",
+    "linear": "Logistic regression, strength chosen by validation.",
+    "logistic": "Logistic regression of fixed strength.",
+    "linear-uni": "Logistic regression, as in UNI.",
+    "linear-dino": "Linear layer trained by SGD on crops, as in DINO.",
+    "fewshot": "Episodes with few labelled images per class (SimpleShot).",
 }
 EXAMPLES: dict[Protocol, str] = {
     "table": """
@@ -48,9 +48,9 @@ EXAMPLES: dict[Protocol, str] = {
 }
 
 evaluate = typer.Typer(
-    help="Judge frozen features on labelled images.\n\nSmall cohorts: evaluation.cross_validation=5 tests every patient"
-    " once. Started by torchrun or srun, all processes extract features and the first evaluates. Called again,"
-    " extraction goes on where it was.",
+    help="Evaluate frozen features on labelled images.\n\nFor small cohorts, evaluation.cross_validation=5 tests"
+    " every patient once. Under torchrun or srun, all processes extract features and the first evaluates. Called"
+    " again, extraction resumes.",
     epilog="'dino-path evaluate PROTOCOL --help' shows the options of a protocol.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -79,7 +79,8 @@ def _add(protocol: Protocol) -> None:
             config: ConfigFile = None,
             baseline: Baseline = None,
             fractions: Annotated[
-                str | None, typer.Option(help="table at these fractions of the labels instead, such as 1,0.1,0.01")
+                str | None,
+                typer.Option(help="make a table for these fractions of the labels instead, such as 1,0.1,0.01"),
             ] = None,
             device: Device = "auto",
             workers: Workers = 2,

@@ -1,4 +1,4 @@
-"""`evaluate retrieval`: what the most similar images of other patients show."""
+"""`evaluate retrieval`: classes of the most similar images of other patients."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dino_path.cli.program import (
     Quiet,
     Workers,
     announce,
-    check_output_folder,
     loading,
     log_to,
     resolve_config,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.launch import is_first
 
 
@@ -50,24 +50,24 @@ def retrieval(
 ) -> None:
     """Majority votes and mAP among other patients' images.
 
-    Each test image searches among all images of other patients (slides, where no patients are known).
+    Each test image searches among all images of other patients (of other slides, if patients are unknown).
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
     specs, overrides = split_arguments(models)
     resolved = resolve_config(config, overrides)
     check_models(specs)
     if out is not None:
-        check_output_folder(out)
+        refuse_unwritable(out)
     announce(f"reading {data}")
     from dino_path.evaluation.labelled.datasets import load_labelled
     from dino_path.evaluation.labelled.division import divide
     from dino_path.evaluation.labelled.queries import queries_of
-    from dino_path.evaluation.results.earlier import Evaluation, refuse_to_lose, results_folder
+    from dino_path.evaluation.results.earlier import Evaluation, only_evaluation, refuse_to_lose, results_folder
 
     labelled = load_labelled(data, resolved.evaluation)
     queries_of(divide(labelled, resolved.evaluation))
     out = out or results_folder(specs, labelled, "retrieval")
-    check_output_folder(out)
+    refuse_unwritable(out)
     planned = Evaluation("retrieval", specs, (), (), has_baseline=False)
     refuse_to_lose(out, planned, labelled, resolved.evaluation)
     loading()
@@ -83,9 +83,10 @@ def retrieval(
             )
     if not world.is_first:
         return
-    outcome = evaluate_retrieval(
-        specs, labelled, resolved.evaluation, device=world.device, out=out, num_workers=workers
-    )
+    with only_evaluation(out, planned, labelled, resolved.evaluation):
+        outcome = evaluate_retrieval(
+            specs, labelled, resolved.evaluation, device=world.device, out=out, num_workers=workers
+        )
     if as_json:
         say_json(json.loads((out / "retrieval.json").read_text(encoding="utf-8")))
         return

@@ -1,4 +1,4 @@
-"""`evaluate robustness`: how far features hold at other centres, on other scanners, and under shifts made here."""
+"""`evaluate robustness`: features at other centres, on other scanners, and under simulated shifts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dino_path.cli.program import (
     Quiet,
     Workers,
     announce,
-    check_output_folder,
     loading,
     log_to,
     resolve_config,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.launch import is_first
 
 EXAMPLES = """
@@ -40,34 +40,34 @@ def robustness(
     out: ResultsFolder = None,
     config: ConfigFile = None,
     shifts: Annotated[
-        bool, typer.Option("--shifts", help="shifts of stain and image too, where the data name centres or scanners")
+        bool, typer.Option("--shifts", help="also test shifts of stain and image if the data name centres or scanners")
     ] = False,
     device: Device = "auto",
     workers: Workers = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """How far features hold at other centres and scanners.
+    """How well features work at other centres and scanners.
 
     Centres and scanners are columns of the data (centre, scanner). Without them, or with --shifts, the test images
-    are looked at again under stain, gamma, blur, JPEG and resolution shifts. Give untrained:MODEL and colour-statistics
-    beside your models: docs/robustness.md says how to read the figures.
+    are also tested under stain, gamma, blur, JPEG and resolution shifts. Add untrained:MODEL and colour-statistics
+    to your models as controls: docs/robustness.md says how to read the figures.
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
     specs, overrides = split_arguments(models)
     resolved = resolve_config(config, overrides)
     check_models(specs)
     if out is not None:
-        check_output_folder(out)
+        refuse_unwritable(out)
     announce(f"reading {data}")
     from dino_path.evaluation.labelled.datasets import load_labelled
     from dino_path.evaluation.labelled.division import divide
-    from dino_path.evaluation.results.earlier import Evaluation, refuse_to_lose, results_folder
+    from dino_path.evaluation.results.earlier import Evaluation, only_evaluation, refuse_to_lose, results_folder
 
     labelled = load_labelled(data, resolved.evaluation)
     divide(labelled, resolved.evaluation)
     out = out or results_folder(specs, labelled, "robustness")
-    check_output_folder(out)
+    refuse_unwritable(out)
     with_shifts = shifts or not labelled.has_makers
     planned = Evaluation("robustness", specs, (), (), has_baseline=False, has_shifts=with_shifts)
     refuse_to_lose(out, planned, labelled, resolved.evaluation)
@@ -85,12 +85,14 @@ def robustness(
             )
     if not world.is_first:
         return
-    outcome = evaluate_robustness(
-        specs, labelled, resolved.evaluation, with_shifts=with_shifts, device=world.device, out=out, num_workers=workers
-    )
     file = out / "robustness.json"
-    if with_shifts:
-        draw_shifts(ROBUSTNESS.read(file), out / "robustness.png")
+    with only_evaluation(out, planned, labelled, resolved.evaluation):
+        outcome = evaluate_robustness(
+            specs, labelled, resolved.evaluation, with_shifts=with_shifts, device=world.device, out=out,
+            num_workers=workers,
+        )  # fmt: skip
+        if with_shifts:
+            draw_shifts(ROBUSTNESS.read(file), out / "robustness.png")
     if as_json:
         say_json(json.loads(file.read_text(encoding="utf-8")))
         return

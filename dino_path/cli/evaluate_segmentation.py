@@ -1,4 +1,4 @@
-"""The command that judges frozen patch vectors on images with masks."""
+"""The command that evaluates frozen patch vectors on images with masks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dino_path.cli.program import (
     Quiet,
     Workers,
     announce,
-    check_output_folder,
     loading,
     log_to,
     resolve_config,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.launch import is_first
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ def segmentation(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Dice and IoU of masks that patch tokens give.
+    """Dice and IoU of masks predicted from patch tokens.
 
-    A linear layer and k-NN on frozen patch tokens (of a CNN: its last map) say the class of every pixel.
+    A linear layer and k-NN on frozen patch tokens (of a CNN: its last feature map) predict the class of every pixel.
     """
     from dino_path.lock import only_writer
 
@@ -69,9 +69,13 @@ def segmentation(
     masked, out = _check(specs, data, out, resolved)
     loading()
     from dino_path.distributed import choose_device
+    from dino_path.evaluation.labelled.division import divide
+    from dino_path.evaluation.results.earlier import refuse_to_lose_masks
     from dino_path.evaluation.results.segmentation import evaluate_segmentation
 
     with only_writer(out):
+        labelled = divide(masked.labelled, resolved.evaluation).labelled
+        refuse_to_lose_masks(out, specs, labelled, masked.digest, resolved.evaluation)  # another may have written since
         outcome = evaluate_segmentation(
             specs, masked, resolved.evaluation, device=choose_device(device, 0), out=out, num_workers=workers
         )
@@ -86,7 +90,7 @@ def _check(specs: list[str], data: str, out: Path | None, config: Config) -> tup
     """The data, and the folder for the results: all that can be refused is refused here, before torch is imported."""
     check_models(specs)
     if out is not None:
-        check_output_folder(out)
+        refuse_unwritable(out)
     announce(f"reading {data}")
     from dino_path.evaluation.labelled.division import divide
     from dino_path.evaluation.labelled.published_masks import load_masked
@@ -96,6 +100,6 @@ def _check(specs: list[str], data: str, out: Path | None, config: Config) -> tup
     division = divide(masked.labelled, config.evaluation)
     masked.check_splits(division.splits, seed=config.evaluation.seed)
     out = out or results_folder(specs, masked.labelled, "segmentation")
-    check_output_folder(out)
+    refuse_unwritable(out)
     refuse_to_lose_masks(out, specs, division.labelled, masked.digest, config.evaluation)
     return masked, out

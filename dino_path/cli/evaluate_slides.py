@@ -18,13 +18,13 @@ from dino_path.cli.program import (
     Device,
     Quiet,
     announce,
-    check_output_folder,
     loading,
     log_to,
     resolve_config,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError, DataError
 from dino_path.launch import is_first
 
@@ -49,11 +49,11 @@ def evaluate_slides_command(
         typer.Argument(metavar="FEATURES... [KEY=VALUE]...", help="folders with one .h5 or .pt file for each slide"),
     ],
     labels: Annotated[
-        Path, typer.Option(help="CSV: slide_id, label (or time,event), and patient_id and centre where they are known")
+        Path, typer.Option(help="CSV: slide_id, label (or time,event), and patient_id and centre if known")
     ],
     out: Annotated[Path, typer.Option(help="folder for the results")],
     heatmap: Annotated[
-        list[str] | None, typer.Option(help="slide_id to draw a map of attention of; may be repeated")
+        list[str] | None, typer.Option(help="slide_id of which to draw an attention map; may be repeated")
     ] = None,
     slides: Annotated[
         list[Path] | None, typer.Option(help="slide files or folders to draw the maps over; may be repeated")
@@ -65,7 +65,7 @@ def evaluate_slides_command(
 ) -> None:
     """Slide labels or survival: mean pooling, attention-MIL, Cox.
 
-    Features are those of 'dino-path embed', TRIDENT or CLAM. Called again, it goes on where it was.
+    Reads features of 'dino-path embed', TRIDENT or CLAM. Called again, the command resumes.
     """
     from dino_path.lock import only_writer
 
@@ -74,7 +74,7 @@ def evaluate_slides_command(
     log_to(None, is_quiet=quiet)
     folders, overrides = split_arguments(features)
     cohort_config = resolve_config(config, overrides).cohort
-    check_output_folder(out)
+    refuse_unwritable(out)
     from dino_path.features.bags import find_bags
 
     found = [find_bags(Path(folder)) for folder in folders]
@@ -96,6 +96,7 @@ def evaluate_slides_command(
     from dino_path.evaluation.cohorts.slides import evaluate_slides
 
     with only_writer(out):
+        refuse_to_lose_slides(out, cohort, sources, folds, cohort_config)  # another may have written since
         record = evaluate_slides(
             cohort, sources, folds, cohort_config, out=out, mapped=heatmap or [], slides=slide_files,
             device=choose_device(device, 0),
@@ -108,14 +109,14 @@ def evaluate_slides_command(
 
 
 def _check_maps(cohort: Cohort, config: CohortConfig, mapped: Sequence[str], slides: Sequence[Path]) -> dict[str, Path]:
-    """The slide file of each slide that is mapped, where one is among `slides`."""
+    """The slide file of each mapped slide, if it is among `slides`."""
     known = {slide for of_case in cohort.slides for slide in of_case}
     for slide in mapped:
         if cohort.task == "survival" or "abmil" not in config.aggregators:
             raise ConfigError(
                 f"--heatmap {slide}",
                 "no attention is trained here.",
-                "A map shows the attention of attention-MIL, which has labels and cohort.aggregators with abmil.",
+                "A map shows the attention of attention-MIL, which needs labels and abmil in cohort.aggregators.",
                 "Leave --heatmap out.",
             )
         if slide not in known:
@@ -128,7 +129,9 @@ def _check_maps(cohort: Cohort, config: CohortConfig, mapped: Sequence[str], sli
     from dino_path.features.layouts import TridentLayout
     from dino_path.slides.find import find_slides
 
-    files = {TridentLayout.name_for_reader(str(row.path)): row.path for row in find_slides(list(slides))}
+    rows = find_slides(list(slides))
+    files = {TridentLayout.name_for_reader(str(row.path)): row.path for row in rows}
+    files |= {row.slide_id: row.path for row in rows}
     found = {
         slide: file for slide in mapped if (file := files.get(slide) or files.get(TridentLayout.name_for_reader(slide)))
     }
@@ -136,9 +139,9 @@ def _check_maps(cohort: Cohort, config: CohortConfig, mapped: Sequence[str], sli
     if lacking:
         raise DataError(
             f"--slides {' '.join(map(str, slides))}",
-            f"no slide file called {lacking[0]}.",
-            "The file of each slide of --heatmap is needed, called like the slide.",
-            "Correct --slides, or leave it out: then maps are drawn without the slide under them.",
+            f"no slide file named {lacking[0]}.",
+            "The file of each slide of --heatmap is needed, named like the slide.",
+            "Correct --slides, or leave it out to draw maps without the slide under them.",
         )
     return found
 
@@ -148,6 +151,6 @@ def _require_lifelines(cohort: Cohort) -> None:
         raise ConfigError(
             "lifelines",
             "is not installed.",
-            "Cox regression is lifelines'.",
+            "It computes the Cox regression.",
             "Install the extra: uv pip install 'dino-path[survival]'.",
         )

@@ -17,12 +17,12 @@ from dino_path.cli.program import (
     Quiet,
     Workers,
     announce,
-    check_output_folder,
     loading,
     log_to,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_markdown
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 from dino_path.launch import is_first
 
@@ -40,9 +40,11 @@ def suite(
     root: Annotated[Path, typer.Option(help="folder that paths in the suite file are relative to")] = Path(),
     out: Annotated[Path | None, typer.Option(help="folder; default: eval/suite-NAME of the model's run")] = None,
     baselines: Annotated[
-        Path | None, typer.Option(help="folder with a folder of 'dino-path baseline' for each set, under its name")
+        Path | None, typer.Option(help="folder with one 'dino-path baseline' folder for each set, named like the set")
     ] = None,
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="leave out sets that are not there")] = False,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="leave out sets whose data do not exist")
+    ] = False,
     device: Device = "auto",
     workers: Workers = 2,
     as_json: AsJson = False,
@@ -50,7 +52,7 @@ def suite(
 ) -> None:
     """Many sets and protocols in one call, one table and one page.
 
-    Called again, sets that are done are not evaluated again.
+    Called again, finished sets are not evaluated again.
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
     specs, overrides = split_arguments(models)
@@ -63,13 +65,13 @@ def suite(
         raise ConfigError(
             f"--baselines {baselines}",
             "no such folder.",
-            "A folder with a folder of `dino-path baseline` for each set is needed.",
+            "A folder with one `dino-path baseline` folder for each set is needed.",
             "Check the path.",
         )
     from dino_path.evaluation.results.earlier import folder_of_run
 
     out = out or folder_of_run(specs) / f"suite-{file.stem}"
-    check_output_folder(out)
+    refuse_unwritable(out)
     announce(f"reading {len(config.sets)} sets")
     from dino_path.evaluation.results.suite_plan import plan_suite
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dino_path.api.inputs import check_foreign_checkpoint, check_models
+from dino_path.api.named_slides import pseudonym_files, search_named
 from dino_path.cli.help import Command
+from dino_path.cli.named_slides import Key, Pseudonymise
 from dino_path.cli.program import (
     EXIT_SOME_FAILED,
     AsJson,
@@ -20,12 +22,12 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_table
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 from dino_path.launch import is_first
 
@@ -36,8 +38,10 @@ if TYPE_CHECKING:
     from dino_path.features.extractor import Extractor, Precision
     from dino_path.features.layouts import LayoutName
     from dino_path.slides.find import SlideRow
+    from dino_path.slides.pseudonyms import PseudonymFiles
     from dino_path.tiles.images import ImageFiles
     from dino_path.tiles.source import TileSource
+    from dino_path.tiles.workers import Limits
     from dino_path.walk import Unreadable
 
 
@@ -55,30 +59,39 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder or checkpoint file")],
     out: Annotated[Path, typer.Option(help="model folder")],
     best: Annotated[
-        bool, typer.Option("--best", help="of a run folder the best checkpoint instead of the newest (its best.json)")
+        bool,
+        typer.Option(
+            "--best", help="export the best checkpoint of a run folder instead of the newest (see its best.json)"
+        ),
     ] = False,
-    network: Annotated[Literal["teacher", "student"], typer.Option(help="which of the two networks")] = "teacher",
+    network: Annotated[
+        Literal["teacher", "student"], typer.Option(help="which of the two networks to export")
+    ] = "teacher",
     features: Annotated[
         Literal["cls", "mean", "cls+mean"] | None,
-        typer.Option(help="[CLS], mean of the patch tokens, or both; default: as the network pools, cls for most ViTs"),
+        typer.Option(
+            help="[CLS], mean of the patch tokens, or both; default: the network's own pooling, cls for most ViTs"
+        ),
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="timm, onnx, pt2 with commas between; timm is always written")
+        str, typer.Option("--format", help="timm, onnx, pt2, separated by commas; timm is always written")
     ] = "timm",
-    precision: Annotated[Literal["fp32", "fp16", "bf16"], typer.Option(help="of the stored weights")] = "fp32",
-    license: Annotated[str, typer.Option(help="the Hub's name of a licence, such as cc-by-nc-4.0")] = "unknown",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="precision of the stored weights")
+    ] = "fp32",
+    license: Annotated[str, typer.Option(help="licence, by its name on the Hub, such as cc-by-nc-4.0")] = "unknown",
     input_px: Annotated[
         int | None, typer.Option(min=16, help="edge that tiles are resized to; default: views.global_px")
     ] = None,
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="upload it there too; a new repository is private")
+        str | None, typer.Option(metavar="OWNER/NAME", help="also upload the model there; a new repository is private")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a model folder of a run: the frozen extractor.
+    """Export a run's network as a frozen feature extractor.
 
-    timm.create_model("local-dir:OUT", pretrained=True) loads it. Every file is loaded back in a fresh process, and its
+    Load it with timm.create_model("local-dir:OUT", pretrained=True). Every file is loaded in a fresh process, and its
     features are compared with those of the run.
     """
     log_to(None, is_quiet=quiet)
@@ -106,12 +119,12 @@ def export(
 )
 def import_checkpoint(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="published weights: a backbone, or a checkpoint of a training")
+        Path, typer.Argument(metavar="FILE", help="published weights: a backbone, or a training checkpoint")
     ],
     out: Annotated[Path, typer.Option(help="model folder")],
-    arch: Annotated[str | None, typer.Option(help="timm model name; default: told by the file")] = None,
+    arch: Annotated[str | None, typer.Option(help="timm model name; default: recognised from the file")] = None,
     network: Annotated[
-        Literal["teacher", "student"] | None, typer.Option(help="default: the teacher, or the only network there is")
+        Literal["teacher", "student"] | None, typer.Option(help="default: the teacher, or the only network in the file")
     ] = None,
     mpp: Annotated[
         float | None, typer.Option(help="microns per pixel of its training tiles; default: unknown", min=0.05, max=50)
@@ -119,16 +132,17 @@ def import_checkpoint(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a model folder of published weights.
+    """Make a model folder from published weights.
 
-    Of facebookresearch's dino, dinov2 and dinov3, and of timm. The folder is what 'dino-path export' writes.
+    Reads weights of facebookresearch's dino, dinov2 and dinov3, and of timm. The folder is like those of
+    'dino-path export'.
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {file}")
     from dino_path.exporting.overwriting import refuse_to_overwrite
 
     check_foreign_checkpoint(file, arch)
-    check_output_folder(out)
+    refuse_unwritable(out)
     refuse_to_overwrite(out)
     loading()
     from dino_path.exporting.checkpoint import import_checkpoint as run_import
@@ -154,8 +168,8 @@ def embed(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...; before it cls:, mean: or cls+mean:"
-            " for other features of its tokens than its own",
+            help="model folder, timm:NAME, untrained:FOLDER, mean-colour, ...; with the prefix cls:, mean: or"
+            " cls+mean: to choose other token features than the model's own",
         ),
     ],
     inputs: Annotated[
@@ -166,17 +180,22 @@ def embed(
     ],
     out: Annotated[Path, typer.Option(help="folder for the feature files")],
     config: ConfigFile = None,
-    layout: Annotated[str, typer.Option(help="trident, clam, or both with a comma between")] = "trident",
+    layout: Annotated[str, typer.Option(help="trident, clam, or both, separated by a comma")] = "trident",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="default: 512 on CUDA, halved until it fits, else 64")
     ] = None,
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="in which the model runs")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"], typer.Option(help="precision in which the model runs")
+    ] = "fp32",
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="patch tokens too: fp16, hundreds of times the features' size")
+        bool,
+        typer.Option("--tokens", help="also write patch tokens, in fp16: hundreds of times the size of the features"),
     ] = False,
     allow_other_mpp: Annotated[
         bool, typer.Option("--allow-other-mpp", help="embed tiles at another mpp than the model's")
     ] = False,
+    pseudonymise: Pseudonymise = None,
+    key: Key = None,
     device: Device = "auto",
     workers: Workers = 2,
     as_json: AsJson = False,
@@ -184,19 +203,20 @@ def embed(
 ) -> None:
     """Turn tiles or slides into feature files.
 
-    TRIDENT and CLAM read them. Called again, it does what is missing. Slides are tiled at the model's mpp
-    (tiles.mpp=... for a model that does not know it), and no tile is written. Started by torchrun or srun, every
-    process takes some of the slides.
+    TRIDENT and CLAM can read them. Called again, the command continues. Slides are tiled at the model's mpp
+    (give tiles.mpp=... if the model does not state it), without writing tiles. Under torchrun or srun, each
+    process takes a share of the slides.
     """
     log_to(None, is_first=is_first(), is_quiet=quiet)
-    announce(f"reading {model}, {inputs[0]}")
+    announce(f"reading {model}, {inputs[0] if pseudonymise is None else 'the slides'}")
     from dino_path.features.layouts import read_layouts
 
-    check_output_folder(out)
+    refuse_unwritable(out)
     layouts = read_layouts(layout)
     words, overrides = split_arguments(inputs)
     check_models([model])
-    found = _look_at_inputs(model, words, config, overrides, allow_other_mpp=allow_other_mpp)
+    names = pseudonym_files(pseudonymise, key, out)
+    found = _look_at_inputs(model, words, config, overrides, out, names, allow_other_mpp=allow_other_mpp)
     if tokens:
         _refuse_tokens_of_images(found, words[0])
     loading()
@@ -229,7 +249,7 @@ def _refuse_tokens_of_images(found: _Inputs, name: str) -> None:
 
 @dataclass(frozen=True)
 class _Made:
-    """What `embed` made, as JSON and as text, and whether some slides failed."""
+    """The result of `embed`, as JSON and as text, and whether some slides failed."""
 
     record: dict[str, Any]
     text: str
@@ -250,7 +270,7 @@ def _embed(
     allow_other_mpp: bool,
     with_tokens: bool,
 ) -> _Made | None:
-    """Write the features; None in all processes but the first."""
+    """Write the features; None in all processes except the first."""
     from dino_path.distributed import open_world
     from dino_path.features.embed import embed_store
     from dino_path.features.extractor import load_extractor
@@ -258,14 +278,22 @@ def _embed(
     from dino_path.tiles.images import ImageFiles
     from dino_path.tiles.store import TileStore
 
-    # Slides differ in size: a process that is done waits for the others, hours perhaps.
+    # Slides differ in size: a process that has finished waits for the others, possibly for hours.
     with open_world(device, timeout_s=7 * 24 * 3600) as world:
         extractor = load_extractor(model, device=world.device).at(precision)
         images_at_a_time = batch_size or (512 if world.device.type == "cuda" else 64)
         tiles = found.tiles
         if tiles is None:
             assert found.settings is not None
-            tiles = find_tiles(found.rows, found.settings, out, world=world, num_workers=max(num_workers, 1))
+            tiles = find_tiles(
+                found.rows,
+                found.settings,
+                out,
+                world=world,
+                num_workers=max(num_workers, 1),
+                limits=found.limits,
+                key_check=found.key_check,
+            )
         if isinstance(tiles, TileStore):
             summary = embed_store(
                 extractor, tiles, out, layouts=layouts, batch_size=images_at_a_time, world=world,
@@ -302,11 +330,11 @@ def _list_lost(lost: Sequence[Unreadable]) -> None:
     for one in lost:
         say(f"failed   {one}")
     if lost:
-        say(f"{len(lost)} folder(s) or link(s) could not be read: what they hold has no features")
+        say(f"{len(lost)} folder(s) or link(s) could not be read: their contents have no features")
 
 
 def are_slides(words: Sequence[str]) -> bool:
-    """Slides to be tiled, or else one tile store or one folder of images."""
+    """Whether these are slides to be tiled, not a tile store or a folder of images."""
     from dino_path.slides.find import holds_slides
 
     if len(words) != 1:
@@ -317,46 +345,65 @@ def are_slides(words: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is to be embedded: tiles, or the slides that are still to be tiled.
+    """The inputs of `embed`: tiles, or slides that are still to be tiled.
 
     Attributes:
-        rows, settings: of the slides; tiles is None then.
+        rows, settings, limits: of the slides; tiles is None then.
         unreadable: folders and links that could not be looked at.
+        key_check: of the key that gave the slides their pseudonyms; None: they have none.
     """
 
     tiles: TileSource | None
     rows: Sequence[SlideRow]
     settings: TilesConfig | None
+    limits: Limits
     unreadable: Sequence[Unreadable]
+    key_check: str | None = None
 
 
 def _look_at_inputs(
-    model: str, words: Sequence[str], config: Path | None, overrides: Sequence[str], *, allow_other_mpp: bool
+    model: str,
+    words: Sequence[str],
+    config: Path | None,
+    overrides: Sequence[str],
+    out: Path,
+    names: PseudonymFiles | None,
+    *,
+    allow_other_mpp: bool,
 ) -> _Inputs:
     """What is to be embedded; slides are tiled at the model's mpp unless the settings say otherwise."""
+    from dino_path.features.layouts import job_folder_name
     from dino_path.features.specs import look_at_model, refuse_other_mpp
     from dino_path.settings import load_config
-    from dino_path.slides.find import search_slides
     from dino_path.tiles.expected import refuse_unfinished
+    from dino_path.tiles.layout import StoreFolder
     from dino_path.tiles.source import open_readable_tiles
     from dino_path.tiles.store import TileStore
+    from dino_path.tiles.workers import NO_LIMITS, Limits
 
     folder = look_at_model(model)
     trained = folder.preprocessing if folder is not None else None
     name, mpp = Path(model).name, trained.mpp if trained is not None else None
     if not are_slides(words):
+        if names is not None:
+            raise ConfigError(
+                f"--pseudonymise {names.mapping}",
+                f"{words[0]} is tiled already, or holds images.",
+                "Slides get their pseudonyms when they are tiled, and keep them.",
+                "Leave it out, or give the slides.",
+            )
         if overrides or config:
             raise ConfigError(
                 " ".join(overrides) or f"--config {config}",
                 f"{words[0]} is tiled already.",
-                "Settings are for slides: tiles are as they are.",
+                "Settings apply only to slides that are still to be tiled.",
                 "Leave them out, or give the slides.",
             )
         refuse_unfinished(Path(words[0]))
         tiles, unreadable = open_readable_tiles(Path(words[0]))
         if isinstance(tiles, TileStore) and not allow_other_mpp:
             refuse_other_mpp(name, mpp, tiles.mpp, words[0])
-        return _Inputs(tiles, (), None, unreadable)
+        return _Inputs(tiles, (), None, NO_LIMITS, unreadable)
     as_trained = {} if trained is None else {"tiles.mpp": mpp, "tiles.size_px": trained.tile_px}
     resolved = load_config(
         config,
@@ -368,8 +415,10 @@ def _look_at_inputs(
     assert resolved.tiles is not None
     if not allow_other_mpp:
         refuse_other_mpp(name, mpp, resolved.tiles.mpp, "the slides")
-    search = search_slides([Path(name) for name in words], resolved.slides.exclude, masks=resolved.slides.masks)
-    return _Inputs(None, search.rows, resolved.tiles, search.unreadable)
+    store = StoreFolder(out / job_folder_name(resolved.tiles) / "store")
+    search, key_check = search_named(words, resolved.slides, names, store)
+    limits = Limits(resolved.slides.max_seconds, resolved.slides.max_memory_gb)
+    return _Inputs(None, search.rows, resolved.tiles, limits, search.unreadable, key_check)
 
 
 @app.command(
@@ -380,13 +429,15 @@ def _look_at_inputs(
     """,
 )
 def models(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="timm names, or names as S/16")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="timm names, or short names such as S/16")
+    ] = None,
     px: Annotated[list[int] | None, typer.Option(help="edge of the image; may be given again", min=1)] = None,
     local_px: Annotated[int, typer.Option(help="edge of local views", min=1)] = 96,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show how large backbones are.
+    """Show the size of backbones.
 
     Width, depth, heads, parameters and GFLOPs, counted on the built models.
     """

@@ -17,13 +17,13 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     resolve_config,
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json
+from dino_path.disk import refuse_unwritable_file
 from dino_path.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,21 +46,23 @@ def draw_map(
         list[str],
         typer.Argument(
             metavar="MODEL|FEATURES [KEY=VALUE]...",
-            help="as for 'dino-path embed'; or, with --store, a folder of the feature files that it wrote",
+            help="as for 'dino-path embed'; or, with --store, a folder of feature files written by it",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="HTML file; features are kept in the folder 'features' beside it")],
+    out: Annotated[Path, typer.Option(help="HTML file; features are cached in the folder 'features' beside it")],
     data: Annotated[str | None, typer.Option("--data", help="labelled images, as for 'dino-path evaluate'")] = None,
     store: Annotated[Path | None, typer.Option(help="tile store, or a folder of images")] = None,
     split: Annotated[str | None, typer.Option(help="only this split, such as test")] = None,
     columns: Annotated[
         Path | None,
-        typer.Option(help="table with slide_id, patient_id or path, and more to colour by, such as centre"),
+        typer.Option(help="table with slide_id, patient_id or path, and further columns to colour by, such as centre"),
     ] = None,
-    max_tiles: Annotated[int, typer.Option(min=10, max=60_000, help="at most; drawn evenly from the slides")] = 20_000,
+    max_tiles: Annotated[
+        int, typer.Option(min=10, max=60_000, help="maximum number of tiles, drawn evenly from the slides")
+    ] = 20_000,
     method: Annotated[Literal["tsne", "pca"], typer.Option(help="how tiles are laid out")] = "tsne",
-    clusters: Annotated[int, typer.Option(min=2, max=64, help="of k-means, to colour by")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="of drawing tiles, k-means and t-SNE")] = 0,
+    clusters: Annotated[int, typer.Option(min=2, max=64, help="number of k-means clusters to colour by")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="seed for drawing tiles, k-means and t-SNE")] = 0,
     config: ConfigFile = None,
     device: Device = "auto",
     workers: Workers = 2,
@@ -69,8 +71,8 @@ def draw_map(
 ) -> None:
     """Draw a map of tiles by their features.
 
-    One HTML page, which opens without a network: colours by class, slide, patient and cluster, thumbnails, and each
-    tile's nearest neighbours from other slides.
+    Writes one HTML page that opens without a network: colours by class, slide, patient and cluster, thumbnails, and
+    each     tile's nearest neighbours from other slides.
     """
     log_to(None, is_quiet=quiet)
     specs, overrides = split_arguments(model)
@@ -108,13 +110,13 @@ def _check_words(specs: list[str], data: str | None, store: Path | None, out: Pa
     """One model, one set of tiles, and a file to write."""
     if len(specs) != 1:
         raise ConfigError(
-            " ".join(specs) or "MODEL", f"{len(specs)} models are given.", "A map is of one.", "Give one model."
+            " ".join(specs) or "MODEL", f"{len(specs)} models are given.", "A map shows one model.", "Give one model."
         )
     if (data is None) == (store is None):
         raise ConfigError(
             "--data, --store",
             "both are given." if data is not None else "neither is given.",
-            "Tiles come from labelled images (--data), or from a tile store (--store).",
+            "The tiles of the map are labelled images (--data) or a tile store (--store).",
             "Give one of them.",
         )
     if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
@@ -122,7 +124,7 @@ def _check_words(specs: list[str], data: str | None, store: Path | None, out: Pa
             f"--out {out}", "is a folder." if out.is_dir() else "does not end in .html.",
             "The name of an HTML file is needed.", "Correct --out.",
         )  # fmt: skip
-    check_output_folder(out.parent)
+    refuse_unwritable_file(out)
 
 
 def _choose_tiles(

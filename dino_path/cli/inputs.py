@@ -28,11 +28,11 @@ SHIPPED_SUITES = ("development", "public")  # of configs/suites/
 
 
 def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> None:
-    """Refuse what the stage would refuse at its start, as far as paths tell.
+    """Refuse inputs that the stage would refuse at its start, judging by paths.
 
     Args:
         stage: for `evaluate` with its command, such as `evaluate knn`.
-        given: what its command line gives the command, by the names of its parameters.
+        given: the command's parameters by name.
 
     Raises:
         DinoPathError: as the stage's own.
@@ -63,7 +63,7 @@ def check_stage_inputs(stage: str, given: dict[str, Any], config: Config) -> Non
 
 
 def check_suite(given: dict[str, Any]) -> None:
-    """The suite's file can be read, and its sets are there.
+    """The suite's file can be read, and its sets exist.
 
     Args:
         given: what the command line gives `evaluate suite`.
@@ -91,5 +91,5 @@ def suite_file(name: str) -> Path:
         f"--suite {name}",
         "no such file.",
         f"A YAML file of sets is needed, or one of {', '.join(SHIPPED_SUITES)}.",
-        "Check the path; docs/evaluation-suite.md says what stands in such a file.",
+        "Check the path; docs/evaluation-suite.md describes such a file.",
     )

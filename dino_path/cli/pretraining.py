@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dino_path.cli.help import Command
+from dino_path.cli.named_slides import Key, Pseudonymise
 from dino_path.cli.program import (
     EXIT_SOME_FAILED,
     AsJson,
@@ -17,7 +18,6 @@ from dino_path.cli.program import (
     Workers,
     announce,
     app,
-    check_output_folder,
     loading,
     log_to,
     overrides_only,
@@ -25,6 +25,7 @@ from dino_path.cli.program import (
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_table
+from dino_path.disk import refuse_unwritable, refuse_unwritable_file
 from dino_path.errors import ConfigError
 from dino_path.launch import is_first
 
@@ -40,17 +41,19 @@ if TYPE_CHECKING:
     """,
 )
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for everything that the demo makes")] = Path("demo"),
-    fast: Annotated[bool, typer.Option("--fast", help="a minute's version: too short to learn anything")] = False,
+    out: Annotated[Path, typer.Option(help="folder for all files of the demo")] = Path("demo"),
+    fast: Annotated[
+        bool, typer.Option("--fast", help="a version that takes a minute, too short to learn anything")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Walk the whole road on synthetic slides.
+    """Run the whole workflow on synthetic slides.
 
-    It runs on a CPU and ends in OUT/report.html. Called again, it does what is missing.
+    Runs on a CPU and ends with OUT/report.html. Called again, it continues.
     """
     from dino_path.lock import only_writer
 
-    check_output_folder(out)
+    refuse_unwritable(out)
     with only_writer(out):
         log_to(out / "log.txt", is_quiet=quiet)
         loading()
@@ -65,6 +68,7 @@ def demo(
     dino-path tile slides/ --out tiles tiles.mpp=0.5 tiles.size_px=256
     dino-path tile slides.csv --out tiles --config configs/vits16_1gpu.yaml --workers 8
     dino-path tile slides/ --out tiles tiles.mpp=0.5 --shard 3/8
+    dino-path tile slides/ --out tiles tiles.mpp=0.5 --pseudonymise ~/private/mapping.csv
     """,
 )
 def tile(
@@ -73,21 +77,25 @@ def tile(
     config: ConfigFile = None,
     shard: Annotated[str, typer.Option(help="I/N: only every N-th slide, from the I-th (1 to N)")] = "1/1",
     layout: Annotated[str | None, typer.Option(help="also coordinate files: trident, clam, or both")] = None,
+    pseudonymise: Pseudonymise = None,
+    key: Key = None,
     workers: Workers = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Cut slides into tiles.
 
-    tiles.mpp is needed: microns per pixel of the tiles. Called again, it does what is missing.
+    tiles.mpp is required: microns per pixel of the tiles. Called again, the command continues.
     """
     log_to(None, is_quiet=quiet)
-    announce(f"reading {slides[0]}")
+    announce(f"reading {slides[0] if pseudonymise is None else 'the slides'}")
     from dino_path.api.tiling import refuse_nothing, tile_what_can_be
 
     inputs, overrides = split_arguments(slides)
     settings = resolve_config(config, overrides, needs=("tiles",))
-    tiling = tile_what_can_be(inputs, out, config=settings, shard=shard, layout=layout, workers=workers)
+    tiling = tile_what_can_be(
+        inputs, out, config=settings, shard=shard, layout=layout, pseudonymise=pseudonymise, key=key, workers=workers
+    )
     if as_json:
         say_json(
             {
@@ -99,7 +107,7 @@ def tile(
         )
     else:
         _tell_tiling(tiling, is_quiet=quiet)
-    refuse_nothing(tiling, inputs)
+    refuse_nothing(tiling, inputs, says_why=False)
     records = tiling.summary.records
     if records and not tiling.num_tiles and not as_json:  # else a later stage would only say: no tiles
         say(f"NO TILES: none of {len(records)} slide(s) has any, {tiling.summary.commonest_reason}")
@@ -141,7 +149,7 @@ def views(
 ) -> None:
     """Draw tiles and the views that training makes of them.
 
-    A contact sheet: some rows for each recipe, and for the settings given.
+    The contact sheet has some rows for each recipe, and for the given settings.
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {tiles}")
@@ -149,8 +157,8 @@ def views(
 
     resolved = resolve_config(config, overrides_only(settings))
     if out.suffix.lower() != ".png" or out.is_dir():
-        raise ConfigError(f"--out {out}", "is no PNG file.", "A name that ends in .png is needed.", "Correct --out.")
-    check_output_folder(out.parent)
+        raise ConfigError(f"--out {out}", "is not a PNG file.", "A name that ends in .png is needed.", "Correct --out.")
+    refuse_unwritable_file(out)
     source = open_tiles(tiles, split=resolved.slides.split, exclude=resolved.slides.exclude)
     balance = resolved.training.balance if resolved.training else None
     num_tiles = min(num_tiles, len(source))
@@ -188,15 +196,15 @@ def pretrain(
     settings: Overrides = None,
     config: ConfigFile = None,
     apply_advice: Annotated[
-        bool, typer.Option("--apply-advice", help="set what the advice at the start of the run says")
+        bool, typer.Option("--apply-advice", help="apply the settings that the run advises at its start")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Pretrain a backbone with DINO on tiles.
 
-    The tiles are those of store=STORE, the run goes into out=RUN. Called again, it continues. Ctrl-C, SIGTERM or
-    SIGUSR1 to any of its processes: all end the same step, save it, and exit with code 85. A second Ctrl-C ends the
-    process at once, a second signal if it comes three seconds later or more.
+    Reads the tiles of store=STORE and writes the run to out=RUN. Called again, it continues. On Ctrl-C, SIGTERM or
+    SIGUSR1 to any process, all processes finish the same step, save it, and exit with code 85. A second Ctrl-C ends the
+    process at once, and so does a second signal after three seconds or more.
     """
     is_speaker = is_first()
     log_to(None, is_first=is_speaker, is_quiet=quiet)

@@ -1,4 +1,4 @@
-"""What all commands share: the program itself, kinds of arguments, settings, logging, exit codes."""
+"""Shared by all commands: the program itself, argument types, settings, logging, exit codes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dino_path import __version__
-from dino_path.api.inputs import check_output_folder as check_output_folder
 from dino_path.cli.terminal import say
+from dino_path.disk import disk_error
 from dino_path.errors import DinoPathError, StoppedBySignal
 from dino_path.journal import PlainFormatter, file_handler
 from dino_path.run import TIME_FORMAT
@@ -34,7 +34,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; see configs/")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE|NAME", help="YAML file, or a name from 'dino-path configs'"),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings: dotted.key=value")]
 DataSpec = Annotated[
     str,
@@ -44,14 +47,15 @@ DataSpec = Annotated[
         " + FOLDER",
     ),
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA where there is one")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto is CUDA if there is a GPU")]
 Workers = Annotated[int, typer.Option(help="processes (or threads) that read and decode", min=0)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no notes: warnings and results only")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="only warnings and results, no progress and no notes")]
 AsJson = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout, for programs")]
 
 SETTING = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9-]+)*=.*", re.DOTALL)
-# 1 is left to what nobody foresaw: Python's code for an exception, and srun's for a step that it cannot start. So a job
-# that ends with 1 has failed, and slurm/ forgives EXIT_SOME_FAILED alone; slurm/pretrain.sbatch knows 85.
+# 1 is reserved for unexpected failures: Python's code for an exception, and srun's for a step that it cannot start. So
+# a job that # ends with 1 has failed. The files of slurm/ accept only EXIT_SOME_FAILED; slurm/pretrain.sbatch handles
+# 85.
 EXIT_REFUSED, EXIT_SOME_FAILED, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 3, 85, 130
 
 
@@ -64,10 +68,10 @@ def _show_version(is_asked: bool) -> None:
 @app.callback()
 def program(
     version: Annotated[
-        bool, typer.Option("--version", help="show the version and end", callback=_show_version, is_eager=True)
+        bool, typer.Option("--version", help="show the version and exit", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What all commands have in common; typer calls it before each."""
+    """Options of the program itself; typer calls this before each command."""
 
 
 def main() -> None:
@@ -83,14 +87,20 @@ def main() -> None:
     except DinoPathError as error:
         say(f"{type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_REFUSED)
+    except OSError as error:
+        refusal = disk_error(error)
+        if refusal is None:
+            raise
+        say(f"{type(refusal).__name__}: {refusal}", err=True)
+        sys.exit(EXIT_REFUSED)
     except SystemExit as end:  # typer has turned Ctrl-C's KeyboardInterrupt into it, without a word
         if end.code == EXIT_INTERRUPTED:
-            typer.echo("interrupted: what was finished is kept, and the same command continues", err=True)
+            typer.echo("interrupted: finished work is kept, and the same command continues", err=True)
         raise
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Positional arguments and `dotted.key=value` settings; a path that exists is no setting."""
+    """Positional arguments and `dotted.key=value` settings; an existing path is never a setting."""
     positionals: list[str] = []
     overrides: list[str] = []
     for argument in arguments:
@@ -111,7 +121,7 @@ def resolve_config(file: Path | None, overrides: Sequence[str], *, needs: Sequen
 
 
 def check_command(words: Sequence[str]) -> dict[str, Any]:
-    """What a command line gives its command, by the names of the parameters, without running it.
+    """The parameters of a command line, by name, without running the command.
 
     A wrong option is refused at submission, not when the job starts.
     """
@@ -126,17 +136,17 @@ def check_command(words: Sequence[str]) -> dict[str, Any]:
 
 
 def announce(text: str) -> None:
-    """Tell what begins now, on stderr: nobody waits before a screen that says nothing."""
+    """Say on stderr what starts now, so that nobody waits at an empty screen."""
     logger.info("%s", text)
 
 
 def loading(what: str = "torch and timm") -> None:
-    """Tell that imports begin which take seconds. Everything that is cheap to check has been checked before."""
+    """Announce imports that take seconds. All cheap checks are done before this."""
     announce(f"loading {what}")
 
 
 def log_to(file: Path | None, *, is_first: bool = True, is_quiet: bool = False) -> None:
-    """Configure logging again: the console, and `file`. Ranks other than the first speak at ERROR only."""
+    """Configure logging again: the console, and `file`. Ranks other than the first log only errors."""
     root = logging.getLogger("dino_path")
     root.setLevel((logging.WARNING if is_quiet else logging.INFO) if is_first else logging.ERROR)
     root.propagate = False

@@ -1,4 +1,4 @@
-"""The page with everything that runs hold, and its charts as files."""
+"""The report: one page about runs, and its charts as files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from dino_path.cli.help import Command
-from dino_path.cli.program import AsJson, Quiet, announce, app, check_output_folder, log_to
+from dino_path.cli.program import AsJson, Quiet, announce, app, log_to
 from dino_path.cli.terminal import say, say_json
+from dino_path.disk import refuse_unwritable, refuse_unwritable_file
 from dino_path.errors import ConfigError
 
 
@@ -26,29 +27,32 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders")],
     out: Annotated[Path, typer.Option(help="HTML file")] = Path("report.html"),
     store: Annotated[Path | None, typer.Option(help="tile store, for the section on slides")] = None,
-    model: Annotated[list[Path] | None, typer.Option(help="exported model folder; may be given again")] = None,
+    model: Annotated[list[Path] | None, typer.Option(help="exported model folder; may be repeated")] = None,
     evaluation: Annotated[list[Path] | None, typer.Option(help="further folders with a results.json")] = None,
     feature_map: Annotated[
-        list[Path] | None, typer.Option("--map", help="page of 'dino-path map', as a section; may be given again")
+        list[Path] | None, typer.Option("--map", help="page of 'dino-path map' to add as a section; may be repeated")
     ] = None,
+    machine: Annotated[
+        bool, typer.Option("--machine", help="also commands, operating system and folders, which are not for sharing")
+    ] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="write it again as the runs go on, until they end; the page reloads itself")
+        bool, typer.Option("--watch", help="update the page until the runs end; it reloads itself")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write one page with everything that runs hold."""
+    """Write one page with all results of the runs."""
     log_to(None, is_quiet=quiet)
     announce(f"reading {', '.join(map(str, runs))}")
     from dino_path.reporting.report import write_report
 
-    check_output_folder(out.parent)
+    refuse_unwritable_file(out)
     if out.is_dir():
         raise ConfigError(f"--out {out}", "is a folder.", "The name of an HTML file is needed.", "Correct --out.")
 
     def write(refresh_s: int | None) -> None:
         write_report(
             runs, out, store=store, models=model or (), evaluations=evaluation or (), maps=feature_map or (),
-            refresh_s=refresh_s,
+            refresh_s=refresh_s, shows_machine=machine,
         )  # fmt: skip
 
     if watch:
@@ -72,7 +76,7 @@ def figures(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders")],
     out: Annotated[Path, typer.Option(help="folder for the files")],
     evaluation: Annotated[list[Path] | None, typer.Option(help="further folders with a results.json")] = None,
-    formats: Annotated[str, typer.Option("--format", help="pdf, svg and png, with commas between")] = "pdf",
+    formats: Annotated[str, typer.Option("--format", help="pdf, svg and png, separated by commas")] = "pdf",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -90,7 +94,7 @@ def figures(
             f"One or more of {', '.join(FIGURE_KINDS)} are needed.",
             "Correct --format.",
         )
-    check_output_folder(out)
+    refuse_unwritable(out)
     announce(f"reading {', '.join(map(str, runs))}")
     files = write_figures(runs, out, evaluations=evaluation or (), kinds=kinds)
     if as_json:

@@ -1,4 +1,4 @@
-"""Whether what lies on the disk is what was written."""
+"""Check that files are as they were written."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def verify(
 ) -> None:
     """Read every checksum and record of a folder.
 
-    Exit code 3: something is not as it was written; each such file is named.
+    Exit code 3: some files are not as they were written; each is named.
     """
     log_to(None, is_quiet=quiet)
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(
-                str(folder), "no such folder.", "A folder that dino-path has written is needed.", "Check the path."
+                str(folder), "no such folder.", "A folder written by dino-path is needed.", "Check the path."
             )
     loading()
     from dino_path.verify import verify as verify_folder

@@ -1,4 +1,4 @@
-"""The slides of a tile store in a browser, and what is drawn over them as files."""
+"""The slides of a tile store in a browser, and their overlays as files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import typer
 
 from dino_path.api.inputs import check_models
 from dino_path.cli.help import Command
-from dino_path.cli.program import AsJson, Device, Quiet, announce, app, check_output_folder, loading, log_to
+from dino_path.cli.program import AsJson, Device, Quiet, announce, app, loading, log_to
 from dino_path.cli.terminal import say, say_json
+from dino_path.disk import refuse_unwritable
 from dino_path.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,23 +38,26 @@ def view(
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Option(help="folder that 'dino-path embed' fills; what it lacks is made first. Default: in memory"),
+        typer.Option(
+            help="folder written by 'dino-path embed'; missing features are computed first. Default: keep"
+            " them in memory"
+        ),
     ] = None,
-    clusters: Annotated[int, typer.Option(help="of the features of all tiles", min=2, max=12)] = 8,
+    clusters: Annotated[int, typer.Option(help="number of clusters of the features of all tiles", min=2, max=12)] = 8,
     overlay: Annotated[
         list[Path] | None,
         typer.Option(help="GeoJSON with a value per tile, such as a heat map, named after its slide; may be repeated"),
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="write all overlays as GeoJSON and PNG, and end")
+        Path | None, typer.Option(metavar="DIR", help="write all overlays as GeoJSON and PNG, and exit")
     ] = None,
     slide: Annotated[
-        list[str] | None, typer.Option(metavar="SLIDE_ID", help="of --export: this slide alone; may be repeated")
+        list[str] | None, typer.Option(metavar="SLIDE_ID", help="with --export: only this slide; may be repeated")
     ] = None,
-    port: Annotated[int, typer.Option(help="of this machine; 0: any that is free", min=0, max=65535)] = 0,
+    port: Annotated[int, typer.Option(help="port of this machine; 0: any free port", min=0, max=65535)] = 0,
     browser: Annotated[bool, typer.Option("--browser", help="open the page in the browser of this machine")] = False,
     allow_other_mpp: Annotated[
-        bool, typer.Option("--allow-other-mpp", help="show tiles to the model at another mpp than it was trained at")
+        bool, typer.Option("--allow-other-mpp", help="use the model on tiles at another mpp than it was trained at")
     ] = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -61,18 +65,18 @@ def view(
 ) -> None:
     """Look at slides, their tiles and what a model sees.
 
-    A page in the browser, served on 127.0.0.1 to those who have its address; nothing is changed. Ctrl-C ends it.
+    Serves a page on 127.0.0.1 to those who have its address, and changes nothing. Ctrl-C ends it.
     """
     log_to(None, is_quiet=quiet)
     announce(f"reading {store}")
     if model is None and features is not None:
-        raise ConfigError("--features", "no model is named.", "They are a model's.", "Add --model.")
+        raise ConfigError("--features", "no model is given.", "Features belong to a model.", "Add --model.")
     if slide and export is None:
-        raise ConfigError("--slide", "--export is not given.", "It chooses what to export.", "Add --export DIR.")
+        raise ConfigError("--slide", "--export is not given.", "It selects slides to export.", "Add --export DIR.")
     if export is not None:
-        check_output_folder(export)
+        refuse_unwritable(export)
     if features is not None:
-        check_output_folder(features)
+        refuse_unwritable(features)
     if model is not None:
         check_models([model])
         _check_mpp(store, model, allow_other_mpp=allow_other_mpp)
@@ -100,7 +104,7 @@ def view(
 
 
 def _serve(viewer: Viewer, port: int, *, as_json: bool, opens_browser: bool, show_model: Callable[[], None]) -> None:
-    """Serve until Ctrl-C. The page is there at once, and what the model makes of the slides as soon as it is made."""
+    """Serve until Ctrl-C. The page opens at once; the model's layers appear as soon as they are ready."""
     from dino_path.viewing.server import ViewerServer
 
     with ViewerServer(viewer.answer, port) as server:
@@ -115,7 +119,7 @@ def _serve(viewer: Viewer, port: int, *, as_json: bool, opens_browser: bool, sho
         try:
             show_model()
             if viewer.model is not None:
-                announce("the page shows what the model makes of the slides")
+                announce("the page now shows the model's layers")
             thread.join()
         except KeyboardInterrupt:
             announce("ended")
@@ -143,7 +147,7 @@ def _show_model(
     from dino_path.distributed import choose_device
     from dino_path.viewing.model_overlays import load_model_overlays
 
-    viewer.stage = f"features of {len(tiles):,} tiles are being read or made"
+    viewer.stage = f"reading or computing features of {len(tiles):,} tiles"
     viewer.show_model(
         load_model_overlays(
             model, tiles, features, num_clusters=num_clusters, device=choose_device(device, 0),
@@ -163,13 +167,13 @@ def _check_mpp(store: Path, model: str, *, allow_other_mpp: bool) -> None:
 
 
 def _numbers_of(viewer: Viewer, slide_ids: Sequence[str]) -> list[int]:
-    """Of these slides, or of all that could be read."""
+    """The numbers of these slides, or of all readable ones."""
     numbers = {record.slide_id: number for number, record in enumerate(viewer.records) if record.status != "failed"}
     for slide_id in slide_ids:
         if slide_id not in numbers:
             raise ConfigError(
                 f"--slide {slide_id}",
-                f"{viewer.folder.path} has no such slide that could be read.",
+                f"{viewer.folder.path} has no such readable slide.",
                 f"One of its slide ids is needed, such as {next(iter(numbers), 'none')}.",
                 "Look at its slides.csv.",
             )

@@ -1,4 +1,4 @@
-"""The jobs of a run folder: which were submitted, and what SLURM says of them."""
+"""The submitted jobs of a run folder, and their state in SLURM."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dino_path.disk import parse_json
+from dino_path.errors import LaunchError
 from dino_path.run import TIME_FORMAT
 
 ACTIVE = ("PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED", "CONFIGURING", "COMPLETING")
@@ -33,8 +35,16 @@ def note_job(out: Path, stage: str, job_id: str) -> None:
 def jobs_of(out: Path) -> list[Job]:
     """The jobs that were submitted for this folder, oldest first."""
     file = out / "slurm" / "jobs.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [Job(**json.loads(line)) for line in lines]
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    try:
+        return [Job(**parse_json(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise LaunchError(
+            str(file),
+            f"is damaged ({' '.join(str(error).split())}).",
+            "One line of JSON for each job is needed.",
+            "Delete the damaged line; jobs themselves are not touched.",
+        ) from None
 
 
 def state_of(job_id: str) -> str | None:

@@ -15,7 +15,7 @@ from dino_path.errors import LaunchError
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage, what it is called with, and the stage that must have ended well before it starts."""
+    """A stage, its arguments, and the stage that must succeed before it starts."""
 
     stage: Stage
     words: list[str]
@@ -28,9 +28,9 @@ def pipeline_stages(
     """The stages, in their order.
 
     Args:
-        slides: files, folders or a CSV; none where the store is made already.
+        slides: files, folders or a CSV; none if the store already exists.
         data: the labelled images of the evaluation; None: it is left out.
-        has_features: embed the store's tiles too. Nothing waits for that, and so it stops nothing.
+        has_features: also embed the store's tiles. No other stage waits for this one.
     """
     assert config.store is not None
     assert config.out is not None
@@ -57,7 +57,7 @@ def pipeline_stages(
 def submit_pipeline(
     config: Config, slides: Sequence[str], data: str | None, *, dry_run: bool, has_features: bool = False
 ) -> list[Submission]:
-    """Submit all stages, each to start when the one before has ended well; a stage that is done ends at once.
+    """Submit all stages, each to start when the previous one has succeeded; a finished stage ends at once.
 
     Raises:
         LaunchError: jobs of this run still wait or run, there is no SLURM, or it refuses a job. Stages that were
@@ -86,6 +86,6 @@ def _refuse_second(out: Path) -> None:
         raise LaunchError(
             str(out),
             f"{', '.join(f'job {job.job_id} ({job.stage})' for job in active)} of this run still waits or runs.",
-            "One chain of jobs at a time may write a run folder.",
+            "Only one chain of jobs at a time may write to a run folder.",
             f"Wait for it, or stop it: scancel {' '.join(job.job_id for job in active)}",
         )

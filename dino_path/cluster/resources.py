@@ -1,4 +1,4 @@
-"""What each stage asks SLURM for: the `cluster` section, and what it says of this stage or of its kind."""
+"""The resources that each stage requests from SLURM: the `cluster` section, with settings for stages and kinds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ASKS_FOR_GPUS = re.compile(r"(#SBATCH )?(-G\b|--gpus\b|--gpus-per-|--gres=.*\bgp
 
 @dataclass(frozen=True)
 class Resources:
-    """The request of one stage; None: nothing is said to SLURM.
+    """The request of one stage; None: the option is not passed to SLURM.
 
     Attributes:
         num_gpus: on each node.
@@ -36,7 +36,7 @@ class Resources:
 
 
 def resources_of(stage: Stage, cluster: ClusterConfig) -> Resources:
-    """What a stage asks for: its own settings, else those of its kind, else those of the whole section."""
+    """The request of a stage: its own settings, else those of its kind, else those of the whole section."""
     kind: Literal["cpu", "gpu"] = "gpu" if stage in get_args(GpuStage) else "cpu"
     of_stage, of_kind = cluster.stages.get(stage, StageConfig()), cluster.stages.get(kind, StageConfig())
     said = {key: value for key in StageConfig.model_fields if (value := getattr(of_stage, key)) is not None}

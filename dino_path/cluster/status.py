@@ -1,4 +1,4 @@
-"""Where the stages and jobs of a run stand, read from its files and from SLURM."""
+"""The state of a run's stages and jobs, read from its files and from SLURM."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run_status(path: Path) -> list[StageStatus]:
         raise CheckpointError(
             str(path),
             "holds neither config.yaml nor slurm/pretrain.yaml.",
-            "A run folder that `dino-path pretrain` or `submit` has written is needed.",
+            "A run folder written by `dino-path pretrain` or `submit` is needed.",
             "Check the path.",
         )
     config = load_config(config_file)
@@ -65,7 +65,7 @@ def run_status(path: Path) -> list[StageStatus]:
 
 
 def job_lines(path: Path) -> list[str]:
-    """The newest job of each stage, with SLURM's word for it."""
+    """The newest job of each stage, with its state in SLURM."""
     newest = {job.stage: job for job in jobs_of(path)}
     return [
         f"job {job.job_id}  {job.stage:9s} {state_of(job.job_id) or FORGOTTEN}  submitted {job.submitted}"
@@ -75,7 +75,7 @@ def job_lines(path: Path) -> list[str]:
 
 
 def _logs_of(path: Path, job_id: str) -> list[Path]:
-    """What SLURM has written of a job: one file, or one for each task of an array."""
+    """The log files of a job: one, or one for each task of an array."""
     return [*files_like(path / "slurm", f"*-{job_id}.out"), *files_like(path / "slurm", f"*-{job_id}_*.out")]
 
 
@@ -96,11 +96,11 @@ def _tiling(config: Config) -> StageStatus:
 
 
 def _failures(records: Sequence[SlideRecord], store: Path) -> str:
-    """Which slides failed and why, the first few of them, and where all stand; empty when none failed."""
+    """The first failed slides with their reasons, and where all are listed; empty if none failed."""
     failed = [record for record in records if record.status == "failed"]
     lines = [f"failed {record.slide_id}: {record.reason}" for record in failed[:MAX_FAILURES]]
     if len(failed) > MAX_FAILURES:
-        lines.append(f"{len(failed) - MAX_FAILURES} more failed: {_quoted(store / 'slides.csv')} has every reason")
+        lines.append(f"{len(failed) - MAX_FAILURES} more failed: {_quoted(store / 'slides.csv')} has all reasons")
     return "".join(f"\n{'':19}{line}" for line in lines)
 
 
@@ -126,14 +126,14 @@ def _pretraining(run: RunFolder, config: Config) -> StageStatus:
     facts += [f"{len(metrics.unreadable)} unreadable lines in metrics.jsonl"] if metrics.unreadable else []
     facts += [f"log {_quoted(run.log_file)}"] if run.log_file.is_file() else []
     if step < num_steps and not has_ended:
-        facts.append(f"last record {_duration(age_s)} ago, {_duration(last.eta_s)} to go from there")
+        facts.append(f"last record {_duration(age_s)} ago, {_duration(last.eta_s)} left at that time")
     return StageStatus(
         "pretrain", "done" if step >= num_steps or has_ended else f"{step / num_steps:.0%}", ", ".join(facts)
     )
 
 
 def _num_steps(config: Config, record: StepRecord) -> int:
-    """The run's length in steps, whatever it was given in."""
+    """The run's length in steps, whichever unit it was given in."""
     if record.num_steps is not None:
         return record.num_steps
     training = config.training
@@ -148,7 +148,7 @@ def _num_steps(config: Config, record: StepRecord) -> int:
 
 
 def _models(path: Path, digests: Collection[str]) -> list[Path]:
-    """What was exported of this run: `submit pipeline` writes RUN/model, a person a folder of any name beside it."""
+    """The exported models of this run: RUN/model of `submit pipeline`, or a folder of any name beside the run."""
     files = [file for folder in _folders_near(path) if (file := folder / CONFIG_NAME).is_file()]
     return [file for file in files if file == path / "model" / CONFIG_NAME or _is_of_run(file, digests)]
 
@@ -178,7 +178,7 @@ def _file_stage(stage: str, files: Sequence[Path]) -> StageStatus:
 
 
 def _quoted(path: Path) -> str:
-    """A path as a shell reads it: below the present folder without what leads there."""
+    """A path quoted for a shell; relative if it is below the current folder."""
     is_below = path.is_absolute() and path.is_relative_to(Path.cwd())
     return shlex.quote(str(path.relative_to(Path.cwd()) if is_below else path))
 

@@ -63,7 +63,7 @@ class Submission:
         """What the terminal shows."""
         if self.job_id is None:
             verdict = self.verdict or (
-                "" if self.refusal else "There is no SLURM here: nobody has checked the resources."
+                "" if self.refusal else "There is no SLURM here, so the resources were not checked."
             )
             return f"{self.script}\n{self.script_file}: not written, not submitted.\n{verdict}".rstrip()
         meant = {"%j": self.job_id, "%A": self.job_id, "%x": f"dino-{self.stage}", "%a": "*", "%%": "%"}
@@ -89,8 +89,8 @@ def submit(
 ) -> Submission:
     """Write `OUT/slurm/STAGE.{sbatch,yaml}` and hand the script to SLURM; a dry run writes and submits nothing.
 
-    The job reads the YAML beside its script, not the file that the user gave: what was checked here is what runs,
-    however long the job waits and whatever is edited meanwhile.
+    The job reads the YAML beside its script, not the file that the user gave. So it runs exactly the checked
+    settings, however long it waits and whatever is edited meanwhile.
 
     Args:
         arguments: of `dino-path STAGE`, without `--config` and settings (those are in `config`).
@@ -170,7 +170,7 @@ def template_file(stage: Stage) -> Path:
 def _options(
     stage: Stage, cluster: ClusterConfig, resources: Resources, log_file: Path, start_folder: Path
 ) -> dict[str, tuple[str, str | None]]:
-    """What each #SBATCH option of a template becomes, as a name and a value; None: the option is left out."""
+    """The value of each #SBATCH option of a template, by name; None: the option is left out."""
     values = {
         "--job-name": f"dino-{stage}",
         "--array": f"1-{cluster.array_tasks}" if stage == "tile" else None,
@@ -209,7 +209,7 @@ def _option_lines(name: str, value: str | None, why: str) -> list[str]:
 
 
 def _refuse_second_line(name: str, value: str) -> None:
-    """An option ends with its line and its quotation marks; what follows would be run as shell code.
+    """Check that a value cannot end an option's line or its quotation marks: the rest would run as shell code.
 
     Raises:
         LaunchError: the value has a line break, another control character, or a quotation mark.
@@ -218,7 +218,7 @@ def _refuse_second_line(name: str, value: str) -> None:
         raise LaunchError(
             f"{name}={value!r}",
             "has a line break, a control character or a quotation mark.",
-            "An option of SLURM is one line of plain text.",
+            "A SLURM option must be one line of plain text.",
             "Correct it in the config's section `cluster`, or give the folder another name.",
         )
 
@@ -255,8 +255,8 @@ def _sbatch(options: Sequence[str], script_file: Path, *, text: str | None = Non
         raise LaunchError(
             str(script_file),
             f"SLURM refuses the job: {' '.join((answer.stderr or answer.stdout).split())}",
-            "Resources that this cluster grants are needed.",
-            "Change the config's `cluster` section (see `sinfo`; what differs for one stage, or for all without a"
-            " GPU, stands under cluster.stages), or the #SBATCH lines of the script.",
+            "The cluster must be able to grant the requested resources.",
+            "Change the config's `cluster` section (see `sinfo`; settings for one stage, or for all without a GPU,"
+            " are under cluster.stages), or the #SBATCH lines of the script.",
         )
     return answer

@@ -1,7 +1,7 @@
-"""Every setting, typed, documented and with its one default; `settings.py` reads and writes the tree.
+"""Every setting, typed, documented and with its only default; `settings.py` reads and writes the tree.
 
-What has scientific consequences and no safe value (`tiles.mpp`, the length of the training) has no default. The
-files beside this stand in the order of the data; all others import from here.
+Settings with scientific consequences and no safe value (`tiles.mpp`, the length of training) have no default. All other
+modules import the sections from here.
 """
 
 from __future__ import annotations

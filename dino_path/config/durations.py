@@ -39,7 +39,7 @@ class Clock(Section):
     steps_per_epoch: float
     global_batch_size: int
     stream_start: int = 0
-    """Step at which the stream of tiles began: not 0 in a run that went on from another, with other tiles."""
+    """Step at which the stream of tiles began: not 0 in a run that continues another with other tiles."""
     tiles_before: int = 0
     """Tiles seen before that step."""
 

@@ -17,32 +17,33 @@ class ModelConfig(Section):
         {}, description="further arguments of timm.create_model, such as embed_dim, depth, patch_size"
     )
     shifted_patch_tokenization: bool = Field(
-        False, description="ViTs on little data: each patch is seen with four half-patch shifts (arXiv:2112.13492)"
+        False,
+        description="ViTs on little data: each token also sees four half-patch shifts of its patch (arXiv:2112.13492)",
     )
     locality_self_attention: bool = Field(
         False, description="ViTs on little data: no token attends to itself, heads learn their temperature (ibid.)"
     )
     weights: str | None = Field(
         None,
-        description="None: from scratch; `timm`: timm's weights of this backbone; `timm:NAME`: those of another tag; a"
-        " model folder, such as a timm model downloaded whole; a run folder or one of its checkpoints, whose teacher's"
-        " backbone is taken; or a file: a backbone of timm (such as UNI) or of facebookresearch's dino, dinov2 or"
-        " dinov3, or a checkpoint of their training, whose heads are taken too",
+        description="None: from scratch; `timm`: timm's weights of this backbone; `timm:NAME`: those of another tag;"
+        " a model folder, such as a downloaded timm model; a run folder or one of its checkpoints (the teacher's"
+        " backbone is loaded); or a file: a backbone of timm (such as UNI) or of facebookresearch's dino, dinov2 or"
+        " dinov3, or a checkpoint of their training (its heads are loaded too)",
     )
     lora_rank: int | None = Field(
         None,
         ge=1,
-        description="train low-rank adapters of this rank on attention and MLPs (LoRA), and leave the backbone's own"
-        " weights as they are: less memory where a run starts from trained weights. None: train all",
+        description="train only low-rank adapters of this rank on attention and MLPs (LoRA), and freeze the"
+        " backbone's own weights: less memory for a run that starts from trained weights. None: train all weights",
     )
     lora_alpha: Positive | None = Field(
-        None, description="what the adapters add is multiplied by this / `lora_rank`; None: by 1"
+        None, description="the adapters' output is multiplied by this / `lora_rank`; None: by 1"
     )
     drop_path_rate: Fraction = Field(0.1, description="stochastic depth, student only")
     drop_path_schedule: Literal["linear", "constant"] = Field(
         "linear",
         description="`linear`: rises from 0 in the first block to the rate in the last; `constant`: the rate in every"
-        " block, as in DINOv2's ViT-L and larger; a ViT does not compute what it drops, and is so much the faster",
+        " block, as in DINOv2's ViT-L and larger; a ViT does not compute dropped samples, which saves time",
     )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="RGB mean; travels with the export")
     std: tuple[Positive, Positive, Positive] = Field(

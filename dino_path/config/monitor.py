@@ -12,35 +12,40 @@ from dino_path.config.section import Section
 class MonitorConfig(Section):
     """What is watched during training."""
 
-    log_every_steps: int = Field(10, ge=1, description="steps that one record of metrics.jsonl averages")
+    log_every_steps: int = Field(10, ge=1, description="steps averaged in one record of metrics.jsonl")
     tensorboard: bool = Field(
         False,
         description="also write the numbers of metrics.jsonl for TensorBoard, into RUN/tensorboard (extra"
-        " `tensorboard`); TensorBoard puts the name of the machine into the names of its files",
+        " `tensorboard`); the names of its files contain the name of the machine",
     )
-    on_collapse: Literal["warn", "stop"] = Field("warn", description="what a collapsed teacher does to the run")
+    on_collapse: Literal["warn", "stop"] = Field("warn", description="what to do when the teacher collapses")
     knn_data: str | None = Field(
         None,
         description="labelled images (as `evaluate --data`) for a running k-NN of the teacher: their validation part,"
         " else a fifth of the training part; the test part stays unseen",
     )
     knn_every_steps: int = Field(
-        1000, ge=1, description="steps between two of them, a multiple of `log_every_steps`; the last step has one too"
+        1000,
+        ge=1,
+        description="steps between two measurements of k-NN, a multiple of `log_every_steps`; the last"
+        " step is also measured",
     )
     knn_images: int = Field(
-        10_000, ge=10, description="at most so many of the labelled images; other processes wait while the first counts"
+        10_000,
+        ge=10,
+        description="use at most this many of the labelled images; other processes wait while the first one measures",
     )
 
     keep_best: bool = Field(
         True,
-        description="keep the best checkpoint beside the newest, for `export --best`: by the running k-NN, compared"
-        " whenever it is measured; without `knn_data` by the effective rank of the features (RankMe), compared at every"
-        " checkpoint that falls on a record",
+        description="keep the best checkpoint beside the newest, for `export --best`: by the running k-NN, whenever"
+        " it is measured; without `knn_data` by the effective rank of the features (RankMe), at every checkpoint"
+        " that coincides with a record",
     )
     stop_after: int | None = Field(
         None,
         ge=1,
-        description="end the run after so many comparisons in a row without a gain; None: at its full length",
+        description="end the run after this many comparisons in a row without a gain; None: run the full length",
     )
 
     @model_validator(mode="after")
@@ -60,16 +65,16 @@ class MonitorConfig(Section):
 
 
 class WandbConfig(Section):
-    """Weights & Biases. Numbers and settings only, unless `log_images` is set: pixels do not leave unasked."""
+    """Weights & Biases. Only numbers and settings are sent, unless `log_images` is set."""
 
     mode: Literal["offline", "online", "disabled"] = Field(
-        "offline", description="`offline` writes into the run folder; `wandb sync` can send it later"
+        "offline", description="`offline` writes into the run folder; `wandb sync` can upload it later"
     )
     project: str = Field("dino_path", description="W&B project")
     entity: str | None = Field(None, description="W&B team or user; None: your default")
-    name: str | None = Field(None, description="of the run; None: W&B invents one")
+    name: str | None = Field(None, description="name of the run; None: chosen by W&B")
     log_images: bool = Field(
         False,
-        description="send pixels of slides too: a sheet of the first tiles' views, and at each running k-NN"
+        description="also send pixels of slides: a sheet of the first tiles' views, and at each running k-NN"
         " (`monitor.knn_data`) a few validation tiles with their nearest neighbours; both are kept in RUN/figures",
     )

@@ -1,4 +1,4 @@
-"""What is optimised: `objective`, a section for each term."""
+"""The loss: `objective`, with a section for each term."""
 
 from __future__ import annotations
 
@@ -25,15 +25,21 @@ class HeadConfig(Section):
 
 
 class DinoConfig(HeadConfig):
-    """The cross-entropy between the teacher's and the student's [CLS], and its head. iBOT has the same temperatures."""
+    """The cross-entropy between the teacher's and student's [CLS], and its head. iBOT has the same temperatures."""
 
     weight: float = Field(1.0, ge=0, description="of this term in the loss; 0: off")
     student_temp: float = Field(0.1, gt=0, description="temperature of the student's softmax")
     teacher_temp: float = Field(
-        0.04, gt=0, description="after warm-up. Lower sharpens. Above 0.07 the paper saw collapse"
+        0.04,
+        gt=0,
+        description="temperature of the teacher after warm-up. Lower is sharper. Above 0.07 the paper reports collapse",
     )
-    warmup_teacher_temp: float = Field(0.04, gt=0, description="at the start; decrease it if the loss stays at ln K")
-    teacher_temp_warmup: AsDuration = Field(Duration(amount=0, unit="epochs"), description="linear")
+    warmup_teacher_temp: float = Field(
+        0.04, gt=0, description="temperature of the teacher at the start; decrease it if the loss stays at ln K"
+    )
+    teacher_temp_warmup: AsDuration = Field(
+        Duration(amount=0, unit="epochs"), description="linear, from `warmup_teacher_temp` to `teacher_temp`"
+    )
 
 
 class MasksConfig(Section):
@@ -44,30 +50,32 @@ class MasksConfig(Section):
         description="`blocks`: rectangles of at least four patches, as in iBOT and DINOv2; `patches`: single"
         " patches anywhere",
     )
-    view_fraction: Fraction = Field(0.5, description="share of the batch's global views that are masked at all")
+    view_fraction: Fraction = Field(0.5, description="share of the batch's global views that are masked")
     ratio: FractionRange = Field(
-        (0.1, 0.5), description="share of a masked view's patches; the masked views of a batch spread evenly over it"
+        (0.1, 0.5), description="share of hidden patches in a masked view; spread evenly over this range within a batch"
     )
 
 
 class IbotConfig(HeadConfig):
-    """The same cross-entropy for masked patches: the student must say of each what the teacher says who sees it."""
+    """The same cross-entropy for masked patches: the student predicts the teacher's output for hidden patches."""
 
     weight: float = Field(0.0, ge=0, description="of this term in the loss; 0: off. DINOv2: 1")
     head: Literal["own", "shared"] = Field(
-        "own", description="`own`: the head settings here; `shared`: the [CLS] term's head serves patches too"
+        "own",
+        description="`own`: a head with the settings here; `shared`: the head of the [CLS] term is also used"
+        " for patches",
     )
     masks: MasksConfig = MasksConfig()
 
     @model_validator(mode="after")
     def _batch_norm_needs_patches(self) -> IbotConfig:
         if self.weight > 0 and self.head == "own" and self.head_batch_norm:
-            raise ValueError("head_batch_norm: a process may have no masked patch, of which there are no statistics")
+            raise ValueError("head_batch_norm: a process may have no masked patch, and then no batch statistics")
         return self
 
 
 class KoleoConfig(Section):
-    """Spread of the batch's [CLS] features: each one's distance to its nearest neighbour (Sablayrolles et al. 2019)."""
+    """Spread of the batch's [CLS] features: distance of each to its nearest neighbour (Sablayrolles et al. 2019)."""
 
     weight: float = Field(0.0, ge=0, description="of this term in the loss; 0: off. DINOv2: 0.1")
 
@@ -82,24 +90,25 @@ class KdeConfig(Section):
 
 
 class DistillConfig(Section):
-    """A frozen model to learn from: the student's features are to become its features, through a projection."""
+    """A frozen model to learn from: the student learns to match its features, through a projection."""
 
     weight: float = Field(0.0, ge=0, description="of this term in the loss; 0: off")
     teacher: str | None = Field(
         None,
-        description="the frozen model, as `embed` takes one: a model folder, or `timm:` and a timm model name. It sees"
-        " the global views by its own mean, std and input size",
+        description="the frozen model, as in `embed`: a model folder, or `timm:` and a timm model name. It sees the"
+        " global views with its own mean, std and input size",
     )
     patches: float = Field(
         1.0,
         ge=0,
-        description="weight of the patch tokens' part beside that of [CLS]; 0: [CLS] alone, as CNNs need it. Above 0"
-        " the frozen model sees the views at an edge that gives it as many patches as the student has",
+        description="weight of the patch tokens relative to [CLS]; 0: only [CLS], as for CNNs. Above 0, views are"
+        " resized so that the frozen model has as many patches as the student",
     )
     cached: bool = Field(
         False,
-        description="make the frozen model's features once for each whole tile, before the first step, and keep them in"
-        " the run folder: for a model that is too slow or too large for every step. Views must be whole tiles then",
+        description="compute the frozen model's features of each whole tile once, before the first step, and keep"
+        " them in the run folder: for a model that is too slow or too large to run in every step. Views must then be"
+        " whole tiles",
     )
 
     @model_validator(mode="after")
@@ -110,18 +119,18 @@ class DistillConfig(Section):
 
 
 class TargetsConfig(Section):
-    """How the teacher's logits become the distributions that the student is to match."""
+    """How the teacher's logits become the target distributions of the student."""
 
     method: Literal["centering", "sinkhorn-knopp"] = Field(
         "centering",
-        description="`centering`: their softmax, after a running mean of them is taken away, as in DINO;"
-        " `sinkhorn-knopp`: every prototype is made to be used equally within the batch, as in SwAV and DINOv2",
+        description="`centering`: their softmax, after subtracting their running mean, as in DINO; `sinkhorn-knopp`:"
+        " every prototype is used equally within the batch, as in SwAV and DINOv2",
     )
-    center_momentum: float = Field(0.9, ge=0, lt=1, description="of the running mean of the teacher's logits")
+    center_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the running mean of the teacher's logits")
 
 
 class ObjectiveConfig(Section):
-    """What is optimised: the weighted sum of these terms."""
+    """The loss: the weighted sum of these terms."""
 
     dino: DinoConfig = DinoConfig()
     ibot: IbotConfig = IbotConfig()
@@ -132,12 +141,12 @@ class ObjectiveConfig(Section):
 
     @property
     def has_prototypes(self) -> bool:
-        """Whether a term compares what prototypes say: then there are heads, and the teacher sees every view."""
+        """Whether a term compares prototype outputs. Then there are heads, and the teacher sees every global view."""
         return self.dino.weight > 0 or self.ibot.weight > 0
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The names under which the literature knows what is on."""
+        """The published names of the terms and targets that are on."""
         used = {
             "DINO": self.dino.weight > 0,
             "iBOT": self.ibot.weight > 0,
@@ -152,6 +161,6 @@ class ObjectiveConfig(Section):
     def _can_be_optimised(self) -> ObjectiveConfig:
         if not self.has_prototypes and self.distill.weight == 0:
             raise ValueError(
-                "dino.weight, ibot.weight and distill.weight are all 0: nothing would tell the student what to learn"
+                "dino.weight, ibot.weight and distill.weight are all 0: the student would have nothing to learn from"
             )
         return self

@@ -1,4 +1,4 @@
-"""What every section of the settings is, and the kinds of numbers in them."""
+"""The base class of all sections of the settings, and their number types."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A suite: labelled sets and the protocols that they are evaluated by, as a file of `configs/suites/` names them.
+"""A suite: labelled sets and their evaluation protocols, as in the files of `configs/suites/`.
 
-A further protocol of `dino-path evaluate` gets its name in `SuiteProtocol`, the metrics that may lead a set in
-`PRIMARY_METRICS`, and a line in `KINDS` of `dino_path/evaluation/results/suite_kinds.py`.
+To add a protocol of `dino-path evaluate`: its name in `SuiteProtocol`, the metrics that may be a set's primary number
+in `PRIMARY_METRICS`, and a line in `KINDS` of `dino_path/evaluation/results/suite_kinds.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dino_path.config.section import Section
 
 SuiteProtocol = Literal[FrozenProtocol, "fewshot", "fractions", "retrieval", "robustness", "segmentation"]
 TABLE_METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "kappa", "auroc")
-# What can lead a set, by protocol: numbers of one test with an interval over its groups, larger being better.
+# Allowed primary metrics by protocol: numbers of one test with an interval over its groups, where larger is better.
 PRIMARY_METRICS: Mapping[SuiteProtocol, tuple[str, ...]] = {
     "knn": TABLE_METRICS,
     "knn-uni": TABLE_METRICS,
@@ -44,11 +44,11 @@ LabelFraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class PrimaryConfig(Section):
-    """The one number of a set that stands in the suite's table."""
+    """The number of a set that appears in the suite's table."""
 
     protocol: SuiteProtocol = Field(description="one of the set's protocols")
     metric: str = Field(
-        "balanced_accuracy", description="of the protocol's metrics in `PRIMARY_METRICS`, such as auroc"
+        "balanced_accuracy", description="one of the protocol's metrics in `PRIMARY_METRICS`, such as auroc"
     )
 
     @model_validator(mode="after")
@@ -65,17 +65,17 @@ class SuiteSet(Section):
     """One labelled set of a suite."""
 
     data: str = Field(description="as --data of `evaluate`; a path in it is relative to --root")
-    about: str = Field("", description="one sentence: tissue, task, where it comes from; it stands on the page")
+    about: str = Field("", description="one sentence for the page: tissue, task, source")
     protocols: Annotated[tuple[SuiteProtocol, ...], AfterValidator(_different)] = Field(
         min_length=1,
-        description="what is run: knn, ..., fewshot, fractions, retrieval, robustness; or segmentation alone",
+        description="protocols to run: knn, ..., fewshot, fractions, retrieval, robustness; or segmentation alone",
     )
     primary: PrimaryConfig = Field(description="`protocol` and `metric` of the number in the suite's table")
     fractions: Annotated[tuple[LabelFraction, ...], AfterValidator(_different)] = Field(
         (1.0, 0.1, 0.01), min_length=1, description="of the training labels, for the protocol `fractions`"
     )
     evaluation: EvaluationConfig = Field(
-        EvaluationConfig(), description="settings of this set that differ from the suite's"
+        EvaluationConfig(), description="settings for this set that override the suite's"
     )
 
     @model_validator(mode="after")
@@ -91,12 +91,14 @@ class SuiteSet(Section):
 class SuiteConfig(Section):
     """The file."""
 
-    title: str = Field(description="of the page")
-    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="settings of all sets")
+    title: str = Field(description="title of the page")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="settings for all sets")
     baselines: Path | None = Field(
-        None, description="folder with a folder of `dino-path baseline` for each set, under the set's name"
+        None, description="folder with one `dino-path baseline` folder for each set, named like the set"
     )
-    sets: dict[SetName, SuiteSet] = Field(min_length=1, description="by name, which is the name of the set's folder")
+    sets: dict[SetName, SuiteSet] = Field(
+        min_length=1, description="sets by name, which is also the name of the set's folder in --out"
+    )
 
     @model_validator(mode="after")
     def _protocols_are_of_sets(self) -> Self:

@@ -19,8 +19,19 @@ class SlidesConfig(Section):
     )
     masks: Path | None = Field(
         None,
-        description="folder of tissue masks from other tools: one file of outlines or picture per slide, named"
+        description="folder of tissue masks from other tools: one file of outlines or one picture per slide, named"
         " <slide_id> or <file name>; formats in tiling.md",
+    )
+    max_seconds: float | None = Field(
+        3600,
+        gt=0,
+        description="a slide that has not been tiled after so long fails, and the others go on; None: no limit",
+    )
+    max_memory_gb: float | None = Field(
+        8,
+        ge=1,
+        description="memory of each process that tiles, in 10^9 bytes: a slide that needs more fails, and the others go"
+        " on (Linux alone); None: no limit",
     )
 
 
@@ -34,22 +45,23 @@ class TilesConfig(Section):
         0.05,
         ge=0,
         lt=0.5,
-        description="a level this close to `mpp` (relative) is taken as it is, and so is the half, quarter or eighth"
-        " of one; the record's `tile_mpp` says what it truly was",
+        description="a level this close to `mpp` (relative) is read unchanged, and so is the half, quarter or eighth"
+        " of one; the record's `tile_mpp` gives the actual value",
     )
     edge: Literal["drop", "pad"] = Field(
         "drop",
-        description="tiles that reach over the slide's edge: left out, or kept with the slide's background colour"
-        " there, which counts as no tissue",
+        description="tiles that cross the slide's edge: `drop` leaves them out, `pad` fills them with the slide's"
+        " background colour, which counts as no tissue",
     )
     tissue: Literal["otsu", "saturation"] = Field(
-        "otsu", description="threshold of the tissue mask: `otsu` on the log of the saturation, or `saturation`, fixed"
+        "otsu",
+        description="threshold of the tissue mask: `otsu` on the log of the saturation, or the fixed `saturation`",
     )
     min_saturation: float = Field(
         0.06,
         ge=0,
         le=1,
-        description="HSV saturation of tissue: the threshold of `saturation`, the floor of `otsu`",
+        description="HSV saturation of tissue: the threshold of `saturation`, the lower bound for `otsu`",
     )
     mask_mpp: float = Field(8.0, gt=0, description="microns per pixel of the tissue mask")
     min_tissue_fraction: Fraction = Field(0.5, description="tiles with less tissue are not kept")
@@ -60,8 +72,8 @@ class TilesConfig(Section):
     )
     mask_classes: tuple[str, ...] | None = Field(
         None,
-        description="classes of outlines from other tools that mean tissue; None: all areas, with a class or without,"
-        " but QuPath's `Ignore*`",
+        description="classes of outlines from other tools that mean tissue; None: all areas, with or without a"
+        " class, except QuPath's `Ignore*`",
     )
     max_pen_fraction: Fraction = Field(
         0.05, description="tiles with more pen ink are not kept; 1 for green and blue special stains"
@@ -76,21 +88,23 @@ class TilesConfig(Section):
         description="tiles less sharp (variance of the Laplacian at `sharpness_mpp`, grey levels squared) are not kept",
     )
     sharpness_mpp: float = Field(
-        1.0, gt=0, description="microns per pixel at which sharpness is measured; coarser tiles: at their own"
+        1.0,
+        gt=0,
+        description="microns per pixel at which sharpness is measured; coarser tiles are measured at their own",
     )
     coordinates_only: bool = Field(
         False, description="store no pixels: training and embedding read the tiles from the slides"
     )
-    jpeg_quality: int = Field(90, ge=50, le=100, description="of the stored tiles")
+    jpeg_quality: int = Field(90, ge=50, le=100, description="JPEG quality of the stored tiles")
     jpeg_subsampling: Literal["auto", "444", "420"] = Field(
         "auto",
-        description="colour resolution of tiles that are re-encoded: whole (`444`), or halved in both directions"
-        " (`420`: smaller); `auto`: halved only where the slide's own JPEG tiles are",
+        description="colour resolution of re-encoded tiles: full (`444`), or halved in both directions (`420`,"
+        " smaller files); `auto`: halved only if the slide's own JPEG tiles are",
     )
     copy_native_jpeg: bool = Field(
         True,
-        description="where a tile is one of the slide's own JPEG tiles, store its bytes as they are: nothing is lost",
+        description="if a tile is one of the slide's own JPEG tiles, store its bytes unchanged, without loss",
     )
     reader: Literal["auto", "openslide"] = Field(
-        "auto", description="`auto`: JPEG tiles straight from the file where that shows what OpenSlide shows"
+        "auto", description="`auto`: JPEG tiles directly from the file, if their pixels agree with OpenSlide's"
     )

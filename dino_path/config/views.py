@@ -14,8 +14,8 @@ class ViewsConfig(Section):
 
     recipe: Literal["histology", "dino", "virchow2"] = Field(
         "histology",
-        description="fills the settings below that are not given; `dino` is the paper's augmentation, `virchow2` cuts"
-        " views from tiles of 392 px almost without resizing them",
+        description="defaults of the settings below; `dino` is the paper's augmentation, `virchow2` cuts views from"
+        " tiles of 392 px almost without resizing them",
     )
     global_px: int = Field(224, ge=16, description="edge of a global view")
     local_px: int = Field(96, ge=8, description="edge of a local view")
@@ -25,26 +25,32 @@ class ViewsConfig(Section):
     global_um: PositiveRange | None = Field(
         None,
         description="size of a global crop in microns (square root of its area, which is uniform), instead of"
-        " `global_scale`: views of many magnifications, from tiles cut larger than views. The tiles' mpp must be known",
+        " `global_scale`: views at many magnifications, from tiles cut larger than views. The tiles' mpp must be"
+        " known",
     )
     local_um: PositiveRange | None = Field(None, description="size of a local crop in microns, likewise")
     aspect: Range = Field((3 / 4, 4 / 3), description="aspect ratio of the crops")
     flip_prob: Fraction = Field(0.5, description="horizontal flip (`dino`); see `dihedral`")
-    dihedral: bool = Field(True, description="all eight flips and quarter turns, uniformly: tissue has no up")
+    dihedral: bool = Field(
+        True, description="all eight flips and quarter turns, uniformly, because tissue has no orientation"
+    )
     stain_normalisation: Literal["reinhard", "macenko"] | None = Field(
         None,
-        description="each tile's colours moved to a fixed target first, estimated on the tile alone (noisy where it has"
-        " little of a stain). The model folder carries it, and features are made of the same colours",
+        description="first normalise each tile's colours to a fixed target, estimated on the tile alone (noisy if"
+        " the tile has little of a stain). The model folder records it, and features are computed from the same"
+        " colours",
     )
-    stain_prob: Fraction = Field(0.8, description="jitter of the haematoxylin, eosin and residual densities")
+    stain_prob: Fraction = Field(
+        0.8, description="probability of jitter of the haematoxylin, eosin and residual densities"
+    )
     stain_sigma: float = Field(0.2, ge=0, lt=1, description="each stain's density is scaled by U(1 - sigma, 1 + sigma)")
     stain_bias: float = Field(0.02, ge=0, description="and shifted by U(-bias, bias), in optical density")
-    colour_prob: Fraction = Field(0.8, description="brightness, contrast, saturation and hue jitter")
+    colour_prob: Fraction = Field(0.8, description="probability of brightness, contrast, saturation and hue jitter")
     brightness: float = Field(0.2, ge=0, description="strength: a factor from U(1 - s, 1 + s)")
     contrast: float = Field(0.2, ge=0, description="strength, likewise")
     saturation: float = Field(0.1, ge=0, description="strength, likewise")
     hue: float = Field(0.02, ge=0, le=0.5, description="largest shift, as a share of the colour circle")
-    grey_prob: Fraction = Field(0.0, description="conversion to grey")
+    grey_prob: Fraction = Field(0.0, description="probability of conversion to grey")
     blur_prob: tuple[Fraction, Fraction, Fraction] = Field(
         (0.5, 0.1, 0.5), description="Gaussian blur: first global, second global, local views"
     )
@@ -52,8 +58,8 @@ class ViewsConfig(Section):
     solarize_prob: Fraction = Field(0.0, description="solarisation at 128, second global view only")
     colour_on_device: bool = Field(
         False,
-        description="workers only decode, crop and resize; turns, stain, colour, blur and solarisation are computed on"
-        " the training device, for whole batches. The same views but for rounding; worth it with a GPU and few cores",
+        description="workers only decode, crop and resize; flips, stain, colour, blur and solarisation are computed"
+        " on the training device, for whole batches. The same views up to rounding; useful with a GPU and few cores",
     )
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""The model card: what the model is, what it expects, how to use it, what it was tested on."""
+"""The model card: the model, its input, how to use it, and its test results."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dino_path.preprocessing import Preprocessing
 from dino_path.records.model_folder import WEIGHTS_NAME
 
 UNKNOWN_LICENSE = "unknown"
+SLIDE_IDS = re.compile(r"(?<=slides without regions left out): .*", re.DOTALL)  # in results of earlier versions
 HEADER = """---
 {remark}license: {license}
 library_name: timm
@@ -35,7 +36,7 @@ USES = """## Intended use
 Features of H&E tiles for research: k-NN and linear probes, multiple-instance learning, retrieval, clustering.
 
 Out of scope: diagnosis, treatment, or any other clinical decision. **This is not a medical device.** Stains,
-scanners, organs and resolutions that the training slides did not show may give poor features; test on your own data
+scanners, organs and resolutions that were not in the training slides may give poor features; test on your own data
 before you rely on them."""
 
 SOURCES = {  # of the names in `ObjectiveConfig.methods`, and of what others trained
@@ -103,7 +104,7 @@ def model_card(facts: ModelFacts, provenance: Mapping[str, Any], results: Sequen
 
 
 def _citation(methods: Sequence[str]) -> str:
-    """Who found what the training used."""
+    """Citations of the methods used in training."""
     names = [method.partition(" of ")[0] for method in methods]  # `distillation of MODEL`
     known = [(name, SOURCES[name]) for name in names if name in SOURCES]
     if not known:
@@ -128,7 +129,7 @@ def _as_trained(facts: ModelFacts) -> str:
 def _expectations(facts: ModelFacts) -> str:
     known = facts.preprocessing
     unknown = "unknown (the training did not record it)"
-    mpp = "unknown (the training images did not say)" if known.mpp is None else f"**{known.mpp:.4g} µm/px**"
+    mpp = "unknown (not given for the training images)" if known.mpp is None else f"**{known.mpp:.4g} µm/px**"
     normalised = "RGB, in [0, 1], then (image - mean) / std"
     rows = [
         ("architecture", f"`{facts.architecture}` (timm)"),
@@ -147,7 +148,7 @@ def _expectations(facts: ModelFacts) -> str:
 
 
 def _normalise_stain(facts: ModelFacts) -> str:
-    """The lines of the snippet for timm, which knows nothing of stains; empty where there is nothing to do."""
+    """The lines of the snippet that normalise stains, which timm does not do; empty if not needed."""
     method = facts.preprocessing.stain_normalisation
     if method is None:
         return ""
@@ -164,7 +165,7 @@ def _usage(facts: ModelFacts) -> str:
         ours = " and ".join(key for key in OUR_ARGUMENTS if facts.model_args.get(key))
         return f"""## Use
 
-timm cannot load this model, and says so: its ViT has no {ours} (Lee,
+timm cannot load this model and reports an error: its ViT has no {ours} (Lee,
 Lee and Song 2021). dino_path can (`FOLDER` is the folder that holds this file), and so can its commands, such as
 `dino-path embed FOLDER STORE --out FEATURES`:
 
@@ -249,7 +250,7 @@ def _results(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if baseline:
             head.append("balanced accuracy, minus the supervised baseline's")
         yield f"### {record['data']['name']}\n\n" + _table(head, [_result_row(row, baseline) for row in record["rows"]])
-        yield "\n".join(f"- {note}" for note in record.get("notes", ()))
+        yield "\n".join(f"- {SLIDE_IDS.sub('', note)}" for note in record.get("notes", ()))
 
 
 def _result_row(row: Mapping[str, Any], baseline: str | None) -> list[str]:

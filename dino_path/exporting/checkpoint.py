@@ -1,4 +1,4 @@
-"""A checkpoint of a run -> what is exported of it."""
+"""Export of a run's checkpoint."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def import_checkpoint(
     method, trainer = (
         (METHODS[checkpoint.trainer], f"facebookresearch/{checkpoint.trainer}")
         if checkpoint.trainer is not None
-        else ("an unknown method", "others (the file does not say who)")
+        else ("an unknown method", "unknown authors")
     )
     provenance = {
         "method": method,
@@ -114,7 +114,7 @@ def import_checkpoint(
 
 
 def export_source(checkpoint: Checkpoint, run: RunFolder, *, name: str, network: Network) -> ExportSource:
-    """What a checkpoint says about its backbone; the run folder adds the environment and evaluation results.
+    """The description of a checkpoint's backbone; the run folder adds environment and evaluation results.
 
     Args:
         name: of the checkpoint, for messages.

@@ -1,4 +1,4 @@
-"""What an export may be written as, and what this machine lacks for it. Known without torch."""
+"""Formats of an export, and what this machine lacks for them, checked without torch."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def refuse_impossible(formats: tuple[Format, ...], precision: Precision) -> None
         raise ConfigError(
             "--format onnx",
             f"{', '.join(missing)} cannot be imported.",
-            "They write the graph and check it.",
+            "They are needed to write and check the graph.",
             "Install the extra: uv pip install 'dino-path[onnx]'.",
         )
     if precision == "bf16":
         raise ConfigError(
             "--format onnx --precision bf16",
-            "onnxruntime has no bf16 convolution on CPUs, so nobody could check the file.",
+            "onnxruntime has no bf16 convolution on CPUs, so the file could not be checked.",
             "fp32 or fp16 is needed.",
             "Use --precision fp16, or export ONNX into another folder.",
         )

@@ -18,9 +18,9 @@ HTTP_ERROR = next(
 
 
 def push_to_hub(folder: Path, repository: str) -> str:
-    """Upload the model files of `folder`, and nothing else that lies there; returns the commit's address.
+    """Upload only the model files of `folder`; returns the commit's address.
 
-    A repository that does not exist is made, private: its owner publishes it by hand.
+    A missing repository is created as private; its owner can publish it.
 
     Args:
         repository: `owner/name`.
@@ -40,8 +40,8 @@ def push_to_hub(folder: Path, repository: str) -> str:
     except (HTTP_ERROR, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise LaunchError(
             f"--push-to-hub {repository}",
-            f"the Hub did not take it ({' '.join(str(error).split())[:300]}).",
-            "A connection, and a token that may write there, are needed (`hf auth login`).",
+            f"the Hub did not accept it ({' '.join(str(error).split())[:300]}).",
+            "A connection and a token with write access are needed (`hf auth login`).",
             f"The export itself is complete in {folder}; the same command tries again.",
         ) from None
     return str(commit)

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A backbone and all that must travel with it.
+    """A backbone with everything that must be exported with it.
 
     Attributes:
         backbone: timm model name.
@@ -73,7 +73,7 @@ class ExportSource:
 
 @dataclass(frozen=True, repr=False)
 class ExportResult:
-    """The written folder and what the reload showed.
+    """The written folder and the result of the reload check.
 
     Attributes:
         features: their kind; None: as the network pools them.
@@ -115,9 +115,9 @@ class ExportResult:
 def export_model(
     state: ExportSource, out: Path, *, formats: tuple[Format, ...] = ("timm",), precision: Precision = "fp32"
 ) -> ExportResult:
-    """Write `config.json`, `model.safetensors` and `README.md` to `out`, after a reload in a fresh process agreed.
+    """Write `config.json`, `model.safetensors` and `README.md` to `out`, after a check by reloading in a fresh process.
 
-    The same source gives the same bytes. An older export is replaced whole, and said; other files in it stay.
+    The same source gives the same bytes. An older export is replaced completely, with a message; its other files stay.
     Graphs that are not written now stay where the weights are the same, and are deleted where they are not.
 
     Args:
@@ -144,7 +144,7 @@ def export_model(
         _write_config(building / CONFIG_NAME, state, backbone, extractor, weights_sha256=digest)
         loader: Loader = "timm" if is_plain(state.arguments) else "dino_path"
         tolerance = TOLERANCE if precision == "fp32" else TOLERANCES[precision]
-        logger.info("loading it back in a fresh process, which imports torch again")
+        logger.info("reloading it in a fresh process, which imports torch again")
         check = check_reload(building, extractor, state.preprocessing, loader=loader, tolerance=tolerance)
         input_px = state.preprocessing.input_px
         assert input_px is not None
@@ -152,7 +152,7 @@ def export_model(
         for kind in formats:
             if kind == "timm":  # written above
                 continue
-            logger.info("writing %s, and loading it back in a fresh process", NAMES[kind])
+            logger.info("writing %s, and reloading it in a fresh process", NAMES[kind])
             graphs[kind] = write_graph(kind, building, copy.deepcopy(extractor), input_px, precision=precision)
         notes = (*_keep_or_give_up_graphs(out, building, own_kind(backbone)), *_left_to_the_user(state, formats))
         write_card(building, state.results)
@@ -169,7 +169,7 @@ def export_model(
 
 
 def write_card(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write the model card of a model folder of ours, again when there are evaluation results to tell.
+    """Write the model card of an exported model folder, again when there are new evaluation results.
 
     Args:
         results: contents of the `results.json` that `dino-path evaluate table` writes.
@@ -220,13 +220,13 @@ def _write_config(
 
 
 def _left_to_the_user(state: ExportSource, formats: Sequence[Format]) -> tuple[str, ...]:
-    """What the files cannot do for who loads them without dino_path."""
+    """What is missing when the files are loaded without dino_path."""
     method = state.preprocessing.stain_normalisation
     if method is None:
         return ()
     return (
-        f"{', '.join(formats)}: none of them holds the {method} stain normalisation of the training. dino_path's"
-        f" commands apply it; elsewhere apply it to every tile first ({CARD_NAME} says how)",
+        f"{', '.join(formats)}: none of them contains the {method} stain normalisation of the training. dino_path's"
+        f" commands apply it; elsewhere, apply it to every tile first ({CARD_NAME} says how)",
     )
 
 
@@ -237,7 +237,7 @@ def _backbone_with_weights(state: ExportSource) -> nn.Module:
     if broken:
         raise CheckpointError(
             state.backbone,
-            f"{len(broken)} of its tensors hold numbers that are not finite (first: {broken[0]}).",
+            f"{len(broken)} of its tensors hold non-finite numbers (first: {broken[0]}).",
             "Finite weights are needed.",
             "Export an earlier checkpoint of the run.",
         )
@@ -256,7 +256,7 @@ def _write_weights(file: Path, backbone: nn.Module, dtype: torch.dtype) -> str:
 
 
 def _keep_or_give_up_graphs(out: Path, building: Path, own: FeatureKind | None) -> tuple[str, ...]:
-    """Take over the graphs of an older export that are of these very weights; say what is replaced and what goes.
+    """Keep the graphs of an older export that have exactly these weights; report what is replaced or deleted.
 
     Args:
         own: kind of features that timm's own pooling gives, which folders of version 1 do not name.

@@ -1,4 +1,4 @@
-"""What stands where an export is to be written. Known without torch."""
+"""Check of the target folder of an export, without importing torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dino_path.records.model_folder import CONFIG_NAME, WEIGHTS_NAME, ModelRecor
 
 
 def refuse_to_overwrite(out: Path) -> None:
-    """Check that nothing but an older export of ours stands where a model folder is to be written.
+    """Check that the target folder is empty, new, or an older export.
 
     Raises:
         DataError: something else does. NewerFormat: a later dino_path wrote it.
@@ -20,7 +20,7 @@ def refuse_to_overwrite(out: Path) -> None:
     if record is None:
         found = "exists and is not a model folder."
     elif record.dino_path is None:
-        found = "is a model folder that `dino-path export` has not written."
+        found = "is a model folder that was not written by `dino-path export`."
     else:
         return
     raise DataError(
@@ -32,7 +32,7 @@ def refuse_to_overwrite(out: Path) -> None:
 
 
 def _model_record(folder: Path) -> ModelRecord | None:
-    """What a model folder says of its model; None where it is no model folder."""
+    """The description in a model folder; None if it is not a model folder."""
     if not (folder / WEIGHTS_NAME).is_file():
         return None
     try:

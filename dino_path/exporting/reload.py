@@ -1,4 +1,4 @@
-"""Does a written folder give the features of its source? Asked in a fresh process: of timm alone, where it can tell."""
+"""Check in a fresh process, with timm alone if possible, that a written folder gives the features of its source."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def compare_features(
 
 
 def ask_fresh_process(script: str, path: Path, *arguments: str) -> Any:
-    """What a Python script, which gets `path` and the arguments, printed last: JSON.
+    """The last line printed by a Python script that gets `path` and the arguments, parsed as JSON.
 
     Raises:
         CheckpointError: it ended with an error.
@@ -144,7 +144,7 @@ def ask_fresh_process(script: str, path: Path, *arguments: str) -> Any:
 
 
 def _script(loader: Loader, backbone: nn.Module) -> str:
-    """What is run in the fresh process. Where timm loads it, the lines that make features are those of the card."""
+    """The script for the fresh process. If timm loads the model, it uses the lines of the model card."""
     if loader == "dino_path":
         return _START + _LOAD_BY_US + _ANSWER.replace("LINES", "features = model(images)")
     return _START + _LOAD_BY_TIMM + _ANSWER.replace("LINES", "\n    ".join(timm_lines(backbone, "images")))
@@ -169,6 +169,6 @@ def _differs(folder: Path, what: str) -> CheckpointError:
     return CheckpointError(
         str(folder),
         f"loading it in a fresh process gives {what}.",
-        "It must give what the trained backbone gives; nothing was exported.",
+        "It must give the features of the trained backbone; nothing was exported.",
         "Check the timm version (`dino-path doctor`), and report this with the config of the run.",
     )

@@ -1,4 +1,4 @@
-"""Pictures of what a ViT attends to: one sheet per image with maps of [CLS], their heaviest patches, and points."""
+"""Pictures of a ViT's attention: one sheet per image with maps of [CLS], the heaviest patches, and points."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def draw_region_attention(
         if not (-edge < left < slide.width_level0 and -edge < top < slide.height_level0):
             raise ConfigError(
                 f"--region {left},{top},{edge}",
-                f"lies outside {slide.name}, which has {slide.width_level0:,} x {slide.height_level0:,} px.",
+                f"is outside {slide.name}, which has {slide.width_level0:,} x {slide.height_level0:,} px.",
                 "A square of the slide is needed.",
                 "Correct --region: left, top and edge in level-0 px.",
             )
@@ -120,7 +120,7 @@ def draw_region_attention(
                 f"--region {left},{top},{edge}",
                 f"at the um/px of the training it has {wanted_px:,} x {wanted_px:,} px.",
                 f"At most {LARGEST_PX:,} px are shown to a model at once.",
-                "Name a smaller region, or a coarser picture of it with --px.",
+                "Give a smaller region, or a coarser picture of it with --px.",
             )
         image_HWC = read_scaled(slide, (left, top), (edge, edge), (wanted_px, wanted_px))
         file = out / f"{slide.path.stem}_{left}_{top}_{edge}.png"
@@ -194,7 +194,7 @@ def seen_image(extractor: Extractor, image_HWC: RgbImage, edge_px: int) -> RgbIm
 
 
 def look(extractor: Extractor, image_HWC: RgbImage) -> LastAttention:
-    """What the model attends to in one image, as `seen_image` gives it.
+    """The model's attention in one image, as returned by `seen_image`.
 
     Raises:
         CheckpointError: the model is no ViT with a [CLS] token.
@@ -216,7 +216,7 @@ def look(extractor: Extractor, image_HWC: RgbImage) -> LastAttention:
 
 
 def mass_mask(weights: Weights, mass: float) -> NDArray[np.bool_]:
-    """(rows, columns): the fewest patches that hold `mass` of what all patches hold (Caron et al. 2021, 4.2.2).
+    """(rows, columns) bool: the smallest set of patches with `mass` of the total weight (Caron et al. 2021, 4.2.2).
 
     Args:
         mass: above 0, up to 1.
@@ -259,7 +259,7 @@ def _points(image_HWC: RgbImage, attention: LastAttention, points: Sequence[Poin
 
 
 def of_point(attention: LastAttention, point: Point) -> NDArray[np.float32]:
-    """(A, rows, columns): what the patch at this point of the image attends to, per head."""
+    """(A, rows, columns): attention of the patch at this point of the image, per head."""
     rows, columns = attention.grid
     row, column = min(int(point[1] * rows), rows - 1), min(int(point[0] * columns), columns - 1)
     weights: NDArray[np.float32] = attention.of_patch(row, column)[0].float().cpu().numpy()

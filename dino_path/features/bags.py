@@ -56,7 +56,7 @@ class BagFolder:
 
 @dataclass(frozen=True)
 class Bag:
-    """The features of one slide, on the disk.
+    """The features of one slide on disk.
 
     Attributes:
         encoder, encoder_digest: the extractor and what it was, where the file says so (those of `dino-path embed` do).
@@ -83,8 +83,8 @@ class Bag:
                         str(self.path),
                         f"the features of tile {row} are not finite.",
                         "Finite features of every tile are needed.",
-                        "Embed the slide again, with --precision bf16 or fp32 where it was fp16; or take it out of the "
-                        "labels.",
+                        "Embed the slide again, with --precision bf16 or fp32 instead of fp16; or remove it from the"
+                        " labels.",
                     )
                 yield piece
 
@@ -136,12 +136,12 @@ def find_bags(folder: Path) -> BagFolder:
     raise _no_bags(
         folder,
         "holds no .h5 or .pt files.",
-        f"Name a folder below it: {name_some(meant)}." if meant else "Make them with `dino-path embed MODEL STORE`.",
+        f"Give a folder below it: {name_some(meant)}." if meant else "Make them with `dino-path embed MODEL STORE`.",
     )
 
 
 def open_bag(path: Path) -> Bag:
-    """What is in a feature file, as far as its header says it.
+    """The contents of a feature file, according to its header.
 
     Raises:
         DataError: it cannot be read, or holds no (N, D) features.
@@ -219,7 +219,7 @@ def _text(value: Any) -> str | None:
 def _bad_bag(path: Path, found: str) -> DataError:
     return DataError(
         str(path),
-        f"is no feature file of a slide ({found}).",
+        f"is not a feature file of a slide ({found}).",
         "An .h5 file with `features` (tiles, features) is needed, or a .pt file with such a tensor.",
         "Embed the slide again with `dino-path embed`, TRIDENT or CLAM.",
     )
@@ -234,7 +234,7 @@ def _no_bags(folder: Path, found: str, remedy: str) -> DataError:
 def _no_rectangles(path: Path, found: str) -> DataError:
     return DataError(
         str(path),
-        f"does not say where its tiles lie ({found}).",
+        f"does not give the positions of its tiles ({found}).",
         "`coords` with `patch_size_level0` (TRIDENT), or `patch_size` and `downsample` (CLAM), are needed for a map.",
         "Leave --heatmap out, or give the .h5 files of `dino-path embed`, TRIDENT or CLAM.",
     )

@@ -1,4 +1,4 @@
-"""Where the tiles of slides lie, as TRIDENT and CLAM read it. `patch` is their word for tile.
+"""Coordinates of tiles, as TRIDENT and CLAM read them. `patch` is their word for tile.
 
 TRIDENT (mahmoodlab/TRIDENT a91fa84): `coords` are top-left corners in level-0 px, and attributes on that data set say
 how large a tile is. Its reader takes only the ratio of the two magnifications, so 10 / mpp as floats gives the exact
@@ -64,7 +64,7 @@ class CoordinateSummary:
 
     def text(self) -> str:
         """For people: failed slides and why, what to know about the files, the counts, and where the files are."""
-        counts = [f"coordinates of {len(self.written)} slides written", f"{len(self.kept)} were there already"]
+        counts = [f"coordinates of {len(self.written)} slides written", f"{len(self.kept)} already there"]
         counts += [f"{len(self.empty)} without tiles", f"{len(self.failed)} failed"]
         lines = [f"failed   {slide_id}: {reason}" for slide_id, reason in self.failed]
         lines += [f"note     {note}" for note in self.notes]
@@ -86,7 +86,9 @@ def write_coordinate_files(store: Path, layouts: Sequence[LayoutName], out: Path
     """
     config = StoreFolder(store).read_config()
     records = [read_slide_record(file) for file in StoreFolder(store).record_files()]
-    refuse_shared_names((record.path for record in records), layouts)  # failed ones too: they would be given tiles
+    refuse_shared_names(
+        ((record.path, None) for record in records), layouts
+    )  # failed ones too: they would be given tiles
     done = [record for record in records if record.status == "done"]
     written: list[str] = []
     kept: list[str] = []
@@ -126,7 +128,7 @@ def write_coordinate_files(store: Path, layouts: Sequence[LayoutName], out: Path
 
 
 def write_coordinates(file: Path, coords_N2: Coordinates, attributes: Attributes) -> bool:
-    """A file with nothing but `coords`. Returns False where it stood already, with the same bytes."""
+    """Write a file with only `coords`. Returns False if it already existed with the same bytes."""
     content = io.BytesIO()
     with h5py.File(content, "w") as h5:
         add_coordinates(h5, coords_N2, attributes)
@@ -192,22 +194,22 @@ def _notes(
     if renamed:
         first = renamed[0]
         yield (
-            f"files of {len(renamed)} slides are named by their slide file, by which TRIDENT and CLAM look for them, "
-            f"not by their id ({layouts[0].name_for_reader(first.path)}, not {first.slide_id})"
+            f"files of {len(renamed)} slides are named after their slide file, where TRIDENT and CLAM look for them,"
+            f" not after their id ({layouts[0].name_for_reader(first.path)}, not {first.slide_id})"
         )
     if misread:
         slide_id, factor = max(misread.items(), key=lambda item: item[1])
         yield (
             f"TRIDENT will read the tiles of {len(misread)} slides too large, at worst {factor:.2f} times ({slide_id}):"
-            " it cuts the downsample of their level to an integer; CLAM and `dino-path embed` do not"
+            " it rounds the downsample of their level down to an integer; CLAM and `dino-path embed` do not"
         )
     extensions = sorted({Path(record.path).suffix for record in done})
     num_folders = len({Path(record.path).parent for record in done})
     has_clam = any(isinstance(layout, ClamLayout) for layout in layouts)
     if has_clam and len(extensions) > 1:
         yield (
-            f"CLAM reads slides of one --slide_ext per run, and these have {', '.join(extensions)}: "
+            f"CLAM reads slides of one --slide_ext per run, but these have {', '.join(extensions)}: "
             "give it the lines of process_list_autogen.csv with one extension at a time"
         )
     if has_clam and num_folders > 1:
-        yield f"CLAM looks for slides in one folder, and these lie in {num_folders}: link them into one"
+        yield f"CLAM looks for slides in one folder, but these are in {num_folders}: link them into one"

@@ -1,4 +1,4 @@
-"""A frozen model and tiles -> feature files, slide by slide; called again, it makes what is missing.
+"""Feature files from a frozen model and tiles, slide by slide; called again, it adds missing files.
 
 Shape suffixes: N tiles of a slide, D features.
 """
@@ -35,6 +35,7 @@ from dino_path.features.layouts import (
     FeatureLayout,
     LayoutName,
     TridentLayout,
+    has_given_id,
     layouts_of,
     refuse_shared_names,
     trident_attributes,
@@ -75,7 +76,7 @@ class EmbedSummary:
 
     def text(self) -> str:
         """For people: the counts, every slide without features and why, and where the files are."""
-        counts = [f"{len(self.written)} slides embedded", f"{len(self.kept)} were there already"]
+        counts = [f"{len(self.written)} slides embedded", f"{len(self.kept)} already there"]
         counts += [f"{len(self.empty)} without tiles", f"{len(self.failed)} failed"]
         lines = [f"failed   {slide_id}: {reason}" for slide_id, reason in self.failed]
         lines += [f"empty    {slide_id}: {reason}" for slide_id, reason in self.empty]
@@ -113,7 +114,7 @@ class _Slide:
 
 @dataclass(frozen=True)
 class _Standing:
-    """What was there before this call, by slide id.
+    """The files that existed before this call, by slide id.
 
     Attributes:
         finished: slides whose files are all there.
@@ -141,8 +142,8 @@ def embed_store(
     trident: `out/<mag>x_<px>px_<overlap>px_overlap/features_<encoder>/<name>.h5`, and `patches/` beside it;
     clam: `out/clam_<encoder>/h5_files/<name>.h5` and `pt_files/<name>.pt`. Patch tokens are in TRIDENT's layout, in
     `tokens_<encoder>/<name>.h5` (see `patch_tokens.token_file`). `name` is that of the slide file, by which
-    both look for it. `out/embed_<encoder>.json` lists every slide with what became of it. Features of
-    a slide that another has replaced since are made again.
+    both look for it, or the id that the user gave the slide. `out/embed_<encoder>.json` lists every slide with what
+    became of it. Features of a slide that another has replaced since are made again.
 
     Args:
         world: each of its processes takes some slides; all return the same summary.
@@ -159,7 +160,9 @@ def embed_store(
     """
     if not allow_other_mpp:
         refuse_other_mpp(extractor.name, extractor.preprocessing.mpp, store.mpp, str(store.path))
-    refuse_shared_names((record.path for record in store.slides), layouts)
+    refuse_shared_names(
+        ((one.path, one.slide_id if has_given_id(one.path, one.slide_id) else None) for one in store.slides), layouts
+    )
     chosen = layouts_of(layouts, StoreFolder(store.path).read_config())
     slides = [_plan(extractor, store, out, chosen, number) for number in range(len(store.slides))]
     records = [read_slide_record(file) for file in StoreFolder(store.path).record_files()]
@@ -206,7 +209,7 @@ def embed_store(
 
 
 def _seen(extractor: Extractor, store: TileStore) -> str:
-    """What the network sees of the store's tiles, and what it saw in training where that is another scale."""
+    """The network's input for the store's tiles, and its input in training if that has another scale."""
     trained = extractor.preprocessing
     seen = trained.of_tiles(store.size_px, store.mpp)
     text, mpp, trained_mpp = seen.text(), seen.seen_mpp, trained.seen_mpp
@@ -265,7 +268,7 @@ def _look(
     *,
     with_tokens: bool,
 ) -> _Standing:
-    """What there is of these slides. A file is written whole, so one that stands is complete.
+    """The existing files of these slides. Files are written atomically, so an existing one is complete.
 
     Raises:
         DataError: a file holds features of another model or of other tiles of the same slide.
@@ -372,7 +375,7 @@ def _features_of(
                 parts.append(forward(batch))
                 refuse_not_finite(extractor, store, numbers, parts[-1])
             elif error is None and append is not None:
-                assert not isinstance(batch, list), "prepared tiles are of one size"
+                assert not isinstance(batch, list), "prepared tiles have one size"
                 features_BD, tokens_BPD = forward.features_and_patches(batch)
                 refuse_not_finite(extractor, store, numbers, features_BD)
                 refuse_not_finite(extractor, store, numbers, tokens_BPD, "patch tokens in fp16")

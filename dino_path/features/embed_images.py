@@ -1,4 +1,4 @@
-"""A frozen model and a folder of images -> one feature file; called again, it makes again what was replaced.
+"""One feature file from a frozen model and a folder of images; called again, it updates replaced images.
 
 Shape suffixes: N images, D features.
 """
@@ -62,7 +62,7 @@ def embed_images(
         what="embedding",
     )  # fmt: skip
     if before is not None:
-        logger.warning("%s: %d of %d images were replaced (first: %s): their features are made again",
+        logger.warning("%s: %d of %d images were replaced (first: %s): their features are computed again",
                        file, len(changed), len(names), names[changed[0]])  # fmt: skip
         before.features[changed] = features_ND
     write_image_features(file, features_ND if before is None else before.features, names, origin, now)
@@ -77,8 +77,8 @@ def _identities(paths: Sequence[Path], known: Sequence[Identity] | None) -> list
             raise TileStoreError(
                 str(path),
                 f"cannot be read ({error.strerror or error}).",
-                "A whole image file is needed.",
-                "Check that its disk is mounted, and who may read it; or take it out of the folder.",
+                "A complete image file is needed.",
+                "Check that its disk is mounted and that you may read it; or remove it from the folder.",
             ) from None
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
@@ -86,7 +86,7 @@ def _identities(paths: Sequence[Path], known: Sequence[Identity] | None) -> list
 
 
 def _changed(before: FeatureFile | None, now: Sequence[Identity]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Numbers of the images whose features are due."""
+    """Numbers of the images whose features must be computed."""
     if before is None or before.identities is None:
         return np.arange(len(now), dtype=np.int64)
     pairs = zip(before.identities, now, strict=True)

@@ -1,4 +1,4 @@
-"""A frozen model that turns images into feature vectors, whatever the model comes from.
+"""A frozen model, from any source, that turns images into feature vectors.
 
 Shape suffixes: N images of a source, B of a batch, H and W their edges in pixels, D features.
 """
@@ -57,7 +57,7 @@ class Extractor:
 
     @property
     def backbone(self) -> nn.Module:
-        """The timm model, whatever is made of its tokens."""
+        """The timm model, without the wrapper that selects token features."""
         return plain_backbone(self.module)
 
     def at(self, precision: Precision) -> Extractor:
@@ -87,9 +87,9 @@ def load_extractor(spec: str, *, device: torch.device) -> Extractor:
 
 
 class MeanColour(nn.Module):
-    """Mean red, green and blue, and a one: (B, 3, H, W) -> (B, 4). What colour alone can tell.
+    """Mean red, green and blue, and a constant one: (B, 3, H, W) -> (B, 4). A control that sees only colour.
 
-    The one keeps brightness in play where neighbours are found by cosine: without it, dark and pale would be alike.
+    The constant makes cosine similarity depend on brightness: without it, dark and pale tiles would be equal.
     """
 
     num_features = 4
@@ -222,7 +222,7 @@ class Forward:
                 self.most_images = len(part_BHWC) // 2
                 torch.cuda.empty_cache()
                 logger.warning(
-                    "%d images at a time do not fit into the memory of %s: %d from here on",
+                    "%d images at a time do not fit into the memory of %s: using %d from now on",
                     len(part_BHWC), self._device, self.most_images,
                 )  # fmt: skip
                 continue
@@ -273,9 +273,9 @@ def refuse_not_finite(
         raise CheckpointError(
             extractor.name,
             f"its {what} of {source.name(int(numbers[np.argmin(is_good)]))} are not finite.",
-            f"A model with finite weights is needed, and a precision that its {what} fit in.",
-            "Use bf16 or fp32 where it was fp16; else export an earlier checkpoint: metrics.jsonl shows where the loss"
-            " broke.",
+            f"A model with finite weights is needed, and a precision that can hold its {what}.",
+            "Use bf16 or fp32 instead of fp16; otherwise export an earlier checkpoint: metrics.jsonl shows where the"
+            " loss became non-finite.",
         )
 
 

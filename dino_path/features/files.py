@@ -29,7 +29,7 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Origin:
-    """What features were made with: written beside them, and compared before a file is taken as finished.
+    """The origin of features: stored with them, and compared before a file counts as finished.
 
     Attributes:
         encoder: name of the extractor.
@@ -126,7 +126,7 @@ def read_feature_file(file: Path) -> FeatureFile:
 
 
 def read_origin(file: Path) -> tuple[Origin, int]:
-    """What a file of features or patch tokens was made with, and its number of rows.
+    """The origin of a file of features or patch tokens, and its number of rows.
 
     Raises:
         DataError: damaged, or written by something else.
@@ -143,7 +143,7 @@ def other_features(file: Path) -> DataError:
     """The refusal to mix features."""
     return DataError(
         str(file),
-        "holds features that another model, or other tiles, have given.",
+        "holds features of another model or other tiles.",
         "One folder holds the features of one model and one set of tiles.",
         "Choose another --out, or delete the old files.",
     )
@@ -162,7 +162,7 @@ def _write_features(h5: h5py.File, features_ND: Features, origin: Origin, *, nam
 
 
 def origin_attributes(origin: Origin, *, name: str) -> dict[str, str]:
-    """What stands beside features, or patch tokens, of how they were made; TRIDENT's names and ours."""
+    """The attributes that record the origin of features or patch tokens, under TRIDENT's names and ours."""
     return {
         "name": name,
         "savetodir": "",
@@ -197,7 +197,7 @@ def _plain(value: object) -> str | int | float:
 def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(
         str(file),
-        f"is not a feature file of ours, or a damaged one ({' '.join(str(error).split())[:160]}).",
-        "A file as `dino-path embed` writes it is needed.",
+        f"is not a feature file of dino_path, or is damaged ({' '.join(str(error).split())[:160]}).",
+        "A file written by `dino-path embed` is needed.",
         "Delete it, or choose another --out.",
     )

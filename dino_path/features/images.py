@@ -63,9 +63,10 @@ def read_batches(
     num_workers: int,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Each batch of prepared images in turn, (B, H, W, C) uint8; as a list where they differ in size.
+    """Yield each batch of prepared images, (B, H, W, C) uint8, or a list if they differ in size.
 
-    A batch that cannot be read, or that ends the process which reads it, comes as its error and costs no other.
+    A batch that cannot be read, or that crashes the process reading it, is yielded as its error; other batches are
+    unaffected.
 
     Args:
         batches: numbers of the images in the source.
@@ -122,7 +123,7 @@ def _is_death(error: Exception) -> bool:
 
 
 def _read_alone(images: _Images, number: int) -> Batch:
-    """One batch in a process of its own, or the error that it ends it."""
+    """One batch read in a separate process, or the error that ended that process."""
     try:
         return next(_loaded(images, [number], 1))
     except (RuntimeError, OSError, EOFError) as error:
@@ -130,9 +131,9 @@ def _read_alone(images: _Images, number: int) -> Batch:
             raise
         return TileStoreError(
             images.source.name(int(images.batches[number][0])),
-            "reading it, or a tile soon after it, ended the process (out of memory, or a crash in a decoder).",
-            "Tiles that can be decoded, and memory for the processes that do it, are needed.",
-            "Try fewer --workers; if it stays so, fetch the slide again or leave it out.",
+            "reading it, or a tile soon after it, crashed the process (out of memory, or an error in a decoder).",
+            "Decodable tiles, and enough memory for the processes that decode them, are needed.",
+            "Try fewer --workers; if that does not help, copy the slide again or leave it out.",
         )
 
 

@@ -1,4 +1,4 @@
-"""TRIDENT's and CLAM's layouts: which file of a slide lies where, what its name is there, what its attributes say.
+"""TRIDENT's and CLAM's layouts: the files of a slide, their names and their attributes.
 
 A further layout is a class here, its name in `LayoutName`, and its line in `layout_type`.
 """
@@ -15,6 +15,7 @@ from dino_path.config import TilesConfig
 from dino_path.errors import SlideError
 from dino_path.records.slide import SlideRecord
 from dino_path.settings import read_names
+from dino_path.slides.find import is_id_of_path, safe_id
 
 LayoutName = Literal["trident", "clam"]
 LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
@@ -26,7 +27,7 @@ TRIDENT_EXTENSIONS = (".ome.tif", ".ome.tiff")  # it takes each as one extension
 
 @dataclass(frozen=True)
 class FeatureLayout(ABC):
-    """Where the files of a store's slides lie below a folder `out`, for one tool that reads them.
+    """Paths of the files of a store's slides below a folder `out`, for one reading tool.
 
     Attributes:
         config: how the tiles were cut.
@@ -40,12 +41,18 @@ class FeatureLayout(ABC):
     def name_for_reader(slide_path: str) -> str:
         """The name by which the tool looks for the files of a slide: the slide file's, without folder or extension.
 
-        None knows our slide ids, which hold folders, and `_` for dots and blanks.
+        None knows the ids that we make of paths, which hold folders, and `_` for dots and blanks.
         """
+
+    @classmethod
+    def feature_name(cls, record: SlideRecord) -> str:
+        """The name of a slide's feature files: its id if the user gave one, else the name that the reader expects."""
+        is_given = has_given_id(record.path, record.slide_id)
+        return record.slide_id if is_given else cls.name_for_reader(record.path)
 
     @abstractmethod
     def feature_folder(self, out: Path, encoder: str) -> Path:
-        """Where features lie that the model of this name has given."""
+        """Folder of the features of the model of this name."""
 
     @abstractmethod
     def feature_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:
@@ -56,12 +63,12 @@ class FeatureLayout(ABC):
         return None
 
     def patches_file(self, out: Path, record: SlideRecord) -> Path | None:
-        """The file of bare coordinates that lies beside the features; None where the tool wants none."""
+        """The coordinate file that belongs to the features; None if the tool needs none."""
         return None
 
     @abstractmethod
     def coordinate_folder(self, out: Path) -> Path:
-        """Where coordinate files lie that are written without features."""
+        """Folder of coordinate files that are written without features."""
 
     @abstractmethod
     def coordinate_file(self, out: Path, record: SlideRecord) -> Path:
@@ -80,7 +87,7 @@ class FeatureLayout(ABC):
         """
 
     def misread_factor(self, record: SlideRecord, size_level0: int) -> float:
-        """By how much too large the tool's reader takes the tiles of a slide; 1: as they are."""
+        """Factor by which the tool's reader reads a slide's tiles too large; 1: correct."""
         return 1.0
 
 
@@ -101,24 +108,24 @@ class TridentLayout(FeatureLayout):
         return out / job_folder_name(self.config) / f"features_{encoder}"
 
     def feature_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:
-        return self.feature_folder(out, encoder) / f"{self.name_for_reader(record.path)}.h5"
+        return self.feature_folder(out, encoder) / f"{self.feature_name(record)}.h5"
 
     def token_folder(self, out: Path, encoder: str) -> Path:
-        """Where patch tokens lie; TRIDENT has no place for them."""
+        """Folder of patch tokens; TRIDENT defines none."""
         return out / job_folder_name(self.config) / f"tokens_{encoder}"
 
     def token_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:
         """The h5 file of patch tokens of a slide."""
-        return self.token_folder(out, encoder) / f"{self.name_for_reader(record.path)}.h5"
+        return self.token_folder(out, encoder) / f"{self.feature_name(record)}.h5"
 
     def patches_file(self, out: Path, record: SlideRecord) -> Path:
-        return out / job_folder_name(self.config) / "patches" / f"{self.name_for_reader(record.path)}_patches.h5"
+        return out / job_folder_name(self.config) / "patches" / f"{self.feature_name(record)}_patches.h5"
 
     def coordinate_folder(self, out: Path) -> Path:
         return out / "trident" / job_folder_name(self.config)
 
     def coordinate_file(self, out: Path, record: SlideRecord) -> Path:
-        return self.patches_file(out / "trident", record)
+        return self.coordinate_folder(out) / "patches" / f"{self.name_for_reader(record.path)}_patches.h5"
 
     def has_coordinate_file(self, record: SlideRecord) -> bool:
         return record.status in ("done", "empty")
@@ -149,7 +156,7 @@ class ClamLayout(FeatureLayout):
         return out / f"clam_{encoder}"
 
     def feature_file(self, out: Path, encoder: str, record: SlideRecord) -> Path:
-        return self.feature_folder(out, encoder) / "h5_files" / f"{self.name_for_reader(record.path)}.h5"
+        return self.feature_folder(out, encoder) / "h5_files" / f"{self.feature_name(record)}.h5"
 
     def tensor_file(self, feature_file: Path) -> Path:
         return feature_file.parent.with_name("pt_files") / f"{feature_file.stem}.pt"
@@ -203,16 +210,24 @@ def read_layouts(text: str) -> tuple[LayoutName, ...]:
     return read_names(text, LAYOUTS, "--layout")
 
 
-def refuse_shared_names(slide_paths: Iterable[str], layouts: Sequence[LayoutName]) -> None:
-    """Check that TRIDENT and CLAM can tell these slides apart.
+def has_given_id(path: str, slide_id: str) -> bool:
+    """Whether a slide has an id that the user gave, such as a pseudonym: it is none that we make of its path."""
+    return not is_id_of_path(slide_id, path) and slide_id != safe_id(TridentLayout.name_for_reader(path))
+
+
+def refuse_shared_names(slides: Iterable[tuple[str, str | None]], layouts: Sequence[LayoutName]) -> None:
+    """Check that TRIDENT and CLAM can tell the files of these slides apart.
+
+    Args:
+        slides: path of each, and the id that its files are called by; None: they are called like the slide's file.
 
     Raises:
         SlideError: two have one name, so that one would be read with the tiles of the other.
     """
     by_name: dict[tuple[LayoutName, str], str] = {}
-    for path in slide_paths:
+    for path, given_id in slides:
         for layout in layouts:
-            name = layout_type(layout).name_for_reader(path)
+            name = given_id or layout_type(layout).name_for_reader(path)
             other = by_name.setdefault((layout, name), path)
             if other != path:
                 raise SlideError(

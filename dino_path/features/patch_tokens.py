@@ -1,4 +1,4 @@
-"""Patch tokens of tiles, in files of their own beside the features: whoever reads features reads all of such a file.
+"""Patch tokens of tiles, in separate files: readers of feature files load every data set in a file.
 
 Shape suffixes: N tiles of a slide, B of a batch, P patches of a tile, D width.
 """
@@ -31,7 +31,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class TokenShape:
-    """What there is of one tile.
+    """Shape of the tokens of one tile.
 
     Attributes:
         grid: rows and columns of patches.
@@ -85,7 +85,7 @@ def refuse_too_large(shape: TokenShape, num_tiles: int, out: Path) -> None:
             f"--tokens in {out}",
             f"{free / GB:,.3g} GB are free on this disk.",
             f"The {shape.text(num_tiles)} are needed.",
-            "Name another --out, embed fewer slides at a time, or leave --tokens out.",
+            "Give another --out, embed fewer slides at a time, or leave --tokens out.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Images as another laboratory or scanner would give them: changes of known kind and strength, the same for all images.
+"""Simulated changes of laboratory or scanner, of known kind and strength, the same for all images.
 
 Each is a measured change of the image, not a random draw: what a model makes of it can be drawn as a curve.
 """

@@ -1,4 +1,4 @@
-"""How a model is named, and what its name alone tells. Known without torch: a mistyped name is refused at once."""
+"""Names of models, checked without torch, so that a mistyped name is refused at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LARGEST_MPP_DIFFERENCE = 0.05  # relative
 
 
 def look_at_model(spec: str) -> ModelFolder | None:
-    """What the folder behind `spec` says of its model; None for models of timm and the controls.
+    """The description in the model folder `spec`; None for timm models and controls.
 
     Args:
         spec: as `extractor.load_extractor` reads it.
@@ -46,6 +46,6 @@ def refuse_other_mpp(model: str, model_mpp: float | None, mpp: float, name: str)
     raise TileStoreError(
         name,
         f"tiles are at {mpp:g} um/px, and {model} was trained at {model_mpp:g} um/px.",
-        "A model sees tissue at the resolution it was trained at (within 5 %).",
+        "A model needs tissue at the resolution at which it was trained (within 5 %).",
         f"Tile again with tiles.mpp={model_mpp:g}, or embed with --allow-other-mpp.",
     )

@@ -76,7 +76,7 @@ class WindowModel:
                 self.extractor.name,
                 "the vectors of its patches are not finite.",
                 "A model with finite weights is needed.",
-                "Export an earlier checkpoint: metrics.jsonl shows where the loss broke.",
+                "Export an earlier checkpoint: metrics.jsonl shows where the loss became non-finite.",
             )
         return grid_RCD[: shown[0], : shown[1]]
 
@@ -88,7 +88,7 @@ class WindowModel:
 
 
 def is_colour_control(extractor: Extractor) -> bool:
-    """Whether it tells colours of whatever square it is given: `mean-colour` and its like."""
+    """Whether the model is a colour control such as `mean-colour`, which takes squares of any size."""
     return extractor.name in CONTROL_NAMES
 
 
@@ -163,10 +163,12 @@ def _of_network(
         rows, columns = forward.patch_map(torch.zeros(1, edge_px, edge_px, 3).byte()).shape[1:3]
     except (RuntimeError, AssertionError, ValueError) as error:
         raise _bad_window(
-            extractor, edge_px, f"takes no images of this edge ({' '.join(str(error).split())[:200]})"
+            extractor, edge_px, f"does not take images of this edge ({' '.join(str(error).split())[:200]})"
         ) from None
     if rows != columns or edge_px % rows:
-        raise _bad_window(extractor, edge_px, f"has a last layer of {rows} x {columns} patches, which do not divide it")
+        raise _bad_window(
+            extractor, edge_px, f"has a last layer of {rows} x {columns} patches, which does not divide the edge"
+        )
     return WindowModel(extractor, forward, edge_px, edge_px // rows, scale, batch_size)
 
 
@@ -174,6 +176,6 @@ def _bad_window(extractor: Extractor, edge_px: int, found: str) -> ConfigError:
     return ConfigError(
         f"evaluation.input_px={edge_px}",
         f"{extractor.name} {found}.",
-        "The edge of a window must be a whole number of the model's patches.",
-        "Set evaluation.input_px to a multiple of the patch size; a CNN's is 32 px as a rule.",
+        "The edge of a window must be a multiple of the model's patch size.",
+        "Set evaluation.input_px to a multiple of the patch size; for a CNN it is usually 32 px.",
     )

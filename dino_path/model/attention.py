@@ -1,4 +1,4 @@
-"""What the last block of a ViT attends to: the softmax that fused attention never shows, computed again.
+"""Attention of a ViT's last block. Fused attention does not return its softmax, so it is computed again here.
 
 Shape suffixes: B images, A heads, N tokens (prefix tokens first, then patches row by row), D width, C channels, H and W
 edges in pixels.
@@ -21,7 +21,7 @@ class LastAttention:
     """Attention of the last block.
 
     Attributes:
-        weights: (B, A, N, N); rows are the tokens that look, columns those that are looked at; every row sums to one.
+        weights: (B, A, N, N); rows are queries, columns are keys; every row sums to one.
         num_prefix: tokens before the patches ([CLS], registers); [CLS] is the first.
         grid: (rows, columns) of patches.
     """
@@ -31,11 +31,11 @@ class LastAttention:
     grid: tuple[int, int]
 
     def of_cls(self) -> Tensor:
-        """(B, A, rows, columns): how much [CLS] looks at each patch."""
+        """(B, A, rows, columns): attention of [CLS] to each patch."""
         return self._on_grid(0)
 
     def of_patch(self, row: int, column: int) -> Tensor:
-        """(B, A, rows, columns): how much one patch looks at each patch."""
+        """(B, A, rows, columns): attention of one patch to each patch."""
         token = self.num_prefix + row * self.grid[1] + column
         return self._on_grid(token)
 
@@ -45,7 +45,7 @@ class LastAttention:
 
 
 def vit_with_cls(backbone: nn.Module, name: str) -> VisionTransformer:
-    """The backbone, as one whose [CLS] token has attention that can be shown.
+    """Check that the backbone has a [CLS] token whose attention can be shown, and return it.
 
     Raises:
         CheckpointError: not a plain ViT of timm with a [CLS] token. `name` is the model's, for the message.
@@ -59,14 +59,14 @@ def vit_with_cls(backbone: nn.Module, name: str) -> VisionTransformer:
             name,
             f"is a {type(backbone).__name__}: it has no [CLS] token whose attention could be shown.",
             "A ViT of timm's VisionTransformer is needed.",
-            "Take a ViT. What a CNN looks at, gradients would have to tell.",
+            "Use a ViT. For a CNN, a gradient method would be needed.",
         )
     return backbone
 
 
 @torch.inference_mode()
 def last_attention(backbone: nn.Module, images_BCHW: Tensor, *, name: str) -> LastAttention:
-    """Run normalised images through a ViT, and return what its last block attended to.
+    """Run normalised images through a ViT, and return the attention of its last block.
 
     Raises:
         CheckpointError: not a plain ViT of timm with a [CLS] token. `name` is the model's, for the message.

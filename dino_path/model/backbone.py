@@ -37,7 +37,7 @@ def build_backbone(
         name: a timm model name. A pretrained tag after the dot is ignored here: no weights are loaded.
         arguments: further arguments of timm.create_model, such as embed_dim or img_size; and ours, see `locality`.
         drop_path_rate: stochastic depth (Huang et al. 2016), rising linearly over the blocks; 0: none.
-        drop_path_is_constant: every block has the whole rate instead, see `stochastic_depth`.
+        drop_path_is_constant: every block has the full rate instead, see `stochastic_depth`.
 
     Raises:
         ConfigError: timm does not know the name, or the model does not take the arguments.
@@ -55,7 +55,7 @@ def build_backbone(
             f"model.backbone={name}",
             f"timm cannot build it with {keywords} ({' '.join(str(error).split())}).",
             "Arguments that this timm model takes are needed.",
-            "Correct model.arguments (and model.drop_path_rate: not every model has it).",
+            "Correct model.arguments (and model.drop_path_rate: not every model supports it).",
         ) from None
     if drop_path_rate == 0:  # Swin and others have some by default, and the teacher must have none
         for module in model.modules():
@@ -68,7 +68,7 @@ def build_backbone(
 
 
 def _refuse_huge(name: str, arguments: Mapping[str, Argument]) -> None:
-    """A model folder may say anything; what no machine could hold is refused before timm builds it.
+    """Refuse arguments of impossible size before timm builds the model: a model folder may contain anything.
 
     Raises:
         ConfigError: a number is larger than in any network that was ever trained.
@@ -85,7 +85,7 @@ def _refuse_huge(name: str, arguments: Mapping[str, Argument]) -> None:
 
 
 def layers_of(backbone: nn.Module) -> dict[str, int]:
-    """The layer of each parameter of a timm model, the embeddings' 0; without what comes after the last block."""
+    """The layer of each parameter of a timm model, 0 for embeddings; parameters after the last block are left out."""
     matcher = backbone.group_matcher(coarse=False)  # type: ignore[operator]
     layers: dict[str, int] = group_parameters(backbone, matcher, reverse=True)
     return {name: layer for name, layer in layers.items() if not name.startswith(("norm.", "fc_norm.", "head."))}
@@ -99,9 +99,9 @@ def backbone_arguments(name: str) -> dict[str, Argument]:
 
 
 def features_and_tokens(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What `backbone(images)` gives, (B, D), and all its tokens, (B, P + N, D), of one pass.
+    """The features of `backbone(images)`, (B, D), and all its tokens, (B, P + N, D), from one pass.
 
-    P (`num_prefix_tokens`) stand before those of the N patches: [CLS] and registers. The backbone must be one whose
+    The first P (`num_prefix_tokens`) are [CLS] and registers; the N patch tokens follow. The backbone must be one whose
     tokens are a sequence, such as a ViT (`has_patch_tokens`).
     """
     tokens: Tensor = backbone.forward_features(images)  # type: ignore[operator]
@@ -127,7 +127,7 @@ def check_input_sizes(backbone: nn.Module, name: str, sizes_px: tuple[int, ...])
         ConfigError: the backbone cannot take one of the sizes (Swin and some ConvNets).
     """
     was_training = backbone.training
-    backbone.eval()
+    backbone.eval()  # blank images must not enter running statistics
     for size_px in sizes_px:
         try:
             backbone(torch.zeros(1, 3, size_px, size_px))
@@ -136,14 +136,14 @@ def check_input_sizes(backbone: nn.Module, name: str, sizes_px: tuple[int, ...])
                 f"model.backbone={name}",
                 f"it does not take views of {size_px} px ({' '.join(str(error).split())[:200]}).",
                 "Every view size must fit the backbone: for a ViT a multiple of its patch size.",
-                "Change views.global_px or views.local_px, or take another backbone. A Swin pads other sizes with"
+                "Change views.global_px or views.local_px, or use another backbone. A Swin pads other sizes with"
                 " model.arguments={strict_img_size: false}.",
             ) from None
     backbone.train(was_training)
 
 
 def blocks_of(backbone: nn.Module) -> list[nn.Module]:
-    """The blocks that a backbone is a stack of; none where timm gives the model no `blocks` (ResNets)."""
+    """The blocks of a backbone; empty if the timm model has no `blocks` (ResNets)."""
     return [block for path, stack in backbone.named_modules() if path.endswith("blocks") for block in stack.children()]
 
 
@@ -155,7 +155,7 @@ def plain_mlps_of(backbone: nn.Module) -> list[Mlp]:
 def layer_scales_of(backbone: nn.Module) -> list[tuple[nn.Linear, LayerScale]]:
     """The LayerScales of timm's ViT blocks, each with the linear layer whose output it scales.
 
-    Only of plain layers: one with an adapter (LoRA) is more than its weights.
+    Only plain layers: a layer with an adapter (LoRA) cannot be scaled through its weights.
     """
     pairs = [
         (block.get_submodule(layer), block.get_submodule(scale))

@@ -1,4 +1,4 @@
-"""The checkpoint file of a pretraining run: what it holds, in which version, and how it is read back."""
+"""The checkpoint file of a pretraining run: contents, versions and reading."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Start:
     tiles_seen: int
     """By then, since its step 0."""
     weights: str | None
-    """What it had started from itself: `model.weights`, the name alone; None: random weights, or another run."""
+    """The weights from which that run started: the name of `model.weights`; None: random weights, or another run."""
     schedules: Literal["extend", "restart"]
     """Whether the new run counts on from `step`, or from 0."""
     stream_start: int
@@ -41,7 +41,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(arbitrary_types_allowed=True, strict=True, extra="forbid"))
 class Checkpoint:
-    """What a checkpoint holds. Whole tensors, also of a run whose processes each held a part."""
+    """The contents of a checkpoint. Tensors are complete, even if the run was sharded."""
 
     step: int
     """Optimizer updates done."""
@@ -53,7 +53,7 @@ class Checkpoint:
     tiles_digest: str | None
     """Of the tiles' names and places; None in the oldest files."""
     contents_digest: str
-    """Of what the images or slides held; empty where it was not known."""
+    """Digest of the contents of images or slides; empty if unknown."""
     tile_mpp: float | None
     """Microns per pixel, where known."""
     tile_px: int | None = None
@@ -65,14 +65,14 @@ class Checkpoint:
     """`backbone` and `head`, each under the module's own names."""
     teacher: dict[str, Weights]
     objective: dict[str, Weights]
-    """What each term of the objective remembers, by the term's name: DINO's `center`."""
+    """The state of each objective term, by its name, such as DINO's `center`."""
     optimizer: dict[str, Any]
     starts: list[Start] = field(default_factory=list)
-    """What the run started from, where that was another run; the oldest first."""
+    """The chain of runs that this run continues, oldest first."""
 
     @property
     def tiles_seen(self) -> int:
-        """In this run, and in one whose steps it counts on."""
+        """In this run, and in runs whose step count it continues."""
         stream_start, tiles_before = (
             (self.starts[-1].stream_start, self.starts[-1].tiles_before) if self.starts else (0, 0)
         )
@@ -80,19 +80,19 @@ class Checkpoint:
 
 
 def as_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What is written: the fields, with the format's name and version."""
+    """The written record: the fields, with the format's name and version."""
     starts = [dict(vars(start)) for start in checkpoint.starts]
     return {"format": FORMAT, "version": VERSION, **vars(checkpoint), "starts": starts}
 
 
 def lineage(starts: Sequence[Start]) -> str:
-    """What a run with these `starts` came from, in words; the newest first."""
+    """The origin of a run with these `starts`, in words, newest first."""
     states = [f"step {start.step:,} of run {start.run} ({start.tiles_seen:,} tiles)" for start in reversed(starts)]
     return ", that one from ".join([*states, starts[0].weights or "random weights"])
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a file of ours, on the CPU; only tensors and plain values are unpickled.
+    """Read a checkpoint file of dino_path, on the CPU; only tensors and plain values are unpickled.
 
     A file of an earlier version is lifted, and so are its settings.
 
@@ -108,18 +108,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def is_ours(record: object) -> bool:
-    """Whether what a file of torch's holds says that it is a checkpoint of ours."""
+    """Whether the contents of a torch file are a dino_path checkpoint."""
     return isinstance(record, dict) and record.get("format") == FORMAT
 
 
 def checkpoint_in(record: object, path: Path) -> Checkpoint:
-    """What `read_checkpoint` gives, of a record that was read.
+    """As `read_checkpoint`, from a record that has already been loaded.
 
     Raises:
         CheckpointError: it is none of ours, of a later version, or lacks something.
     """
     if not isinstance(record, dict) or not is_ours(record):
-        raise _not_ours(path, "is a torch file, but no checkpoint of dino_path.")
+        raise _not_ours(path, "is a torch file, but not a checkpoint of dino_path.")
     version = record.get("version")
     if not isinstance(version, int) or version < 1:
         raise _not_ours(path, f"has checkpoint version {version!r}.")
@@ -135,7 +135,7 @@ def checkpoint_in(record: object, path: Path) -> Checkpoint:
         return Checkpoint(**fields)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, each['loc'][:3]))}: {each['msg']}" for each in error.errors()]
-        raise _not_ours(path, f"does not hold what a checkpoint must ({'; '.join(faults[:5])}).") from None
+        raise _not_ours(path, f"has invalid contents ({'; '.join(faults[:5])}).") from None
 
 
 def _lifted(record: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +169,6 @@ def _not_ours(path: Path, found: str) -> CheckpointError:
     return CheckpointError(
         str(path),
         found,
-        "A file that `dino-path pretrain` has written is needed; nothing else is unpickled.",
-        "Check the path; if the file is damaged, use the checkpoint before it.",
+        "A file written by `dino-path pretrain` is needed; other files are never unpickled.",
+        "Check the path; if the file is damaged, use the previous checkpoint.",
     )

@@ -18,7 +18,7 @@ from dino_path.records.model_folder import CONFIG_NAME, WEIGHTS_NAME, read_model
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a model folder says about its model.
+    """The description of the model in a model folder.
 
     Attributes:
         arguments: further arguments of timm.create_model; no num_classes, classifiers are left out.
@@ -70,7 +70,7 @@ def missing_weights(file: Path) -> CheckpointError:
     return CheckpointError(
         str(file),
         "no such file.",
-        "A model folder holds its weights as safetensors; pickled weights (.bin, .pth) are not opened.",
+        "A model folder needs weights as safetensors; pickled weights (.bin, .pth) are never opened.",
         "Write the folder with `dino-path export`, or convert it with timm's `save_for_hf`.",
     )
 
@@ -80,8 +80,8 @@ def _not_a_model_folder(path: Path) -> CheckpointError:
     if path.is_file():
         found = "this is a file."
         remedy = (
-            f"If it is a checkpoint: `dino-path export {path} --out MODEL` first, or `dino-path import-checkpoint` if "
-            "another program wrote it."
+            f"If it is a checkpoint, run `dino-path export {path} --out MODEL` first, or `dino-path"
+            f" import-checkpoint` if another program wrote it."
         )
     elif (path / "checkpoints").is_dir():
         found, remedy = "this is a run folder.", f"`dino-path export {path} --out MODEL` makes a model folder of it."
@@ -92,5 +92,5 @@ def _not_a_model_folder(path: Path) -> CheckpointError:
         )
     else:
         found = "no such folder."
-        remedy = f"Check the path. For weights that timm downloads write `timm:{path.name}`."
+        remedy = f"Check the path. For weights downloaded by timm, write `timm:{path.name}`."
     return CheckpointError(str(path), found, needed, remedy)

@@ -44,7 +44,7 @@ def load_backbone(folder: ModelFolder) -> nn.Module:
 
 
 def refuse_changed_weights(folder: Path) -> None:
-    """Check the weights of a model folder against the checksum in its `config.json`, where there is one.
+    """Check the weights of a model folder against the checksum in its `config.json`, if there is one.
 
     Raises:
         CheckpointError: they are not those that were written with it.
@@ -57,7 +57,7 @@ def refuse_changed_weights(folder: Path) -> None:
     if found != known:
         raise CheckpointError(
             str(folder / WEIGHTS_NAME),
-            f"is not the file that {CONFIG_NAME} was written with (SHA-256 {found[:12]}, and {str(known)[:12]} there).",
-            "The weights of a model folder are as `dino-path export` wrote them.",
+            f"is not the file that belongs to {CONFIG_NAME} (SHA-256 {found[:12]}, and {str(known)[:12]} there).",
+            "The weights of a model folder must be unchanged since `dino-path export` wrote them.",
             "Copy the whole folder again, or export again.",
         )

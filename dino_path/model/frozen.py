@@ -1,4 +1,4 @@
-"""A frozen model, whatever it comes from: a model folder, or timm; and which model it is, by its content."""
+"""A frozen model from any source (a model folder, or timm), with a digest of its content."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from dino_path.model.backbone import features_and_tokens
 
 
 class Projection(NamedTuple):
-    """What a head makes of B images, short of the product of both: 65,536 logits of all views are better never held."""
+    """A head's output for B images as two factors: the 65,536 logits of all views would take too much memory."""
 
     bottleneck: Tensor
     """(B, H) unit vectors, at least fp32."""
@@ -87,12 +87,13 @@ class DinoHead(nn.Module):
             weight_v, weight_g = self.last_layer["weight_v"], self.last_layer["weight_g"]
             return Projection(
                 F.normalize(_at_least_fp32(hidden), dim=-1),
-                weight_v * (weight_g / weight_v.norm(dim=1, keepdim=True)),  # of (K, H), one is kept for the gradient
+                # One factor (K, 1) instead of F.normalize: autograd then stores one (K, H) array, not two.
+                weight_v * (weight_g / weight_v.norm(dim=1, keepdim=True)),
             )
 
 
 class Match(NamedTuple):
-    """What a network says that a frozen model's features are, of the B' images of the first resolution."""
+    """A network's prediction of a frozen model's features, for the B' images of the first resolution."""
 
     cls: Tensor
     """(B', G)"""
@@ -101,9 +102,9 @@ class Match(NamedTuple):
 
 
 class MatchHead(nn.Module):
-    """From a network's features to those of a frozen model: one linear layer for [CLS], and one for patches.
+    """Predicts a frozen model's features from a network's features: one linear layer for [CLS], one for patches.
 
-    Linear, so that what is matched is in the features themselves: the export drops these layers.
+    They are only linear, because the export drops them: the features themselves must hold what is matched.
     """
 
     def __init__(self, num_features: int, guide_features: int, *, has_patches: bool) -> None:
@@ -118,30 +119,30 @@ class MatchHead(nn.Module):
 
 
 class NetworkOutput(NamedTuple):
-    """What a network makes of B images. A tuple, which torch's wrappers around networks can look into."""
+    """A network's output for B images. It is a tuple because DDP and FSDP look for tensors in tuples."""
 
     features: Tensor
     """(B, D) of the backbone, before the head."""
     projection: Projection | None
     """Of the features; None in a network whose [CLS] has no head."""
     tokens: Tensor | None = None
-    """(B', P + N, D) of the B' images of the first resolution, where patches were asked for."""
+    """(B', P + N, D) of the B' images of the first resolution, if patches were requested."""
     num_prefix: int = 0
     """P, tokens before those of the patches."""
     patch_projection: Projection | None = None
-    """Of the M patches that were chosen, in their order."""
+    """Of the M chosen patches, in their order."""
     match: Match | None = None
-    """Where one was asked for."""
+    """If one was requested."""
 
     @property
     def patches(self) -> Tensor:
-        """(B', N, D): a view, which a network must not return (FSDP2)."""
-        assert self.tokens is not None, "no term has asked for patches"
+        """(B', N, D), a view of `tokens`. FSDP2 does not allow a network to return a view."""
+        assert self.tokens is not None, "no term needs patches"
         return self.tokens[:, self.num_prefix :]
 
 
 class MaskToken(nn.Module):
-    """What stands in the place of a hidden patch's embedding, before position embeddings are added: one learned vector.
+    """A learned vector that replaces the embedding of a hidden patch, before position embeddings are added.
 
     It starts at zero, as published (facebookresearch/dinov2 `vision_transformer.py`).
     """
@@ -157,10 +158,10 @@ class MaskToken(nn.Module):
 
 
 class DinoNetwork(nn.Module):
-    """A backbone and its heads: what the student is, and the teacher.
+    """A backbone and its heads: the student, or the teacher.
 
     Args:
-        head: of [CLS]; None: nothing is asked of it.
+        head: of [CLS]; None: no term uses it.
         mask_token: for a network that sees masked images.
         patch_head: of chosen patches; None: they go through `head`.
         match_head: for a network that learns from a frozen model.
@@ -200,11 +201,11 @@ class DinoNetwork(nn.Module):
 
         Args:
             views: one (B_i, 3, H_i, W_i) batch per resolution, the global views first.
-            with_patches: the patch tokens of the first batch too; the backbone must be a ViT.
-            hidden: (B_0, N) bool, patches of the first batch that the network does not see.
-            chosen: (M,) int64, patches whose projection is wanted, as places in the flattened (B_0 * N).
-            with_match: what `match_head`, where there is one, makes of the first batch.
-            backbone_frozen: no gradient reaches the backbone and the mask token, and none of their work is done.
+            with_patches: also return the patch tokens of the first batch; the backbone must be a ViT.
+            hidden: (B_0, N) bool, patches of the first batch that are hidden from the network.
+            chosen: (M,) int64, patches to project, as indices into the flattened (B_0 * N).
+            with_match: also return the output of `match_head`, if there is one, for the first batch.
+            backbone_frozen: compute no gradients of the backbone and the mask token.
         """
         tokens, num_prefix, patches_MD = None, 0, None
         match_head = self.match_head if with_match else None
@@ -220,6 +221,7 @@ class DinoNetwork(nn.Module):
         if chosen is not None:
             assert tokens is not None
             of_image = chosen // (tokens.shape[1] - num_prefix)
+            # Only the masked patches are projected: the logits of every patch would dominate the step.
             patches_MD = tokens.flatten(0, 1).index_select(0, chosen + num_prefix * (of_image + 1))
         projection, patch_projection = self._project(features_BD, patches_MD)
         match = None
@@ -235,18 +237,20 @@ class DinoNetwork(nn.Module):
         if self.patch_head is not None:
             return self.head(features_BD) if self.head is not None else None, self.patch_head(patches_MD)
         assert self.head is not None
+        # One pass over both, so that the prototypes are scaled only once.
         both: Projection = self.head(torch.cat([features_BD, patches_MD]))
         of_cls, of_patches = torch.split(both.bottleneck, [len(features_BD), len(patches_MD)])
         return Projection(of_cls, both.prototypes), Projection(of_patches, both.prototypes)
 
     @contextmanager
     def _hiding(self, hidden_BN: Tensor | None) -> Iterator[None]:
-        """Inside, the backbone's patch embedding gives the mask token for hidden patches."""
+        """Within this context, the backbone's patch embedding returns the mask token for hidden patches."""
         if hidden_BN is None:
             yield
             return
         mask_token = self.mask_token
         assert mask_token is not None, "this network was built for images without masks"
+        # A hook, because timm's forward pass has no argument for masks and its code must not be copied.
         embedding: nn.Module = self.backbone.patch_embed  # type: ignore[assignment]
         hook = embedding.register_forward_hook(lambda _, __, embedded: mask_token(embedded, hidden_BN))
         try:
@@ -255,7 +259,7 @@ class DinoNetwork(nn.Module):
             hook.remove()
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        """All parameters, in the parts whose gradients are watched."""
+        """All parameters, grouped into the parts whose gradient norms are logged."""
         found = {"backbone": [*self.backbone.parameters()]}
         if self.mask_token is not None:
             found["backbone"] += self.mask_token.parameters()

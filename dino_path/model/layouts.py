@@ -1,7 +1,7 @@
-"""Names that a model's authors gave to its weights -> timm's, and what in their files is no part of the backbone.
+"""Converts authors' names of weights to timm's, and lists what in their files does not belong to the backbone.
 
-timm converts names itself (the `checkpoint_filter_fn` of each family). It drops what it has no place for without a
-word, so that what may go is named here, with the reason, and anything else that it drops stays and is refused.
+timm converts names itself (the `checkpoint_filter_fn` of each family), and silently drops what it cannot use. So this
+module lists what may be dropped, with the reason; anything else that timm would drop is refused.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def ungrouped(weights: Mapping[str, Tensor]) -> Weights:
 
 
 def beside_the_backbone(weights: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, str]:
-    """Which of the weights are no part of a timm backbone and change none of its features, with the reason."""
+    """The weights that do not belong to a timm backbone and do not affect its features, with the reason."""
     own = backbone.state_dict().keys()
     has_towers = any(key.startswith("visual.") for key in weights)  # of images and texts
     reasons = {key: _reason(key, value, backbone, has_towers) for key, value in weights.items() if key not in own}
@@ -53,13 +53,13 @@ def beside_the_backbone(weights: Mapping[str, Tensor], backbone: nn.Module) -> d
 
 def _reason(key: str, value: Tensor, backbone: nn.Module, has_towers: bool) -> str | None:
     if has_towers and (key == "visual.proj" or not key.startswith("visual.")):
-        return "it serves texts"
+        return "it belongs to the text model"
     if key == "mask_token":
-        return "what stands for hidden patches is no part of the backbone"
+        return "the mask token for hidden patches is not part of the backbone"
     if key.startswith("local_cls_norm."):
-        return "their training alone used it, for local views"
+        return "it is used only in their training, for local views"
     if key == "rope_embed.periods" and _has_periods(backbone, value):
-        return "it is computed, and comes out the same"
+        return "the model computes it, with the same values"
     if key.endswith("attn.qkv.bias_mask") and bool((value.reshape(3, -1)[[0, 2]] == 1).all()):
         return "it zeroes the bias of keys, which has no effect"
     if key.endswith("attn.qkv.bias") and not has_query_or_value_bias(value):
@@ -81,7 +81,7 @@ def _has_periods(backbone: nn.Module, periods: Tensor) -> bool:
 def as_timm_names(
     weights: Mapping[str, Tensor], backbone: nn.Module, name: str, *, source: str, resampling: bool
 ) -> Weights:
-    """The weights under timm's names where timm knows those of the model's authors; as they are where it does not.
+    """The weights under timm's names if timm knows the authors' names; otherwise unchanged.
 
     Beside names, [CLS] changes where it has a position of its own in the file and none in timm's model (DINOv2 with
     registers): that position is added to it. Patch embeddings of another size stay as they are.

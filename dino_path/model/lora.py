@@ -1,8 +1,9 @@
 """Low-rank adapters on the linear layers of a backbone's blocks (LoRA; Hu et al. 2021, arXiv:2106.09685).
 
 For a ViT these are the attention's `qkv` and `proj` and the MLP's `fc1` and `fc2`. The weights beside the adapters keep
-timm's names and values. These lines stand for peft, which renames every adapted layer (`qkv.base_layer.weight`) that
-start weights, checkpoints, layer decay and export know by timm's names, and which brings transformers and accelerate.
+timm's names and values. We do not use peft, because it renames every adapted layer (`qkv.base_layer.weight`), while
+start weights, checkpoints, layer decay and export use timm's names, and because it depends on transformers and
+accelerate.
 
 Shape suffixes: I inputs and O outputs of a layer, R rank.
 """
@@ -24,13 +25,14 @@ DOWN, UP = ".lora_down", ".lora_up"
 
 
 class LoraLinear(nn.Linear):
-    """x W' + b + scale (x A') B', where A (R, I), `lora_down`, and B (O, R), `lora_up`, learn.
+    """x W' + b + scale (x A') B', where A (R, I), `lora_down`, and B (O, R), `lora_up`, are trained.
 
-    A starts as the weights of nn.Linear do and B at zero, so that at first the layer is what it was (microsoft/LoRA
+    A starts like the weights of nn.Linear and B at zero, so that the layer is unchanged at first (microsoft/LoRA
     `loralib/layers.py`).
     """
 
     def __init__(self, plain: nn.Linear, rank: int, scale: float) -> None:
+        # On "meta", because the weights made here are replaced at once by those of `plain`.
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
         self.weight, self.bias, self.scale = plain.weight, plain.bias, scale
         self.lora_down = nn.Parameter(plain.weight.new_empty(rank, plain.in_features))
@@ -43,7 +45,7 @@ class LoraLinear(nn.Linear):
 
 
 def add_adapters(backbone: nn.Module, model: ModelConfig) -> None:
-    """Give every linear layer of the blocks an adapter of `model.lora_rank`; nothing else of the backbone learns.
+    """Give every linear layer of the blocks an adapter of `model.lora_rank`; the rest of the backbone is frozen.
 
     Raises:
         ConfigError: the backbone has no such layers, or does not call them.
@@ -52,8 +54,9 @@ def add_adapters(backbone: nn.Module, model: ModelConfig) -> None:
     backbone.requires_grad_(False)
     num_layers = 0
     for parent in [module for block in blocks_of(backbone) for module in block.modules()]:
+        # BEiT and Swin v2 pass `qkv.weight` to F.linear themselves: the adapter's forward pass would never run.
         if getattr(parent, "q_bias", None) is not None:
-            raise _no_adapters(model, "multiplies by the weights of its attention without calling the layer")
+            raise _no_adapters(model, "uses its attention weights without calling the layer")
         for name, layer in [*parent.named_children()]:
             if type(layer) is nn.Linear:
                 setattr(parent, name, LoraLinear(layer, model.lora_rank, model.lora_scale))
@@ -63,7 +66,7 @@ def add_adapters(backbone: nn.Module, model: ModelConfig) -> None:
 
 
 def merged(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """A backbone's weights under timm's names alone, the adapters added to them: W + scale B A."""
+    """A backbone's weights under timm's names, with the adapters merged: W + scale B A."""
     plain = {name: value for name, value in weights.items() if not name.endswith((DOWN, UP))}
     with torch.no_grad():
         for name in weights:
@@ -80,5 +83,5 @@ def _no_adapters(model: ModelConfig, found: str) -> ConfigError:
         f"model.lora_rank={model.lora_rank}",
         f"{model.backbone} {found}.",
         "Adapters are for backbones of blocks with attention and MLPs, such as a ViT.",
-        "Take a ViT, or leave model.lora_rank out.",
+        "Use a ViT, or leave model.lora_rank out.",
     )

@@ -1,4 +1,4 @@
-"""The names of timm's models, from its source: importing timm takes seconds, and a mistyped name is told at once."""
+"""The names of timm's models, read from its source: importing timm takes seconds, and a typo should fail at once."""
 
 from __future__ import annotations
 

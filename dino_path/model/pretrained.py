@@ -1,4 +1,4 @@
-"""Backbones as timm publishes them: architecture, preprocessing and, where they can be had, weights."""
+"""Backbones as timm publishes them: architecture, preprocessing and, if available, weights."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dino_path.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class TimmBackbone:
-    """A timm model without classifier, and what it expects of its images."""
+    """A timm model without classifier, and its preprocessing."""
 
     module: nn.Module
     preprocessing: Preprocessing
 
 
 def load_start(name: str, weights: str, arguments: Mapping[str, Argument]) -> TimmBackbone:
-    """The model whose weights a training starts from: `timm` (the backbone's own), `timm:NAME`, or a model folder.
+    """The model from whose weights training starts: `timm` (the backbone's own), `timm:NAME`, or a model folder.
 
     Args:
         name: the backbone that is to be trained.
@@ -58,7 +58,7 @@ def refuse_other_model(
     name: str,
     arguments: Mapping[str, Argument],
 ) -> None:
-    """Check what the shapes of weights do not tell: the architecture by name, and its number of heads.
+    """Check what shapes of weights do not reveal: the architecture by name, and its number of heads.
 
     Args:
         source: where the weights are from, for messages.
@@ -77,9 +77,9 @@ def refuse_other_model(
     told = ", ".join(f"{key}: {value}" for key, value in their_arguments.items())
     raise CheckpointError(
         source,
-        f"its weights are of {of}, and {to_train} is to be trained.",
-        "The weights of a start are of the same architecture.",
-        f"Set model.backbone={architecture(theirs)}, with model.arguments={{{told}}}, or take weights of {to_train}.",
+        f"its weights belong to {of}, but {to_train} is to be trained.",
+        "The weights to start from must have the same architecture.",
+        f"Set model.backbone={architecture(theirs)}, with model.arguments={{{told}}}, or use weights of {to_train}.",
     )
 
 
@@ -117,8 +117,9 @@ def _timm_backbone(name: str, *, pretrained: bool) -> TimmBackbone:
         raise CheckpointError(
             f"timm:{name}",
             f"timm cannot provide these weights ({' '.join(str(error).split())[:300]}).",
-            "They must be in the Hugging Face cache (HF_HOME), or the Hub within reach.",
-            f"Where there is internet, run `timm.create_model('{name}', pretrained=True)` once and copy the cache; "
+            "They must be in the Hugging Face cache (HF_HOME), or the Hub must be reachable.",
+            f"On a machine with internet access, run `timm.create_model('{name}', pretrained=True)` once and copy"
+            f" the cache; "
             "or give a model folder.",
         ) from None
     if file:

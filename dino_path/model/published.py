@@ -56,7 +56,7 @@ class PublishedCheckpoint:
 
     @property
     def mask_token(self) -> Tensor | None:
-        """(1, D), what stood for hidden patches; None: it was not trained with masks."""
+        """(1, D), the mask token; None: it was not trained with masks."""
         return self.backbone.get("mask_token")
 
 
@@ -126,7 +126,7 @@ def published_in(record: Mapping[str, Any], path: Path, network: Network | None)
 
 
 def timm_model_of(checkpoint: PublishedCheckpoint, arch: str | None) -> TimmModel:
-    """The timm model that these weights fill.
+    """The timm model to which these weights belong.
 
     Args:
         arch: the timm name where the weights do not tell.
@@ -186,11 +186,12 @@ def _unknown_architecture(checkpoint: PublishedCheckpoint) -> CheckpointError:
     told = "it has no settings" if checkpoint.arch is None else f"its settings say {checkpoint.arch!r}"
     return CheckpointError(
         str(checkpoint.path),
-        f"its architecture cannot be told ({told}; {len(checkpoint.backbone)} tensors, "
+        f"its architecture is not recognised ({told}; {len(checkpoint.backbone)} tensors, "
         f"first {next(iter(checkpoint.backbone))}).",
-        "Told without help: ViTs of the usual widths and depths (Ti, S, B, L, DINOv2's g, DINOv3's), ResNets, and "
+        "Recognised automatically: ViTs of the usual widths and depths (Ti, S, B, L, DINOv2's g, DINOv3's), ResNets,"
+        " and "
         "convolutional nets by their settings.",
-        "Name the timm model: --arch NAME. Its key names must be those of timm.",
+        "Give the timm model: --arch NAME. The key names must be those of timm.",
     )
 
 
@@ -199,6 +200,6 @@ def _not_published(path: Path, found: str, remedy: str = "Check the path.") -> C
         str(path),
         found,
         "A file of published weights is needed: a backbone, or a training checkpoint of facebookresearch's dino, "
-        "dinov2 or dinov3. Nothing but tensors, plain values and settings is unpickled.",
+        "dinov2 or dinov3. Only tensors, plain values and settings are unpickled.",
         f"{remedy} For a checkpoint of `dino-path pretrain` use `dino-path export`.",
     )

@@ -1,4 +1,4 @@
-"""What weights tell by their names and shapes: which timm model they are of."""
+"""Recognises the timm model of weights by their names and shapes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TimmModel:
 
 @dataclass(frozen=True)
 class _Vit:
-    """What the shapes of a ViT's weights tell; in DINO's, DINOv2's, DINOv3's or timm's names."""
+    """Facts about a ViT from the shapes of its weights, under DINO's, DINOv2's, DINOv3's or timm's names."""
 
     width: int
     depth: int
@@ -74,7 +74,7 @@ class _Vit:
 
 
 def timm_model_of_shapes(weights: Mapping[str, Tensor]) -> TimmModel | None:
-    """The timm model that a backbone's weights fill, by their names and shapes; None where those do not tell.
+    """The timm model of a backbone's weights, by their names and shapes; None if not recognised.
 
     Args:
         weights: of a backbone alone, under timm's names or those of facebookresearch's dino, dinov2 or dinov3.
@@ -105,7 +105,7 @@ def timm_model_named(
 
 
 def looks_like(weights: Mapping[str, Tensor]) -> str | None:
-    """What a backbone's weights are of, in words; None where names and shapes do not tell."""
+    """The model of a backbone's weights, in words; None if not recognised."""
     told = timm_model_of_shapes(weights)
     vit, stages = _vit(weights), _resnet_stages(weights)
     if vit is not None:
@@ -122,7 +122,7 @@ def is_dinov3(weights: Mapping[str, Tensor]) -> bool:
 
 
 def count(weights: Iterable[str], prefix: str) -> int:
-    """How many numbered parts stand below a prefix."""
+    """The number of numbered parts below a prefix."""
     return len({key.removeprefix(prefix).partition(".")[0] for key in weights if key.startswith(prefix)})
 
 

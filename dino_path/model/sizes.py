@@ -99,13 +99,13 @@ def patch_grid(name: str, arguments: Mapping[str, Argument], view_px: int) -> tu
             edge = math.isqrt(num_patches)
             if edge**2 == num_patches:
                 return edge, edge
-            found = f"its {num_patches} patches of a view of {view_px} px are no square grid."
+            found = f"its {num_patches} patches of a view of {view_px} px do not form a square grid."
     raise ConfigError(
         f"model.backbone={name}",
         found,
         "iBOT hides patches and objective.distill.patches compares them: a ViT is needed, and views.global_px must be a"
         " multiple of its patch size.",
-        "Take vit_small_patch16_224 or the like, change views.global_px, or set objective.ibot.weight=0 and"
+        "Use vit_small_patch16_224 or a similar model, change views.global_px, or set objective.ibot.weight=0 and"
         " objective.distill.patches=0.",
     )
 

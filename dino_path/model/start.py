@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StartWeights:
-    """What a start brings; empty or None: it has none of that.
+    """The contents of start weights; empty or None: not included.
 
     Attributes:
         backbone: under timm's names or those of the model's authors.
@@ -41,7 +41,7 @@ class StartWeights:
 
 
 def read_start(name: str, arguments: Mapping[str, Argument], weights: str) -> StartWeights:
-    """The weights behind `model.weights`, on the CPU.
+    """The weights of `model.weights`, on the CPU.
 
     Args:
         name: the backbone that is to be trained.
@@ -62,7 +62,7 @@ def read_start(name: str, arguments: Mapping[str, Argument], weights: str) -> St
         return _of_our_run(record, path, name, arguments)
     published = published_in(record, path, None)
     if published.network is not None:
-        logger.info("%s: its %s is taken", path, published.network)
+        logger.info("%s: its %s is loaded", path, published.network)
     return StartWeights(published.backbone, published.mask_token, published.head, published.patch_head)
 
 
@@ -74,14 +74,14 @@ def _of_our_run(record: dict[str, Any], path: Path, name: str, arguments: Mappin
         f"{path}, a run", theirs.get("backbone", name), theirs.get("arguments", {}), name=name, arguments=arguments
     )
     logger.info(
-        "%s: the teacher's backbone at step %d is taken. Its heads are left out: training.continue_from takes all",
+        "%s: the teacher's backbone at step %d is loaded, without its heads; training.continue_from loads everything",
         path, checkpoint.step,
     )  # fmt: skip
     return StartWeights(checkpoint.teacher["backbone"], checkpoint.teacher.get("mask_token", {}).get("weight"))
 
 
 def start_network(network: DinoNetwork, start: StartWeights, *, source: str) -> None:
-    """Fill a network's backbone, and its mask token and heads where the start has them; the rest stays random.
+    """Load a network's backbone, and its mask token and heads if the start has them; the rest stays random.
 
     A head keeps the lengths of the start's prototypes, also where `norm_last_layer` trains their directions alone.
 
@@ -94,21 +94,21 @@ def start_network(network: DinoNetwork, start: StartWeights, *, source: str) -> 
     load_weights(network.backbone, start.backbone, source=source, resampling=True)
     if network.mask_token is not None:
         if start.mask_token is None:
-            logger.info("%s: it has no mask token, which starts at zero", source)
+            logger.info("%s: it has no mask token; ours starts at zero", source)
         else:
             network.mask_token.load_state_dict({"weight": start.mask_token})
-            logger.info("%s: the mask token is taken", source)
+            logger.info("%s: the mask token is loaded", source)
     for head, weights, term, what in (
         (network.head, start.head, "dino", "head of [CLS]"),
         (network.patch_head, start.patch_head, "ibot", "head of masked patches"),
     ):
         if head is not None and weights:
             _load_head(head, weights, term, source=source)
-            logger.info("%s: the %s is taken", source, what)
+            logger.info("%s: the %s is loaded", source, what)
         elif head is not None:
-            logger.info("%s: it brings no %s, which starts at random", source, what)
+            logger.info("%s: it has no %s, which starts at random", source, what)
         elif weights:
-            logger.info("%s: its %s is left out, for the objective has none", source, what)
+            logger.info("%s: its %s is left out, because the objective has none", source, what)
 
 
 def _load_head(head: DinoHead, weights: Weights, term: str, *, source: str) -> None:
@@ -116,17 +116,17 @@ def _load_head(head: DinoHead, weights: Weights, term: str, *, source: str) -> N
     if weights.keys() != own.keys() or any(weights[key].shape != own[key].shape for key in own):
         raise CheckpointError(
             source,
-            f"its head does not fit objective.{term}: it has {_head_text(weights)},"
-            f" and {_head_text(own)} are asked for.",
+            f"its head does not fit objective.{term}: it has {_head_text(weights)}, but the settings ask for"
+            f" {_head_text(own)}.",
             "A head of the same layers and number of prototypes is needed.",
-            f"Set {_head_settings(weights, term)}, or start from its backbone alone: the model folder that"
-            " `dino-path import-checkpoint` writes.",
+            f"Set {_head_settings(weights, term)}, or start from its backbone alone, with the model folder written"
+            f" by `dino-path import-checkpoint`.",
         )
     head.load_state_dict(weights)
 
 
 def _head_sizes(head: Mapping[str, Tensor]) -> dict[str, int | bool]:
-    """The settings of a head, as far as its shapes tell."""
+    """The settings of a head that its shapes reveal."""
     linear = [value for key, value in head.items() if key.startswith("mlp.") and value.ndim == 2]
     prototypes = head.get("last_layer.weight_v")
     sizes: dict[str, int | bool] = {} if prototypes is None else {"num_prototypes": len(prototypes)}

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 
 def drop_everywhere(model: nn.Module, rate: float) -> None:
-    """Give every place that timm has for stochastic depth the same rate; the first block's is an nn.Identity.
+    """Give every stochastic-depth layer of timm the same rate; in the first block this layer is an nn.Identity.
 
-    timm computes what it then drops. A plain ViT block computes its branches for the images that keep them only, so
-    that time and memory of its training fall by `rate`; how many of a batch's images those are is then no accident.
+    timm computes a branch and then drops it. Here a plain ViT block computes its branches only for the images that keep
+    them, so that time and memory of training fall by `rate`. The number of these images in a batch is then fixed, not
+    random.
     """
     for module in [*model.modules()]:
+        # Exactly Block: subclasses change the forward pass, which ours would silently replace.
         if type(module) is Block:
             module.forward = partial(_forward_of_some, module, rate)
             continue
@@ -32,7 +34,7 @@ def drop_everywhere(model: nn.Module, rate: float) -> None:
 def _forward_of_some(
     block: Block, rate: float, tokens_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """timm's `Block.forward`, where each branch is computed, and added, for some of the images.
+    """timm's `Block.forward`, with each branch computed and added for only some of the images.
 
     Source: facebookresearch/dinov2 `block.py`, drop_add_residual_stochastic_depth.
     """
@@ -52,13 +54,14 @@ def _with_branch(tokens_BND: Tensor, branch: Callable[[Tensor], Tensor], rate: f
     num_images = len(tokens_BND)
     num_kept = max(int(num_images * (1 - rate)), 1)
     kept_b = torch.randperm(num_images, device=tokens_BND.device)[:num_kept]
+    # B / b keeps the expectation over images, as dividing by the keep probability does in timm's DropPath.
     update_bND = branch(tokens_BND.index_select(0, kept_b))
     added: Tensor = _IndexAdd.apply(tokens_BND, kept_b, update_bND, num_images / num_kept)
     return added
 
 
 class _IndexAdd(torch.autograd.Function):
-    """torch's `index_add`, which would keep what it adds for the backward pass: for its shape alone."""
+    """`index_add` that does not store its update. torch's keeps it for the backward pass, only for its shape."""
 
     @staticmethod
     def forward(ctx: Any, tokens_BND: Tensor, kept_b: Tensor, update_bND: Tensor, factor: float) -> Tensor:

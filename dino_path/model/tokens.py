@@ -1,4 +1,4 @@
-"""The kinds of features that a ViT's tokens give: [CLS], the mean of the patch tokens, both; and the patch tokens.
+"""Features from a ViT's tokens: [CLS], the mean of the patch tokens, or both; and the patch tokens.
 
 Tokens are those of the last block after the final norm. In a ViT that norms only what it has pooled (timm's `fc_norm`),
 that norm is applied to each part. Registers, and any other token before the patches, are in no mean.
@@ -22,7 +22,7 @@ from dino_path.records.feature_kinds import KIND_TITLES, FeatureKind
 
 
 class TokenFeatures(nn.Module):
-    """A timm backbone that gives another kind of features than timm pools: (B, 3, H, W) -> (B, D) or (B, 2 D)."""
+    """A timm backbone with another kind of features than timm's pooling: (B, 3, H, W) -> (B, D) or (B, 2 D)."""
 
     def __init__(self, backbone: nn.Module, kind: FeatureKind) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def own_kind(backbone: nn.Module) -> FeatureKind | None:
 
 
 def with_features(backbone: nn.Module, kind: FeatureKind | None, *, name: str) -> nn.Module:
-    """The backbone with features of this kind: itself where timm's pooling gives them, or where `kind` is None.
+    """The backbone with features of this kind: itself if timm's pooling gives them, or if `kind` is None.
 
     Args:
         name: of the model, for the message.
@@ -66,8 +66,8 @@ def with_features(backbone: nn.Module, kind: FeatureKind | None, *, name: str) -
     if "cls" in kind and not _has_class_token(backbone):
         raise CheckpointError(
             name,
-            f"has no [CLS] token, and its features are asked for as {kind}.",
-            "A ViT with a [CLS] token is needed for it.",
+            f"has no [CLS] token, but the features {kind} are requested.",
+            "A ViT with a [CLS] token is needed for these features.",
             "Ask for mean.",
         )
     return TokenFeatures(backbone, kind)
@@ -82,9 +82,9 @@ def refuse_no_patch_tokens(backbone: nn.Module, name: str, wanted: str) -> None:
     if not has_patch_tokens(backbone):
         raise CheckpointError(
             name,
-            f"is a {type(backbone).__name__}: it has no patch tokens, and {wanted} are asked for.",
-            "A ViT is needed for them; a network without tokens has one kind of features, which it pools itself.",
-            "Leave the kind of features and --tokens out, or take a ViT.",
+            f"is a {type(backbone).__name__}: it has no patch tokens, but {wanted} are requested.",
+            "A ViT is needed; a network without tokens has only its own pooled features.",
+            "Leave the kind of features and --tokens out, or use a ViT.",
         )
 
 
@@ -99,7 +99,7 @@ def plain_backbone(module: nn.Module) -> nn.Module:
 
 
 def features_and_patches(module: nn.Module, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """What `module(images)` gives, and the patch tokens (B, N, D), row by row, of one pass."""
+    """The result of `module(images)`, and the patch tokens (B, N, D) in row-major order, from one pass."""
     backbone = plain_backbone(module)
     features_BD, tokens = features_and_tokens(backbone, images_BCHW)
     if isinstance(module, TokenFeatures):
@@ -124,9 +124,9 @@ def patch_map(module: nn.Module, images_BCHW: Tensor) -> Tensor:
     if layer.ndim != 4:
         raise CheckpointError(
             type(backbone).__name__,
-            f"its last layer has the shape {tuple(layer.shape)}: no grid of patches.",
+            f"its last layer has the shape {tuple(layer.shape)}, which is not a grid of patches.",
             "A network whose last layer is a grid is needed: a ViT, a Swin or a CNN.",
-            "Take another model.",
+            "Use another model.",
         )
     return layer if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else layer.permute(0, 2, 3, 1)
 
@@ -134,7 +134,7 @@ def patch_map(module: nn.Module, images_BCHW: Tensor) -> Tensor:
 def timm_arguments(backbone: nn.Module, kind: FeatureKind | None) -> Mapping[str, Argument]:
     """Arguments with which timm itself builds the same network to give features of this kind; empty: there are none.
 
-    timm norms after its own mean unless it is told not to: [CLS] ViTs are trained with the norm before.
+    By default timm norms after its own mean, but [CLS] ViTs are trained with the norm before pooling.
     """
     if not isinstance(backbone, VisionTransformer | Eva) or not isinstance(backbone.fc_norm, nn.Identity):
         return {}
@@ -144,7 +144,7 @@ def timm_arguments(backbone: nn.Module, kind: FeatureKind | None) -> Mapping[str
 
 
 def timm_lines(module: nn.Module, images: str) -> tuple[str, ...]:
-    """Python that makes `features` of `images` with a timm `model` of the module's weights, and nothing of ours."""
+    """Python code that computes `features` of `images` with a timm `model` of these weights, without dino_path."""
     if not isinstance(module, TokenFeatures):
         return (f"features = model({images})",)
     parts = {"cls": "tokens[:, 0]", "mean": "tokens[:, model.num_prefix_tokens:].mean(1)"}

@@ -18,7 +18,7 @@ UNREADABLE = (
 
 
 def load_torch_file(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What is in a file, on `device`; nothing but tensors and plain values is unpickled.
+    """The contents of a file, on `device`; only tensors and plain values are unpickled.
 
     Raises:
         UNREADABLE: no such file, damaged, a checksum that is wrong, or a file that unpacks to more than its own size.
@@ -32,7 +32,7 @@ def load_torch_file(path: Path, device: torch.device | str = "cpu") -> Any:
 
 
 def _refuse_bomb(archive: zipfile.ZipFile) -> None:
-    """Torch stores tensors as they are; a small file that unpacks to gigabytes is none of its own."""
+    """Refuse compressed files: torch does not compress, and a small file could unpack to gigabytes."""
     packed = [member for member in archive.infolist() if member.file_size > member.compress_size]
     if packed:
         size = sum(member.file_size for member in archive.infolist())

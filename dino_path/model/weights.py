@@ -1,4 +1,4 @@
-"""Weights in a file -> a backbone, all of them or none: the one way in which weights come in.
+"""Loads weights from a file into a backbone, completely or not at all. All weights are loaded this way.
 
 Every tensor of the backbone must be in the file, under timm's name or that of the model's authors (`layouts`), and in
 its shape. What may stand around it is taken off by name, and said: a prefix of all names (`module.`,
@@ -80,7 +80,7 @@ def read_weights(file: Path) -> Weights:
 
 
 def read_pickled(file: Path) -> Any:
-    """What is in a file of torch's, on the CPU; nothing but tensors, plain values and settings is unpickled.
+    """The contents of a torch file, on the CPU; only tensors, plain values and settings are unpickled.
 
     Raises:
         CheckpointError: it is damaged, no such file, or would run code on loading.
@@ -106,10 +106,10 @@ def read_any_weights(file: Path) -> Weights:
     record = read_pickled(file)
     for name in CONTAINERS:
         if isinstance(record, Mapping) and isinstance(record.get(name), Mapping):
-            logger.info("%s: the weights under %r are taken", file, name)
+            logger.info("%s: the weights under %r are used", file, name)
             record = record[name]
     if not isinstance(record, Mapping):
-        raise _no_weights(file, f"holds a {type(record).__name__}, and no weights")
+        raise _no_weights(file, f"holds a {type(record).__name__}, not weights")
     weights = {str(key): value for key, value in record.items() if isinstance(value, Tensor)}
     if not weights:
         raise _no_weights(file, "holds no weights")
@@ -117,20 +117,23 @@ def read_any_weights(file: Path) -> Weights:
 
 
 def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, source: str, resampling: bool = False) -> None:
-    """Fill a timm backbone, every tensor of it; what the file holds beside it is logged, with the reason.
+    """Load every tensor of a timm backbone; other contents of the file are logged, with the reason why they are left
+    out.
 
     Args:
         source: where the weights are from, for messages.
         resampling: position embeddings of another square grid are resampled (timm's `resample_abs_pos_embed`: bicubic,
-            antialiased), and said; else they are refused.
+            antialiased), with a message; else they are refused.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape, or is no backbone's. Nothing is loaded then.
+        CheckpointError: a tensor is missing, has another shape, or does not belong to the backbone. Nothing is loaded
+            then.
     """
     own, name = backbone.state_dict(), str(getattr(backbone, "pretrained_cfg", {}).get("architecture"))
     whole = ungrouped(_without_surroundings(weights, backbone, source))
     beside = beside_the_backbone(whole, backbone)
     found = {key: value for key, value in whole.items() if key not in beside}
+    # Files under timm's names are not converted: a conversion may also change values (see `layouts`).
     if not _fits(found, own):
         renamed = as_timm_names(whole, backbone, name, source=source, resampling=resampling)
         found = {key: value for key, value in renamed.items() if key not in beside}
@@ -143,11 +146,11 @@ def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, source: 
     logger.info("%s: all %d tensors of %s are loaded", source, len(own), name)
     for reason in dict.fromkeys(beside.values()):
         names = [key for key, given in beside.items() if given == reason]
-        logger.info("%s: left out, for %s: %s", source, reason, _some(names))
+        logger.info("%s: left out, because %s: %s", source, reason, _some(names))
     if is_dinov3(whole) and getattr(backbone, "global_pool", "token") != "token":
         logger.warning(
-            "%s: features are the mean of the patches here, and [CLS] in DINOv3: model.arguments={global_pool: token}"
-            " makes them so", source,
+            "%s: features are the mean of the patches here, but [CLS] in DINOv3; set"
+            " model.arguments={global_pool: token} to get [CLS]", source,
         )  # fmt: skip
 
 
@@ -165,10 +168,10 @@ def _without_surroundings(weights: Mapping[str, Tensor], backbone: nn.Module, so
     dropped = {key for key in found if key not in own and key.startswith(tuple(f"{head}." for head in heads))}
     beside = {key for key in rest if key.startswith(tuple(f"{head}." for head in heads)) or _is_wrapped_head(key)}
     if prefix:
-        logger.info("%s: %r was taken off the names of %d tensors", source, prefix, len(found))
+        logger.info("%s: %r was removed from the names of %d tensors", source, prefix, len(found))
     if dropped or beside:
         left_out = sorted({key.rpartition(".")[0] for key in dropped | beside})
-        logger.info("%s: left out, for they are of no backbone: %s", source, _some(left_out))
+        logger.info("%s: left out, because they do not belong to a backbone: %s", source, _some(left_out))
     kept = {key: value for key, value in found.items() if key not in dropped}
     return kept | {key: value for key, value in rest.items() if key not in beside}
 
@@ -196,17 +199,17 @@ def _misfit(
         for what, names in (
             (f"of {len(own)} tensors are missing", missing),
             ("have another shape", reshaped),
-            ("are not of this model", unexpected),
+            ("do not belong to this model", unexpected),
         )
         if names
     ]
     told, like = timm_model_of_shapes(whole), looks_like(whole)
-    take = f"Take that model ({told.settings()})" if told else "Name the model that they are of, with its arguments"
+    take = f"Use that model ({told.settings()})" if told else "Name the model to which they belong, with its arguments"
     return CheckpointError(
         source,
         f"its weights do not fit {name}: {'; '.join(faults)}." + (f" It looks like {like}." if like else ""),
-        "Every tensor of the backbone is needed, under timm's name or that of the model's authors and in its shape;"
-        " nothing is loaded in part.",
+        "Every tensor of the backbone is needed, with timm's name or the authors' name, and the right shape; weights"
+        " are never loaded in part.",
         f"{take}, or get the weights of {name}.",
     )
 
@@ -225,7 +228,7 @@ def _no_weights(file: Path, found: str) -> CheckpointError:
     return CheckpointError(
         str(file),
         f"{found}.",
-        "A file of weights is needed: safetensors, or what torch.save writes. Nothing but tensors, plain values and "
-        "settings is unpickled.",
-        "Check the path, or fetch the file again.",
+        "A file of weights is needed: safetensors, or a file of torch.save. Only tensors, plain values and settings"
+        " are unpickled.",
+        "Check the path, or copy the file again.",
     )

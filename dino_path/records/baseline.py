@@ -57,7 +57,7 @@ class BaselineRecord(Record):
 
 
 class PooledBaselineRecord(Record):
-    """What the trainings of all folds answer together."""
+    """The pooled results of all folds' networks."""
 
     format: Literal["dino_path supervised baseline, cross-validated"] = "dino_path supervised baseline, cross-validated"
     metrics: MetricsRecord
@@ -93,7 +93,15 @@ def _version_3_from_2(tree: Tree) -> Tree:
 
 NEEDED = "The output folder of a finished `dino-path baseline` is needed."
 REMEDY = "Check the path, or run `dino-path baseline --data SPEC --out DIR` (again)."
-BASELINE = Format("baseline", BaselineRecord, DataError, NEEDED, REMEDY, (_version_2_from_1, _version_3_from_2))
+BASELINE = Format(
+    "baseline", BaselineRecord, DataError, NEEDED, REMEDY, (_version_2_from_1, _version_3_from_2), is_shared=True
+)
 POOLED_BASELINE = Format(
-    "cross-validated baseline", PooledBaselineRecord, DataError, NEEDED, REMEDY, (_pooled_2_from_1, _version_3_from_2)
+    "cross-validated baseline",
+    PooledBaselineRecord,
+    DataError,
+    NEEDED,
+    REMEDY,
+    (_pooled_2_from_1, _version_3_from_2),
+    is_shared=True,
 )

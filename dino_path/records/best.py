@@ -45,7 +45,7 @@ BEST = Format(
     BestRecord,
     DataError,
     "A file as `dino-path pretrain` writes it is needed.",
-    "Move it away: the comparison then starts again. The checkpoints are as they were.",
+    "Move it away: the comparison then starts again, and the checkpoints are kept.",
 )
 
 
@@ -55,7 +55,7 @@ def write_best(run: RunFolder, record: BestRecord) -> None:
 
 
 def read_best(run: RunFolder) -> BestRecord | None:
-    """Which checkpoint is the best so far; None where none was compared.
+    """The best checkpoint so far; None if none was compared.
 
     Raises:
         DataError: damaged. NewerFormat: a later dino_path wrote it.
@@ -80,15 +80,15 @@ def best_checkpoint(path: Path) -> Path:
         raise CheckpointError(
             str(path),
             "holds no best.json." if path.is_dir() else "is not a run folder.",
-            "A run folder whose checkpoints were compared (monitor.keep_best) is needed for its best one.",
+            "--best needs a run folder whose checkpoints were compared (monitor.keep_best).",
             "Leave --best out for the newest checkpoint, or name a checkpoint file.",
         )
     file = run.checkpoint_file(record.step)
     if not file.is_file():
         raise CheckpointError(
             str(file),
-            f"is not there, and best.json names it as the best: {record}.",
+            f"is missing, but best.json names it as the best: {record}.",
             "The checkpoint itself is needed.",
-            "Bring it back from a backup, or leave --best out for the newest checkpoint.",
+            "Restore it from a backup, or leave --best out for the newest checkpoint.",
         )
     return file

@@ -10,7 +10,7 @@ from dino_path.records.format import Format, Record, Tree
 
 
 class EmbeddingRecord(Record):
-    """The model, the tiles, and what became of every slide.
+    """The model, the tiles, and the result for every slide.
 
     Attributes:
         encoder_mpp, tile_mpp: microns per pixel that the model was trained at (None: not known), and of the tiles.
@@ -51,6 +51,7 @@ EMBEDDING = Format(
     "A file as `dino-path embed` writes it is needed.",
     "Call `dino-path embed` again: features that are there are kept.",
     (_version_2_from_1,),
+    is_shared=True,
 )
 
 

@@ -1,7 +1,8 @@
-"""With which versions, on what and by which command something was made: `RUN/environment.json`, and part of results."""
+"""Versions, machine and command with which something was made: `RUN/environment.json`, and part of results."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 from dino_path.errors import DataError
@@ -10,7 +11,12 @@ from dino_path.run import environment_record
 
 
 class EnvironmentRecord(Record):
-    """What a reader needs to repeat it; `git_commit` is None for an installed package."""
+    """The facts needed to repeat it.
+
+    Attributes:
+        command: empty in files that are meant to be shared.
+        git_commit: None for an installed package.
+    """
 
     command: tuple[str, ...]
     python: str
@@ -32,6 +38,13 @@ ENVIRONMENT = Format(
 def present_environment() -> EnvironmentRecord:
     """Of this process."""
     return EnvironmentRecord.model_validate(environment_record())
+
+
+def shared_environment() -> EnvironmentRecord:
+    """Of this process, as files hold it that are meant to be shared: without the command and the kernel."""
+    return present_environment().model_copy(
+        update={"command": (), "platform": f"{platform.system()} {platform.machine()}"}
+    )
 
 
 def write_environment(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""A file format of ours: a schema, a version, and the steps that bring what earlier versions wrote up to it.
+"""A file format of dino_path: a schema, a version, and the lifts from earlier versions.
 
 A change of a schema is a new version with a lift from the one before, a new field too: an older dino_path then says
 that the file is newer than itself, and does not call it damaged.
@@ -6,7 +6,6 @@ that the file is newer than itself, and does not call it damaged.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dino_path.atomic import write_json
+from dino_path.disk import parse_json
 from dino_path.errors import DinoPathError, NewerFormat
+from dino_path.sharing import without_folders
 
 Tree = dict[str, Any]
 Lift = Callable[[Tree], Tree]
@@ -25,7 +26,7 @@ VERSION_KEY = "format_version"
 
 
 class Record(BaseModel):
-    """Part of a file, or all of it; what the schema does not know is refused."""
+    """A file or a part of it; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,6 +52,7 @@ class Format(Generic[R]):
         needed, remedy: the last two parts of that refusal.
         lifts: from version `oldest` to the next, and so on up to the present one.
         oldest: the first version that can be read. A file that gives no version is of this one.
+        is_shared: the file is meant to be shared, so that no text in it names a folder (see `sharing`).
     """
 
     name: str
@@ -60,6 +62,7 @@ class Format(Generic[R]):
     remedy: str
     lifts: tuple[Lift, ...] = ()
     oldest: int = 1
+    is_shared: bool = False
 
     @property
     def version(self) -> int:
@@ -70,8 +73,9 @@ class Format(Generic[R]):
         return TypeAdapter(self.schema)
 
     def plain(self, record: R) -> Tree:
-        """The record as it is written: plain values, its version first."""
-        return {VERSION_KEY: self.version, **self._adapter.dump_python(record, mode="json")}
+        """The record as written: plain values, with its version first."""
+        tree = self._adapter.dump_python(record, mode="json")
+        return {VERSION_KEY: self.version, **(without_folders(tree) if self.is_shared else tree)}
 
     def write(self, file: Path, record: R) -> None:
         """Write the file, whole or not at all."""
@@ -85,7 +89,7 @@ class Format(Generic[R]):
             NewerFormat: a later dino_path wrote it.
         """
         try:
-            tree = json.loads(file.read_text(encoding="utf-8"))
+            tree = parse_json(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise self.error(str(file.parent), f"no {file.name} here.", self.needed, self.remedy) from None
         except (OSError, ValueError) as error:

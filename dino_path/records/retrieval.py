@@ -56,4 +56,4 @@ class RetrievalRecord(Record):
     environment: EnvironmentRecord
 
 
-RETRIEVAL = Format("retrieval", RetrievalRecord, DataError, NEEDED, REMEDY)
+RETRIEVAL = Format("retrieval", RetrievalRecord, DataError, NEEDED, REMEDY, is_shared=True)

@@ -77,4 +77,5 @@ SEGMENTATION = Format(
     DataError,
     "A file that `dino-path evaluate segmentation` has written is needed.",
     "Run the evaluation again.",
+    is_shared=True,
 )

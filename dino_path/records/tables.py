@@ -7,6 +7,7 @@ own. A table without that column is of version 1, as all of earlier releases are
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,13 @@ class TableFormat:
     def version(self) -> int:
         return 1 + len(self.lifts)
 
-    def write(self, file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Write the table, whole or not at all."""
+    def write(
+        self, file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]], *, mode: int | None = None
+    ) -> None:
+        """Write the table, whole or not at all; `mode`: who may read it, where that is not everybody."""
         with atomic_write(file) as stream:
+            if mode is not None:
+                os.fchmod(stream.fileno(), mode)
             table = csv.writer(stream, lineterminator="\n")
             table.writerow([*columns, VERSION_KEY])
             table.writerows([*plain_cells(row), self.version] for row in rows)
@@ -118,6 +123,6 @@ PREDICTIONS = TableFormat(
 IMAGE_LIST = TableFormat(
     "list of images",
     TileStoreError,
-    "The list of images that this run began with is needed, as `dino-path pretrain` wrote it.",
+    "The list of images with which this run started is needed, as `dino-path pretrain` wrote it.",
     "Restore it from a backup; or delete it if no image has changed since.",
 )

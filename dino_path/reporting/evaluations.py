@@ -1,4 +1,4 @@
-"""What evaluations have written, read back for the report: tables, label fractions and few-shot episodes."""
+"""Results of evaluations, read for the report: tables, label fractions and few-shot episodes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from dino_path.records.evaluation import (
 from dino_path.records.examples import ExamplesRecord, read_examples
 from dino_path.records.feature_kinds import is_comparison
 from dino_path.records.labelled import BinRecord, DataRecord, ScoreRecord
+from dino_path.sharing import without_folders
 from dino_path.walk import Found, files_below
 
 Plain = dict[str, Any]
@@ -46,7 +47,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Signature:
-    """What one model's features tell about the slide; None where it is not known."""
+    """How much one model's features reveal about the slide; None if unknown."""
 
     model: str
     identity: Score | None
@@ -96,10 +97,8 @@ class Evaluation:
     rows: Sequence[EvaluationRow]
     notes: Sequence[str]
     signatures: Sequence[Signature]
-    command: Sequence[str] = ()
-    """That wrote it."""
     examples: Sequence[ExamplesRecord] = ()
-    """Tiles that show what was measured: one, or several where evaluations of the same data stand together."""
+    """Tiles that illustrate the results: one set, or several if evaluations of the same data are combined."""
 
     @property
     def chance(self) -> float:
@@ -173,7 +172,7 @@ def read_evaluations(path: Path) -> list[AnyEvaluation]:
 
 
 def find_evaluations(folder: Path, troubles: list[str]) -> Iterator[AnyEvaluation]:
-    """All evaluations below a folder; what cannot be read is added to `troubles`."""
+    """All evaluations below a folder; unreadable files are added to `troubles`."""
     found = files_below(folder, lambda name: name in FILES) if folder.exists() else Found((), ())
     troubles += [str(one) for one in found.unreadable]
     for file in sorted(found.files, key=lambda file: (file.parent, FILES.index(file.name))):
@@ -185,7 +184,7 @@ def find_evaluations(folder: Path, troubles: list[str]) -> Iterator[AnyEvaluatio
 
 def _read(file: Path) -> AnyEvaluation:
     record = read_evaluation(file)
-    name, notes = record.data.title, record.notes
+    name, notes = record.data.title, without_folders(record.notes)
     origin = "/".join(file.resolve().parts[-3:-1])
     match record:
         case FractionsRecord():
@@ -200,7 +199,7 @@ def _read(file: Path) -> AnyEvaluation:
             signatures = tuple(_signature(model, one) for model, one in record.slide_signature.items())
             examples = read_examples(file.parent, record.data.split_digest)
             return Evaluation(
-                name, origin, record.data, table, notes, signatures, command=record.environment.command,
+                name, origin, record.data, table, notes, signatures,
                 examples=() if examples is None else (examples,),
             )  # fmt: skip
         case _ as never:

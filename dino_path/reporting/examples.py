@@ -1,8 +1,7 @@
-"""Tiles that show what an evaluation measured -> what the report's template shows of them."""
+"""Tiles that illustrate an evaluation, in the form that the report's template needs."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 from dino_path.config import PROTOCOL_TITLES
@@ -13,13 +12,12 @@ LOW_ACCURACY = 0.5  # share of a slide's images; below it the cell is marked
 
 
 def examples_section(evaluation: Evaluation) -> Plain:
-    """Neighbours, mistakes, attention and results of slides; without them, the command that makes them."""
+    """Neighbours, mistakes, attention and results of slides; without them, the page says how to make them."""
     models = [_model(name, entry, record) for record in evaluation.examples for name, entry in record.models.items()]
     return {
         "name": evaluation.name,
         "models": models,
         "slides": _slides(evaluation.examples),
-        "command": shlex.join(_without_folder(evaluation.command)) or "dino-path evaluate table MODEL --data DATA",
     }
 
 
@@ -63,7 +61,7 @@ def _model(name: str, entry: ModelExamplesRecord, record: ExamplesRecord) -> Pla
 
 
 def _slides(records: Sequence[ExamplesRecord]) -> Plain | None:
-    """One table for all models of the same images: the slides that the first model knows worst stand first."""
+    """One table for all models of the same images; the slides with the first model's worst results come first."""
     with_slides = [record for record in records if record.slides]
     if not with_slides:
         return None
@@ -84,8 +82,3 @@ def _slides(records: Sequence[ExamplesRecord]) -> Plain | None:
         "rows": sorted(rows.values(), key=lambda row: (row["accuracy"].get(first, 1.0), row["name"])),
         "low": LOW_ACCURACY,
     }
-
-
-def _without_folder(command: Sequence[str]) -> list[str]:
-    """The command as one types it."""
-    return ["dino-path", *command[1:]] if command else []

@@ -1,4 +1,4 @@
-"""A map of features as a section of a page, and as a page of its own.
+"""A map of features, as a section of a page and as a separate page.
 
 The section's style and script are in `feature_map.css` and `feature_map.js`. They load nothing: thumbnails are data
 addresses, and all that comes from names reaches the page as text.
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class MapSections:
-    """What a page needs to show maps.
+    """The parts that a page needs to show maps.
 
     Attributes:
         html: one section per map.
@@ -100,24 +100,24 @@ def _drawn(record: FeatureMapRecord) -> str:
     units = "" if record.unit == "image" else f" of {record.num_units:,} {record.unit}{'s' * (record.num_units != 1)}"
     if record.num_tiles == record.num_all_tiles:
         return f"All {record.num_tiles:,} tiles{units} in {record.data}."
-    evenly = "at random" if record.unit == "image" else f"as evenly from each {record.unit} as it has tiles"
+    evenly = "at random" if record.unit == "image" else f"as evenly as possible from each {record.unit}"
     return f"{record.num_tiles:,} of {record.num_all_tiles:,} tiles{units} in {record.data}, drawn {evenly}."
 
 
 def _made(record: FeatureMapRecord) -> Iterator[str]:
     yield f"Layout: {record.method_note}; seed {record.seed}."
     yield (
-        f"Neighbours: the {record.num_neighbours} tiles of other {record.unit}s of highest cosine similarity to the"
-        " tile's features, found exactly, in all dimensions."
+        f"Neighbours: the {record.num_neighbours} tiles of other {record.unit}s with the highest cosine similarity"
+        f" of features, by exact search in the full feature space."
     )
     if record.tile_um is not None:
         yield f"A tile is {record.tile_um:g} um wide."
     if record.x_level0 is not None:
-        yield "Places are the tiles' top-left corners in their slides, in pixels of level 0."
+        yield "Positions are the tiles' top-left corners in their slides, in pixels of level 0."
     if record.unit == "image":
         yield "The data name neither slides nor patients: neighbours may be tiles of the same slide."
-    yield "Clusters: spherical k-means of the features, numbered by size. They are of the model, not of the tissue."
-    yield f"By chance: as it would be were the neighbours drawn at random from the map's tiles of other {record.unit}s."
+    yield "Clusters: spherical k-means of the features, numbered by size. They describe the features, not the tissue."
+    yield f"By chance: the value for neighbours drawn at random from the map's tiles of other {record.unit}s."
     pictures = record.pictures
     shown = len(unpacked(pictures.tiles, "u2")) if pictures.tiles else record.num_tiles
     yield (

@@ -1,4 +1,4 @@
-"""Did a run learn anything? What its loss and its features say."""
+"""Whether a run has learned anything, by its loss and its features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_LEARNING_SHARE = 0.01
 
 
 def no_learning(run: Run, ln_k: float | None) -> str | None:
-    """A sentence for a run whose DINO loss stands at ln K; None for others, and where it cannot be told.
+    """A sentence for a run whose DINO loss stays at ln K; None for others, and if it cannot be determined.
 
     Args:
         ln_k: of the run's prototypes.
@@ -26,7 +26,7 @@ def no_learning(run: Run, ln_k: float | None) -> str | None:
         return None
     sentence = (
         f"{run.name} has learned nothing: at its end DINO's loss is {ln_k + sum(gaps) / len(gaps):.3f}, which is ln K"
-        f" ({ln_k:.3f}) within 1 %, what a teacher that tells no tile from another gives."
+        f" ({ln_k:.3f}) within 1 %, the loss of a teacher that cannot distinguish tiles."
     )
     return sentence + (f" Advised at its start: {'; '.join(run.log.advice)}." if run.log.advice else "")
 
@@ -42,7 +42,7 @@ def _above_ln_k(record: StepRecord, ln_k: float | None) -> float | None:
 
 
 def as_untrained(evaluation: AnyEvaluation) -> Iterator[str]:
-    """A sentence for each model of ours that no protocol finds better than its untrained network."""
+    """A sentence for each of the user's models that no protocol finds better than its untrained network."""
     if not isinstance(evaluation, Evaluation):
         return
     gains: dict[tuple[str, str], list[bool]] = {}
@@ -54,8 +54,8 @@ def as_untrained(evaluation: AnyEvaluation) -> Iterator[str]:
     for (model, other), are_better in gains.items():
         if not any(are_better):
             yield (
-                f"{evaluation.name}: training gave {model} nothing that this test shows: it is not better than {other},"
-                " the same network with random weights."
+                f"{evaluation.name}: in this test, training did not improve {model}: it is not better than {other},"
+                f" the same network with random weights."
             )
 
 

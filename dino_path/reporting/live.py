@@ -24,7 +24,7 @@ def watch_runs(
     now_s: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Write the page at once, then whenever there is something new, and a last time when all runs have ended.
+    """Write the page at once, then whenever there are new records, and a last time when all runs have ended.
 
     Args:
         write: writes the page, which loads itself again after so many seconds; None: it is the last one.
@@ -45,7 +45,7 @@ def watch_runs(
             write(REFRESH_S)
             written_s, has_new = now_s(), False
         if not has_warned and now_s() - heard_s > SILENT_AFTER_S:
-            say(f"no new record for {SILENT_AFTER_S / 60:.0f} minutes: look at log.txt and `dino-path status RUN`")
+            say(f"no new record for {SILENT_AFTER_S / 60:.0f} minutes: check log.txt and `dino-path status RUN`")
             has_warned = True
         sleep(LOOK_EVERY_S)
     write(None)
@@ -53,7 +53,7 @@ def watch_runs(
 
 
 def _has_ended(folder: RunFolder, newest: StepRecord | None) -> bool:
-    """Whether no record will come: all steps are done, or it ended before them as it gained no more."""
+    """Whether no further record will come: all steps are done, or the run stopped early without gains."""
     if newest is None:
         return False
     stop_after = load_config(folder.config_file).monitor.stop_after

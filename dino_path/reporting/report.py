@@ -43,6 +43,7 @@ from dino_path.reporting.same_data import sections_of
 from dino_path.reporting.sources import Run, read_model, read_run, read_store, run_names
 from dino_path.reporting.troubles import troubles_of
 from dino_path.reporting.worth import NOT_EVALUATED, main_rows, summary_of, worth_of
+from dino_path.sharing import without_folders
 
 logger = logging.getLogger(__name__)
 
@@ -64,19 +65,25 @@ class Curve:
 CURVES: dict[str, tuple[Curve, ...]] = {
     "Learning": (
         Curve("knn_accuracy", "k-NN of the teacher", "Accuracy on the validation part of monitor.knn_data."),
-        Curve("loss", "Loss", "What is optimised: the weighted sum of all terms."),
+        Curve("loss", "Loss", "The weighted sum of all terms, which is optimised."),
         Curve("dino_loss", "DINO", "Student against teacher. Flat at ln K: the teacher says nothing.", has_ln_k=True),
-        Curve("teacher_entropy", "Teacher entropy", "At ln K: uniform. At 0: one prototype for all.", has_ln_k=True),
-        Curve("kl", "KL, teacher to student", "What there is left to learn. At 0: nothing is learned."),
-        Curve("rankme", "Effective rank of the features", "RankMe. Near 1: the features have collapsed."),
-        Curve("feature_std", "Spread of the features", "Of normalised features over tiles. At 0: all tiles alike."),
+        Curve(
+            "teacher_entropy", "Teacher entropy", "At ln K: uniform. At 0: one prototype for all tiles.", has_ln_k=True
+        ),
+        Curve("kl", "KL, teacher to student", "What is left to learn. At 0, nothing is learned."),
+        Curve("rankme", "Effective rank of the features", "RankMe. Near 1, the features have collapsed."),
+        Curve(
+            "feature_std",
+            "Spread of the features",
+            "Standard deviation of normalised features over tiles. At 0, all tiles are equal.",
+        ),
         Curve("prototypes_used", "Prototypes in use", "How many the teacher chooses among."),
         Curve("ibot_loss", "iBOT", "Student against teacher, on patches that are hidden from the student."),
         Curve("ibot_entropy", "Teacher entropy on patches", "At 0: one prototype for all patches."),
-        Curve("ibot_kl", "KL on patches", "What there is left to learn of hidden patches."),
+        Curve("ibot_kl", "KL on patches", "What is left to learn about hidden patches."),
         Curve("ibot_prototypes_used", "Prototypes in use for patches", "How many the teacher chooses among."),
         Curve("koleo", "KoLeo, unweighted", "Rises as features collapse."),
-        Curve("kde", "KDE, unweighted", "Of both views. Rises as features collapse; 2 kappa: all are equal."),
+        Curve("kde", "KDE, unweighted", "Sum over both views. Rises as features collapse; at 2 kappa all are equal."),
     ),
     "Schedules": (
         Curve("lr", "Learning rate", ""),
@@ -88,8 +95,8 @@ CURVES: dict[str, tuple[Curve, ...]] = {
     "Steps": (
         Curve("grad_norm", "Gradient norm", "Before clipping."),
         Curve("tiles_per_s", "Tiles per second", "All processes together."),
-        Curve("data_wait", "Waiting for data", "Share of the time. Above 0.1 the loader is the brake."),
-        Curve("peak_memory_gb", "Peak memory, GB", "Of the GPU; without one, of the process."),
+        Curve("data_wait", "Waiting for data", "Share of the time. Above 0.1, the loader slows training down."),
+        Curve("peak_memory_gb", "Peak memory, GB", "Of the GPU, or of the process if there is none."),
     ),
 }
 
@@ -141,8 +148,9 @@ def write_report(
     evaluations: Sequence[Path] = (),
     maps: Sequence[Path] = (),
     refresh_s: int | None = None,
+    shows_machine: bool = False,
 ) -> Path:
-    """Write what the run folders hold as one self-contained HTML file, and return it.
+    """Write the contents of the run folders as one self-contained HTML file, and return its path.
 
     Args:
         runs: run folders; several are drawn in the same charts.
@@ -152,6 +160,7 @@ def write_report(
             runs' `eval/`.
         maps: pages that `dino-path map` wrote; each becomes a section.
         refresh_s: the page loads itself again after so many seconds; None: it stays as it is.
+        shows_machine: see `read_run`.
 
     Raises:
         CheckpointError: a run or model folder that is none. TileStoreError, DataError: the same of the others.
@@ -159,7 +168,9 @@ def write_report(
     """
     if not runs:
         raise CheckpointError("report", "no run folder was given.", "At least one is needed.", "Name a run folder.")
-    read = [read_run(path, name=name) for path, name in zip(runs, run_names(runs), strict=True)]
+    read = [
+        read_run(path, name=name, shows_machine=shows_machine) for path, name in zip(runs, run_names(runs), strict=True)
+    ]
     found = [evaluation for run in read for evaluation in run.evaluations]
     found += [evaluation for path in evaluations for evaluation in read_evaluations(path)]
     found = sections_of(found)
@@ -247,7 +258,7 @@ def _sha256(text: str) -> str:
 
 
 def _first_chart(found: Sequence[AnyEvaluation]) -> Plain | None:
-    """Of the first labelled set: what the sentence above it says."""
+    """The subject of the sentence on the first labelled set."""
     for evaluation in found:
         if isinstance(evaluation, Evaluation) and (rows := main_rows(evaluation)):
             name = protocol_title(next(row.protocol for row in rows))
@@ -264,7 +275,7 @@ def nothing_learned(runs: Sequence[Run], evaluations: Sequence[AnyEvaluation]) -
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
-    """What each run's own comparison with its start has found."""
+    """The result of each run's comparison with its start."""
     return [f"{run.name}: {run.verdict.sentence}" for run in runs if run.verdict is not None and run.verdict.rows]
 
 
@@ -296,7 +307,7 @@ def run_facts(run: Run) -> Plain:
 
 
 def _curves(runs: Sequence[Run]) -> dict[str, list[Curve]]:
-    """The charts by group: those that we have words for, and under Learning every other number that a run has logged.
+    """The charts by group: those with a description, and under Learning every other number that a run has logged.
 
     A new term of the objective thus brings its curves with it.
     """
@@ -351,6 +362,7 @@ def _environment(charts: Charts) -> Environment:
     )
     environment.filters.update(score=format_score, interval=interval, signed=signed, thousands=_thousands, plain=_plain)
     environment.filters["marked"] = _marked
+    environment.filters["shared"] = without_folders
     environment.filters.update(size=_size, duration=_duration)
     environment.globals.update(plot=charts.place, chart_data=charts.data)
     return environment
@@ -381,7 +393,7 @@ def _size(num_bytes: float) -> str:
 
 
 def _marked(text: str) -> Markup:
-    """A sentence in which what stands between backquotes is code."""
+    """A sentence with the text between backquotes as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -405,7 +417,7 @@ def _planned_steps(training: Plain, last: StepRecord | None) -> int | None:
 
 
 def _hours(run: Run) -> float | None:
-    """Spent in steps, from the tiles and the rate of each record; None where there is no record."""
+    """Hours spent in steps, from the tiles and the rate of each record; None if there is no record."""
     seconds, before = 0.0, 0
     for record in run.metrics:
         if record.tiles_per_s > 0:

@@ -1,4 +1,4 @@
-"""What run folders, evaluations, tile stores and model folders say, read from their files for the report.
+"""Facts from the files of run folders, evaluations, tile stores and model folders, for the report.
 
 Everything here tolerates missing files and fields: a report is asked for in the middle of a run, and after accidents.
 What is there but cannot be read becomes a line in the report.
@@ -30,9 +30,11 @@ from dino_path.records.verdict import VerdictRecord, read_verdict
 from dino_path.reporting.evaluations import AnyEvaluation, Plain, find_evaluations
 from dino_path.reporting.images import SUFFIXES, Picture, inline_picture
 from dino_path.run import RunFolder
+from dino_path.sharing import shared_settings, without_folders
 from dino_path.walk import files_like
 
 R = TypeVar("R")
+MACHINE = ("command", "platform")  # of environment.json: what tells of the machine and its folders
 FIGURE_EDGE_PX = 1600
 # Edges of the slides' pictures: the first at which all of them stay within the bytes below, by what tissue takes.
 OVERLAY_EDGES_PX = (1200, 900, 640, 420)
@@ -45,7 +47,7 @@ DEVICE = re.compile(r"; (\S+ on \S+, \d+ process\(es\))")
 
 @dataclass(frozen=True)
 class Run:
-    """What one run folder holds."""
+    """The contents of one run folder."""
 
     name: str
     config: Plain
@@ -53,7 +55,7 @@ class Run:
     metrics: Sequence[StepRecord]
     environment: Plain
     started_from: str | None
-    """The runs before it, in words; None where it started from none."""
+    """The runs that it continues, in words; None if there are none."""
     evaluations: Sequence[AnyEvaluation]
     figures: Sequence[Picture]
     troubles: Sequence[str] = field(default_factory=tuple)
@@ -68,7 +70,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Log:
-    """What a run's log.txt says that no other file does.
+    """Facts that are only in a run's log.txt.
 
     Attributes:
         advice: given at its start, each sentence once, those of a continued run too.
@@ -88,7 +90,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Store:
-    """What a tile store says about its slides; `slides` are the records, troubled ones first."""
+    """The slides of a tile store; `slides` are the records, those with problems first."""
 
     name: str
     tiles: Plain
@@ -108,7 +110,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Model:
-    """A model folder: absolute path, what it says, what it expects of its images in words, size of its weights."""
+    """A model folder: its name, description, expected input in words, and size of its weights."""
 
     folder: str
     record: ModelRecord
@@ -116,8 +118,12 @@ class Model:
     weights_bytes: int
 
 
-def read_run(path: Path, *, name: str) -> Run:
+def read_run(path: Path, *, name: str, shows_machine: bool = False) -> Run:
     """Read a run folder.
+
+    Args:
+        shows_machine: with its command, its operating system and all settings, which name folders of this machine; the
+            page is meant to be shared without.
 
     Raises:
         CheckpointError: neither a config nor metrics lie there.
@@ -127,29 +133,35 @@ def read_run(path: Path, *, name: str) -> Run:
         raise CheckpointError(
             str(path),
             "holds neither config.yaml nor metrics.jsonl." if path.is_dir() else "no such folder.",
-            "A run folder that `dino-path pretrain` has written is needed.",
+            "A run folder written by `dino-path pretrain` is needed.",
             "Check the path.",
         )
-    config_text = folder.config_file.read_text(encoding="utf-8") if folder.config_file.exists() else ""
+    config_text = _text_of(folder.config_file) or ""
+    config = _parse_yaml(config_text, troubles)
+    environment = _read_environment(folder.environment_file, troubles)
+    if not shows_machine:
+        config = shared_settings(config)
+        config_text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else ""
+        environment = {key: value for key, value in environment.items() if key not in MACHINE}
     return Run(
         name=name,
-        config=_parse_yaml(config_text, troubles),
+        config=config,
         config_text=config_text,
         metrics=_read_metrics(folder.metrics_file, troubles),
-        environment=_read_environment(folder.environment_file, troubles),
+        environment=environment,
         started_from=_read_started_from(folder.start_file, troubles),
         evaluations=tuple(find_evaluations(folder.evaluation, troubles)),
         figures=tuple(_read_figures(folder.figures, troubles)),
         best=_tolerant(read_best, folder, folder.best_file, troubles),
         verdict=_tolerant(read_verdict, folder, folder.verdict_file, troubles),
-        troubles=tuple(troubles),
+        troubles=tuple(map(without_folders, troubles)),
         log=_read_log(folder.log_file),
         disk_bytes=disk_bytes(path),
     )
 
 
 def read_store(path: Path) -> Store:
-    """Read what a tile store says about its slides, and some of their overlays.
+    """Read the records of a tile store's slides, and some of their overlays.
 
     Raises:
         TileStoreError: no store there, or a damaged file in it.
@@ -174,10 +186,10 @@ def read_model(path: Path) -> Model:
         raise CheckpointError(
             str(path),
             f"holds no weights of a model folder ({error}).",
-            "A folder that `dino-path export` has written is needed.",
+            "A folder written by `dino-path export` is needed.",
             "Check the path, or export again.",
         ) from None
-    return Model(str(path.resolve()), record, record.preprocessing.text().replace("um/px", "µm/px"), weights_bytes)
+    return Model(path.resolve().name, record, record.preprocessing.text().replace("um/px", "µm/px"), weights_bytes)
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
@@ -193,7 +205,7 @@ def run_names(paths: Sequence[Path]) -> list[str]:
 def _parse_yaml(text: str, troubles: list[str]) -> Plain:
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # `!!int x` and its like
         troubles.append(f"config.yaml cannot be read ({' '.join(str(error).split())})")
         return {}
     return lift_settings(tree)[0] if isinstance(tree, dict) else {}
@@ -205,12 +217,17 @@ def _read_metrics(file: Path, troubles: list[str]) -> Sequence[StepRecord]:
     except (DataError, NewerFormat) as error:
         troubles.append(f"{file.name} cannot be used: it {error.found}")
         return ()
-    troubles.extend(f"{file.name} cannot be read whole: {line}" for line in found.unreadable)
+    troubles.extend(f"{file.name} cannot be read completely: {line}" for line in found.unreadable)
     return found.records
 
 
+def _text_of(file: Path) -> str | None:
+    """A file's text, with marks for invalid UTF-8; None if the file does not exist."""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+
+
 def _read_log(file: Path) -> Log:
-    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    text = _text_of(file) or ""
     steps = [line for line in text.splitlines() if " step " in line]
     times = [match[1] for line in steps if (match := LOG_TIME.match(line))]
     skipped = {
@@ -218,7 +235,7 @@ def _read_log(file: Path) -> Log:
         for step, tiles in STEP_SKIPPED.findall(text)
     }
     return Log(
-        advice=tuple(dict.fromkeys(re.findall(r"\badvice: (.+)", text))),
+        advice=tuple(dict.fromkeys(map(without_folders, re.findall(r"\badvice: (.+)", text)))),
         skipped=skipped,
         remedies=dict(REMEDY.findall(text)),
         started=times[0] if times else None,
@@ -269,7 +286,7 @@ def _read_figures(folder: Path, troubles: list[str]) -> Iterator[Picture]:
         if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
             continue
         sidecar = file.with_suffix(".txt")
-        caption = sidecar.read_text(encoding="utf-8") if sidecar.exists() else file.stem.replace("_", " ")
+        caption = _text_of(sidecar) or file.stem.replace("_", " ")
         picture = inline_picture(file, caption=caption.strip(), max_edge_px=FIGURE_EDGE_PX)
         if picture is None:
             troubles.append(f"figures/{file.name} cannot be read")

@@ -1,4 +1,4 @@
-"""What went wrong in runs and stores, each with the curves or tiles that show it and with what to do."""
+"""Problems in runs and stores, each with the curves or tiles that show it, and with a remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_FAILED = 20  # slides named here; all are in the table of slides
 
 @dataclass(frozen=True)
 class Trouble:
-    """One thing that went wrong.
+    """One problem.
 
     Attributes:
         title: what, and of which run.
@@ -66,10 +66,10 @@ def _collapses(run: Run) -> list[Trouble]:
             f"{run.name}: the teacher collapsed ({mode})",
             [
                 f"The monitor named it first at step {first:,}, last at step {last:,}"
-                + (", where the run stands." if last == run.metrics[-1].step else "; later it was gone."),
+                + (", the current step." if last == run.metrics[-1].step else "; it ended later."),
                 f"Try this: {run.log.remedies[mode]}."
                 if mode in run.log.remedies
-                else "The remedy is a line of log.txt, which is not in the run folder.",
+                else "The remedy is in log.txt, which is missing from the run folder.",
             ],
             charts,
         )
@@ -81,12 +81,12 @@ def _skipped(run: Run, store_path: Path | None) -> list[Trouble]:
     if not run.metrics or not run.metrics[-1].num_skipped:
         return []
     sentences = [
-        f"{run.metrics[-1].num_skipped:,} step(s) had a loss that was not finite and changed nothing.",
-        "Where it goes on: lower optim.base_lr, or set training.precision=fp32.",
+        f"{run.metrics[-1].num_skipped:,} step(s) had a non-finite loss and changed nothing.",
+        "If it continues: lower optim.base_lr, or set training.precision=fp32.",
     ]
     tiles = list(dict.fromkeys(tile for step in run.log.skipped.values() for tile in step))
     if not tiles:
-        return [Trouble(f"{run.name}: skipped steps", [*sentences, "log.txt, which names their tiles, is not here."])]
+        return [Trouble(f"{run.name}: skipped steps", [*sentences, "log.txt, which names their tiles, is missing."])]
     steps = ", ".join(f"{step:,}" for step in list(run.log.skipped)[:10])
     sentences.append(f"Steps {steps}; their {len(tiles):,} tiles are numbers {_numbers(tiles)} of the store.")
     pictures: list[Picture] = []
@@ -125,7 +125,7 @@ def _unreadable(run: Run) -> list[Trouble]:
     return [
         Trouble(
             f"{run.name}: tiles that could not be read",
-            [f"{number:,} times another tile took the place of one that could not be read. log.txt names them."],
+            [f"{number:,} times another tile replaced one that could not be read. log.txt names them."],
         )
     ]
 
@@ -151,7 +151,7 @@ def _failed(store: Store) -> list[Trouble]:
     failed = [slide for slide in store.slides if slide.status == "failed"]
     if not failed:
         return []
-    more = f" The first {MAX_FAILED}; the table of slides has all." if len(failed) > MAX_FAILED else ""
+    more = f" The first {MAX_FAILED} are shown; the table of slides has all." if len(failed) > MAX_FAILED else ""
     return [
         Trouble(
             f"{store.name}: slides that failed",

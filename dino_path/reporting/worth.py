@@ -1,4 +1,4 @@
-"""What the features are worth, in one sentence: against the same network untrained, against colour, against labels."""
+"""The quality of the features in one sentence: compared with the untrained network, with colour, and with labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dino_path.reporting.evaluations import AnyEvaluation, Evaluation, Evaluatio
 # Which protocol speaks where several ran. The order was fixed beforehand: the best is not picked.
 PROTOCOLS = ("linear", "logistic", "linear-uni", "linear-dino", "knn", "knn-uni")
 NOT_EVALUATED = (
-    "What the features are worth is not known: no evaluation was found. `dino-path evaluate table MODEL mean-colour"
+    "The quality of the features is unknown: no evaluation was found. `dino-path evaluate table MODEL mean-colour"
     " untrained:MODEL --data DATA --baseline BASELINE` measures it."
 )
 
@@ -35,7 +35,7 @@ class Worth:
 
 
 def worth_of(evaluations: Sequence[AnyEvaluation]) -> list[Worth]:
-    """One sentence for each labelled set and model of ours, the first one first; empty without evaluations."""
+    """One sentence for each labelled set and each of the user's models, in order; empty without evaluations."""
     found = []
     for evaluation in evaluations:
         if isinstance(evaluation, Evaluation):
@@ -96,7 +96,7 @@ def _compared(difference: Score | None, what: str, how: str) -> str:
         return f"not compared with {what} ({how})"
     number = f"{difference.value:+.3f}".replace("-", "−")
     if difference.low is None:
-        return f"too few patients to tell from {what} ({number})"
+        return f"too few patients to compare with {what} ({number})"
     if not difference.excludes_zero:
         return f"no clear difference from {what} ({number})"
     return f"{'better' if difference.value > 0 else 'worse'} than {what} ({number})"

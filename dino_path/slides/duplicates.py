@@ -11,7 +11,7 @@ from dino_path.identity import content_digest
 def same_slides(files: Sequence[Path]) -> dict[Path, tuple[Path, str]]:
     """file -> (the earlier file that is the same slide, "a link", "a hard link" or "a copy"), for all but the first.
 
-    Bytes are read of files of equal size alone. Empty files, and those that cannot be read, are like no other.
+    Only files of equal size are read. Empty and unreadable files are never duplicates.
     """
     by_size: dict[int, list[Path]] = {}
     for file in files:
@@ -39,7 +39,7 @@ def same_slides(files: Sequence[Path]) -> dict[Path, tuple[Path, str]]:
 
 
 def _content_file(slide: Path) -> Path:
-    """The file that tells one slide from another: of MIRAX, the index in the folder beside it."""
+    """The file that identifies a slide; for MIRAX, the index in its folder."""
     index = slide.with_suffix("") / "Slidedat.ini"
     return index if slide.suffix.lower() == ".mrxs" and index.is_file() else slide
 

@@ -7,7 +7,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class SlideRow:
         split: such as "train" or "test"; None when the user gave none.
         overrides: what a CSV sets for this slide alone, as text: `mask` (absolute path) and `tiles.<setting>`; None
             when the user said nothing of the kind, {} when the columns are there and empty.
+        shown_path: what records, files and messages show in place of the path, where the slide has a pseudonym (which
+            is its id then): a file name. Empty: the path is shown.
     """
 
     path: Path
@@ -53,11 +55,24 @@ class SlideRow:
     overrides: dict[str, str] | None = None
     centre: str | None = None
     scanner: str | None = None
+    shown_path: str = ""
+
+    @property
+    def recorded_path(self) -> str:
+        """The path as records hold it."""
+        return self.shown_path or str(self.path)
+
+    def recorded_overrides(self, overrides: Mapping[str, str]) -> dict[str, str]:
+        """What is set for this slide alone, as records hold it: a mask is named by the pseudonym where there is one."""
+        mask = overrides.get("mask")
+        if not (mask and self.shown_path):
+            return dict(overrides)
+        return {**overrides, "mask": f"{self.slide_id}{Path(mask).suffix.lower()}"}
 
 
 @dataclass(frozen=True)
 class SlideSearch:
-    """What a search came upon.
+    """The result of a search.
 
     Attributes:
         rows: one per slide, in the order of their ids. A link to a slide that is not there has a row too: it fails by
@@ -82,7 +97,7 @@ def find_slides(inputs: Sequence[Path], exclude: Sequence[str] = (), *, masks: P
 
 
 def search_slides(inputs: Sequence[Path], exclude: Sequence[str] = (), *, masks: Path | None = None) -> SlideSearch:
-    """One row per slide, whatever it is named by; what is passed over is logged.
+    """One row per slide, whichever way it was given; skipped files are logged.
 
     Args:
         inputs: slide files, folders (searched with their subfolders), and CSV files with the columns
@@ -141,13 +156,13 @@ def unreadable_folders(unreadable: Sequence[Unreadable]) -> SlideError:
     return SlideError(
         "slides",
         f"{len(unreadable)} folder(s) or link(s) cannot be read: {name_some(unreadable)}.",
-        "All that is named must be readable, or slides would be missing without a word.",
-        "Ask for permission, mount the disk, take the link away, or name the folder under slides.exclude.",
+        "All given paths must be readable, or slides would be missing silently.",
+        "Ask for permission, mount the disk, remove the link, or name the folder under slides.exclude.",
     )
 
 
 def holds_slides(path: Path) -> bool:
-    """Whether a folder is one of slides, not of images: TIFF files are either, and OpenSlide tells by the first."""
+    """Whether a folder holds slides, not images. TIFF files can be either; OpenSlide decides by the first."""
     if not path.is_dir():
         return False
     walk = files_below(path, _is_slide_name)
@@ -169,17 +184,24 @@ def safe_id(name: str) -> str:
     return safe
 
 
+def is_id_of_path(slide_id: str, path: str) -> bool:
+    """Whether `search_slides` could have made this id for a slide at this path without a given id, for any root."""
+    parts = Path(path).parts
+    ends = (Path(*parts[-number:]) for number in range(1, len(parts) + 1))
+    return any(safe_id(_name_of(end)) == slide_id for end in ends)
+
+
 def _refuse_unreadable_masks(masks: Path) -> None:
     if not masks.is_dir():
         raise SlideError(str(masks), "no such folder.", "A folder of tissue masks is needed.", "Check slides.masks.")
     if not os.access(masks, os.R_OK | os.X_OK):
         raise SlideError(
-            str(masks), "may not be read (permission denied).", "A folder of masks is needed.", "Ask for permission."
+            str(masks), "cannot be read (permission denied).", "A folder of masks is needed.", "Ask for permission."
         )
 
 
 def _with_mask(row: SlideRow, masks: Path) -> SlideRow:
-    """The row with its mask from the folder; where it has none, with the one that would be needed (the slide fails)."""
+    """The row with its mask from the folder; if there is none, with the missing name, so that the slide fails."""
     if row.overrides and row.overrides.get("mask"):
         return row
     mask = find_mask(masks, row.slide_id, row.path) or masks / f"{row.slide_id}.png"
@@ -195,7 +217,7 @@ def _refuse_shared_masks(rows: Sequence[SlideRow]) -> None:
             raise SlideError(
                 mask,
                 f"is the mask of two slides, {owners[mask].slide_id} and {row.slide_id}.",
-                "Every slide needs a mask of its own.",
+                "Every slide needs its own mask.",
                 "Name masks by slide id, or give them in a CSV (columns path,mask).",
             )
 
@@ -212,9 +234,9 @@ def _row_of_file(path: Path) -> SlideRow:
     if not is_slide_path(path):
         raise SlideError(
             str(path),
-            f"{path.suffix or 'a file without extension'} is no slide format.",
+            f"{path.suffix or 'a file without extension'} is not a slide format.",
             f"A file that ends in {', '.join(SLIDE_EXTENSIONS)}, a folder, or a .csv is needed.",
-            "Convert other formats to pyramidal TIFF; folders of images need no tiling.",
+            "Convert other formats to pyramidal TIFF; images in folders need no tiling.",
         )
     return SlideRow(path, "")
 
@@ -225,7 +247,7 @@ def is_slide_path(path: Path) -> bool:
 
 
 def _walk_slides(folder: Path) -> Found:
-    """The slides below `folder`, with links to slides that are not there; what is passed over is logged."""
+    """The slides below `folder`, including links to missing slides; skipped files are logged."""
     walk = files_below(folder, lambda name: _is_slide_name(name) or _is_unread_name(name) or _has_no_extension(name))
     lost = [one.path for one in walk.unreadable if _is_slide_name(one.path.name)]
     files = [file for file in walk.files if is_slide_path(file)]
@@ -235,12 +257,12 @@ def _walk_slides(folder: Path) -> Found:
     if not files and not lost and not unreadable:
         raise SlideError(
             str(folder),
-            "this folder holds no slides" + (f" that are read (passed over: {passed_over})." if unread else "."),
+            "this folder holds no slides" + (f"  in a supported format (skipped: {passed_over})." if unread else "."),
             f"Files that end in {', '.join(SLIDE_EXTENSIONS)} are needed, here or in subfolders.",
             "Check the path; convert other formats to pyramidal TIFF.",
         )
     if unread:
-        logger.warning("%s: passed over, as formats that are not read: %s", folder, passed_over)
+        logger.warning("%s: skipped, unsupported formats: %s", folder, passed_over)
     return Found(tuple(sorted([*files, *lost])), unreadable)
 
 
@@ -253,7 +275,7 @@ def _is_unread_name(name: str) -> bool:
 
 
 def _has_no_extension(name: str) -> bool:
-    """Also `1.2.840.113`, as archives name DICOM files: numbers are no extension."""
+    """Also true for `1.2.840.113`, as archives name DICOM files: numbers are not an extension."""
     suffix = Path(name).suffix[1:]
     return not suffix or suffix.isdecimal()
 
@@ -263,7 +285,7 @@ def _name_of(path: Path) -> str:
 
 
 def _one_per_series(rows: Iterable[SlideRow], series: DicomSeries) -> list[SlideRow]:
-    """Rows whose DICOM series count once, by their largest level; DICOM objects that are no slides are logged."""
+    """Rows with each DICOM series only once, by its largest level; DICOM objects that are not slides are logged."""
     found: dict[Path, SlideRow] = {}
     others: list[str] = []
     for row in rows:
@@ -273,7 +295,7 @@ def _one_per_series(rows: Iterable[SlideRow], series: DicomSeries) -> list[Slide
         else:
             found.setdefault(file, replace(row, path=file))
     if others:
-        logger.warning("passed over, as DICOM objects that are no slides: %s", name_some(others))
+        logger.warning("skipped, DICOM objects that are not slides: %s", name_some(others))
     return list(found.values())
 
 
@@ -296,7 +318,7 @@ def _rows_of_table(path: Path, series: DicomSeries) -> list[SlideRow]:
 
 
 def _count_once(rows: Sequence[SlideRow]) -> list[SlideRow]:
-    """Rows without the links and copies of other slides, which are logged. A mask of its own makes a row another.
+    """Rows without links to and copies of other slides, which are logged. Rows with different masks are kept.
 
     Raises:
         SlideError: a link or copy is said to be of another patient, split or mpp.
@@ -324,16 +346,16 @@ def _refuse_contradiction(first: SlideRow, other: SlideRow, how: str) -> None:
                 str(other.path),
                 f"is {how} of {first.path}, with another {name} ({another} and {one}).",
                 "One slide belongs to one patient, one split, one centre and one scanner.",
-                "Take the wrong row out; or give each row a mask of its own, where the slide holds several tissues.",
+                "Remove the wrong row; or give each row its own mask, if the slide holds several tissues.",
             )
 
 
 def _no_slides(inputs: Sequence[Path]) -> SlideError:
     return SlideError(
         str(inputs[0]) if len(inputs) == 1 else f"{len(inputs)} inputs",
-        "nothing that is named is a slide.",
-        "DICOM files of whole slides are needed; segmentations, annotations, labels and overviews are none.",
-        "Name the slides themselves.",
+        "none of the given files is a slide.",
+        "DICOM files of whole slides are needed, not segmentations, annotations, labels or overviews.",
+        "Give the files of the slides.",
     )
 
 
@@ -345,7 +367,7 @@ def refuse_collisions(rows: Sequence[SlideRow]) -> None:
             raise SlideError(
                 str(row.path),
                 f"its slide id {row.slide_id!r} is also that of {other}.",
-                "Every slide needs an id of its own (dots and slashes count as _).",
+                "Every slide needs a unique id (dots and slashes count as _).",
                 "Rename one file, or give ids in a CSV (columns path,slide_id).",
             )
 

@@ -14,6 +14,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from dino_path.errors import SlideError
+from dino_path.slides.quiet import silence_decoders
+
+silence_decoders()
 
 Picture = NDArray[Any]  # (H, W) or (H, W, C)
 
@@ -48,8 +51,8 @@ def read_labels(file: Path, name: str, size_level0: tuple[int, int]) -> NDArray[
         raise SlideError(
             str(file),
             "is a colour picture.",
-            "Class numbers are read from grey pictures, or from the red channel where no two colours share a red.",
-            "Save it as a grey picture of labels, 0 where there is none.",
+            "Class numbers are read from grey pictures, or from the red channel if no two colours share a red value.",
+            "Save it as a grey picture of class numbers, with 0 for no class.",
         )
     return labels
 
@@ -95,7 +98,7 @@ def unreadable_mask(file: Path, error: Exception) -> SlideError:
     return SlideError(
         str(file),
         f"the mask cannot be read ({' '.join(str(error).split())[:150]}).",
-        "A whole file of outlines, or a whole PNG or TIFF picture, is needed.",
+        "A complete file of outlines, or a complete PNG or TIFF picture, is needed.",
         "Make the mask again, or check the path and that its disk is mounted.",
     )
 
@@ -114,7 +117,7 @@ def _decode_png(file: Path) -> Picture:
 
 
 def _refuse_png(file: Path, name: str, size_level0: tuple[int, int]) -> None:
-    """Refuse by the header what is no PNG, has another shape than the slide, or would not fit in memory."""
+    """Refuse, by the header, files that are not PNG, differ in shape from the slide, or would not fit in memory."""
     try:
         with file.open("rb") as stream:
             header = stream.read(26)
@@ -185,7 +188,7 @@ def _refuse_other_shape(file: Path, name: str, size_level0: tuple[int, int], siz
     if abs(wide - high) > slack:
         raise SlideError(
             str(file),
-            f"the mask ({width} x {height} pixels) has another shape than {name} ({width_level0} x {height_level0}).",
-            "A mask must cover the whole slide, as OpenSlide opens it, and nothing else.",
-            "Check that it belongs to this slide, and that the tool did not crop, turn or pad it.",
+            f"the mask ({width} x {height} pixels) differs in shape from {name} ({width_level0} x {height_level0}).",
+            "A mask must cover exactly the whole slide, as OpenSlide opens it.",
+            "Check that it belongs to this slide, and that the tool did not crop, rotate or pad it.",
         )

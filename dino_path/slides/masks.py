@@ -1,4 +1,4 @@
-"""Tissue masks that other tools made: pictures of the whole slide, or outlines in level-0 px."""
+"""Tissue masks from other tools: pictures of the whole slide, or outlines in level-0 px."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ STRIP_PX = 2**26  # of the supersampled raster, 64 MB, are in memory at a time
 
 
 def find_mask(folder: Path, slide_id: str, slide_path: Path) -> Path | None:
-    """The slide's mask in a folder of masks; None when there is none.
+    """The slide's mask in a folder of masks; None if there is none.
 
     Names are the slide's id or file name with an ending of a mask, and what GrandQC, HistoQC, TRIDENT and HEST write.
 
@@ -82,7 +82,7 @@ def mask_digest(file: Path) -> str:
 def read_mask(
     file: Path, slide: Slide, overview: Overview, *, values: tuple[int, ...] | None, classes: tuple[str, ...] | None
 ) -> NDArray[np.bool_]:
-    """Tissue as the file says, where the scanner recorded something.
+    """Tissue according to the file, within the scanned area.
 
     Args:
         values: of a picture's pixels that mean tissue; None: all but 0. PNGs of 1, 2 or 4 bits count from 0 to 255.
@@ -103,7 +103,7 @@ def read_mask(
     else:
         raise SlideError(
             str(file),
-            f"{file.suffix or 'a file without extension'} is no format of masks.",
+            f"{file.suffix or 'a file without extension'} is not a mask format.",
             f"Outlines ({', '.join(OUTLINE_ENDINGS)}) in level-0 pixels, or a picture ({', '.join(PICTURE_ENDINGS)})"
             " that covers the whole slide, are needed.",
             "Convert the mask.",
@@ -115,10 +115,10 @@ def _no_mask(file: Path, slide: Slide) -> SlideError:
     names = [name for name in names_of(file.stem, slide.path) if name]
     return SlideError(
         str(file),
-        f"there is no such mask. {what_lies_there(file.parent, file.name)}",
-        f"The mask of {slide.name} is looked for as {' or '.join(names)}, with one of the endings"
-        f" {', '.join((*PICTURE_ENDINGS, *OUTLINE_ENDINGS))}, and as GrandQC, HistoQC, TRIDENT and HEST name theirs.",
-        "Name the mask so, give it in a CSV (columns path,mask), or leave the slide out (slides.exclude).",
+        f"the mask does not exist. {what_lies_there(file.parent, file.name)}",
+        f"The mask of {slide.name} must be named {' or '.join(names)}, with one of the endings"
+        f" {', '.join((*PICTURE_ENDINGS, *OUTLINE_ENDINGS))}, or as GrandQC, HistoQC, TRIDENT and HEST name theirs.",
+        "Rename the mask, give it in a CSV (columns path,mask), or leave the slide out (slides.exclude).",
     )
 
 
@@ -155,9 +155,10 @@ def _one_channel(file: Path, colours: Picture, values: tuple[int, ...] | None) -
     if labels is None:
         raise SlideError(
             str(file),
-            f"is a colour picture, in which tiles.mask_values={list(values)} means nothing.",
-            "Values are looked for in grey pictures.",
-            "Save the mask as a grey picture of labels; or leave tiles.mask_values out: all but black is tissue then.",
+            f"is a colour picture, for which tiles.mask_values={list(values)} has no meaning.",
+            "Values are read from grey pictures.",
+            "Save the mask as a grey picture of class numbers; or leave tiles.mask_values out: then all but black is"
+            " tissue.",
         )
     return labels
 
@@ -173,7 +174,7 @@ def _read_outlines(file: Path, slide: Slide, overview: Overview, classes: tuple[
             str(file),
             f"none of its polygons lies on {slide.name} ({slide.width_level0} x {slide.height_level0} pixels).",
             "Coordinates in pixels of level 0 are needed, (0, 0) at its top-left corner.",
-            "Check that the file belongs to this slide, and the tool's unit.",
+            "Check that the file belongs to this slide, and which unit the tool uses.",
         )
     return _rasterise(polygons, overview)
 
@@ -186,9 +187,9 @@ def _tissue_polygons(file: Path, objects: Sequence[MarkedObject], classes: tuple
         kinds = Counter(one.kind for one in objects)
         raise SlideError(
             str(file),
-            f"no areas are drawn in it, only {', '.join(f'{count} x {kind}' for kind, count in kinds.items())}.",
-            "A mask is made of closed outlines: polygons, rectangles, ellipses.",
-            "Draw the tissue as areas; a file without any object says that the slide has no tissue.",
+            f"it has no areas, only {', '.join(f'{count} x {kind}' for kind, count in kinds.items())}.",
+            "A mask needs closed outlines: polygons, rectangles, ellipses.",
+            "Draw the tissue as areas; a file without any objects means that the slide has no tissue.",
         )
     if classes is None and names and names <= GRANDQC_ARTEFACTS:
         raise SlideError(

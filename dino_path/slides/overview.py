@@ -1,4 +1,4 @@
-"""A small picture of a whole slide, made block by block: no level is ever in memory at once."""
+"""A small picture of a whole slide, made block by block, so that no level is ever completely in memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ Part = tuple[int, int, int, int]  # of a slide: left, top, width, height, level-
 BLOCK_PX = 2048  # edge of one read, in level px: 16 MiB as RGBA
 SMALLEST_BLOCK_PX = 256  # a block that cannot be decoded is quartered down to this, to lose no more than the damage
 MOST_UNREADABLE = 0.1  # share of the slide; beyond it the slide is damaged, and its good part a biased sample
+# Of the level that the picture is made of: 200,000 x 200,000, ten minutes of decoding on one core. A level of more is a
+# damaged header, or a slide that nobody can look at either.
+MOST_LEVEL_PX = 40_000_000_000
 LARGEST_OVERVIEW_PX = 120_000_000  # 360 MB as RGB; at 8 um/px a slide of 80 x 80 mm has 100 million
 
 
@@ -52,7 +55,7 @@ def read_overview(slide: Slide, *, mpp: float, part: Part | None = None) -> Over
     The picture's edges are those of the slide or part exactly, so `px_level0` is what one pixel measures, not `mpp`.
 
     Raises:
-        SlideError: the slide cannot be read, or the picture would not fit in memory.
+        SlideError: the slide cannot be read, the picture would not fit in memory, or too many pixels go into it.
     """
     px_level0 = max(1.0, mpp / slide.mpp)
     left, top, width_level0, height_level0 = part or (0, 0, slide.width_level0, slide.height_level0)
@@ -68,6 +71,7 @@ def read_overview(slide: Slide, *, mpp: float, part: Part | None = None) -> Over
     scale_x, scale_y = width_level0 / width, height_level0 / height
     # One per cent of slack: a level that matches but for rounding is read as it is.
     level = max(i for i, one in enumerate(slide.levels) if one.downsample <= min(scale_x, scale_y) * 1.01 or i == 0)
+    _refuse_endless(slide, level)
     rgb = np.empty((height, width, 3), dtype=np.uint8)
     covered = np.empty((height, width), dtype=np.bool_)
     reader = _LevelReader(slide, level, (left, top))
@@ -84,8 +88,20 @@ def read_overview(slide: Slide, *, mpp: float, part: Part | None = None) -> Over
     return Overview(rgb, covered, (scale_x, scale_y), reader.unreadable)
 
 
+def _refuse_endless(slide: Slide, level: int) -> None:
+    width, height = slide.levels[level].width, slide.levels[level].height
+    if width * height > MOST_LEVEL_PX:
+        raise SlideError(
+            slide.name,
+            f"says that it has {width:,} x {height:,} pixels, all of which a picture of the whole slide is made of.",
+            f"A level of at most {MOST_LEVEL_PX:,} pixels is needed.",
+            "Fetch the file again; if it is right, save it with a pyramid (vips tiffsave IN OUT.tif --tile --pyramid"
+            " --bigtiff), or list it under slides.exclude.",
+        )
+
+
 class _LevelReader:
-    """Reads blocks of one level and leaves out what cannot be decoded, as long as it is little."""
+    """Reads blocks of one level; tolerates a small undecodable share."""
 
     def __init__(self, slide: Slide, level: int, origin_level0: tuple[int, int]) -> None:
         self._slide, self._level, self._origin_level0 = slide, level, origin_level0

@@ -1,4 +1,4 @@
-"""What spoils a tile: pen ink, black, folds, blur. Numbers only: limits are settings (`tiles.max_pen_fraction`, ...).
+"""Quality of a tile: pen ink, black, folds, blur. Numbers only; limits are settings (`tiles.max_pen_fraction`, ...).
 
 The colour rules were tuned on H&E so that no tissue counts as ink: they miss pale ink rather than take dark tissue.
 Green and blue special stains (Masson's trichrome, Alcian blue) look like ink: set `tiles.max_pen_fraction=1` there.

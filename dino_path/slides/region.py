@@ -41,7 +41,7 @@ def read_scaled(
             slide.name,
             f"a picture of {size_px[0]} x {size_px[1]} px needs {width:,} x {height:,} px of level {level}.",
             f"At most {MOST_READ_PX:,} x {MOST_READ_PX:,} px are read at once.",
-            "Look at a smaller part, or convert the slide to a pyramid with coarser levels.",
+            "Read a smaller region, or convert the slide to a pyramid with coarser levels.",
         )
     corner = round(corner_level0[0]), round(corner_level0[1])
     pixels = slide.read_region(corner, level, (width, height))

@@ -52,7 +52,7 @@ def find_mpp(name: str, properties: Mapping[str, str], *, given: float | None) -
         return _plausible(name, 10 / power, FROM_OBJECTIVE), FROM_OBJECTIVE
     raise SlideError(
         name,
-        "the file does not say how many microns a pixel measures.",
+        "the file does not give the microns per pixel.",
         "Vendor properties, a TIFF resolution between 0.05 and 5 um/px, or an objective power is needed.",
         "List the slide in a CSV with the columns path,mpp and tile that CSV.",
     )
@@ -83,7 +83,8 @@ def _plausible(name: str, mpp: float, source: str) -> float:
         raise SlideError(
             name,
             f"{source} says {mpp:g} um/px at level 0.",
-            f"A value from {SMALLEST_MPP:g} to {LARGEST_MPP:g} um/px is needed: no slide scanner works outside.",
+            f"A value from {SMALLEST_MPP:g} to {LARGEST_MPP:g} um/px is needed: no slide scanner is outside this"
+            f" range.",
             "Give the true mpp in the slides CSV (columns path,mpp).",
         )
     return mpp

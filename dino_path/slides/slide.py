@@ -23,6 +23,7 @@ from dino_path.slides.readers.reader import Reader
 from dino_path.slides.resolution import find_mpp
 
 WHITE = (255, 255, 255)
+LONGEST_SIDE_MM = 400  # sections of whole brains on glass are half as long
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,14 @@ class Slide:
             mpp: microns per pixel of level 0 that the user gave (slides CSV); it overrules the file.
 
         Raises:
-            SlideError: missing, or refused by every reader; mpp unknown, implausible, or different in x and y.
+            SlideError: missing, or refused by every reader; mpp unknown, implausible, or different in x and y; longer
+                than any slide.
         """
         name, handle = open_slide_file(path)
         handle.close()
         facts = handle.facts
         mpp_level0, source = find_mpp(path.name, facts.properties, given=mpp)
+        _refuse_longer_than_glass(path.name, facts.sizes[0], mpp_level0, source)
         levels = tuple(
             Level(width, height, downsample, mpp_level0 * downsample)
             for (width, height), downsample in zip(facts.sizes, facts.downsamples, strict=True)
@@ -135,6 +138,8 @@ class Slide:
         alpha = rgba[..., 3]
         if int(alpha.min()) == 255:
             return np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), dtype=np.uint8), alpha
+        if int(alpha.max()) == 0:  # half of a sparse slide: blending would cost four times what reading does
+            return np.full((*alpha.shape, 3), self.background, dtype=np.uint8), alpha
         weight = alpha[..., None].astype(np.float32) / 255
         under = np.asarray(self.background, dtype=np.float32)
         return np.rint(rgba[..., :3] * weight + under * (1 - weight)).astype(np.uint8), alpha
@@ -158,6 +163,17 @@ class Slide:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None, "_pid": -1}
+
+
+def _refuse_longer_than_glass(name: str, size: tuple[int, int], mpp: float, source: str) -> None:
+    longest_mm = max(size) * mpp / 1000
+    if longest_mm > LONGEST_SIDE_MM:
+        raise SlideError(
+            name,
+            f"says that it has {size[0]:,} x {size[1]:,} px of {mpp:.4g} um ({source}): {longest_mm:,.0f} mm of glass.",
+            f"A slide of at most {LONGEST_SIDE_MM} mm is needed.",
+            "If the mpp is wrong, give the true one in the slides CSV (columns path,mpp); else fetch the file again.",
+        )
 
 
 def _background_colour(properties: Mapping[str, str]) -> tuple[int, int, int]:

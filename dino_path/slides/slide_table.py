@@ -1,4 +1,4 @@
-"""The table of slides that a user writes: one row per slide, and what is known of it besides its file."""
+"""A user's table of slides: one row per slide, with facts that its file does not give."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ListedSlide:
 
 
 def read_slide_table(path: Path) -> list[ListedSlide]:
-    """The rows of a CSV or TSV of slides; what is odd about it is logged.
+    """The rows of a CSV or TSV of slides; oddities are logged.
 
     Raises:
         SlideError: it is no such table, or a row names no file or a number that is none.
@@ -70,7 +70,7 @@ def read_slide_table(path: Path) -> list[ListedSlide]:
         raise bad_slide_table(path, "lists no slides.")
     notes = [*settled.notes]
     if not is_own:
-        notes += [f"column `{name}` is empty in every row: not known" for name in EMPTY_IS_NOTED
+        notes += [f"column `{name}` is empty in every row: treated as unknown" for name in EMPTY_IS_NOTED
                   if name in settled.columns and not any(settled.columns[name])]  # fmt: skip
     for note in notes:
         logger.warning("%s: %s", path, note)
@@ -119,7 +119,7 @@ def _slide_file(csv_path: Path, line: int, cell: str) -> Path:
         raise bad_slide_table(csv_path, f"line {line} has no path.")
     slide = Path(os.path.abspath(path_of(cell, csv_path.parent)))  # noqa: PTH100 (links keep the user's names)
     if not os.path.isfile(slide):  # noqa: PTH113 (Path.is_file raises where we may not look)
-        raise bad_slide_table(csv_path, f"line {line} names {slide}, which is no file{why_no_file(cell)}.")
+        raise bad_slide_table(csv_path, f"line {line} names {slide}, which is not a file{why_no_file(cell)}.")
     return slide
 
 

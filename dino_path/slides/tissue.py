@@ -54,7 +54,7 @@ class TissueMask:
 
 
 def tissue_mask(slide: Slide, config: TilesConfig, mask_file: Path | None = None) -> TissueMask:
-    """Find the tissue of a slide, or take it from `mask_file` as it stands there.
+    """Find the tissue of a slide, or read it from `mask_file`.
 
     What is certainly no tissue (nothing recorded, flat padding, black, pen ink) is taken out before the threshold is
     chosen, so that it cannot move it. Under `max_pen_fraction=1` ink is no such thing: the slide may be stained blue.
@@ -123,7 +123,7 @@ def otsu_saturation(saturation: NDArray[np.uint8]) -> float:
 
 
 def fill_holes(tissue: Mask, *, max_px: float) -> Mask:
-    """Fill background pieces of at most `max_px` pixels; those at the slide's edge are no holes."""
+    """Fill background pieces of at most `max_px` pixels; pieces at the slide's edge are not holes."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats((~tissue).astype(np.uint8), connectivity=4)
     small = stats[:, cv2.CC_STAT_AREA] <= max_px
     small[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = False

@@ -47,5 +47,5 @@ def _images(source: ImageFiles) -> list[str]:
             str(error.filename),
             f"cannot be read ({error.strerror}).",
             "Every image of the folder is needed.",
-            "Check that its disk is mounted, and who may read it; or take it out of the folder.",
+            "Check that its disk is mounted and that you may read it; or remove it from the folder.",
         ) from None

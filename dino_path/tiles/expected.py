@@ -1,4 +1,4 @@
-"""Which slides a store is to hold. A job array may lose a task, and what follows must not take a part for the whole."""
+"""The slides that a store must hold. A job array may lose a task, and later stages must not use an incomplete store."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ MOST_NAMED = 5
 def note_expected(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
     """Note the slides of a call of `tile`, of all its shards, in `STORE/expected.json`.
 
-    Slides of calls before stay in it while they have no record, unless their file has gone since.
+    Slides of calls before stay in it while they have no record, unless their file has gone since; nobody can tell of
+    slides under pseudonyms.
     """
     with one_at_a_time(folder.path / ".expected.lock"):
         before = read_expected(folder.expected_file)
         left = {
             slide_id: path
             for slide_id, path in before.items()
-            if not folder.record_file(slide_id).exists() and Path(path).exists()
+            if not folder.record_file(slide_id).exists() and (not Path(path).is_absolute() or Path(path).exists())
         }
-        expected = left | {row.slide_id: str(row.path) for row in rows}
+        expected = left | {row.slide_id: row.recorded_path for row in rows}
         if expected != before:
             write_expected(folder.expected_file, expected)
 
@@ -44,8 +45,8 @@ def refuse_unfinished(store: Path) -> None:
         raise TileStoreError(
             str(store),
             f"tiling has not ended for {len(missing):,} slide(s): {', '.join(missing[:MOST_NAMED])}{others}.",
-            "Every slide that `dino-path tile` was called with must be done, empty or failed, so that none is missing"
-            " unseen.",
+            "Every slide that `dino-path tile` was called with must be done, empty or failed, so that none is"
+            " missing unnoticed.",
             "Call `dino-path tile` again with the same slides (finished ones are not repeated), or wait for its jobs."
             f" To go on without them, delete {folder.expected_file.name} in the store.",
         )

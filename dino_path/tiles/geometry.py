@@ -1,4 +1,4 @@
-"""Where the tiles of a slide lie: level, sizes, grid, tissue share. Pure arithmetic on numbers, no pixels.
+"""Geometry of a slide's tiles: level, sizes, grid, tissue share. Pure arithmetic, without pixels.
 
 Three sizes are kept apart: `size_px` asked for at `mpp`; `read_px` at the level that is read; `size_level0` in level-0
 px. Everything is computed in floats and rounded once; a downsample is never an int.
@@ -24,6 +24,8 @@ from dino_path.slides.slide import Level
 
 Corners = NDArray[np.int32]  # (N, 2): x, y of top-left corners, level-0 px
 SHRINKS = (8, 4, 2)  # what JPEG decoders can divide by while they decode
+MOST_CORNERS = 20_000_000  # of one slide's grid: 160 MB; 80,000 x 80,000 px at a step of 18
+CORNERS_AT_ONCE = 2**20  # 150 MB while their share of tissue is computed
 LARGEST_SNAP = 0.01  # relative change of the mpp that a whole step between overlapping tiles may cost
 
 
@@ -78,6 +80,26 @@ def tile_spec(
     )
 
 
+def refuse_endless_grid(spec: TileSpec, *, name: str, width_level0: int, height_level0: int) -> None:
+    """Refuse a grid of more than MOST_CORNERS, before any of it is made.
+
+    Args:
+        name: of the slide, for messages.
+
+    Raises:
+        SlideError: see there.
+    """
+    num_corners = math.prod(int(length / spec.stride_level0) + 1 for length in (width_level0, height_level0))
+    if num_corners > MOST_CORNERS:
+        raise SlideError(
+            name,
+            f"has room for {num_corners:,} tiles: {width_level0:,} x {height_level0:,} px, a tile every"
+            f" {spec.stride_level0:.4g} px.",
+            f"At most {MOST_CORNERS:,} tiles of one slide are listed.",
+            "Set tiles.stride_px or tiles.mpp higher; if it is not so large, fetch the file again.",
+        )
+
+
 def tile_grid(spec: TileSpec, *, width_level0: int, height_level0: int, edge: Literal["drop", "pad"]) -> Corners:
     """Corners of all tiles, row by row from the slide's origin.
 
@@ -114,12 +136,16 @@ def covered_fractions(
     if len(corners) == 0:
         return np.zeros(0, dtype=np.float32)
     integral = np.asarray(cv2.integral(mask.astype(np.uint8), sdepth=cv2.CV_64F), dtype=np.float64)
-    left, top = (corners[:, i] / px_level0[i] for i in (0, 1))
-    right, bottom = ((corners[:, i] + size_level0) / px_level0[i] for i in (0, 1))
-    area = _between(integral, bottom, right) - _between(integral, top, right)
-    area += _between(integral, top, left) - _between(integral, bottom, left)
-    fractions = area * (px_level0[0] * px_level0[1] / size_level0**2)
-    return np.clip(fractions, 0, 1).astype(np.float32)
+    fractions = []
+    for start in range(0, len(corners), CORNERS_AT_ONCE):
+        some = corners[start : start + CORNERS_AT_ONCE]
+        left, top = (some[:, i] / px_level0[i] for i in (0, 1))
+        right, bottom = ((some[:, i] + size_level0) / px_level0[i] for i in (0, 1))
+        area = _between(integral, bottom, right) - _between(integral, top, right)
+        area += _between(integral, top, left) - _between(integral, bottom, left)
+        share = area * (px_level0[0] * px_level0[1] / size_level0**2)
+        fractions.append(np.clip(share, 0, 1).astype(np.float32))
+    return np.concatenate(fractions)
 
 
 def _level_for(levels: Sequence[Level], *, name: str, mpp: float, tolerance: float) -> int:

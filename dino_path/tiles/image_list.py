@@ -1,4 +1,4 @@
-"""The images that a run began with: their names and sizes, kept in its folder, so that it goes on after a repair."""
+"""The images with which a run started: names and sizes, kept in its folder so that it can resume after a repair."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
+from dino_path.disk import parse_json
 from dino_path.records.tables import IMAGE_LIST
 from dino_path.tiles.images import ImageFiles
 
@@ -52,10 +53,12 @@ def images_as_begun(file: Path, found: ImageFiles, folder: Path, unreadable: Col
     unseen = {*gone, *changed}.difference(unreadable)
     if not now.keys() <= listed.keys() or len(unseen) > most_unreadable(len(listed)):
         return found
-    for names, what in ((gone, "are gone: others take their places"), (changed, "have another size than then")):
+    for names, what in ((gone, "are gone: other images replace them"), (changed, "have changed in size")):
         if names:
             named = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
-            logger.warning("of the %d images that this run began with %d %s (%s)", len(listed), len(names), what, named)
+            logger.warning(
+                "of the %d images that this run started with, %d %s (%s)", len(listed), len(names), what, named
+            )
     return ImageFiles([folder / name for name in listed], found.mpp, sizes=list(listed.values()))
 
 
@@ -76,9 +79,9 @@ def note_unreadable(file: Path, name: str, reason: str, *, step: int) -> None:
 def unreadable_names(file: Path) -> set[str]:
     """The tiles of which there are such lines; a line that a killed process left half written is passed over."""
     names: set[str] = set()
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    for line in file.read_bytes().splitlines() if file.is_file() else ():
         try:
-            names.add(str(json.loads(line)["tile"]))
+            names.add(str(parse_json(line)["tile"]))
         except (ValueError, KeyError, TypeError):
             continue
     return names

@@ -18,7 +18,7 @@ class ImageFiles:
     """Image files, one tile each, in the order given."""
 
     def __init__(self, paths: Sequence[Path], mpp: float | None = None, *, sizes: Sequence[int] | None = None) -> None:
-        """Look at the size of each file, and at nothing inside.
+        """Check only the size of each file, not its contents.
 
         Args:
             sizes: bytes of each file, where they are known; then no file is looked at, and some may be missing.
@@ -62,8 +62,8 @@ def image_files(folder: Path, exclude: Sequence[str] = ()) -> list[Path]:
         raise TileStoreError(
             str(folder),
             f"{len(found.unreadable)} folder(s) or link(s) in it cannot be read: {name_some(found.unreadable)}.",
-            "All images must be there, or a part of them would decide without a word.",
-            "Ask for permission, mount the disk, or take the links away.",
+            "All images must be readable, or the run would silently use only a part of them.",
+            "Ask for permission, mount the disk, or remove the links.",
         )
     return list(found.files)
 
@@ -98,6 +98,6 @@ def _unreadable_image(name: str, found: str) -> TileStoreError:
     return TileStoreError(
         name,
         f"cannot be read ({' '.join(found.split())}).",
-        "A whole image (JPEG, PNG, TIFF, BMP or WebP; 8 or 16 bits; grey, RGB or palette) is needed.",
-        "Fetch it again, save it as PNG if its kind is the reason, or take it out of the data.",
+        "A complete image (JPEG, PNG, TIFF, BMP or WebP; 8 or 16 bits; grey, RGB or palette) is needed.",
+        "Copy it again, save it as PNG if its format is the reason, or remove it from the data.",
     )

@@ -1,4 +1,4 @@
-"""Where each tile of a store lies, one row per tile: in memory, or in a large store mapped from one file.
+"""The position of each tile of a store, one row per tile: in memory, or memory-mapped for a large store.
 
 STORE/index/<selection>_<content>.npy    made when it is first needed, from the slides' tables; may be deleted
 
@@ -63,16 +63,16 @@ def open_places(
                 _remove_others(file, selection)
                 places = _mapped(file)
         if places is None:
-            raise OSError("it is not there after it was written")
+            raise OSError("it is missing after it was written")
         return places
     except OSError as error:
-        logger.warning("%s cannot be written (%s): this process holds %.1f GB of places in memory instead.",
+        logger.warning("%s cannot be written (%s): this process holds %.1f GB of tile positions in memory instead.",
                        file, error, num_tiles * PLACE.itemsize / 1e9)  # fmt: skip
         return _in_memory(folder, records, num_bytes)
 
 
 def _content(records: Sequence[SlideRecord], num_bytes: Sequence[int]) -> str:
-    """A digest of what the rows follow from. Whoever writes a slide's table writes its record after it."""
+    """A digest of the source of the rows. A slide's record is always written after its table."""
     content = hashlib.sha256(str(PLACE).encode())
     for record, size in zip(records, num_bytes, strict=True):
         content.update(f"{record!r}{size};".encode())
@@ -80,7 +80,7 @@ def _content(records: Sequence[SlideRecord], num_bytes: Sequence[int]) -> str:
 
 
 def _mapped(file: Path) -> Places | None:
-    """The rows in a file; None where it is not there, or was cut short."""
+    """The rows in a file; None if it is missing or truncated."""
     try:
         return np.lib.format.open_memmap(file, mode="r").view(np.ndarray)
     except (OSError, ValueError):
@@ -118,12 +118,12 @@ def _rows(folder: StoreFolder, records: Sequence[SlideRecord], num_bytes: Sequen
         for name in PLACE.names or ():
             rows[name] = getattr(table, name)[table.kept]
         if int((rows["offset"] + rows["length"]).max()) > size:
-            raise damaged_slide(folder.tar_file(record.slide_id), f"{size} bytes, fewer than its table says")
+            raise damaged_slide(folder.tar_file(record.slide_id), f"{size} bytes, fewer than its table lists")
         yield rows
 
 
 def _remove_others(file: Path, selection: str) -> None:
-    """Delete what was made of the same slides before they changed."""
+    """Delete indexes of the same slides from before they changed."""
     for other in file.parent.glob(f"{selection}_*.npy"):
         if other != file:
             other.unlink(missing_ok=True)

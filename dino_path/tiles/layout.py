@@ -1,7 +1,8 @@
-"""Which file lies where in a tile store, and which config a store was made with.
+"""The files of a tile store, and the settings with which it was made.
 
 STORE/store.json                    format version, tiling config and its digest
       expected.json                 the slides that `tile` was called with: all must get a record
+      pseudonyms.json               only with --pseudonymise: what tells its key from others
       slides.csv                    what became of every slide; can be edited and given back to `tile`
       contact_sheet_001.jpg         all slides, small
       slides/<slide_id>.json        the record, written last: a slide that has one is finished
@@ -62,6 +63,10 @@ class StoreFolder:
     def expected_file(self) -> Path:
         return self.path / "expected.json"
 
+    @property
+    def pseudonyms_file(self) -> Path:
+        return self.path / "pseudonyms.json"
+
     def record_file(self, slide_id: str) -> Path:
         return self.path / "slides" / f"{slide_id}.json"
 
@@ -101,7 +106,7 @@ class StoreFolder:
                 remove_abandoned(folder)
 
     def remove_outputs(self, slide_id: str) -> None:
-        """Delete what there is of a slide that turned out to be unreadable; its record says why it has none."""
+        """Delete the files of a slide that turned out to be unreadable; its record keeps the reason."""
         for file in (
             self.tar_file(slide_id),
             self.table_file(slide_id),
@@ -125,9 +130,9 @@ class StoreFolder:
         return str(read_store_record(self.config_file).digest or _digest_of(self.read_config()))
 
     def prepare(self, config: TilesConfig) -> TilesConfig:
-        """Make the store, or check that it was made with the same config. Many tasks may do so at once.
+        """Create the store, or check that it was made with the same settings. Many tasks may do this at once.
 
-        Quality limits may differ: they choose among the stored tiles, and the store takes the new ones over.
+        Quality limits may differ: they only select among the stored tiles, and the store adopts the new ones.
 
         Returns:
             The config to go on with: a setting that is younger than the store, and that nobody has set, is as the
@@ -146,8 +151,8 @@ class StoreFolder:
         elif self.path.exists() and (not self.path.is_dir() or any(self._foreign_entries())):
             raise TileStoreError(
                 str(self.path),
-                "exists and is no tile store.",
-                "A tile store is a folder of its own.",
+                "exists and is not a tile store.",
+                "A tile store needs its own folder.",
                 "Name an empty or new folder with --out.",
             )
         else:
@@ -167,8 +172,8 @@ class StoreFolder:
         )
         raise TileStoreError(
             str(self.path),
-            f"was made with another tiling config ({different}).",
-            "One store holds tiles of one config.",
+            f"was made with other tiling settings ({different}).",
+            "A store holds tiles of one set of settings.",
             "Use another --out, or the settings in its store.json.",
         )
 
@@ -200,7 +205,7 @@ def slide_config(config: TilesConfig, overrides: dict[str, str], slide_id: str) 
             f"slides CSV, slide {slide_id}",
             f"tiles.{refused[0]} cannot be set for one slide.",
             f"One of {', '.join(f'tiles.{name}' for name in PER_SLIDE)} is needed.",
-            "Rename or remove the column; other settings hold for the whole store.",
+            "Rename or remove the column; other settings apply to the whole store.",
         )
     return section_with(config, given, f"slides CSV, slide {slide_id}") if given else config
 
@@ -215,6 +220,6 @@ def damaged_slide(file: Path, found: str) -> TileStoreError:
     return TileStoreError(
         str(file),
         f"is missing or damaged ({' '.join(found.split())}).",
-        "The files of a slide must be as `dino-path tile` wrote them.",
+        "The files of a slide must be unchanged since `dino-path tile` wrote them.",
         f"Delete slides/{file.stem}.json in the store and run `dino-path tile` again.",
     )

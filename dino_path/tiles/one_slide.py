@@ -21,11 +21,12 @@ from dino_path.records.slide import SlideRecord
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
 from dino_path.slides.overview import MOST_UNREADABLE
+from dino_path.slides.pseudonyms import without_names
 from dino_path.slides.quality import measure_quality
 from dino_path.slides.resolution import FROM_OBJECTIVE
 from dino_path.slides.slide import Slide
 from dino_path.slides.tissue import TissueMask, tissue_mask
-from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, tile_grid
+from dino_path.tiles.geometry import Corners, TileSpec, covered_fractions, refuse_endless_grid, tile_grid
 from dino_path.tiles.layout import StoreFolder, damaged_slide, write_record
 from dino_path.tiles.pictures import scanned_part, write_contours, write_overlay, write_thumbnail
 from dino_path.tiles.reading import TileReader, spec_of
@@ -58,13 +59,13 @@ class SlideWork:
 
     @property
     def mask_file(self) -> Path | None:
-        """The tissue mask that another tool made, where one was given."""
+        """The tissue mask from another tool, if given."""
         return Path(self.overrides["mask"]) if self.overrides.get("mask") else None
 
 
 @dataclass
 class _Reading:
-    """What came of reading the candidate tiles of one slide."""
+    """The result of reading the candidate tiles of one slide."""
 
     rows: list[TileRow] = field(default_factory=list)
     reader: str = ""
@@ -112,9 +113,9 @@ def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
         identity = Identity()
     record = SlideRecord(
         work.row.slide_id,
-        str(work.row.path),
+        work.row.recorded_path,
         "failed",
-        reason,
+        without_names(work.row, reason),
         patient_id=work.row.patient_id,
         split=work.row.split,
         centre=work.row.centre,
@@ -122,7 +123,7 @@ def failed_slide(work: SlideWork, reason: str) -> SlideRecord:
         file_bytes=file_bytes(work.row.path),
         content_digest=identity.digest,
         stamp=identity.stamp,
-        overrides=work.overrides,
+        overrides=work.row.recorded_overrides(work.overrides),
     )
     _finish(work, record)
     return record
@@ -148,7 +149,7 @@ def _cannot_write(work: SlideWork, error: OSError) -> TileStoreError:
         str(work.folder.path),
         f"cannot be written ({error.strerror or error}).",
         f"Space and permission for the tiles of {work.row.slide_id} are needed.",
-        "Make room, then call again: finished slides stay as they are.",
+        "Free some space, then call again: finished slides are kept.",
     )
 
 
@@ -157,6 +158,7 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
     config, folder, slide_id = work.config, work.folder, work.row.slide_id
     identity = slide_identity(work.row.path)  # before it is read: what changes meanwhile shows next time
     spec = spec_of(slide, config)
+    refuse_endless_grid(spec, name=slide.name, width_level0=slide.width_level0, height_level0=slide.height_level0)
     mask = tissue_mask(slide, config, work.mask_file)
     grid = tile_grid(spec, width_level0=slide.width_level0, height_level0=slide.height_level0, edge=config.edge)
     fractions = covered_fractions(mask.tissue, mask.overview.px_level0, grid, spec.size_level0)
@@ -165,10 +167,10 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
     pictured = scanned_part(slide, mask.overview)
     write_thumbnail(folder.thumbnail_file(slide_id), slide, mask.overview, pictured)
     write_contours(folder.contour_file(slide_id), slide_id, mask, slide.bounds_origin)
-    level = slide.levels[spec.level]
+    level, overrides = slide.levels[spec.level], work.row.recorded_overrides(work.overrides)
     record = SlideRecord(
         slide_id,
-        str(work.row.path),
+        work.row.recorded_path,
         "empty",
         _why_no_candidates(slide, mask, len(grid), config),
         file_bytes=file_bytes(work.row.path),
@@ -186,11 +188,11 @@ def _write_slide(slide: Slide, work: SlideWork) -> SlideRecord:
         level_height=level.height,
         read_px=spec.read_px,
         shrink=reading.shrink,
-        reader=reading.reader,
+        reader=without_names(work.row, reading.reader),
         jpeg_subsampling=reading.subsampling,
-        mask=mask.source,
+        mask=overrides["mask"] if work.mask_file else mask.source,
         mask_digest=mask_digest(work.mask_file) if work.mask_file else "",
-        overrides=work.overrides,
+        overrides=overrides,
         num_passed_through=reading.num_passed_through,
         num_candidates=int(is_candidate.sum()),
         num_unreadable=len(reading.unreadable),
@@ -281,7 +283,7 @@ def _judged(record: SlideRecord, table: TileTable, work: SlideWork) -> SlideReco
     record = replace(
         record,
         limits=limits,
-        overrides=work.overrides,
+        overrides=work.row.recorded_overrides(work.overrides),
         num_tiles=num_kept,
         num_black=counts["black"],
         num_pen=counts["pen"],
@@ -310,7 +312,7 @@ def _refuse_damaged(slide: Slide, reading: _Reading, num_candidates: int) -> Non
             str(slide.path),
             f"{len(reading.unreadable)} of its {num_candidates} tiles cannot be read: {reading.unreadable[0].found}",
             f"At most {MOST_UNREADABLE:.0%} unreadable tiles are passed over.",
-            "Fetch the file again; if it stays so, list the slide under slides.exclude.",
+            "Copy the file again; if that does not help, list the slide under slides.exclude.",
         )
 
 
@@ -318,11 +320,11 @@ def _why_no_candidates(slide: Slide, mask: TissueMask, num_grid: int, config: Ti
     if num_grid == 0:
         return "the slide is smaller than one tile"
     if "grey" in slide.flags and mask.threshold is not None:
-        return "the slide is grey, and tissue is found by its colour: give masks of another tool (slides.masks)"
+        return "the slide is grey, and tissue detection needs colour: give masks from another tool (slides.masks)"
     how = f"at a saturation above {mask.threshold:.3f}" if mask.threshold is not None else f"says {mask.source}"
     reason = f"no tile has enough tissue (tissue is {mask.tissue_percent:.2f} % of the scanned area, {how})"
     if mask.ink is not None and _has_much_ink(mask, config):
-        looks = f"{mask.ink.share:.0%} of what is not glass looks like {mask.ink.colour} pen"
+        looks = f"{mask.ink.share:.0%} of the area that is not glass looks like {mask.ink.colour} pen"
         reason += f"; {looks}: {IF_STAINED.format(colour=mask.ink.colour)}"
     return reason
 

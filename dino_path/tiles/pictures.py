@@ -1,4 +1,4 @@
-"""What a person looks at: thumbnail and overlay picture of a slide, and the tissue contours for QuPath."""
+"""Pictures for people: thumbnail and overlay of a slide, and the tissue contours for QuPath."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 
 from dino_path.atomic import atomic_write
 from dino_path.config import TilesConfig
+from dino_path.disk import parse_json
 from dino_path.records.slide import SlideRecord
 from dino_path.slides.overview import Overview, Part, read_overview
 from dino_path.slides.slide import RgbImage, Slide
 from dino_path.slides.tissue import TissueMask
 from dino_path.tiles.geometry import Corners
 from dino_path.tiles.images import decode_tile
-from dino_path.tiles.layout import StoreFolder
+from dino_path.tiles.layout import StoreFolder, damaged_slide
 from dino_path.tiles.tile_table import TileTable, why_refused
 from dino_path.tiles.writing import encode_jpeg
 
 LONG_EDGE_PX = 1600  # of a thumbnail
 SAMPLE_PX, SAMPLE_GAP_PX = 128, 6  # of the tiles below an overlay
 FIXED_POINT = 8  # fractions of a pixel in which contours are drawn
+MOST_LEVEL0_PX = 1e9  # of a coordinate
 CONTOUR_COLOUR, KEPT_COLOUR, REFUSED_COLOUR = (0, 110, 60), (40, 120, 255), (255, 140, 0)
 TISSUE_COLOUR = [0, 160, 90]
 CAPTION_PX = 44  # height of the white band below the picture
@@ -48,7 +50,7 @@ def write_thumbnail(path: Path, slide: Slide, overview: Overview, part: Part) ->
 
 
 def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, config: TilesConfig) -> None:
-    """Write the overlay of a slide from what the store holds of it: thumbnail, contours, table and tar."""
+    """Write the overlay of a slide from its files in the store: thumbnail, contours, table and tar."""
     picture = marked_thumbnail(folder, record, table)
     caption = (
         f"{record.slide_id}   {record.num_tiles:,} of {record.num_candidates:,} tiles kept   {config.size_px} px at "
@@ -63,7 +65,7 @@ def write_overlay(folder: StoreFolder, record: SlideRecord, table: TileTable, co
 
 
 def marked_thumbnail(folder: StoreFolder, record: SlideRecord, table: TileTable) -> RgbImage:
-    """What was scanned, with its tissue contour (green), kept tiles (blue) and tiles refused for quality (orange)."""
+    """The scanned area with its tissue contour (green), kept tiles (blue) and tiles refused for quality (orange)."""
     thumbnail = folder.thumbnail_file(record.slide_id)
     picture = decode_tile(thumbnail.read_bytes(), str(thumbnail))
     height, width = picture.shape[:2]
@@ -71,15 +73,33 @@ def marked_thumbnail(folder: StoreFolder, record: SlideRecord, table: TileTable)
     scale = (width / width_level0, height / height_level0)
     for corners, colour in ((table.corners[table.kept], KEPT_COLOUR), (table.corners[~table.kept], REFUSED_COLOUR)):
         _shade_tiles(picture, corners - (left, top), int(table.size_level0[0]) if len(table) else 1, scale, colour)
-    collection = json.loads(folder.contour_file(record.slide_id).read_text(encoding="utf-8"))
     rings = [
         np.rint((np.asarray(ring) + record.bounds_origin - (left, top)) * scale * FIXED_POINT).astype(np.int32)
-        for feature in collection["features"]
-        for ring in feature["geometry"]["coordinates"]
+        for ring in read_contours(folder.contour_file(record.slide_id))
     ]
     thickness = 2 if max(height, width) > 1200 else 1
     cv2.polylines(picture, rings, True, CONTOUR_COLOUR, thickness, cv2.LINE_AA, shift=FIXED_POINT.bit_length() - 1)
     return picture
+
+
+def read_contours(file: Path) -> list[list[list[float]]]:
+    """Closed rings around tissue, and around holes in it, in level-0 px, as `write_contours` wrote them.
+
+    Raises:
+        TileStoreError: the file is missing or damaged.
+    """
+    try:
+        collection = parse_json(file.read_text(encoding="utf-8"))
+        rings = [
+            [[float(x), float(y)] for x, y in ring]
+            for feature in collection["features"]
+            for ring in feature["geometry"]["coordinates"]
+        ]
+        if not all(-MOST_LEVEL0_PX < number < MOST_LEVEL0_PX for ring in rings for point in ring for number in point):
+            raise ValueError("a coordinate is on no slide")
+        return rings
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise damaged_slide(file, f"{type(error).__name__}: {error}") from None
 
 
 def _some_tiles(tar: Path, table: TileTable, record: SlideRecord, width: int) -> RgbImage:

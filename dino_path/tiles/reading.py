@@ -36,7 +36,7 @@ class Tile:
 
 
 class TileReader:
-    """Reads the tiles of one slide, by the fastest way that has proved itself on this slide.
+    """Reads the tiles of one slide, in the fastest way that has been verified on this slide.
 
     Attributes:
         reader: what the slide's record says: `native`, or the slide's reader and why: `openslide: <why>`.
@@ -53,7 +53,7 @@ class TileReader:
 
     @classmethod
     def choose(cls, slide: Slide, spec: TileSpec, corners: Corners, config: TilesConfig) -> TileReader:
-        """The native reader where it shows what OpenSlide shows, else OpenSlide.
+        """The native reader if its pixels agree with OpenSlide's, else OpenSlide.
 
         Args:
             corners: (N, 2) of the tiles that will be read, level-0 px: some of them are compared.
@@ -82,14 +82,14 @@ class TileReader:
             raise SlideError(
                 str(slide.path),
                 f"is not the file that was tiled ({reason}).",
-                "The slide must be as it was.",
-                "Fetch the file again, or tile it again.",
+                "The slide must be unchanged.",
+                "Restore the file, or tile it again.",
             ) from None
         native.most_decoded_bytes = RANDOM_ACCESS_BYTES
         return cls(slide, spec, native, shrink=shrink, copies_jpeg=False, reader=reader)
 
     def subsampling(self, config: TilesConfig) -> Literal["444", "420"]:
-        """How tiles of this slide are encoded: as its own JPEG tiles are; where it has none, nothing is halved."""
+        """Colour subsampling for tiles of this slide: that of its own JPEG tiles; if it has none, full resolution."""
         if config.jpeg_subsampling != "auto":
             return config.jpeg_subsampling
         try:
@@ -101,7 +101,7 @@ class TileReader:
     def read(self, corner_level0: tuple[int, int]) -> Tile:
         """One tile; shrunk by area averaging (no aliasing) where no level has the wanted mpp.
 
-        What the scanner did not record comes back as the slide's background colour.
+        Areas that were not scanned get the slide's background colour.
 
         Args:
             corner_level0: (x, y) of the top-left corner, in level-0 px.
@@ -185,7 +185,7 @@ def _is_grid_of(native: NativeReader, spec: TileSpec) -> bool:
 
 
 def _proved_reader(slide: Slide, spec: TileSpec, corners: Corners) -> tuple[NativeReader, int]:
-    """A native reader that shows what OpenSlide shows, and by how much it may shrink while it decodes.
+    """A native reader verified against OpenSlide, and the largest factor by which it may reduce while decoding.
 
     Raises:
         NotNative: there is none.

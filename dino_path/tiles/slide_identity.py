@@ -1,4 +1,4 @@
-"""Is the slide of a record the one that lies there now? Told by content; for records without a digest, by size."""
+"""Whether the slide of a record is the file that is there now: by content, or by size for records without a digest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def slide_identity(path: Path, known: Identity | None = None) -> Identity:
             str(path),
             f"cannot be read ({error.strerror or error}: {error.filename or path}).",
             "The slide, and all files that belong to it, are needed.",
-            "Check that its disk is mounted, and who may read the files.",
+            "Check that its disk is mounted and that you may read the files.",
         ) from None
 
 
@@ -63,14 +63,14 @@ def _refuse_known_content(store: Path, row: SlideRow, candidates: Sequence[Slide
     for record in candidates:
         if is_slide_of(record, row.path, now):
             raise TileStoreError(
-                str(row.path),
+                row.recorded_path,
                 f"its content is that of {record.path}, which {store} has under the id {record.slide_id!r}.",
-                "Within a store a slide has one id, or its tiles would count twice.",
+                "A slide has one id within a store; otherwise its tiles would count twice.",
                 f"If it was renamed, give it this id in a CSV (columns path,slide_id); if it is a copy, add it to"
-                f" slides.exclude ({row.path.name}).",
+                f" slides.exclude ({Path(row.recorded_path).name}).",
             )
 
 
 def file_bytes(path: Path) -> int:
-    """Size of a slide's file; 0 where it is gone."""
+    """Size of a slide's file; 0 if it is gone."""
     return path.stat().st_size if path.is_file() else 0

@@ -1,4 +1,4 @@
-"""What training, features and evaluation read tiles from: a tile store, a folder of images, or a part of either."""
+"""Sources of tiles for training, features and evaluation: a tile store, a folder of images, or a part of either."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def open_readable_tiles(path: Path) -> tuple[TileSource, Sequence[Unreadable]]:
 
 
 def refuse_no_tiles(path: Path, *, split: str | None = None, exclude: Sequence[str] = ()) -> None:
-    """As `open_tiles` refuses, at a glance: of a folder of images no more is looked for than one.
+    """The refusals of `open_tiles`, quickly: in a folder of images, the search stops at the first image.
 
     Raises:
         TileStoreError: see `open_tiles`.
@@ -128,9 +128,9 @@ def _refuse_split_of_images(path: Path, split: str | None) -> None:
     if split is not None:
         raise TileStoreError(
             str(path),
-            f"is a folder of images, and slides.split={split} was asked for.",
+            f"is a folder of images, and slides.split={split} is set.",
             "Only the slides of a tile store have splits.",
-            "Leave slides.split out, or name the subfolder.",
+            "Leave slides.split out, or give the subfolder.",
         )
 
 

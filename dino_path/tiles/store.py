@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dino_path.errors import TileStoreError
 from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.slides.find import SlideRow
 from dino_path.slides.images.decoding import BadImage, decode_image
 from dino_path.slides.slide import RgbImage
 from dino_path.tiles.handles import FileHandles
@@ -35,13 +36,16 @@ class TileStore:
         digest: changes when the tiles do.
     """
 
-    def __init__(self, path: Path, slides: Sequence[SlideRecord], selection: str) -> None:
+    def __init__(
+        self, path: Path, slides: Sequence[SlideRecord], selection: str, rows: Mapping[str, SlideRow] | None = None
+    ) -> None:
         """The tiles of these slides. Use `open`."""
         self.path, self.slides, self._selection = path, tuple(slides), selection
         self._folder, self._handles = StoreFolder(path), FileHandles()
         self._config = self._folder.read_config()
         self.size_px, self.mpp = self._config.size_px, self._config.mpp
-        self._slide_tiles = SlideTiles(self._config) if self._config.coordinates_only else None
+        self._rows = rows
+        self._slide_tiles = SlideTiles(self._config, rows) if self._config.coordinates_only else None
         for record in self.slides:
             self._refuse_other_limits(record)
         num_bytes = [self._num_bytes(record) for record in self.slides]
@@ -59,12 +63,20 @@ class TileStore:
         self._crc32: NDArray[np.uint32] = places["crc32"]
 
     @classmethod
-    def open(cls, path: Path, *, split: str | None = None, exclude: Sequence[str] = ()) -> TileStore:
+    def open(
+        cls,
+        path: Path,
+        *,
+        split: str | None = None,
+        exclude: Sequence[str] = (),
+        rows: Mapping[str, SlideRow] | None = None,
+    ) -> TileStore:
         """Open a store.
 
         Args:
             split: only slides whose record has this split; None: all.
             exclude: slide ids or file names to leave out.
+            rows: where slides under pseudonyms lie, by their ids; for a store of coordinates.
 
         Raises:
             TileStoreError: missing, damaged, or without tiles.
@@ -82,7 +94,7 @@ class TileStore:
         if not chosen:
             raise _no_tiles(path, records, done, split)
         selection = hashlib.sha256(repr((split, sorted(exclude))).encode()).hexdigest()[:8]
-        return cls(path, chosen, selection)
+        return cls(path, chosen, selection, rows)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -172,23 +184,29 @@ class TileStore:
             raise TileStoreError(
                 str(self.path),
                 f"{record.slide_id} was judged by other quality limits ({record.limits}) than the store's ({limits}).",
-                "All slides of a store must be judged alike.",
-                "Run `dino-path tile` on all its slides again: it takes seconds, no slide is read.",
+                "All slides of a store must have the same limits.",
+                "Run `dino-path tile` on all its slides again: it takes seconds, and no slide is read.",
             )
 
-    def __reduce__(self) -> tuple[Callable[..., TileStore], tuple[Path, tuple[SlideRecord, ...], str, str]]:
+    def __reduce__(self) -> tuple[Callable[..., TileStore], tuple[object, ...]]:
         # A worker process opens the places again: cheaper than sending gigabytes through a pipe.
-        return _reopen, (self.path, self.slides, self._selection, self.digest)
+        return _reopen, (self.path, self.slides, self._selection, self._rows, self.digest)
 
 
-def _reopen(path: Path, slides: tuple[SlideRecord, ...], selection: str, expected_digest: str) -> TileStore:
-    store = TileStore(path, slides, selection)
+def _reopen(
+    path: Path,
+    slides: tuple[SlideRecord, ...],
+    selection: str,
+    rows: Mapping[str, SlideRow] | None,
+    expected_digest: str,
+) -> TileStore:
+    store = TileStore(path, slides, selection, rows)
     if store.digest != expected_digest:
         raise TileStoreError(
             str(path),
             "changed while it was in use.",
-            "The tiles must stay as they are while a command reads them.",
-            "Let tiling finish, then start the command again.",
+            "The tiles must not change while a command reads them.",
+            "Wait for tiling to finish, then start the command again.",
         )
     return store
 
@@ -200,7 +218,7 @@ def _no_tiles(
     found = f"no tiles to read ({', '.join(f'{count} slides {status}' for status, count in counts.items())}"
     found += f"; splits: {', '.join(sorted({str(record.split) for record in done}))})." if done else ")."
     needed = "At least one slide with tiles is needed" + (f" in split {split!r}." if split is not None else ".")
-    remedy = "Look at slides/*.json and overlays/ there: the reasons stand in them."
+    remedy = "Look at slides/*.json and overlays/ in the store for the reasons."
     if done:
         remedy = "Check slides.split and slides.exclude."
     return TileStoreError(str(path), found, needed, remedy)

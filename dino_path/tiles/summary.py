@@ -1,4 +1,4 @@
-"""What became of all slides of a store: a table that can be edited and given back, and contact sheets.
+"""Summary of a store's slides: a table that can be edited and used as input, and contact sheets.
 
 Any number of tasks write them, each when it ends, from the records that stand then; the last to end has seen all.
 """
@@ -102,11 +102,11 @@ def _cell(folder: StoreFolder, record: SlideRecord) -> RgbImage:
 
 
 def _write_reason(cell: RgbImage, reason: str) -> None:
-    """Why there is no picture, in its place; `slides.csv` has what does not fit."""
+    """The reason in the place of a missing picture; `slides.csv` has the full text."""
     lines = textwrap.wrap(reason.encode("ascii", "replace").decode(), CELL_WIDTH_PX // LETTER_PX)
     fitting = (CELL_HEIGHT_PX - CELL_TEXT_PX) // LINE_PX - 1
     if len(lines) > fitting:
-        lines = [*lines[: fitting - 1], "... all of it in slides.csv"]
+        lines = [*lines[: fitting - 1], "... the rest is in slides.csv"]
     for number, line in enumerate(lines, start=1):
         cv2.putText(cell, line, (4, LINE_PX * number), FONT, 0.38, STATUS_COLOURS["failed"], 1, cv2.LINE_AA)
 

@@ -1,4 +1,4 @@
-"""The table of one slide's tiles: where each lies, what was measured on it, and whether it is kept."""
+"""The table of one slide's tiles: position, measurements, and whether each is kept."""
 
 from __future__ import annotations
 

@@ -15,13 +15,15 @@ from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.settings import as_plain
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
+from dino_path.slides.pseudonyms import without_names
 from dino_path.tiles.expected import note_expected
+from dino_path.tiles.key_note import note_key
 from dino_path.tiles.layout import StoreFolder, slide_config, write_record
 from dino_path.tiles.one_slide import SlideWork, failed_slide, tile_one_slide
 from dino_path.tiles.slide_identity import is_slide_of, slide_identity
 from dino_path.tiles.summary import write_summary
 from dino_path.tiles.tile_table import limits_of
-from dino_path.tiles.workers import Failure, work_in_processes
+from dino_path.tiles.workers import NO_LIMITS, Failure, Limits, work_in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ NUMBER = re.compile(r"\d[\d.,]*")
 
 @dataclass(frozen=True)
 class TilingSummary:
-    """What became of the slides of one call.
+    """The results for the slides of one call.
 
     Attributes:
         records: of all slides of this call, those that were there already too, in the order of the rows.
@@ -66,7 +68,7 @@ class TilingSummary:
 
     @property
     def commonest_reason(self) -> str:
-        """Why most slides without tiles have none, with their number; reasons that differ in numbers alone are one."""
+        """The most frequent reason for slides without tiles, with their number; numbers within reasons are ignored."""
         alike: dict[str, list[str]] = {}
         for record in self.records:
             if record.status != "done":
@@ -79,9 +81,16 @@ class TilingSummary:
 
 
 def tile_slides(
-    rows: Sequence[SlideRow], config: TilesConfig, store: Path, *, shard: tuple[int, int] = (0, 1), num_workers: int
+    rows: Sequence[SlideRow],
+    config: TilesConfig,
+    store: Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    num_workers: int,
+    key_check: str | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> TilingSummary:
-    """Tile slides into `store`. Called again, it does what is missing and tries failed slides once more.
+    """Tile slides into `store`. Called again, it processes missing slides and retries failed ones.
 
     Other quality limits than the store was made with are applied to all slides of the call from the stored numbers.
 
@@ -89,6 +98,8 @@ def tile_slides(
         shard: (i, n): of the rows only i, i + n, i + 2 n, ... (i from 0), for job arrays.
         num_workers: processes that read slides; 0: none but this one, which a crash in a C library then ends. The
             files are the same whatever it is.
+        key_check: of the key that gave the slides their pseudonyms; None: they have none.
+        limits: of each slide; what exceeds them fails alone. There are none without other processes.
 
     Raises:
         ConfigError: a setting that a CSV gives for one slide is unknown or impossible.
@@ -99,6 +110,7 @@ def tile_slides(
     for row in rows:
         slide_config(config, row.overrides or {}, row.slide_id)  # faults come before any work
     config = folder.prepare(config)
+    note_key(folder, key_check)
     _refuse_second_ids(folder, rows)
     note_expected(folder, rows)
     mine = list(rows)[shard[0] :: shard[1]]
@@ -114,7 +126,7 @@ def tile_slides(
     folder.remove_leftovers()
     num_tiles = num_failed = 0
     with meter("tiling", len(todo), "slides") as counter:
-        for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers):
+        for work, answer in work_in_processes(tile_one_slide, todo, num_workers=num_workers, limits=limits):
             record = failed_slide(work, answer.reason) if isinstance(answer, Failure) else answer
             records[record.slide_id] = record
             num_tiles += record.num_tiles
@@ -127,7 +139,7 @@ def tile_slides(
 
 def _refuse_second_ids(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
     """A slide must not come in twice: ids follow from the common root of the inputs, and that may have moved."""
-    ids, paths = {row.slide_id for row in rows}, {str(row.path): row.slide_id for row in rows}
+    ids, paths = {row.slide_id for row in rows}, {row.recorded_path: row.slide_id for row in rows}
     for file in folder.record_files():
         if file.stem in ids:
             continue
@@ -136,8 +148,8 @@ def _refuse_second_ids(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
             raise TileStoreError(
                 str(folder.path),
                 f"has {record.path} under the id {record.slide_id!r}; now its id would be {paths[record.path]!r}.",
-                "Within a store a slide has one id, or its tiles would count twice.",
-                "Name the same inputs as before, or give ids in a CSV (columns path,slide_id).",
+                "A slide has one id within a store; otherwise its tiles would count twice.",
+                "Give the same inputs as before, or ids in a CSV (columns path,slide_id).",
             )
 
 
@@ -148,13 +160,25 @@ def _look_up(folder: StoreFolder, row: SlideRow, config: TilesConfig) -> SlideRe
     record = before if before is None or before.status == "failed" else _brought_up_to_date(folder, before, row)
     # A row that says nothing of its own settings (a file, a folder) leaves those that the slide was tiled with.
     stated = row.overrides if row.overrides is not None else record.overrides if record is not None else {}
+    if row.overrides is None and row.shown_path and "mask" in stated:
+        raise TileStoreError(
+            str(folder.path),
+            f"{row.slide_id} was tiled with a mask, and none is given now.",
+            "A store with pseudonyms does not know where the mask lies.",
+            "Give the same masks as before (slides.masks, or the column `mask` of a CSV).",
+        )
     work = SlideWork(row, slide_config(config, stated, row.slide_id), stated, folder)
     if record is None or not _is_whole(folder, record, config) or not _is_tiled_as(record, work, config):
         return work
     if record.limits != limits_of(work.config):
         return replace(work, before=record)
     updated = replace(
-        record, patient_id=row.patient_id, split=row.split, centre=row.centre, scanner=row.scanner, overrides=stated
+        record,
+        patient_id=row.patient_id,
+        split=row.split,
+        centre=row.centre,
+        scanner=row.scanner,
+        overrides=row.recorded_overrides(stated),
     )
     if updated != before:
         write_record(folder, updated)
@@ -162,34 +186,36 @@ def _look_up(folder: StoreFolder, row: SlideRow, config: TilesConfig) -> SlideRe
 
 
 def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow) -> SlideRecord | None:
-    """The record with the place and stamp that its slide has now; None where another slide has taken its name.
+    """The record with the present path and stamp of its slide; None if another slide now has its name.
 
     What was made of the other slide is deleted at once: nobody shall read it while this call is under way.
     """
     try:
         now = slide_identity(row.path, record.identity)
     except SlideError as error:
-        logger.warning("%s: its tiles stay as they were. %s", row.slide_id, error)
+        logger.warning("%s: its tiles stay as they were. %s", row.slide_id, without_names(row, str(error)))
         return record
-    if now == record.identity and record.path == str(row.path):
+    if now == record.identity and record.path == row.recorded_path:
         return record
     if is_slide_of(record, row.path, now):
-        return replace(record, path=str(row.path), content_digest=now.digest, stamp=now.stamp)
-    if record.path != str(row.path):
+        return replace(record, path=row.recorded_path, content_digest=now.digest, stamp=now.stamp)
+    if record.path != row.recorded_path:
         raise TileStoreError(
             str(folder.path),
-            f"slide id {row.slide_id!r} stands for {record.path} there, and for {row.path} now.",
+            f"slide id {row.slide_id!r} stands for {record.path} there, and for {row.recorded_path} now.",
             "Within a store an id stands for one slide.",
             "Give ids in a CSV (columns path,slide_id), or use another --out.",
         )
-    logger.warning("%s: the slide was replaced by another; its old tiles are deleted and made again", row.slide_id)
+    logger.warning(
+        "%s: the slide was replaced by another; its old tiles are deleted, and it is tiled again", row.slide_id
+    )
     folder.record_file(row.slide_id).unlink(missing_ok=True)
     folder.remove_outputs(row.slide_id)
     return None
 
 
 def _record_or_none(file: Path) -> SlideRecord | None:
-    """The record of a slide; None where there is none, or one that cannot be read: the slide is tiled again."""
+    """The record of a slide; None if it is missing or unreadable, so that the slide is tiled again."""
     try:
         return read_slide_record(file) if file.exists() else None
     except TileStoreError as error:

@@ -33,12 +33,12 @@ def checkpoint_activations(backbone: nn.Module, name: str) -> None:
             "training.activation_checkpointing=true",
             f"timm's {name} has no activation checkpointing.",
             "A backbone with blocks, such as a ViT, ConvNeXt, Swin or ResNet, is needed.",
-            "Set it to false, and raise training.accumulate_steps where memory is short.",
+            "Set it to false, and raise training.accumulate_steps if memory is short.",
         ) from None
 
 
 def recompute_elementwise(backbone: nn.Module, name: str) -> None:
-    """Let the backward pass apply the MLPs' activation functions again instead of keeping what they gave.
+    """Recompute the MLPs' activation functions in the backward pass instead of storing their outputs.
 
     In bf16 that is 8 of the 36 bytes that a ViT's block keeps for each token and feature.
 
@@ -51,7 +51,7 @@ def recompute_elementwise(backbone: nn.Module, name: str) -> None:
             "training.activation_checkpointing=elementwise",
             f"timm's {name} has no MLPs of two layers with an activation function between them.",
             "A ViT, Swin or ConvNeXt is needed.",
-            "Set it to true, or to false, and raise training.accumulate_steps where memory is short.",
+            "Set it to true; or to false, and raise training.accumulate_steps if memory is short.",
         )
     for mlp in mlps:
         mlp.forward = partial(_forward_keeping_one_hidden, mlp)
@@ -61,10 +61,10 @@ def _forward_keeping_one_hidden(mlp: Any, features: Tensor) -> Tensor:
     """timm's `Mlp.forward`; of its two hidden tensors the second is not kept for the gradient."""
     before = mlp.fc1(features)
     after = mlp.act(before)
-    address = after.data_ptr()
+    storage = after.untyped_storage()._cdata  # tensors without values (plan/counted.py) have no address
 
     def pack(kept: Tensor) -> Tensor | torch.Size:
-        return kept.shape if kept.data_ptr() == address else kept
+        return kept.shape if kept.untyped_storage()._cdata == storage else kept
 
     def unpack(packed: Tensor | torch.Size) -> Tensor:
         return mlp.act(before.detach()).view(packed) if isinstance(packed, torch.Size) else packed
@@ -76,7 +76,7 @@ def _forward_keeping_one_hidden(mlp: Any, features: Tensor) -> Tensor:
 
 
 def fold_layer_scales(backbone: nn.Module) -> None:
-    """Let each LayerScale of timm's ViT blocks scale the weights of the layer before it, not what that layer gives.
+    """Let each LayerScale of timm's ViT blocks scale the weights of the previous layer instead of its output.
 
     g (W x + b) is (g W) x + g b, where the backward pass needs no W x + b: in bf16 that is 4 of the 40 bytes that such
     a block keeps for each token and feature, and two passes over them less. The parameters stay as they are.
@@ -110,7 +110,7 @@ def has_fast_bf16() -> bool:
 
 
 def compile_blocks(backbone: nn.Module, name: str, *, recompute_elementwise: bool = False) -> None:
-    """torch.compile each block by itself, for each resolution: the whole network would compile for much longer.
+    """torch.compile each block separately, for each resolution: the whole network would take much longer to compile.
 
     Args:
         recompute_elementwise: the compiler leaves it to the backward pass to compute again what is elementwise. A

@@ -1,4 +1,4 @@
-"""Advice on settings that suit much data and long runs, but not this run. Nothing is changed unasked.
+"""Advice on settings that suit large data and long runs, but not this run. Nothing is changed automatically.
 
 The published values stay the defaults, whatever the store: a config means the same everywhere, `config.yaml` names the
 numbers that were used, and a run that is continued with one more slide keeps its prototypes.
@@ -34,7 +34,7 @@ MIN_GLOBAL_BATCH = 32  # the paper, table 9: 128 costs little; 8 gave 35.2 % k-N
 
 @dataclass(frozen=True)
 class Advice:
-    """Why a setting does not suit the run, and what does: text by dotted key, as on the command line."""
+    """Why a setting does not suit the run, and better values: text by dotted key, as on the command line."""
 
     reason: str
     settings: dict[str, str]
@@ -69,7 +69,7 @@ def advised(config: Config, *, num_tiles: int, world_size: int) -> dict[str, str
 
 
 def settings_begun_with(run: RunFolder, config: Config) -> dict[str, str] | None:
-    """Of a run that has begun: what it has of the settings that advice names, where the config has it otherwise.
+    """For a run that has begun: its values of the advised settings that differ from the config.
 
     Its store may have grown since, and with it the advice; a run keeps what it began with. None: no run has begun.
     """

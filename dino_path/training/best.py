@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Comparison:
-    """Compares each checkpoint that has a measure with the best before it; the first rank holds the record.
+    """Compares each measured checkpoint with the best so far; the first rank keeps the record.
 
     The measure is the running k-NN where there are labels, else the effective rank of the teacher's features (RankMe).
     It goes on across a resume as if there had been none, but for the window of batches that RankMe is of: `best.json`
@@ -42,7 +42,8 @@ class Comparison:
         return self._monitor.keep_best and (num_done % self._every == 0 or num_done == self._num_steps)
 
     def compare(self, num_done: int, measured: StepRecord | None) -> BestRecord | None:
-        """The record after this comparison; None where there was none: not due, not measured, or compared before.
+        """The record after this comparison; None if there was no comparison (not due, not measured, or already
+        compared).
 
         Args:
             measured: the record of the step that led to this state, if there is one.
@@ -62,7 +63,7 @@ class Comparison:
         return self.record
 
     def has_ended(self) -> bool:
-        """Whether `monitor.stop_after` comparisons brought no gain. Every rank must call it, and is told the same."""
+        """Whether `monitor.stop_after` comparisons brought no gain. Every rank must call it and gets the answer."""
         if self._monitor.stop_after is None:
             return False
         is_over = is_exhausted(self.record, self._monitor.stop_after)
@@ -82,9 +83,9 @@ class Comparison:
     def _void(self, record: BestRecord, run: RunFolder, start: int) -> str | None:
         """Why a record can be compared with no longer."""
         if record.measure != self._measure:
-            return f"by {NAMES[self._measure]}, and no longer by {NAMES[record.measure]}"
+            return f"by {NAMES[self._measure]}, no longer by {NAMES[record.measure]}"
         if record.measure == "knn_accuracy" and record.data != self._monitor.knn_data:
-            return f"monitor.knn_data is another ({record.data} -> {self._monitor.knn_data})"
+            return f"monitor.knn_data has changed ({record.data} -> {self._monitor.knn_data})"
         if record.step <= start and not run.checkpoint_file(record.step).is_file():
-            return f"{run.checkpoint_file(record.step)}, the best, is not there"
+            return f"{run.checkpoint_file(record.step)}, the best, is missing"
         return None

@@ -82,8 +82,8 @@ def save_checkpoint(
         raise CheckpointError(
             str(path),
             f"cannot be written ({_root_of(error)}).",
-            "Room on the disk, and in the quota, is needed; the checkpoints before it are good.",
-            "Make room (training.keep_checkpoints), then start the same command again.",
+            "Space on the disk and in the quota is needed; earlier checkpoints are intact.",
+            "Free some space (see training.keep_checkpoints), then start the same command again.",
         ) from error
     if best is not None:
         write_best(run, best)
@@ -105,7 +105,7 @@ def _root_of(error: BaseException) -> BaseException:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands, and which other runs it came from."""
+    """The position of a run, and the runs that it continues."""
 
     step: int
     starts: tuple[Start, ...] = ()
@@ -124,7 +124,7 @@ def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource)
     if not files:
         return Position(0)
     path, checkpoint = newest_readable(run.checkpoints, files)
-    refuse_other_run(path, checkpoint, config, tiles, learner)
+    refuse_other_run(path, checkpoint, config, tiles, global_batch_size=learner.global_batch_size, guide=learner.guide)
     _refuse_other_state(path, load_networks(learner, checkpoint))
     load_whole_optimizer(learner.optimizer, checkpoint.optimizer)
     learner.num_skipped = checkpoint.num_skipped
@@ -147,13 +147,13 @@ def newest_readable(folder: Path, files: Sequence[Path]) -> tuple[Path, Checkpoi
     raise CheckpointError(
         str(folder),
         f"none of its {len(files)} checkpoints can be read.",
-        "One good checkpoint is needed to continue this run.",
+        "A readable checkpoint is needed to continue this run.",
         "Move the folder away and start again, or restore a checkpoint from a backup.",
     )
 
 
 def load_networks(learner: Learner, checkpoint: Checkpoint) -> StateDifference:
-    """Both networks and what the objective's terms remember, of a checkpoint of the same architecture.
+    """Load both networks and the state of the objective's terms from a checkpoint of the same architecture.
 
     Returns:
         What the terms and the checkpoint remember apart from one another.
@@ -165,30 +165,31 @@ def load_networks(learner: Learner, checkpoint: Checkpoint) -> StateDifference:
 
 
 def _refuse_other_state(path: Path, difference: StateDifference) -> None:
-    """Refuse a checkpoint of this run that does not hold just what the run's terms remember."""
+    """Refuse a checkpoint of this run that does not hold exactly the state of the run's terms."""
     found = [f"lacks {name}" for name in difference.missing] + [f"has {name} too" for name in difference.unused]
     if found:
         raise CheckpointError(
             str(path),
             f"{', '.join(found)}.",
-            "This run's objective keeps just its terms' state; the file was changed, or is of another version.",
-            "Remove this file, so that the checkpoint before it is used, or install the version that wrote it.",
+            "A checkpoint must hold exactly the state of the objective's terms; this file was changed, or is from"
+            " another version.",
+            "Remove this file, so that the previous checkpoint is used, or install the version that wrote it.",
         )
 
 
 def warn_of_other_circumstances(
     path: Path, checkpoint: Checkpoint, config: Config, tiles: TileSource, learner: Learner
 ) -> None:
-    """Say what no setting shows: another number of processes, or other contents under the tiles' names."""
+    """Log changes that no setting shows: another number of processes, or other contents under the tiles' names."""
     if checkpoint.world_size != learner.world.size:
         logger.warning(
-            "%s was written by %d process(es), this is a run of %d: the same tiles and views, but other"
-            " stochastic depth and rounding.",
+            "%s was written by %d process(es), this run has %d: the tiles and views are the same, but stochastic"
+            " depth and rounding differ.",
             path, checkpoint.world_size, learner.world.size,
         )  # fmt: skip
     then, now = checkpoint.contents_digest, contents_digest(tiles)
     if then and now and then != now and checkpoint.tiles_digest == tiles.digest:
         logger.warning(
-            "%s has the same tiles by name as when %s was written, and other contents: images or slides were"
-            " replaced. The run goes on with what lies there now.", config.store, path,
+            "%s has tiles of the same names as when %s was written, but other contents: images or slides were"
+            " replaced. The run continues with the new ones.", config.store, path,
         )  # fmt: skip

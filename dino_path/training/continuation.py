@@ -49,7 +49,7 @@ class Origin:
 
 
 def start_from_other_run(learner: Learner, config: Config, tiles: TileSource) -> Position:
-    """Load the state that `training.continue_from` names into `learner`; say what goes on and what begins again.
+    """Load the state of `training.continue_from` into `learner`; log what continues and what starts again.
 
     Skipped steps are counted from 0. Every rank must call it.
 
@@ -73,9 +73,9 @@ def start_from_other_run(learner: Learner, config: Config, tiles: TileSource) ->
         if key not in _OWN:
             logger.info("changed: %s (%s)", key, change)
     for name in difference.missing:
-        logger.info("%s begins at zero: that run kept none", name)
+        logger.info("%s starts at zero: that run had none", name)
     for name in difference.unused:
-        logger.info("%s of that run is left behind: the objective keeps none now", name)
+        logger.info("%s of that run is dropped: the objective no longer has one", name)
     logger.info("%s", _tiles_line(origin, position, config, tiles, learner))
     logger.info("%s", _schedules_line(origin, position, schedules))
     return position
@@ -98,7 +98,7 @@ def _read_origin(config: Config) -> Origin:
 
 
 def _position(origin: Origin, config: Config, tiles: TileSource, learner: Learner) -> Position:
-    """Where the new run begins: its step, its stream of tiles, and the runs before it."""
+    """Start of the new run: its step, its stream of tiles, and the previous runs."""
     assert config.training is not None
     step, before = origin.checkpoint.step, origin.schedules.clock
     schedules, weights = config.training.schedules, origin.config.model.weights
@@ -122,13 +122,13 @@ def _position(origin: Origin, config: Config, tiles: TileSource, learner: Learne
 
 
 def _run_name(checkpoint: Path) -> str:
-    """The name of the run folder that a checkpoint lies in; of the file, where it lies elsewhere."""
+    """The name of a checkpoint's run folder, or of the file if it is not in one."""
     folder = checkpoint.resolve().parent
     return folder.parent.name if folder.name == "checkpoints" else checkpoint.name
 
 
 def _new_order(origin: Origin, tiles: TileSource, learner: Learner) -> list[str]:
-    """What gives another order of tiles than the origin had; empty where its stream can go on."""
+    """Changes that give another order of tiles; empty if the stream can continue."""
     checkpoint = origin.checkpoint
     found = [f"{key} ({origin.changed[key]})" for key in ("training.seed", "training.balance") if key in origin.changed]
     if checkpoint.tiles_digest != tiles.digest:
@@ -139,27 +139,27 @@ def _new_order(origin: Origin, tiles: TileSource, learner: Learner) -> list[str]
 
 
 def _take_moments(learner: Learner, origin: Origin) -> str:
-    """Load the optimizer's moments where they are of the same optimizer and parameters; what was done, in words."""
+    """Load the optimizer's moments if optimizer and parameter groups agree; returns what was done as a sentence."""
     ours, theirs = (
         [len(group["params"]) for group in groups]
         for groups in (learner.optimizer.param_groups, origin.checkpoint.optimizer["param_groups"])
     )
     if learner.optim.optimizer == origin.config.optim.optimizer and ours == theirs:
         load_whole_optimizer(learner.optimizer, origin.checkpoint.optimizer)
-        return "the optimizer goes on with its moments"
-    return "the optimizer's moments begin at zero, for it groups other parameters, or is another optimizer"
+        return "the optimizer keeps its moments"
+    return "the optimizer's moments start at zero, because it is another optimizer or groups parameters differently"
 
 
 def _refuse_other_networks(origin: Origin, config: Config, learner: Learner) -> None:
     names = [name for name in network_settings(origin.config, config) if name in origin.changed]
-    differing = [f"{name} ({origin.changed[name]})" for name in names] + other_guide(origin.checkpoint, learner)
+    differing = [f"{name} ({origin.changed[name]})" for name in names] + other_guide(origin.checkpoint, learner.guide)
     if differing:
         raise CheckpointError(
             str(origin.path),
-            f"is of other networks: {'; '.join(differing)}.",
-            "training.continue_from takes over student, teacher, heads and centers whole.",
-            "Set these as that run had them. Or take its backbone alone: `dino-path export` it, and give the model"
-            " folder as model.weights.",
+            f"has other networks: {'; '.join(differing)}.",
+            "training.continue_from loads student, teacher, heads and centers completely.",
+            "Set these as in that run. Or use only its backbone: `dino-path export` it, and give the model folder as"
+            " model.weights.",
         )
 
 
@@ -168,8 +168,8 @@ def _refuse_two_starts(config: Config, origin: Origin) -> None:
     if config.model.weights is not None and "model.weights" in origin.changed:
         raise ConfigError(
             f"model.weights={config.model.weights}",
-            f"is another start than training.continue_from={config.training.continue_from}.",
-            "A run starts from one state, and the run that it continues brings its weights.",
+            f"contradicts training.continue_from={config.training.continue_from}.",
+            "A run starts from one state, and a continued run has its own weights.",
             "Leave one of the two out.",
         )
 
@@ -183,7 +183,7 @@ def _refuse_different_reads(origin: Origin, world: World) -> None:
             str(origin.path),
             "is not the newest checkpoint for all processes: a run is writing them.",
             "All processes must start from one state.",
-            "Name one checkpoint file in training.continue_from, or wait for that run's end.",
+            "Name one checkpoint file in training.continue_from, or wait until that run has ended.",
         )
 
 
@@ -192,37 +192,37 @@ def _refuse_too_short(origin: Origin, position: Position, schedules: Schedules) 
     if position.step >= num_steps:
         raise CheckpointError(
             str(origin.path),
-            f"stands at step {position.step}, and this run ends at step {num_steps}.",
-            "With training.schedules=extend the length is that of the whole, from the first step on.",
-            f"Give a longer one (training.num_steps above {position.step}), or set training.schedules=restart: the"
+            f"is at step {position.step}, but this run ends at step {num_steps}.",
+            "With training.schedules=extend, the length counts from the first step of the first run.",
+            f"Give a larger length (training.num_steps above {position.step}), or set training.schedules=restart: the"
             " length then counts from here.",
         )
 
 
 def _tiles_line(origin: Origin, position: Position, config: Config, tiles: TileSource, learner: Learner) -> str:
-    """Whether the stream of tiles goes on."""
+    """Whether the stream of tiles continues."""
     assert config.training is not None
     changes = _new_order(origin, tiles, learner)
     if config.training.schedules == "extend" and not changes:
-        return f"tiles: the same, and their order goes on at step {position.step}"
+        return f"tiles: the same; their order continues at step {position.step}"
     why = f" ({'; '.join(changes)})" if changes else ""
-    line = f"tiles: order and epochs begin again at step {position.step}{why}"
+    line = f"tiles: order and epochs start again at step {position.step}{why}"
     if "training.seed" in origin.changed:
         return line
     return (
-        f"{line}; with training.seed={config.training.seed} as before, tiles come in views of that run's first epochs"
-        " again: another seed gives new ones"
+        f"{line}; with the same training.seed={config.training.seed}, the views of that run's first epochs repeat;"
+        f" another seed gives new views"
     )
 
 
 def _schedules_line(origin: Origin, position: Position, schedules: Schedules) -> str:
-    """What the schedules do at the seam: each value at the last step there, and at the first one here."""
+    """The schedules at the transition: each value at the old run's last step and at the new run's first."""
     step, num_steps = origin.checkpoint.step, schedules.clock.num_steps
     last, first = origin.schedules.at(max(step - 1, 0)).logged(), schedules.at(position.step).logged()
     values = ", ".join(f"{name} {last[key]:.3g} -> {first[key]:.3g}" for key, name in NAMES.items())
     how = (
         f"schedules=extend: as in one run of {num_steps} steps, from its step {position.step} on"
         if position.starts[-1].schedules == "extend"
-        else f"schedules=restart: {num_steps} steps of their own, with warm-ups"
+        else f"schedules=restart: {num_steps} new steps, with warm-ups"
     )
     return f"{how}; last there -> first here: {values}"

@@ -1,4 +1,4 @@
-"""What `objective.distill` needs of other settings, checked by the settings alone. Known without torch."""
+"""Requirements of `objective.distill` on other settings, checked without torch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def check_distillation(config: Config) -> None:
     if not config.objective.has_prototypes and views.num_local > 0:
         raise ConfigError(
             f"views.num_local={views.num_local}",
-            "no term looks at local views.",
-            "Distillation compares global views, which the frozen model sees as well; local views are DINO's.",
-            "Set views.num_local=0, or objective.dino.weight=1 to train with DINO beside it.",
+            "no term uses local views.",
+            "Distillation compares global views, which the frozen model also sees; only DINO uses local views.",
+            "Set views.num_local=0, or objective.dino.weight=1 to train with DINO as well.",
         )
     if distill.cached:
         _refuse_other_places(config)
 
 
 def _refuse_other_places(config: Config) -> None:
-    """Refuse views that do not show what the kept features are of."""
+    """Refuse views that do not show the whole tiles of the cached features."""
     views = config.views
     found, wanted = {}, {}
     if views.global_um is not None:
@@ -46,9 +46,9 @@ def _refuse_other_places(config: Config) -> None:
     raise ConfigError(
         "objective.distill.cached=true",
         f"the views are not whole tiles: {', '.join(f'{name}={value}' for name, value in found.items())}.",
-        "The frozen model's features are kept once for each whole tile"
-        + (", patch by patch: the student's views must show the same." if turned else "."),
+        "The frozen model's features are cached once for each whole tile"
+        + (", patch by patch, so the student's views must show the same." if turned else "."),
         f"Set {' '.join(f'{name}={value}' for name, value in wanted.items())}"
-        + (" (or objective.distill.patches=0, for which a tile may be turned)" if turned else "")
+        + (" (or objective.distill.patches=0, which allows flips and rotations)" if turned else "")
         + ", or objective.distill.cached=false.",
     )

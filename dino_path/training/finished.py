@@ -1,4 +1,4 @@
-"""What is said at the end of a run, and of one that had ended before. Known without torch."""
+"""Messages at the end of a run, and for a run that had already ended, without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNLEARNED_SHARE = 0.01  # of ln K, what guessing gives: a loss so near to it say
 
 
 def finished_checkpoint(config: Config) -> Path | None:
-    """The last checkpoint of the run in `config.out`, when it has the very same config and has made all its steps.
+    """The last checkpoint of the run in `config.out`, if it has exactly this config and has made all its steps.
 
     None also where only the steps of an epoch, or a closer look at the settings, can tell: `loop.pretrain` looks then.
     """
@@ -36,24 +36,24 @@ def finished_checkpoint(config: Config) -> Path | None:
 
 
 def finished_text(run: RunFolder, checkpoint: Path) -> str:
-    """That nothing was done, and what can be."""
+    """Message that nothing was done, with possible next commands."""
     path, best = shlex.quote(str(run.path)), read_best(run)
     return (
-        f"{run.path} is finished, and nothing was done: {checkpoint} is its last checkpoint.\n"
-        + (f"Its best checkpoint: {best}; --best takes it\n" if best and best.step < best.last_step else "")
-        + f"A model of it: dino-path export {path} --out {path}/model\n"
-        f"A longer run: the same command with training.continue_from={path}, another out= and training.num_steps"
+        f"{run.path} is already finished: {checkpoint} is its last checkpoint.\n"
+        + (f"Its best checkpoint: {best}; export it with --best\n" if best and best.step < best.last_step else "")
+        + f"To export a model: dino-path export {path} --out {path}/model\n"
+        f"For a longer run: the same command with training.continue_from={path}, another out= and training.num_steps"
     )
 
 
 def unlearned_text(run: RunFolder, config: Config) -> str | None:
-    """That the run has learned nothing, where DINO's last loss is what guessing makes it."""
+    """Message that the run has learned nothing, if DINO's last loss is that of guessing."""
     num_prototypes, records = config.objective.dino.num_prototypes, read_metrics(run.metrics_file).records
     guessing = math.log(num_prototypes)
     gap = records[-1].number("loss_minus_ln_k") if records else None  # of DINO's term, unweighted
     if gap is None or abs(gap) > UNLEARNED_SHARE * guessing:  # Sinkhorn-Knopp's loss may be far above it, and fall
         return None
     return (
-        f"NOT LEARNED: after {records[-1].step + 1} steps DINO's loss is {guessing + gap:.3f}, and guessing gives"
-        f" ln {num_prototypes} = {guessing:.3f}. Train longer, or start another run with --apply-advice"
+        f"NOT LEARNED: after {records[-1].step + 1} steps DINO's loss is {guessing + gap:.3f}, the loss of guessing"
+        f" is ln {num_prototypes} = {guessing:.3f}. Train longer, or start another run with --apply-advice"
     )

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def keep_global_batch(config: Config, world_size: int) -> Config:
-    """`config`, divided again where the run in `config.out` began with another global batch than it gives here.
+    """`config` with the batch divided differently, if the run in `config.out` started with another global batch.
 
     A job that was queued again with fewer nodes makes more passes per step, one with more nodes fewer; no process gets
     more tiles in a pass than `training.batch_size_per_gpu`. A batch that so many processes cannot share out evenly is
@@ -36,7 +36,8 @@ def keep_global_batch(config: Config, world_size: int) -> Config:
         count for count in range(1, tiles_each + 1) if tiles_each % count == 0 and tiles_each // count <= most
     )
     logger.warning(
-        "global batch of %d tiles, as before: %d process(es) now take %d in each of %d pass(es) a step, not %d in %d",
+        "global batch of %d tiles, as before: %d process(es) now take %d in each of %d pass(es) per step, not %d in"
+        " %d",
         global_batch_size, world_size, tiles_each // passes, passes, most, training.accumulate_steps,
     )  # fmt: skip
     divided = {"batch_size_per_gpu": tiles_each // passes, "accumulate_steps": passes}
@@ -44,7 +45,7 @@ def keep_global_batch(config: Config, world_size: int) -> Config:
 
 
 def _global_batch_size(checkpoint: Path) -> int | None:
-    """What a checkpoint says, without reading its tensors; None for one that is damaged (`restore` names it)."""
+    """The record of a checkpoint without its tensors; None if it is damaged (`restore` reports it)."""
     try:
         record = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         return int(record["global_batch_size"])

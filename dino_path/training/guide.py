@@ -1,4 +1,4 @@
-"""The guide: a frozen model that the student learns from, beside the teacher, which is the student's own average.
+"""The guide: a frozen model from which the student learns, in addition to the teacher (the student's moving average).
 
 It is no part of checkpoints. Which model it is, is: see `DistillTerm.state`. Shape suffixes: B tiles, N patches of a
 view, G features of the guide.
@@ -32,7 +32,7 @@ MPP_TOLERANCE = 0.1  # relative: views are crops of other scales, and differ by 
 
 
 class Guide(Protocol):
-    """What tells the features that the student is to have."""
+    """A source of target features for the student."""
 
     facts: GuideRecord
 
@@ -64,7 +64,7 @@ class LiveGuide:
 
 
 def open_guide(config: Config, tiles: TileSource, world: World) -> LiveGuide | None:
-    """The model that `objective.distill` names; None where that has no weight. The global random state may move.
+    """The model of `objective.distill`; None if that has no weight. The global random state may change.
 
     Raises:
         CheckpointError: it cannot be loaded.
@@ -88,7 +88,7 @@ def open_guide(config: Config, tiles: TileSource, world: World) -> LiveGuide | N
 
 
 def _facts(model: FrozenModel, config: Config) -> GuideRecord:
-    """What the model is, and at which edge it sees the views: its own, or that at which its patches are the student's.
+    """Facts on the model and its input size: its own, or the one that gives it as many patches as the student.
 
     Raises:
         ConfigError: it does not take images of that edge, or cuts them into other patches.
@@ -118,8 +118,8 @@ def _patch_px(model: FrozenModel) -> int:
         raise ConfigError(
             f"objective.distill.teacher={model.name}",
             f"a {type(backbone).__name__} has no patch tokens.",
-            "objective.distill.patches compares patch tokens, and a ViT has them.",
-            "Set objective.distill.patches=0: [CLS], or a CNN's pooled features, are then all that is learned.",
+            "objective.distill.patches compares patch tokens, so a ViT is needed.",
+            "Set objective.distill.patches=0, to learn only [CLS] or a CNN's pooled features.",
         )
     return int(backbone.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
 
@@ -139,26 +139,26 @@ def _try(model: FrozenModel, edge_px: int, num_patches: int | None, config: Conf
     except (RuntimeError, AssertionError, ValueError) as error:
         found = f"it does not take views of {edge_px} px ({' '.join(str(error).split())[:200]})."
     if num_patches is None:
-        needed, remedy = "It must take images of the edge that it names itself.", "Export the model folder again."
+        needed, remedy = "It must accept images of its own input size.", "Export the model folder again."
     else:
         own_px = model.preprocessing.input_px
         needed = (
             f"The student ({config.model.backbone}) cuts views of {config.views.global_px} px into {num_patches}"
-            " patches, and each is compared with the guide's patch of the same place."
+            f" patches, and each is compared with the model's patch at the same place."
         )
         remedy = (
-            f"Choose views.global_px so that the student has as many patches as the guide has of its {own_px} px, or"
+            f"Choose views.global_px so that the student has as many patches as the model has at its {own_px} px, or"
             " set objective.distill.patches=0."
         )
     raise ConfigError(f"objective.distill.teacher={model.name}", found, needed, remedy)
 
 
 def _refuse_other_mpp(model: FrozenModel, tiles: TileSource) -> None:
-    """Refuse tiles at another resolution than the model's, both where tiles are stored and where it sees them whole."""
+    """Refuse tiles whose mpp differs from the model's, both as stored and as the model sees a whole tile."""
     own, tile_px = model.preprocessing, tiles.size_px if isinstance(tiles, TileStore) else None
     if own.mpp is None or tiles.mpp is None:
         logger.warning(
-            "%s: microns per pixel are not known of %s; it must have been trained on tissue at about the scale of"
+            "%s: the microns per pixel of %s are unknown; it must have been trained on tissue at about the scale of"
             " these tiles", model.name, "the model" if own.mpp is None else "the tiles",
         )  # fmt: skip
         return
@@ -169,7 +169,7 @@ def _refuse_other_mpp(model: FrozenModel, tiles: TileSource) -> None:
     raise TileStoreError(
         f"objective.distill.teacher={model.name}",
         f"it was trained on {own.text()}, and the tiles are at {tiles.mpp:.4g} um/px.",
-        "A model to learn from must know tissue at the scale that it is shown, within 10 %.",
+        "The scale of the tiles must agree within 10 % with the model's training.",
         f"Tile the slides again with tiles.mpp={own.mpp:g}, or take another model.",
     )
 

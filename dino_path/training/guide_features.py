@@ -1,4 +1,4 @@
-"""A guide's features of whole tiles, made once by all processes, kept in the run folder, and mapped from there.
+"""A guide's features of whole tiles, computed once by all processes, cached in the run folder, and memory-mapped.
 
 RUN/guide_features/features.json          what they are of (`GuideFeaturesRecord`)
 RUN/guide_features/cls_<piece>.npy        of PIECE tiles: (P, G) fp32
@@ -45,7 +45,7 @@ DTYPES: dict[Part, type[np.floating]] = {"cls": np.float32, "patches": np.float1
 
 
 class KeptGuide:
-    """A guide whose features lie in files: it looks at no view."""
+    """A guide whose features come from files; it does not see the views."""
 
     def __init__(self, folder: Path, made_of: GuideFeaturesRecord, device: torch.device) -> None:
         self.folder, self.facts, self.num_tiles, self.device = folder, made_of.guide, made_of.num_tiles, device
@@ -68,9 +68,10 @@ class KeptGuide:
             tile = int(tiles[int(missing.argmax())])
             raise TileStoreError(
                 str(self.file(part, tile // PIECE)),
-                f"has no features of tile {tile}, which could not be read when they were made, and can now.",
-                "Every tile that is learned from needs them.",
-                "Delete this file, and give the same command again: its features are made once more.",
+                f"has no features of tile {tile}: the tile was unreadable when they were computed, and is readable"
+                f" now.",
+                "Every training tile needs them.",
+                "Delete this file, and give the same command again: the features are computed again.",
             )
         sent = torch.from_numpy(rows)
         if self.device.type == "cuda":
@@ -100,7 +101,7 @@ class KeptGuide:
                 if file.exists() and self._map(part, piece).shape == self.shape(part, piece):
                     continue
             except (OSError, ValueError, EOFError):
-                logger.warning("%s: damaged, making it again", file)
+                logger.warning("%s: damaged, computing it again", file)
             return False
         return True
 
@@ -182,7 +183,7 @@ def _make(
 
 
 def _checked(kept: KeptGuide, part: Part, features: Tensor, lost: list[int]) -> NDArray[np.floating]:
-    """As they are stored; NaN where there was no image.
+    """Stored features; NaN if there was no image.
 
     Raises:
         CheckpointError: they are not finite.
@@ -193,8 +194,8 @@ def _checked(kept: KeptGuide, part: Part, features: Tensor, lost: list[int]) -> 
         raise CheckpointError(
             kept.facts.name,
             f"its features ({part}) are not finite as {np.dtype(DTYPES[part]).name}.",
-            "Features that are numbers are needed.",
-            "Set training.precision=fp32, or objective.distill.cached=false, or take another model.",
+            "Finite features are needed.",
+            "Set training.precision=fp32, or objective.distill.cached=false, or use another model.",
         )
     stored[lost] = np.nan
     return stored
@@ -206,20 +207,20 @@ def _refuse_others(folder: Path, found: GuideFeaturesRecord, needed: GuideFeatur
     names = [name for name in GuideFeaturesRecord.model_fields if getattr(found, name) != getattr(needed, name)]
     raise CheckpointError(
         str(folder),
-        f"holds features of {found.guide.name} that were made of something else ({', '.join(names)} differ).",
-        "Kept features are those of this very model and these tiles.",
-        "Give the run another `out`, or delete the folder: the features are made again.",
+        f"holds features of {found.guide.name} that were computed from something else ({', '.join(names)} differ).",
+        "The cached features must belong to exactly this model and these tiles.",
+        "Give the run another `out`, or delete the folder: the features are then computed again.",
     )
 
 
 def _refuse_no_room(folder: Path, kept: KeptGuide) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    logger.info("keeping %s's features of %d tiles: %.1f GB", kept.facts.name, kept.num_tiles, kept.num_bytes / 1e9)
+    logger.info("caching %s's features of %d tiles: %.1f GB", kept.facts.name, kept.num_tiles, kept.num_bytes / 1e9)
     if kept.num_bytes > free:
         raise CheckpointError(
             str(folder),
             f"the features take {kept.num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free.",
-            "Features of all tiles are kept.",
-            "Make room, or set objective.distill.patches=0 or objective.distill.cached=false.",
+            "There must be space for the features of all tiles.",
+            "Free some space, or set objective.distill.patches=0 or objective.distill.cached=false.",
         )

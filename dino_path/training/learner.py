@@ -1,4 +1,4 @@
-"""Everything that training changes, in one place."""
+"""Everything that training changes: networks, objective, optimizer."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from dino_path.views.masks import ViewMasks
 
 
 class Learner:
-    """Two networks, the objective with what its terms remember, the optimizer, and the count of skipped steps.
+    """Two networks, the objective with the state of its terms, the optimizer, and the count of skipped steps.
 
     Args:
-        guide: the frozen model that `objective.distill` names, where that has a weight.
+        guide: the frozen model of `objective.distill`, if that has a weight.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class Learner:
         world: World,
         guide: Guide | None = None,
     ) -> None:
+        # Every module built below advances the random state, so their order decides the initial weights: another order
+        # changes the results of every seed.
         torch.manual_seed(training.seed)
         self.model, self.optim, self.training, self.world, self.guide = model, optim, training, world, guide
         facts = guide.facts if guide is not None else None
@@ -55,15 +57,18 @@ class Learner:
         )
         if model.weights is not None:
             load_start_weights(self.student, model)
+        # Stochastic depth is for the student only, as published.
         self.teacher = build_network(model, objective, drop_path_rate=0.0, guide_features=guide_features)
         if model.lora_rank is not None:
             for network in (self.student, self.teacher):
                 add_adapters(network.backbone, model)
+        # After weights and adapters, so that the teacher starts as an exact copy of the student.
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.precision = resolve_precision(training, world.device)
         self.objective = Objective(build_terms(objective, training, world, facts))
         check_needs(self.student.backbone, model.backbone, self.objective.needs)
+        # Sharding replaces the parameters (by DTensors), so the optimizer must be built after it.
         self._forward_student = prepare_networks(self.student, self.teacher, model.backbone, training, world)
         self.parts = self.student.parts()
         self.optimizer = build_optimizer(self.student, optim)
@@ -77,7 +82,8 @@ class Learner:
         return self.training.batch_size_per_gpu * self.training.accumulate_steps * self.world.size
 
     def normalised(self, views: Tensor, parameters: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, 3, H, W) float on our device, finished and normalised by the model's mean and std.
+        """(N, H, W, 3) uint8 -> (N, 3, H, W) float on the training device, finished and normalised by the model's
+        mean and std.
 
         Args:
             parameters: (N, P), of a ViewBatch.
@@ -89,7 +95,7 @@ class Learner:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def teacher_backbone(self) -> nn.Module | None:
-        """A copy of the teacher's backbone for inference, on rank 0; all ranks must call, for each may hold a part."""
+        """A copy of the teacher's backbone for inference, on rank 0. All ranks must call: each may hold a part."""
         state = whole(self.teacher.backbone.state_dict(), self.world)
         if not self.world.is_first:
             return None
@@ -98,25 +104,25 @@ class Learner:
         return backbone.to(self.world.device).eval()
 
     def gradients_stay_here(self) -> AbstractContextManager[None]:
-        """Inside, a backward pass adds to this rank's gradients without averaging them over the ranks."""
+        """Within this context, a backward pass adds to this rank's gradients without averaging them over the ranks."""
         if isinstance(self._forward_student, DistributedDataParallel):
             return self._forward_student.no_sync()
         return nullcontext()
 
     def average_gradients(self) -> None:
-        """Average over the ranks what passes around DDP left on each; FSDP2 has done so by itself."""
+        """Average the gradients of passes that bypassed DDP over the ranks; FSDP2 averages by itself."""
         if isinstance(self._forward_student, DistributedDataParallel):
             for parameter in self.student.parameters():
                 if parameter.grad is not None:
                     self.world.sum_(parameter.grad).div_(self.world.size)
 
     def global_views(self, batch: ViewBatch) -> Tensor:
-        """(2 * B, 3, H, W): what both networks see of a micro-batch, the student with patches hidden."""
+        """(2 * B, 3, H, W): the global views of a micro-batch for both networks; the student sees them masked."""
         return self.normalised(batch.global_views, batch.global_parameters)
 
     @torch.no_grad()
     def teach(self, global_views: Tensor, masks: ViewMasks | None) -> NetworkOutput:
-        """What the teacher makes of the global views, which it sees whole, and of their masked patches."""
+        """The teacher's output for the unmasked global views, and for the patches that are masked in the student's."""
         chosen = masks.indices if masks is not None else None
         with self.autocast():
             output: NetworkOutput = self.teacher(
@@ -126,17 +132,18 @@ class Learner:
 
     @torch.no_grad()
     def consult(self, global_views: Tensor, batch: ViewBatch) -> Guidance | None:
-        """What the guide makes of the global views of a micro-batch; None where there is none."""
+        """The guide's features of the global views of a micro-batch; None without a guide."""
         if self.guide is None:
             return None
         with self.autocast():
+            # Back to [0, 1]: the guide normalises by its own mean and std.
             return self.guide(global_views * self.std + self.mean, batch.tiles)
 
     def study(self, global_views: Tensor, batch: ViewBatch, *, backbone_frozen: bool = False) -> NetworkOutput:
-        """What the student makes of all views of a micro-batch; it does not see the masked patches.
+        """The student's output for all views of a micro-batch, with masked patches hidden.
 
-        With a frozen backbone the pass goes around DDP, which would wait for the backbone's gradients: then
-        `average_gradients` must follow the last backward pass of the step.
+        With a frozen backbone the pass bypasses DDP, which would wait for the backbone's gradients. In that case
+        call `average_gradients` after the last backward pass of the step.
         """
         views, masks = [global_views], batch.masks
         if len(batch.local_views):

@@ -153,7 +153,7 @@ def _train(
     world.barrier()
     if unreadable.found:
         logger.warning(
-            "%d tiles of rank %d could not be read; others took their places: %s",
+            "%d tiles of rank %d could not be read; others replaced them: %s",
             len(unreadable.found), world.rank, run.unreadable_file,
         )  # fmt: skip
     checkpoint = run.checkpoint_file(num_done)
@@ -176,7 +176,7 @@ def _train(
 def view_batches(
     config: Config, training: TrainingConfig, tiles: TileSource, learner: Learner, *, start: int, num_steps: int
 ) -> Iterator[ViewBatch]:
-    """This rank's micro-batches from step `start` on; steps are counted from where the stream of tiles begins."""
+    """This rank's micro-batches from step `start` on; steps count from the start of the stream of tiles."""
     world, masks = learner.world, None
     if learner.objective.needs.masks:
         masks = MaskDrawer(
@@ -197,9 +197,14 @@ def view_batches(
         masks=masks,
     )
     pin_memory = world.device.type == "cuda"
-    num_workers = min(usable_cores() - 1, 8) if training.num_workers is None else training.num_workers
+    num_workers = num_view_workers(training)
     made = iterate_batches(batches, start=start, num_steps=num_steps, num_workers=num_workers, pin_memory=pin_memory)
     return sent_ahead(made, world.device)
+
+
+def num_view_workers(training: TrainingConfig) -> int:
+    """Processes that make views for this one."""
+    return min(usable_cores() - 1, 8) if training.num_workers is None else training.num_workers
 
 
 def check_view_sizes(config: Config) -> None:
@@ -212,7 +217,7 @@ def check_view_sizes(config: Config) -> None:
 def describe_run(
     run: RunFolder, config: Config, learner: Learner, schedules: Schedules, starts: Sequence[Start], *, num_tiles: int
 ) -> None:
-    """Write the resolved config, environment and origin, and say in the log what will happen."""
+    """Write the resolved config, environment and origin, and log the plan of the run."""
     with atomic_write(run.config_file) as stream:
         stream.write(as_yaml(config))
     if starts:
@@ -224,7 +229,7 @@ def describe_run(
     student = learner.student
     heads = [f"{count_parameters(head) / 1e6:.2f} M with {head.num_prototypes} prototypes" for head in student.heads]
     if student.match_head is not None:
-        heads.append(f"{count_parameters(student.match_head) / 1e6:.2f} M to the features of the model it learns from")
+        heads.append(f"{count_parameters(student.match_head) / 1e6:.2f} M to the features of the distilled model")
     logger.info(
         "%s: %.2f M parameters, heads %s; %s on %s, %d process(es)%s",
         config.model.backbone, count_parameters(student.backbone) / 1e6, ", ".join(heads),
@@ -234,16 +239,19 @@ def describe_run(
     if config.model.lora_rank is not None:
         learning = sum(one.numel() for one in student.backbone.parameters() if one.requires_grad)
         logger.info(
-            "adapters of rank %d: %.2f M parameters of the backbone learn, and its own stay as they are",
+            "adapters of rank %d: %.2f M parameters of the backbone are trained; its own weights are frozen",
             config.model.lora_rank, learning / 1e6,
         )  # fmt: skip
     balance = config.training.balance if config.training else None
-    logger.info("%d tiles in %s%s", num_tiles, config.store, f", as many of every {balance}" if balance else "")
+    logger.info(
+        "%d tiles in %s%s", num_tiles, config.store, f", the same number from every {balance}" if balance else ""
+    )
     for line in schedules.lines():
         logger.info("%s", line)
     for one in advice(config, schedules.clock, num_tiles=num_tiles):
         logger.info("advice: %s", one)
     if learner.training.precision == "auto" and learner.world.device.type == "cpu" and has_fast_bf16():
         logger.info(
-            "advice: this CPU has bf16 arithmetic, in which a ViT takes two thirds of the time: training.precision=bf16"
+            "advice: this CPU has bf16 arithmetic, with which a ViT takes two thirds of the time:"
+            " training.precision=bf16"
         )

@@ -51,10 +51,10 @@ def rankme(features_ND: Tensor) -> float:
 
 
 def find_feature_collapse(spread: float) -> Collapse | None:
-    """Features that no longer tell tiles apart, whatever the objective."""
+    """Collapse of features, for any objective: they no longer distinguish tiles."""
     if spread < 0.02:
         return Collapse(
             "constant features",
-            "lower optim.base_lr, warm up longer, or use fewer prototypes; check that the tiles are not all alike",
+            "lower optim.base_lr, warm up longer, or use fewer prototypes; check that the tiles are not all similar",
         )
     return None

@@ -27,7 +27,7 @@ from dino_path.training.sharding import local, shard
 def build_network(
     model: ModelConfig, objective: ObjectiveConfig, *, drop_path_rate: float, guide_features: int | None = None
 ) -> DinoNetwork:
-    """A freshly initialised backbone with the heads and the mask token that the objective asks for.
+    """A freshly initialised backbone with the heads and the mask token that the objective needs.
 
     Args:
         guide_features: of the model to learn from; None: there is none, whatever the objective says.
@@ -69,7 +69,7 @@ def build_head(num_features: int, config: HeadConfig) -> DinoHead:
 
 
 def load_start_weights(network: DinoNetwork, model: ModelConfig) -> None:
-    """Start from `model.weights`: the backbone, and the mask token and heads that they bring.
+    """Start from `model.weights`: the backbone, and mask token and heads if included.
 
     Raises:
         CheckpointError: the weights cannot be obtained, or belong to another architecture.
@@ -90,8 +90,8 @@ def check_needs(backbone: nn.Module, name: str, needs: Needs) -> None:
         raise ConfigError(
             f"model.backbone={name}",
             f"a {type(backbone).__name__} has no patch tokens.",
-            f"{what} needs them, and a ViT has them.",
-            "Take a ViT, or set objective.ibot.weight=0: DINO trains any backbone.",
+            f"{what} needs patch tokens, so a ViT is required.",
+            "Use a ViT, or set objective.ibot.weight=0: DINO trains any backbone.",
         )
 
 
@@ -118,7 +118,8 @@ def prepare_networks(
             compile_blocks(network.backbone, name, recompute_elementwise=recompute == "elementwise")
         if training.sharding is not None:
             shard(network, world, name)
-        network.to(world.device)
+        if next(network.parameters()).device != world.device:  # tensors without values (plan/counted.py) do not move
+            network.to(world.device)
     if world.size == 1 or training.sharding is not None:
         return student
     devices = [world.device] if world.device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""The optimizer: its groups of parameters, what the schedules write into them, and clipped gradients."""
+"""The optimizer: its parameter groups, their scheduled values, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dino_path.training.sharding import local, norms
 
 
 def build_optimizer(student: DinoNetwork, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD; a group holds the parameters that share a learning rate and are decayed, or not.
+    """AdamW or SGD; a group holds parameters with the same learning rate and with or without weight decay.
 
     Biases and everything one-dimensional are not decayed. As published, position embeddings, class token, mask token
     and prototypes are; without `optim.decay_embeddings` the tokens and what timm's `no_weight_decay` names are not.
@@ -48,7 +48,7 @@ def build_optimizer(student: DinoNetwork, optim: OptimConfig) -> torch.optim.Opt
 
 
 def lr_factors(student: DinoNetwork, optim: OptimConfig) -> dict[str, float]:
-    """What each of the student's parameters multiplies the learning rate by.
+    """Learning-rate factor of each of the student's parameters.
 
     `optim.layer_decay` to the power of the layers above: L + 1 - l for a parameter of layer l of L, where embeddings
     and tokens are layer 0, the blocks 1 to L, and the last norm and the heads L + 1 (Bao et al. 2021; dinov2

@@ -1,4 +1,4 @@
-"""The run that training is to start from, checked by its files alone. Known without torch."""
+"""Check of the run to continue, from its files alone, without torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def check_start(config: Config) -> None:
     if config.model.lora_rank is not None and start is None and config.model.weights is None:
         raise ConfigError(
             f"model.lora_rank={config.model.lora_rank}",
-            "adapters on random weights, which would stay random.",
-            "A start is needed.",
+            "there would be adapters on random weights that are never trained.",
+            "Pretrained weights are needed.",
             "Give model.weights, or leave model.lora_rank out.",
         )
     if start is None:
@@ -29,8 +29,8 @@ def check_start(config: Config) -> None:
         raise ConfigError(
             f"training.continue_from={start}",
             f"lies in the run's own folder, out={run.path}.",
-            "A run that starts from another needs a folder of its own.",
-            "Give another `out`; to go on with a run that was stopped, leave training.continue_from out.",
+            "A run that continues another needs its own folder.",
+            "Give another `out`; to resume a stopped run, leave training.continue_from out.",
         )
     if not run.checkpoint_files():
         newest_checkpoint(start)

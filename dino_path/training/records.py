@@ -15,6 +15,7 @@ from dino_path.model.sizes import patch_grid
 from dino_path.records.metrics import StepRecord, cut_metrics, metrics_line
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_settings
 from dino_path.tiles.source import TileSource
 from dino_path.views.sheet import write_sheet
 
@@ -31,9 +32,9 @@ class Records:
 
     def __init__(self, run: RunFolder, config: Config, *, start_step: int) -> None:
         for line in (before := cut_metrics(run.metrics_file, start_step)).unreadable:
-            logger.warning("%s: %s; it is left out, and the run goes on", run.metrics_file, line)
+            logger.warning("%s: %s; it is skipped, and the run continues", run.metrics_file, line)
         if before.is_cut_off:
-            logger.warning("%s: its last line was cut off; it is left out, and the run goes on", run.metrics_file)
+            logger.warning("%s: its last line is incomplete; it is skipped, and the run continues", run.metrics_file)
         self._stream = run.metrics_file.open("a", encoding="utf-8")
         self._run, self._start_step, self._sends_images = run, start_step, config.wandb.log_images
         self._tensorboard = _start_tensorboard(run, start_step) if config.monitor.tensorboard else None
@@ -57,7 +58,7 @@ class Records:
                     values["neighbours"] = wandb.Image(str(self._run.neighbours_file))
                 self._wandb.log(values, step=record.step)
             except _wandb_errors() as error:
-                logger.warning("W&B stopped (%s); training and metrics.jsonl go on.", error)
+                logger.warning("W&B stopped (%s); training and metrics.jsonl continue.", error)
                 self._wandb = None
 
     def show_views(self, config: Config, tiles: TileSource) -> None:
@@ -80,7 +81,7 @@ class Records:
         except TileStoreError as error:
             logger.warning("No sheet of views: %s %s", error.thing, error.found)
         except _wandb_errors() as error:
-            logger.warning("W&B did not take the sheet of views (%s).", error)
+            logger.warning("W&B did not accept the sheet of views (%s).", error)
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +100,7 @@ class Records:
 
 
 def _start_tensorboard(run: RunFolder, start_step: int) -> SummaryWriter:
-    """A new event file; what earlier files hold of the steps that are taken again, TensorBoard leaves out."""
+    """A new event file; TensorBoard then ignores repeated steps in earlier files."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(run.tensorboard), purge_step=start_step)
@@ -124,16 +125,28 @@ def _start_wandb(run: RunFolder, config: Config) -> Any | None:
             entity=config.wandb.entity,
             name=config.wandb.name,
             dir=run.path,
-            config=as_plain(config),
-            settings=wandb.Settings(console="off", disable_git=True, disable_code=True, save_code=False),
+            config=shared_settings(as_plain(config)),
+            settings=wandb.Settings(  # nothing of this machine: no host, user, program, git, packages, hardware
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                save_code=False,
+                disable_job_creation=True,
+                host="",
+                program="",
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
         )
     except _wandb_errors() as error:
-        logger.warning("W&B did not start (%s); the run goes on with metrics.jsonl alone.", error)
+        logger.warning("W&B did not start (%s); the run continues with metrics.jsonl only.", error)
         return None
 
 
 def _wandb_errors() -> tuple[type[BaseException], ...]:
-    """What W&B raises when its service, disk or network fails, or something in it: no training ends for that."""
+    """Errors of W&B when its service, disk or network fails, or from its own code: none of them may end training."""
     import wandb
     from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError  # its service was killed, as on preemption
 

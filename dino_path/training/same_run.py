@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the settings and tiles of a run, and in what they differ."""
+"""Whether a checkpoint belongs to the settings and tiles of a run, and how they differ."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import Checkpoint
 from dino_path.settings import as_plain
 from dino_path.tiles.source import TileSource
-from dino_path.training.learner import Learner
+from dino_path.training.guide import Guide
 
 # Settings that may change between two starts of one run: they do not change what is computed, but for rounding. How
 # the global batch is divided may change too; its size may not.
 _FREE_SECTIONS = ("monitor", "evaluation", "baseline", "cohort", "wandb", "cluster", "tiles")
 # Of `slides.exclude` and `objective.distill.teacher` what they name is compared: the tiles, and the model.
-_FREE_SETTINGS = {"slides.exclude", "objective.distill.teacher"} | {
+_FREE_SETTINGS = {"slides.exclude", "slides.max_seconds", "slides.max_memory_gb", "objective.distill.teacher"} | {
     f"training.{name}" for name in (
         "num_workers", "checkpoint_every_steps", "keep_checkpoints", "max_non_finite_steps", "device",
         "batch_size_per_gpu", "accumulate_steps", "activation_checkpointing", "compile",
@@ -54,20 +54,31 @@ def settings_of(path: Path, checkpoint: Checkpoint) -> Config:
         raise CheckpointError(
             str(path),
             f"was made by another version of dino_path ({' '.join(str(error).split())[:200]}).",
-            "A run ends with the version that it began with.",
+            "A run must end with the version with which it started.",
             "Install that version (environment.json names it), or use another `out`.",
         ) from None
 
 
 def changed_settings(before: Config, now: Config) -> dict[str, str]:
-    """Dotted settings that decide what is computed and are not the same: `before -> now`."""
+    """Changed dotted settings that affect the computation: `before -> now`."""
     then, here = _decisive(as_plain(before)), _decisive(as_plain(now))
     keys = sorted(key for key in {*then, *here} if then.get(key) != here.get(key))
     return {key: f"{then.get(key)} -> {here.get(key)}" for key in keys}
 
 
-def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: TileSource, learner: Learner) -> None:
-    """Refuse a checkpoint that lies in this run's folder and is of another one.
+def refuse_other_run(
+    path: Path,
+    checkpoint: Checkpoint,
+    config: Config,
+    tiles: TileSource,
+    *,
+    global_batch_size: int,
+    guide: Guide | None,
+) -> None:
+    """Refuse a checkpoint in this run's folder that belongs to another run.
+
+    Args:
+        guide: the present one; None: there is none, or it is not looked at.
 
     Raises:
         CheckpointError: naming all that differs.
@@ -76,30 +87,30 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
     changed = changed_settings(before, config)
     differing = [f"{key} ({change})" for key, change in changed.items()]
     if checkpoint.tiles_digest != tiles.digest:
-        differing.append(f"the tiles ({checkpoint.num_tiles} -> {len(tiles)}, or others of the same number)")
-    if checkpoint.global_batch_size != learner.global_batch_size:
-        differing.append(f"global batch size ({checkpoint.global_batch_size} -> {learner.global_batch_size})")
-    differing += other_guide(checkpoint, learner)
+        differing.append(f"the tiles ({checkpoint.num_tiles} -> {len(tiles)}, or other tiles of the same number)")
+    if checkpoint.global_batch_size != global_batch_size:
+        differing.append(f"global batch size ({checkpoint.global_batch_size} -> {global_batch_size})")
+    differing += other_guide(checkpoint, guide)
     if not differing:
         return
     remedy = "Use the same settings, or another `out`."
     if not changed.keys() & {"training.continue_from", "training.schedules"} and not network_settings(before, config):
         assert config.out is not None
         is_longer = changed.keys() <= _LENGTHS and len(differing) == len(changed)
-        what = "train on to the new length" if is_longer else "train on from its weights, heads and moments"
+        what = "continue to the new length" if is_longer else "continue from its weights, heads and moments"
         words = shlex.join([f"out={_unused_beside(config.out)}", f"training.continue_from={config.out}"])
-        remedy += f" To {what}, give the same command with these at its end: {words}"
+        remedy += f" To {what}, append these to the same command: {words}"
     raise CheckpointError(
         str(path),
         f"was made with other settings: {'; '.join(differing)}.",
-        "A run folder holds one run, so that its numbers mean one thing.",
+        "A run folder holds one run, so that its numbers are comparable.",
         remedy,
     )
 
 
-def other_guide(checkpoint: Checkpoint, learner: Learner) -> list[str]:
-    """What differs between the frozen model that a checkpoint learned from and the present one, where both have one."""
-    then, guide = checkpoint.objective.get("distill", {}).get("guide"), learner.guide
+def other_guide(checkpoint: Checkpoint, guide: Guide | None) -> list[str]:
+    """Differences between a checkpoint's distilled model and the present one, if both have one."""
+    then = checkpoint.objective.get("distill", {}).get("guide")
     if then is None or guide is None or bytes(then.tolist()).hex() == guide.facts.digest:
         return []
     digest = bytes(then.tolist()).hex()
@@ -107,7 +118,7 @@ def other_guide(checkpoint: Checkpoint, learner: Learner) -> list[str]:
 
 
 def network_settings(before: Config, now: Config) -> list[str]:
-    """The settings with other values that decide which tensors the networks have, and what is computed of them."""
+    """Changed settings that affect which tensors the networks have, and how they are used."""
     then, here = _of_networks(before), _of_networks(now)
     return sorted(key for key in {*then, *here} if then.get(key) != here.get(key))
 
@@ -138,7 +149,7 @@ def _unused_beside(folder: Path) -> Path:
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """Dotted settings that decide what is computed."""
+    """Dotted settings that affect the computation."""
     sections = {key: values for key, values in config.items() if key not in _FREE_SECTIONS and isinstance(values, dict)}
     return {key: value for key, value in _dotted(sections) if key not in _FREE_SETTINGS}
 

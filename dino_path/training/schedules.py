@@ -1,4 +1,4 @@
-"""What every step uses: learning rate, weight decay, teacher momentum and temperature as functions of the step."""
+"""Schedules: learning rate, weight decay, teacher momentum and temperature as functions of the step."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StepSettings:
     last_layer_frozen: bool
     backbone_frozen: bool = False
     kde_ramp: float | None = None
-    """What the weight of KDE is multiplied by, 0 to 1; None: the objective has no KDE."""
+    """Factor of KDE's weight, 0 to 1; None: the objective has no KDE."""
 
     def logged(self) -> dict[str, float]:
         """The numbers among them, for the record."""
@@ -88,12 +88,12 @@ class Schedules:
             f"teacher temperature {self.teacher_temp.warmup_from:g} -> {self.teacher_temp.peak:g}"
             f" in {self.teacher_temp.warmup_steps} steps",
             *(
-                [f"backbone frozen for {self.backbone_freeze_steps} steps: until then the heads alone learn"]
+                [f"backbone frozen for {self.backbone_freeze_steps} steps: until then only the heads are trained"]
                 if self.backbone_freeze_steps > 0
                 else []
             ),
             *(
-                [f"KDE's weight 0 -> whole between steps {' and '.join(map(str, self.kde_ramp))}"]
+                [f"KDE's weight 0 -> full between steps {' and '.join(map(str, self.kde_ramp))}"]
                 if self.kde_ramp is not None and self.kde_ramp[1] > 0
                 else []
             ),

@@ -1,4 +1,4 @@
-"""Networks and optimizer state spread over the ranks (torch's FSDP2), and whole again in checkpoints.
+"""Networks and optimizer state sharded over the ranks (torch's FSDP2), but complete in checkpoints.
 
 A sharded parameter is a DTensor: rank r holds the r-th part of its rows. Everything here also takes plain tensors, and
 leaves them as they are, so that a step reads the same with and without sharding.
@@ -23,9 +23,9 @@ from dino_path.model.head import DinoNetwork
 
 
 def shard(network: DinoNetwork, world: World, name: str) -> None:
-    """Spread a network, which lies on the CPU, over all ranks: block by block, the head, and what is left.
+    """Shard a network, given on the CPU, over all ranks: block by block, then the head, then the rest.
 
-    A group is gathered where it is needed and let go after it, in the forward and in the backward pass; its gradients
+    A group is gathered when it is needed and freed afterwards, in the forward and in the backward pass; its gradients
     arrive averaged, each rank's share at that rank. Numbers are gathered in fp32, also under autocast: a ViT's norms,
     which autocast computes in fp32, then are the same as without sharding.
 
@@ -36,9 +36,9 @@ def shard(network: DinoNetwork, world: World, name: str) -> None:
     if world.size == 1 or not blocks:
         raise ConfigError(
             "training.sharding=fsdp2",
-            "this is one process." if world.size == 1 else f"timm's {name} has no blocks to share one by one.",
+            "this is one process." if world.size == 1 else f"timm's {name} has no blocks to shard.",
             "At least two processes, and a backbone of blocks, such as a ViT, ConvNeXt or Swin, are needed.",
-            "Start it with `torchrun` or `srun`, or set training.sharding=null; a checkpoint goes on either way.",
+            "Start it with `torchrun` or `srun`, or set training.sharding=null; checkpoints work either way.",
         )
     mesh = init_device_mesh(world.device.type, (world.size,))
     # `reshard_after_forward`: the outermost group would stay gathered, and then `parameters()` gives whole tensors.
@@ -97,7 +97,7 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, A
 
 
 def _part(value: Any, target: Tensor | None) -> Any:
-    """A whole tensor, sharded as `target` is; what is no tensor of its shape (AdamW's count of steps) as it is."""
+    """A complete tensor, sharded like `target`; other values (AdamW's step count) are returned unchanged."""
     if not isinstance(target, DTensor) or not isinstance(value, Tensor) or value.shape != target.shape:
         return value
     mine = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)

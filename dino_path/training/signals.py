@@ -31,7 +31,8 @@ class StopRequest:
 
 @contextmanager
 def stop_signals(*, is_told: bool = False) -> Iterator[StopRequest]:
-    """Inside, the first of `SIGNALS` is only noted; a second does what it did before (it ends the process).
+    """Within this context, the first of `SIGNALS` is only recorded; a second has its usual effect (it ends the
+    process).
 
     What comes within `SAME_REQUEST_S` of the first is part of it; of two Ctrl-C, within `SAME_CTRL_C_S`.
 

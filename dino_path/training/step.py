@@ -22,7 +22,7 @@ from dino_path.views.batches import ViewBatch
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step tells the log."""
+    """The numbers of one step for the log."""
 
     numbers: dict[str, Tensor]
     """Scalars on the device, by their names in the record: the loss and what its terms log, as means over the
@@ -32,7 +32,7 @@ class StepReport:
     is_skipped: bool
     """The loss was not finite on some rank: nothing was updated."""
     is_stopping: bool
-    """Some rank wants to stop after this step; every rank is told so in the same step."""
+    """Whether some rank wants to stop after this step; all ranks learn it in the same step."""
 
     @property
     def loss(self) -> Tensor:
@@ -61,6 +61,7 @@ def train_step(
         wants_stop: this rank asks all to stop after this step; see `StepReport.is_stopping`.
     """
     training, world, objective = learner.training, learner.world, learner.objective
+    world.progress.arrive()  # where FSDP exchanges parts of the networks, nothing else says who is late
     torch.manual_seed(_step_seed(training.seed, step, world.rank))
     set_schedules(learner.optimizer, settings)
     learner.optimizer.zero_grad(set_to_none=True)
@@ -148,7 +149,7 @@ def _verdict(losses: Sequence[Tensor], world: World, *, wants_stop: bool) -> _Ho
 
 
 class _HostCopy:
-    """Numbers on their way to the host. `read` waits for them, and not for what was queued on the device after them.
+    """Numbers on their way to the host. `read` waits for them, but not for work queued on the device after them.
 
     A plain `.item()` after the backward pass would let the device run dry once a step: everything queued must end
     before the host may queue the optimizer.

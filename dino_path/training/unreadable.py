@@ -1,4 +1,4 @@
-"""Tiles that could not be read while training, and whose places others took: named, counted, bounded."""
+"""Tiles that could not be read during training and were replaced by others: listed, counted, limited."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class UnreadableTiles:
-    """What this rank could not read since this start.
+    """Unreadable tiles of this rank since this start.
 
     Attributes:
         found: numbers of the tiles.
@@ -36,7 +36,7 @@ class UnreadableTiles:
         self.num_replaced = 0
 
     def note(self, step: int, micro_batches: Sequence[ViewBatch]) -> None:
-        """Name in the log and in `unreadable.jsonl` what is new in these batches.
+        """List the new unreadable tiles of these batches in the log and in `unreadable.jsonl`.
 
         Raises:
             TileStoreError: too many tiles are unreadable.
@@ -46,16 +46,16 @@ class UnreadableTiles:
             if tile in self.found:
                 continue
             self.found.add(tile)
-            logger.error("step %d: another tile takes the place of %s: %s", step, error.thing, error.found)
+            logger.error("step %d: another tile replaces %s: %s", step, error.thing, error.found)
             note_unreadable(self._run.unreadable_file, self._name(tile), error.found, step=step)
             num_tiles = len(self._source)
             if len(self.found) > most_unreadable(num_tiles):
                 raise TileStoreError(
                     error.thing,
                     f"number {len(self.found)} of {num_tiles} tiles that cannot be read: {error.found}",
-                    f"At most {most_unreadable(num_tiles)} unreadable tiles (1 %) are passed over;"
+                    f"At most {most_unreadable(num_tiles)} unreadable tiles (1 %) are skipped;"
                     f" {self._run.unreadable_file} names them.",
-                    "Fetch or tile them again, then start the same command: it goes on from the last checkpoint.",
+                    "Restore or tile them again, then start the same command: it continues from the last checkpoint.",
                 )
 
     def _name(self, tile: int) -> str:
@@ -72,6 +72,6 @@ def tiles_as_begun(run: RunFolder, found: TileSource, folder: Path) -> TileSourc
 
 
 def keep_image_list(run: RunFolder, tiles: TileSource, folder: Path, *, start: int) -> None:
-    """Keep the list of a run's images from its first step on; a run of an older version gets it when it goes on."""
+    """Keep the list of a run's images from its first step on; a run of an older version gets it when it resumes."""
     if isinstance(tiles, ImageFiles) and (start == 0 or not run.images_file.exists()):
         write_image_list(run.images_file, tiles, folder)

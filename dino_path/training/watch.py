@@ -1,4 +1,4 @@
-"""What a run is watched by: times, averages and collapse, and what becomes of them in records, log and progress bar."""
+"""Monitoring of a run: times, averages and collapse, in records, log and progress bar."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OF_FEATURES = ("feature_std", "rankme")
 
 
 class Watch:
-    """Times, averages and writes what the steps report; ends a run that has gone wrong."""
+    """Times, averages and writes the steps' reports; ends a failing run."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Watch:
         self.interval_start_s = time.perf_counter()
         self.note = ""
         self.record: StepRecord | None = None
-        """Of the step that was taken in last; None where it did not end an interval."""
+        """The record of the last step; None if it did not end an interval."""
 
     def __enter__(self) -> Watch:
         return self
@@ -63,7 +63,7 @@ class Watch:
             self.records.__exit__(*error)  # type: ignore[arg-type]
 
     def waiting(self) -> _Stopwatch:
-        """Times what the loop waits for data."""
+        """Measures the time that the loop waits for data."""
         return _Stopwatch(self)
 
     def after_step(
@@ -150,7 +150,7 @@ class Watch:
         return int(self.learner.world.sum_(torch.tensor(float(number), device=self.learner.world.device)))
 
     def _running_knn(self, step: int) -> float | None:
-        """The k-NN accuracy of the teacher; None where it is not due. Measured on a copy, it disturbs nothing."""
+        """The k-NN accuracy of the teacher; None if it is not due. It is measured on a copy of the network."""
         is_due = (step + 1) % self.config.monitor.knn_every_steps == 0 or step + 1 == self.schedules.clock.num_steps
         if self.config.monitor.knn_data is None or not is_due:
             return None
@@ -168,7 +168,7 @@ class Watch:
             raise CollapseDetected(
                 f"step {step}",
                 f"the teacher has collapsed ({collapse.mode}).",
-                "Its output must tell tiles apart for training to go on.",
+                "Training is useless if its output does not distinguish tiles.",
                 f"Try this: {collapse.remedy}. Or set monitor.on_collapse=warn.",
             )
         if collapse.mode != self.known_collapse:  # once, not at every interval

@@ -51,7 +51,7 @@ class OpenSlides:
                 self._give_back(number, slide)
 
     def close(self) -> None:
-        """Close those that nobody reads."""
+        """Close readers that are not in use."""
         with self._lock:
             for _, slide in self._idle:
                 slide.close()
@@ -71,9 +71,9 @@ class OpenSlides:
             slide.close()
             raise SlideError(
                 record.path,
-                "is another file now than was tiled.",
-                "The slide that the store's tiles are of is needed.",
-                "Fetch it again, or run `dino-path tile` again.",
+                "is not the file that was tiled.",
+                "The slide from which the store's tiles were cut is needed.",
+                "Restore it, or run `dino-path tile` again.",
             )
         return slide
 
@@ -134,13 +134,13 @@ def read_square(slide: Slide, zoom: int, column: int, row: int) -> RgbImage:
     if zoom > 30 or width <= 0 or height <= 0:
         raise SlideError(
             slide.name,
-            f"zoom {zoom} has no square in column {column}, row {row}.",
+            f"zoom {zoom} has no image square in column {column}, row {row}.",
             f"A square of a slide of {slide.width_level0:,} x {slide.height_level0:,} px is needed.",
-            "Ask for one that lies on the slide.",
+            "Request one on the slide.",
         )
     return read_scaled(slide, (left, top), (width * downsample, height * downsample), (width, height))
 
 
 def _read_px(slide: Slide, zoom: int) -> float:
-    """Edge of what a square of this zoom needs, in px of the level that it is read from."""
+    """Edge of the region that a square of this zoom needs, in px of the level from which it is read."""
     return SQUARE_PX * float(2**zoom) / slide.levels[level_for(slide, 2**zoom)].downsample

@@ -62,7 +62,7 @@ def _patch_pictures(viewer: Viewer, number: int, thumbnail: RgbImage, out: Path)
     if not maps.no_attention:
         with meter(f"{what}attention", len(tiles), "tiles") as counter:
             picture = _mosaic(thumbnail, record, table, tiles, maps.attention_of, counter)
-        title = f"{what}where [CLS] looks within each tile, above even attention; each tile has its own scale"
+        title = f"{what}attention of [CLS] within each tile, above uniform attention; each tile has its own scale"
         yield _write_png(out / f"{record.slide_id}_attention.png", with_legend(picture, title, []))
 
 

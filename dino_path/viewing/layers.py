@@ -1,4 +1,4 @@
-"""What is drawn over a slide: groups of rectangles, each with a name and a colour. Page, GeoJSON and pictures share it.
+"""Layers over a slide: groups of rectangles, each with a name and a colour, shared by page, GeoJSON and pictures.
 
 Shape suffixes: N rectangles.
 """
@@ -138,12 +138,21 @@ def heat_layer(file: Path, record: SlideRecord) -> Layer:
         boxes_N4, values_N = np.asarray(boxes, float), np.asarray(values, float)
         if not (np.isfinite(boxes_N4).all() and np.isfinite(values_N).all()):
             raise ValueError("a coordinate or value is not finite")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         raise DataError(
             str(file),
-            f"is no heat map ({type(error).__name__}: {' '.join(str(error).split())[:150]}).",
+            f"is not a heat map ({type(error).__name__}: {' '.join(str(error).split())[:150]}).",
             "A GeoJSON FeatureCollection of polygons is needed, each with a number in its measurements.",
-            "Give a file as `dino-path evaluate slides --heatmap` or `dino-path view --export` writes it.",
+            "Give a file written by `dino-path evaluate slides --heatmap` or `dino-path view --export`.",
         ) from None
     boxes_N4[:, :2] += record.bounds_origin
     edges = np.linspace(values_N.min(), values_N.max(), HEAT_STEPS + 1)

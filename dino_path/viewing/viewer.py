@@ -1,4 +1,4 @@
-"""What the page asks for, answered from one tile store. Nothing is written, and no path comes from the page."""
+"""Answers to the page's requests from one tile store. Nothing is written, and no path comes from the page."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dino_path.errors import DataError, SlideError, TileStoreError
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.slides.region import read_scaled
 from dino_path.tiles.layout import StoreFolder, damaged_slide
+from dino_path.tiles.pictures import read_contours
 from dino_path.tiles.reading import spec_of
 from dino_path.tiles.tile_table import TileTable, read_tile_table, refusal_reasons
 from dino_path.tiles.writing import encode_jpeg
@@ -71,7 +72,7 @@ class Viewer:
         self.table = lru_cache(maxsize=MOST_TABLES)(self._read_table)
 
     def show_model(self, model: ModelOverlays) -> None:
-        """From now on the page shows what this model makes of the slides."""
+        """From now on the page shows this model's layers."""
         self._numbers = {record.slide_id: number for number, record in enumerate(self.records)}
         self.model, self.stage, self._version = model, "", self._version + 1
 
@@ -80,7 +81,7 @@ class Viewer:
         self._slides.close()
 
     def answer(self, path: str) -> Answer | None:
-        """What belongs to a path below the token; None where there is no such thing.
+        """The response for a path below the token; None if there is none.
 
         Raises:
             DinoPathError: it cannot be read.
@@ -97,7 +98,7 @@ class Viewer:
         return None
 
     def state(self) -> Answer:
-        """What there is to be shown; the page asks until all is."""
+        """The layers that are ready; the page asks again until all are."""
         state: dict[str, Any] = {"version": self._version, "stage": self.stage, "model": None}
         if self.model is not None:
             maps, cohort, extractor = self.model.maps, self.model.cohort, self.model.maps.extractor
@@ -130,7 +131,7 @@ class Viewer:
         )
 
     def about(self, number: int) -> Answer:
-        """One slide: its size, outline of tissue, and what tiling says of it.
+        """One slide: its size, outline of tissue, and tiling record.
 
         Raises:
             TileStoreError: a file of the slide is missing or damaged.
@@ -163,16 +164,8 @@ class Viewer:
         if record.status == "failed":
             return []
         left, top = record.bounds_origin
-        file = self.folder.contour_file(record.slide_id)
-        try:
-            collection = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise damaged_slide(file, str(error)) from None
-        return [
-            [[x + left, y + top] for x, y in ring]
-            for feature in collection["features"]
-            for ring in feature["geometry"]["coordinates"]
-        ]
+        rings = read_contours(self.folder.contour_file(record.slide_id))
+        return [[[x + left, y + top] for x, y in ring] for ring in rings]
 
     def thumbnail(self, number: int) -> Answer:
         """The slide, small; it needs no slide file."""
@@ -199,7 +192,7 @@ class Viewer:
         return _json([layer.record() for layer in self.layers(number)])
 
     def tile(self, number: int, row: int) -> Answer | None:
-        """What is known of one tile, and which tiles of the store are like it."""
+        """The facts on one tile, and the most similar tiles of the store."""
         record, table = self.records[number], self.table(number)
         if row >= len(table):
             return None
@@ -233,7 +226,7 @@ class Viewer:
         return png(self.model.maps.colours_of(self._tile_of(number, row))), PNG
 
     def attention(self, number: int, x: int, y: int, field: int) -> Answer | None:
-        """What a square of `field` tiles around a place (level-0 px) attends to."""
+        """Attention within a square of `field` tiles around a point (level-0 px)."""
         if self.model is None or field not in self.model.maps.fields or self.records[number].status == "failed":
             return None
         with self._slides.lend(number) as slide:
@@ -312,7 +305,7 @@ def _slide_of(file: Path, records: Sequence[SlideRecord]) -> int:
     if not found:
         raise DataError(
             str(file),
-            "its name begins with the id of no slide of the store.",
+            "its name does not begin with a slide id of the store.",
             f"Files named after their slides are needed, such as {records[0].slide_id}.geojson.",
             "Rename the file.",
         )
@@ -333,7 +326,7 @@ def _slide_facts(record: SlideRecord) -> list[tuple[str, str]]:
             ("Size", f"{record.width_level0:,} x {record.height_level0:,} px ({millimetres[0]:.1f} x"
                      f" {millimetres[1]:.1f} mm)"),
             ("Level 0", f"{record.mpp:.4g} um/px ({record.mpp_source})"),
-            ("Tissue", f"{record.tissue_percent or 0:.1f} % of what was scanned"),
+            ("Tissue", f"{record.tissue_percent or 0:.1f} % of the scanned area"),
             ("Tiles", f"{record.num_tiles:,} kept of {record.num_candidates:,} with enough tissue"),
         ]  # fmt: skip
     counts = {REFUSED[reason][0]: getattr(record, f"num_{reason}") for reason in REFUSED}

@@ -44,9 +44,9 @@ class ViewBatch:
     tiles: Tensor
     """(B,) int64, the tiles' indices in the source"""
     unreadable: tuple[tuple[int, TileStoreError], ...] = ()
-    """Tiles that could not be read, and why; each one's place was taken by another, which stands in `tiles`"""
+    """Tiles that could not be read, and why; each was replaced by another, which is in `tiles`"""
     masks: ViewMasks | None = None
-    """What the student does not see of the global views; None: it sees all"""
+    """Patches of the global views that are hidden from the student; None: it sees all"""
 
     def pin_memory(self) -> ViewBatch:
         """For the DataLoader: the same batch in page-locked memory."""
@@ -101,8 +101,8 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         if source.mpp is None and self._sizes_um():
             raise ConfigError(
                 f"views.{', '.join(self._sizes_um())}",
-                "gives sizes in microns, and the tiles' microns per pixel are not known.",
-                "A tile store knows them; a folder of images does not.",
+                "gives sizes in microns, but the tiles' microns per pixel are unknown.",
+                "A tile store has them; a folder of images does not.",
                 "Tile the slides with `dino-path tile`, or use views.global_scale and views.local_scale.",
             )
 
@@ -176,14 +176,14 @@ class ViewBatches(Dataset["ViewBatch | DinoPathError"]):
         raise unreadable[first][1]
 
     def tile_parameters(self, epoch: int, tile: int, image: NDArray[np.uint8]) -> list[ViewParameters]:
-        """What happens to the views of a tile, whose pixels are `image`, in one epoch."""
+        """The parameters of a tile's views in one epoch; `image` holds its pixels."""
         height, width = image.shape[:2]
         mpp = self.source.mpp
         for name, size_um in self._sizes_um().items():
             if mpp is not None and size_um[1] > min(width, height) * mpp:
                 raise TileStoreError(
                     self.source.name(tile),
-                    f"is {width * mpp:g} x {height * mpp:g} um, and views.{name} goes to {size_um[1]:g} um.",
+                    f"is {width * mpp:g} x {height * mpp:g} um, but views.{name} goes up to {size_um[1]:g} um.",
                     "A view is cut from one tile.",
                     f"Lower views.{name}, or tile with a larger tiles.size_px.",
                 )
@@ -218,7 +218,7 @@ def iterate_batches(
 
 
 def sent_ahead(batches: Iterator[ViewBatch], device: torch.device) -> Iterator[ViewBatch]:
-    """The same batches; to a GPU, each one's pixels travel while the batch before it is being used.
+    """The same batches; for a GPU, the pixels of each are copied while the previous batch is in use.
 
     The copies have a stream of their own, so that they run beside the arithmetic of the step; 33 MB for 64 tiles.
     """

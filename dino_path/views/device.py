@@ -1,4 +1,4 @@
-"""The second half of a view on the training device: turns, stain, colour, blur and solarisation of whole batches.
+"""The second half of view making on the training device: flips, stain, colour, blur and solarisation of whole batches.
 
 The same operations with the same parameters as `rendering.py`, in fp32 and without rounding to grey levels between
 them. Nothing here draws a number or waits for the device: what differs from view to view is worked out on the host.

@@ -1,4 +1,4 @@
-"""Which patches of the global views the student does not see: all random numbers of masks are drawn here.
+"""Masks: the patches of the global views that are hidden from the student. All their random numbers are drawn here.
 
 They come from streams of their own, so a view has the same bits with and without a mask. How many patches of a view are
 hidden follows from (seed, step) and its place in the global batch, which of them from (seed, epoch, tile, view): no
@@ -45,7 +45,7 @@ class ViewMasks:
 
     @staticmethod
     def of(hidden: Tensor) -> ViewMasks:
-        """The masks that hide what is True in (2 * B, N) bool."""
+        """The masks that hide the True entries of (2 * B, N) bool."""
         counts = hidden.sum(dim=1)
         return ViewMasks(hidden, hidden.flatten().nonzero().flatten(), (1.0 / counts).repeat_interleave(counts))
 

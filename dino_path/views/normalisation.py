@@ -1,4 +1,4 @@
-"""Stain normalisation: a tile's colours moved to fixed targets before anything is drawn.
+"""Stain normalisation: a tile's colours are mapped to fixed targets before views are drawn.
 
 Stains are estimated on each tile alone, which is noisy where a tile shows little of one of them: a tile of pure stroma
 gets its faint nuclei stretched to the target's. Jitter (`stain.py`) is the safer choice; this one is for comparisons.
@@ -37,7 +37,7 @@ TARGET_STD = np.array([0.6135447, 0.10989545, 0.0286032])
 
 
 def normalise_stain(image: Image, method: Literal["reinhard", "macenko"] | None) -> Image:
-    """The (H, W, 3) uint8 RGB image in the target's colours; one with next to no tissue as it is."""
+    """The (H, W, 3) uint8 RGB image in the target's colours; an image with almost no tissue is unchanged."""
     match method:
         case None:
             return image
@@ -49,7 +49,7 @@ def normalise_stain(image: Image, method: Literal["reinhard", "macenko"] | None)
 
 
 def normalise_reinhard(image: Image) -> Image:
-    """Mean and deviation of l, alpha, beta over the tissue set to the target's; glass stays as it is."""
+    """Set mean and deviation of l, alpha, beta over the tissue to the target's; glass is unchanged."""
     is_tissue = (image <= DARKEST_GLASS).any(-1)
     logarithm = cv2.log(cv2.transform(np.maximum(image, 1).astype(np.float32), LMS_FROM_RGB))
     some = logarithm[::STEP, ::STEP][is_tissue[::STEP, ::STEP]]

@@ -1,4 +1,4 @@
-"""What happens to each view of a tile: all random numbers are drawn here, from (seed, epoch, tile) alone.
+"""Parameters of a tile's views: all random numbers are drawn here, from (seed, epoch, tile) alone.
 
 Neither the worker, nor the rank, nor what was drawn before has any influence, so the same tile in the same epoch
 gives the same views however the work is divided, and after every resume.

@@ -1,4 +1,4 @@
-"""Whole tiles as views, without any augmentation: what a view shows where `views` changes nothing."""
+"""Whole tiles as views, without augmentation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which tile comes when: an endless stream, shuffled exactly, addressed by position.
 
-Keyed permutations (Feistel networks with cycle walking, Black & Rogaway 2002) stand in for shuffled arrays, so that
-100 M tiles cost no memory and any position can be asked for at once: a resume jumps right to it.
+Keyed permutations (Feistel networks with cycle walking, Black & Rogaway 2002) replace shuffled arrays: 100 M tiles cost
+no memory, and any position is computed directly, so a resume need not replay the stream.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from dino_path.errors import ConfigError
 from dino_path.tiles.source import TileSource
 from dino_path.tiles.store import TileStore
 
+# Four Feistel rounds make a strong pseudorandom permutation (Luby & Rackoff 1988) of large blocks. Ours are small (a
+# group may hold a handful of tiles, so halves of one or two bits); two more rounds mix them well enough.
 _ROUNDS = 6
 _U64 = np.uint64
 _GOLDEN = _U64(0x9E3779B97F4A7C15)  # SplitMix64's step
 
 
 class TileOrder(Protocol):
-    """A stream of tiles without an end."""
+    """An endless stream of tiles."""
 
     def __call__(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(P,) how often each tile came before, and (P,) the tiles, at (P,) positions 0, 1, 2, ... of the stream.
+        """Look up (P,) positions 0, 1, 2, ... of the stream.
 
-        The first is the epoch that views are drawn from: no tile has the same views twice.
+        Returns:
+            (P,) how often each tile came before, and (P,) the tiles. The first is the epoch from which views are drawn,
+            so no tile gets the same views twice.
         """
 
 
@@ -35,16 +39,16 @@ def tile_order(source: TileSource, *, balance: Literal["slide", "patient"] | Non
     """The order in which training sees the tiles of `source`.
 
     Raises:
-        ConfigError: balance was asked for, and there are no slides, or one of them has no patient.
+        ConfigError: `balance` is set, but there are no slides, or a slide has no patient.
     """
     if balance is None:
         return ShuffledTiles(len(source), seed)
     if not isinstance(source, TileStore):
         raise ConfigError(
             f"training.balance={balance}",
-            "the tiles are image files, or some tiles of a store; it is not known which slides they are from.",
-            "A whole tile store is needed.",
-            "Leave training.balance out, or give a store that `dino-path tile` made.",
+            "the tiles are image files, or part of a store; their slides are unknown.",
+            "A complete tile store is needed.",
+            "Leave training.balance out, or give a store made by `dino-path tile`.",
         )
     names = [slide.slide_id if balance == "slide" else slide.patient_id for slide in source.slides]
     if None in names:
@@ -71,24 +75,27 @@ class ShuffledTiles:
         tiles = np.empty_like(places)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
+            # numpy guarantees a bit generator's raw stream across versions, but not its shuffle: an old run must
+            # resume.
             keys = np.random.SFC64([self.seed, int(epoch), self.num_tiles]).random_raw(_ROUNDS).astype(_U64)
             tiles[chosen] = _permute(places[chosen], np.asarray(self.num_tiles), keys[:, None])
         return epochs, tiles
 
 
 class BalancedTiles:
-    """Every group of slides comes equally often; of a group, every tile comes once before any comes again.
+    """Every group of slides comes equally often; within a group, every tile comes once before any is repeated.
 
-    The stream goes in rounds of one tile from each of the G groups, in an order keyed by (seed, round): so from the
-    start to any position the groups' numbers of tiles differ by one at most. A group's tiles, over all its slides,
-    come in epochs of its own, each in an order keyed by (seed, group, epoch).
+    The stream consists of rounds with one tile from each of the G groups, in an order keyed by (seed, round). So up to
+    any position, the groups' numbers of tiles differ by at most one. A group has its own epochs over the tiles of all
+    its slides, each in an order keyed by (seed, group, epoch).
     """
 
     def __init__(self, num_tiles: Sequence[int] | NDArray[np.int64], groups: Sequence[int], seed: int) -> None:
-        """`num_tiles` and `groups` (0 to G - 1) of each slide; slides lie one after the other in the source."""
+        """`num_tiles` and `groups` (0 to G - 1) of each slide, in the order of the source."""
         counts, group_of_slide = np.asarray(num_tiles, np.int64), np.asarray(groups)
         first_tile = np.cumsum(counts) - counts
-        # The same slides, group by group: their tiles' places in this order are called ranks.
+        # Slides sorted by group make the tiles of a group contiguous, so one permutation of a range shuffles a group
+        # that spans many slides. A tile's place in this order is its rank; `searchsorted` maps it back to a slide.
         by_group = np.argsort(group_of_slide, kind="stable")
         self._first_tile = first_tile[by_group]
         self._first_rank = np.cumsum(counts[by_group]) - counts[by_group]
@@ -114,12 +121,14 @@ def _permute(places: NDArray[np.int64], sizes: NDArray[np.int64], keys: NDArray[
         sizes: (P,) or one for all.
         keys: (ROUNDS, P) or (ROUNDS, 1); places with the same size and keys share a permutation.
     """
+    # A Feistel network permutes 2 ** (2 * half_bits) values, at most about four times the size; values outside the
+    # range are permuted again until they fall inside (cycle walking), four passes on average at worst.
     num_bits = np.frexp(np.maximum(sizes - 1, 1).astype(np.float64))[1]  # bit lengths, exact below 2 ** 53
     half_bits = np.broadcast_to(np.maximum((num_bits + 1) // 2, 1).astype(_U64), places.shape)
     sizes, keys = np.broadcast_to(sizes.astype(_U64), places.shape), np.broadcast_to(keys, (_ROUNDS, *places.shape))
     values = _feistel(places.astype(_U64), half_bits, keys)
     outside = np.flatnonzero(values >= sizes)
-    while len(outside):  # each walk stays on its cycle and so ends below its size
+    while len(outside):  # a cycle that starts inside the range must return to it, so every walk ends
         values[outside] = _feistel(values[outside], half_bits[outside], keys[:, outside])
         outside = outside[values[outside] >= sizes[outside]]
     return values.astype(np.int64)

@@ -1,4 +1,4 @@
-"""A contact sheet: what each recipe makes of a few tiles, the very views of training's first batch."""
+"""A contact sheet of a few tiles under each recipe, with exactly the views of training's first batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOCAL_COLOURS: tuple[Colour, ...] = (
 
 
 def recipes_to_show(configured: ViewsConfig) -> dict[str, ViewsConfig]:
-    """The named recipes, and what is configured where its views differ from theirs."""
+    """The named recipes, and the configured one if its views differ."""
     configured = configured.model_copy(update={"colour_on_device": False})  # where they are made changes none
     recipes = {"histology": ViewsConfig(recipe="histology"), "dino": ViewsConfig(recipe="dino")}
     if configured not in recipes.values():
@@ -69,8 +69,8 @@ def write_sheet(
     at = f" at {source.mpp:g} um/px" if source.mpp else ""
     blocks = [
         _text(f"Views of {num_tiles} of {len(source):,} tiles{at}", TITLE_PX),
-        _text(f"The first tiles that a training with seed {seed} sees, and the very views that it makes of them."
-              " The frames on a tile show what each view was cut from; views are at true size to each other.",
+        _text(f"The first tiles that training with seed {seed} sees, and exactly the views that it makes. Frames on"
+        f" a tile show where each view was cut; all views are at the same scale.",
               TEXT_PX, PALE),
     ]  # fmt: skip
     if patch_px is not None:
@@ -176,7 +176,7 @@ def _marked(tile: NDArray[np.uint8], views: Sequence[ViewParameters], edge_px: i
 
 
 def _caption(number: int, view: ViewParameters, tile: NDArray[np.uint8], mpp: float | None, width_px: int) -> list[str]:
-    """What was done to a view: the crop's share and resolution, and for global views the operations."""
+    """Caption of a view: the crop's share and resolution, and for global views the operations."""
     share = view.width * view.height / (tile.shape[0] * tile.shape[1])
     pixel = math.sqrt(view.width * view.height) / view.size_px  # edge of the view's pixels, in pixels of the tile
     resolution = f"{pixel * mpp:.2f} um/px" if mpp else f"x {1 / pixel:.2f}"
@@ -200,14 +200,14 @@ def _summary(config: ViewsConfig) -> str:
     return (
         f"2 x {config.global_px} px of {_extent(config.global_scale, config.global_um)},"
         f" {config.num_local} x {config.local_px} px of {_extent(config.local_scale, config.local_um)};"
-        f" {'all turns and flips' if config.dihedral else 'left-right flips'};"
+        f" {'all rotations and flips' if config.dihedral else 'left-right flips'};"
         f" probabilities: stain {config.stain_prob:g}, colour {config.colour_prob:g}, grey {config.grey_prob:g},"
         f" blur {blur}, solarisation {config.solarize_prob:g}"
     )
 
 
 def _masks_summary(masks: MasksConfig) -> str:
-    """What is hidden from the student."""
+    """Caption of the hidden patches."""
     shape = {"blocks": "in blocks", "patches": "patch by patch"}[masks.shape]
     return (
         f"Grey is hidden from the student, {shape}: in {masks.view_fraction:.0%} of the global views, of each a share"

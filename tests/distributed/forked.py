@@ -1,6 +1,7 @@
 """Several ranks on this machine, as torchrun or srun would start them, out of one that has imported all."""
 
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -21,6 +22,8 @@ def run_ranks(
     ranks: Iterable[int], size: int, body: Callable[[], None], further: Mapping[int, Mapping[str, str]] | None = None
 ) -> list[int]:
     """Run `body` in one process for each of `ranks`, with torchrun's variables; their exit codes, as the command's.
+
+    One that stops (SIGSTOP) is killed when the others have ended, as launchers do.
 
     Args:
         further: variables of single processes, by their place in `ranks`.
@@ -45,4 +48,9 @@ def run_ranks(
             sys.stderr.flush()
             os._exit(code)
         children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    statuses = [os.waitpid(child, os.WUNTRACED)[1] for child in children]
+    for place, child in enumerate(children):
+        if os.WIFSTOPPED(statuses[place]):
+            os.kill(child, signal.SIGKILL)
+            statuses[place] = os.waitpid(child, 0)[1]
+    return [os.waitstatus_to_exitcode(status) for status in statuses]

@@ -18,6 +18,7 @@ from dino_path.errors import StoppedBySignal
 
 TIMEOUT_S = 2.0
 HANG_S = 100.0
+LATE_S = 6.0
 
 
 def meets(world: World) -> None:
@@ -52,12 +53,63 @@ def killed_on_0_while_others_hang(world: World) -> None:
     time.sleep(HANG_S)
 
 
+def hangs_on_1(world: World) -> None:
+    world.barrier()
+    if world.rank == 1:
+        time.sleep(HANG_S)
+    world.barrier()
+
+
+def stopped_on_0(world: World) -> None:
+    world.barrier()
+    if world.rank == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    world.barrier()
+
+
+def stopped_on_1(world: World) -> None:
+    world.barrier()
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    world.barrier()
+
+
+def stopped_on_1_while_others_work(world: World) -> None:
+    world.barrier()
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(HANG_S)
+
+
+def killed_on_1(world: World) -> None:
+    world.barrier()
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.barrier()
+
+
+def loses_its_device_on_1(world: World) -> None:
+    world.barrier()
+    if world.rank == 1:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+    world.barrier()
+
+
+def works_on_while_1_has_left(world: World) -> None:
+    world.barrier()
+    if world.rank == 0:
+        time.sleep(2 * LATE_S)
+
+
 def stops(world: World) -> None:
     """As after SIGTERM: in order, and each in its own time."""
     time.sleep(0.5 * world.rank)
     raise StoppedBySignal("run", "stopped.", "saved.", "continues.")
 
 
+OF_TIME = (
+    hangs_on_1, stopped_on_0, stopped_on_1, stopped_on_1_while_others_work, killed_on_1, works_on_while_1_has_left,
+)  # fmt: skip
 # (who comes, of how many, what they do, variables of single ones)
 CASES: dict[str, tuple[list[int], int, Callable[[World], None], Mapping[int, Mapping[str, str]]]] = {
     "all come": ([0, 1, 2], 3, meets, {}),
@@ -70,6 +122,13 @@ CASES: dict[str, tuple[list[int], int, Callable[[World], None], Mapping[int, Map
     "one raises, others hang": ([0, 1, 2], 3, raises_on_1_while_others_hang, {}),
     "the first raises, others hang": ([0, 1, 2], 3, raises_on_0_while_others_hang, {}),
     "the first is killed, others hang": ([0, 1, 2], 3, killed_on_0_while_others_hang, {}),
+    "one hangs": ([0, 1, 2], 3, hangs_on_1, {}),
+    "one is stopped": ([0, 1, 2], 3, stopped_on_1, {}),
+    "one is stopped, others work": ([0, 1, 2], 3, stopped_on_1_while_others_work, {}),
+    "the first is stopped": ([0, 1, 2], 3, stopped_on_0, {}),
+    "one is killed": ([0, 1, 2], 3, killed_on_1, {}),
+    "one loses its device": ([0, 1, 2], 3, loses_its_device_on_1, {}),
+    "the others have left": ([0, 1, 2], 3, works_on_while_1_has_left, {}),
     "all stop": ([0, 1, 2], 3, stops, {}),
 }
 
@@ -79,7 +138,8 @@ def play(case: str, out: Path) -> None:
     ranks, size, body, further = CASES[case]
 
     def run() -> None:
-        with open_world("cpu", timeout_s=TIMEOUT_S if body is meets else HANG_S) as world:
+        timeout_s = TIMEOUT_S if body is meets else LATE_S if body in OF_TIME else HANG_S
+        with open_world("cpu", timeout_s=timeout_s) as world:
             body(world)
 
     with (out / f"{case}.said").open("w", encoding="utf-8") as stream:

@@ -61,7 +61,7 @@ def embed(inputs: Path, out: Path, *, num_processes: int) -> list[tuple[int, str
 def test_two_processes_write_what_one_writes_and_the_first_speaks_for_both(inputs: Path, tmp_path: Path) -> None:
     (code, said, log), other = embed(inputs, tmp_path / "two", num_processes=2)
     assert (code, other[0]) == (3, 0), other[2]
-    assert "3 slides embedded, 0 were there already, 0 without tiles, 1 failed" in said, log
+    assert "3 slides embedded, 0 already there, 0 without tiles, 1 failed" in said, log
     assert "failed   torn: " in said
     assert other[1] == ""
     (alone,) = embed(inputs, tmp_path / "one", num_processes=1)

@@ -1,6 +1,7 @@
 """Processes that cannot meet say who is missing; one that fails shows why, and the others end within seconds."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -82,6 +83,43 @@ def test_when_the_first_is_killed_the_others_end_within_seconds(folder: Path) ->
     assert killed.codes == [-9, REFUSED, REFUSED]
     assert killed.said.count("rank 0, which served the meeting point, is gone.") == 2
     assert killed.seconds < WITHIN_S
+
+
+@pytest.mark.parametrize("case", ["one is stopped", "one is stopped, others work", "one is killed"])
+def test_one_that_is_stopped_or_killed_is_named_by_the_others_which_end_within_the_time_out(
+    folder: Path, case: str
+) -> None:
+    lost = Outcome(folder, case)
+    assert lost.codes == [REFUSED, -9, REFUSED]
+    assert len(re.findall(r"rank 1 on \S+ has shown no sign of life", lost.said)) == 2
+    assert "Traceback" not in lost.said
+    assert lost.seconds < WITHIN_S
+
+
+def test_when_the_first_is_stopped_the_others_say_so_and_end_though_its_store_answers_nothing(folder: Path) -> None:
+    stopped = Outcome(folder, "the first is stopped")
+    assert stopped.codes == [-9, REFUSED, REFUSED]
+    assert stopped.said.count("rank 0, which serves the meeting point, has not answered for 6 s: it is stopped") == 2
+    assert stopped.seconds < WITHIN_S
+
+
+def test_one_that_hangs_is_named_with_the_line_where_it_hangs_and_all_end(folder: Path) -> None:
+    hangs = Outcome(folder, "one hangs")
+    assert hangs.codes == [REFUSED] * 3
+    place = r"rank 1 on \S+ has kept the others waiting for 6 s: rank 1 is at \S+launches.py:\d+ \(hangs_on_1\)"
+    assert len(re.findall(place, hangs.said)) == 3
+    assert hangs.seconds < WITHIN_S
+
+
+def test_one_whose_device_is_gone_is_named_with_cudas_words(folder: Path) -> None:
+    lost = Outcome(folder, "one loses its device")
+    assert lost.codes == [REFUSED, FAILED, REFUSED]
+    assert len(re.findall(r"rank 1 on \S+: AcceleratorError: CUDA error: unspecified", lost.said)) == 2
+
+
+def test_one_that_works_on_when_the_others_have_left_waits_for_none_of_them(folder: Path) -> None:
+    left = Outcome(folder, "the others have left")
+    assert (left.codes, left.said) == ([0, 0, 0], "")
 
 
 def test_processes_that_stop_in_order_disturb_none_of_the_others(folder: Path) -> None:

@@ -167,7 +167,7 @@ def test_what_many_processes_began_one_ends_with_the_same_global_batch(
     sizes = (f"training.batch_size_per_gpu={divided[0]}", f"training.accumulate_steps={divided[1]}")
     with doubles():
         pretrain(tiny_config(tiles_folder, tmp_path / "run", *RUN_SETTINGS, *sizes), ALONE)
-    assert "process(es), this is a run of 1" in caplog.text
+    assert "process(es), this run has 1" in caplog.text
     check_close(state_in(last), expected)
 
 

@@ -44,7 +44,7 @@ def run(*words: str) -> str:
 def test_a_store_needs_no_work_and_has_its_tiles(old: Path, settings: tuple[str, ...]) -> None:
     name, *further = settings
     before = {file: file.read_bytes() for file in (old / name / "tiles").iterdir()}
-    assert "0 done, 2 there before" in run(
+    assert "0 done, 2 already there" in run(
         "tile", "slides.csv", "--config", "config.yaml", "--out", name, "--workers", "1", *further
     )
     assert {file: file.read_bytes() for file in (old / name / "tiles").iterdir()} == before

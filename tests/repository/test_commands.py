@@ -101,7 +101,7 @@ TILES = ("tiles.mpp=0.5", "tiles.size_px=64", "tiles.mask_mpp=4", "tiles.min_are
     ("words", "parts"),
     [
         (["nowhere.svs", "tiles.mpp=0.5"], ["nowhere.svs: no such file or folder"]),
-        (["notes.txt", "tiles.mpp=0.5"], ["notes.txt: .txt is no slide format"]),
+        (["notes.txt", "tiles.mpp=0.5"], ["notes.txt: .txt is not a slide format"]),
         (["empty", "tiles.mpp=0.5"], ["empty: this folder holds no slides"]),
         (["list.csv", "tiles.mpp=0.5"], ["list.csv"]),
         (["good.tif"], ["missing key 'tiles.mpp'", "no default: it is your choice"]),
@@ -135,7 +135,7 @@ def test_tile_lists_slides_that_failed_and_keeps_the_others(run: Run, slide: Pat
     assert {lines[name] for name in ("broken", "text", "no_mpp")} == {"failed"}
     assert lines["good"] == "done"
     assert "mpp" in next(line for line in answer.out.splitlines() if "no_mpp" in line)
-    assert "1 done, 0 there before, 0 empty, 3 failed" in answer.out
+    assert "1 done, 0 already there, 0 empty, 3 failed" in answer.out
 
 
 @pytest.mark.parametrize("name", ["broken.svs", "no_mpp.tif"])
@@ -164,7 +164,7 @@ def test_tile_writes_coordinate_files_on_request_and_keeps_them_in_step(run: Run
     before = patches.read_bytes()
     assert (tmp_path / "store/clam/patches/good.h5").is_file()
     answer = run("tile", slide, "--out", "store", *TILES, "tiles.min_sharpness=1e9")
-    assert "(1 by other quality limits, unread)" in answer.out
+    assert "(1 judged again by new quality limits, without reading them)" in answer.out
     assert patches.read_bytes() != before
     assert not (tmp_path / "store/clam/patches/good.h5").exists()  # no tile is left
     run("tile", slide, "--out", "other", *TILES, "--layout", "qupath").check_refused("qupath is no layout")
@@ -202,9 +202,9 @@ def test_tile_says_of_a_slide_without_tissue_that_it_is_empty(run: Run, tmp_path
         (["nowhere"], ["nowhere: no such folder"]),
         (["empty"], ["empty: holds neither store.json nor images"]),
         (["tiles", "views.num_locals=3"], ["unknown key 'views.num_locals'. Did you mean 'num_local'?"]),
-        (["tiles", "--out", "sheet.jpg"], ["--out sheet.jpg: is no PNG file"]),
+        (["tiles", "--out", "sheet.jpg"], ["--out sheet.jpg: is not a PNG file"]),
         (["tiles", "slides.split=train"], ["Only the slides of a tile store have splits"]),
-        (["tiles", "training.num_steps=1", "training.balance=slide"], ["not known which slides they are from"]),
+        (["tiles", "training.num_steps=1", "training.balance=slide"], ["their slides are unknown"]),
         (["tiles", "objective.ibot.weight=1", "model.backbone=resnet18"], ["it has no patch tokens"]),
     ],
 )
@@ -288,7 +288,7 @@ def test_pretrain_refuses_cuda_where_there_is_none(run: Run, tiles_folder: Path)
         ("nowhere", ["no such file or folder"]),
         ("empty", ["holds no checkpoints"]),
         ("text.pt", ["cannot be read as a checkpoint"]),
-        ("foreign.pt", ["no checkpoint of dino_path"]),
+        ("foreign.pt", ["not a checkpoint of dino_path"]),
     ],
 )
 def test_export_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -> None:
@@ -305,7 +305,7 @@ def test_export_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -
         ("nowhere.pth", ["cannot be read"]),
         ("text.pth", ["cannot be read"]),
         ("ours.pth", ["holds neither a teacher nor a bare backbone", "'dino-path export'"]),
-        ("other.pth", ["its architecture cannot be told", "--arch NAME"]),
+        ("other.pth", ["its architecture is not recognised", "--arch NAME"]),
     ],
 )
 def test_import_checkpoint_refuses(run: Run, tmp_path: Path, path: str, parts: list[str]) -> None:
@@ -486,7 +486,7 @@ def test_an_output_folder_that_is_a_file_is_refused_before_the_work(
 
 def test_report_refuses_a_folder_as_its_file(run: Run, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    run("report", run_folder, "--out", "folder").check_refused("folder: is a folder")
+    run("report", run_folder, "--out", "folder").check_refused("folder: nothing can be written here: it is a folder")
 
 
 # --- the program itself -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -56,7 +57,11 @@ def commands_of(group: object, *before: str) -> dict[tuple[str, ...], typer.core
     found: dict[tuple[str, ...], typer.core.TyperCommand] = {}
     for name, command in group.commands.items():
         words = (*before, name)
-        found |= commands_of(command, *words) if isinstance(command, typer.core.TyperGroup) else {words: command}
+        if isinstance(command, typer.core.TyperGroup):
+            found |= commands_of(command, *words)
+        else:
+            assert isinstance(command, typer.core.TyperCommand)
+            found[words] = command
     return found
 
 
@@ -89,7 +94,7 @@ def test_examples_are_commands_that_can_be_given(words: tuple[str, ...]) -> None
     lines = [line.strip() for line in (COMMANDS[words].epilog or "").strip().splitlines()]
     assert lines
     for line in lines:
-        given = shlex.split(line)
+        given = shlex.split(line.partition(" > ")[0])
         after = given.index("dino_path") if given[0] == "torchrun" else given.index("dino-path")
         assert tuple(given[after + 1 :][: len(words)]) == words
         cli.check_command(given[after + 1 :])
@@ -136,7 +141,7 @@ def test_what_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -
 def in_terminal(columns: int, *words: str, cwd: Path, of: str = "stdout") -> str:
     """What the program writes to one of its streams where that is a terminal of so many columns."""
     main, side = pty.openpty()
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, of: side}
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, of: side}
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
     with subprocess.Popen([sys.executable, "-m", "dino_path", *words], cwd=cwd, env=environment, **streams) as process:
         os.close(side)
@@ -205,7 +210,7 @@ def test_a_run_is_told_to_programs_and_ends_with_what_to_do(run: Callable, tmp_p
 
     code, out, err = run(*words, "training.momentum=0.996", "--apply-advice")
     assert code == 0
-    assert "run is finished, and nothing was done: run/checkpoints/step_00000002.pt" in out
+    assert "run is already finished: run/checkpoints/step_00000002.pt" in out
     assert "dino-path export run --out run/model" in out
     assert "loading" not in err
 

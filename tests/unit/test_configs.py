@@ -51,18 +51,15 @@ def test_every_config_loads_and_names_a_model_that_timm_knows(file: Path) -> Non
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_the_header_gives_commands_that_exist_and_the_hardware(file: Path) -> None:
+def test_the_header_gives_commands_that_exist(file: Path) -> None:
     found = list(commands(file))
     assert found
     for words in found:
         check_command(words)
-    assert "Hardware: " in header(file)
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
-def test_a_recipe_names_hours_and_the_number_to_expect_and_uses_itself(file: Path) -> None:
-    assert re.search(r"[Hh]ours", header(file))
-    assert "Number to expect: " in header(file)
+def test_a_recipe_uses_itself(file: Path) -> None:
     assert all(f"configs/{file.name}" in words for words in commands(file))
 
 

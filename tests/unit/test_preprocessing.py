@@ -18,7 +18,7 @@ DEMO = Preprocessing((0.7, 0.5, 0.6), (0.2, 0.2, 0.2), 48, mpp=1.0, tile_px=96)
         ({"input_px": None}, "tiles of 96 px at 1 um/px", 1.0),
         (
             {"tile_px": None},
-            "tiles at 1 um/px, resized to 48 px (from what edge is not recorded, and so the um/px that the network sees"
+            "tiles at 1 um/px, resized to 48 px (the original edge is not recorded, so the um/px that the network sees"
             " is not known)",
             None,
         ),

@@ -96,7 +96,7 @@ def test_what_may_be_a_class_is_kept(tmp_path: Path, word: str) -> None:
 def test_a_nameless_column_is_noted_where_it_holds_something(tmp_path: Path) -> None:
     table = table_of(tmp_path, ",path\n0,a\n1,b\n")  # pandas' index
     assert table.columns == {"path": ["a", "b"]}
-    assert table.notes == ("a column without a name is not read",)
+    assert table.notes == ("a column without a name is not used",)
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_aliases_are_noted_and_give_way_to_the_name_itself(tmp_path: Path) -> No
     assert alias.notes == ("column `Case ID` is read as `patient_id`",)
     both = settle_columns(table_of(tmp_path, "path,patient,patient_id\na,x,P1\n"), WORDS)
     assert both.columns["patient_id"] == ["P1"]
-    assert both.notes == ("columns that are not read: `patient`",)
+    assert both.notes == ("columns that are not used: `patient`",)
 
 
 def test_columns_that_are_not_read_are_named_in_one_line(tmp_path: Path) -> None:
     table = settle_columns(table_of(tmp_path, "path,site,tiles.mpp,age,content\na,x,1,7,ff\n"), WORDS)
-    assert table.notes == ("columns that are not read: `site`, `age`",)
+    assert table.notes == ("columns that are not used: `site`, `age`",)
     assert set(table.columns) == {"path", "tiles.mpp"}
 
 
@@ -127,14 +127,14 @@ def test_columns_that_are_not_read_are_named_in_one_line(tmp_path: Path) -> None
      ("pixel_size_um", "mpp"), ("slide", "slide_id"), ("fold", "split"), ("wsi", "slide_id")],
 )  # fmt: skip
 def test_a_column_that_may_mean_one_of_ours_is_refused(tmp_path: Path, name: str, meant: str) -> None:
-    with pytest.raises(DataError, match=f"`{name}` is not read; did you mean `{meant}`"):
+    with pytest.raises(DataError, match=f"`{name}` is unknown; did you mean `{meant}`"):
         settle_columns(table_of(tmp_path, f"path,{name}\na,x\n"), WORDS)
     settled = settle_columns(table_of(tmp_path, f"path,{name},{meant}\na,x,y\n"), WORDS)
-    assert settled.notes == (f"columns that are not read: `{name}`",)
+    assert settled.notes == (f"columns that are not used: `{name}`",)
 
 
 def test_all_doubtful_columns_are_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"`case` is not read; did you mean `patient_id`.*`pixel_size` is not read"):
+    with pytest.raises(DataError, match=r"`case` is unknown; did you mean `patient_id`.*`pixel_size` is unknown"):
         settle_columns(table_of(tmp_path, "path,case,pixel_size\na,x,1\n"), WORDS)
 
 

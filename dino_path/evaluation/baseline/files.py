@@ -1,4 +1,4 @@
-"""The folder of a supervised baseline: what it holds, and reading it back.
+"""The folder of a supervised baseline: contents and reading.
 
 OUT/result.json         metrics with intervals, settings, split, history
     predictions.csv     one row per test image: content (hash of the file), image, label, predicted, one score per class
@@ -21,6 +21,7 @@ from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.records.baseline import BASELINE, BaselineRecord
 from dino_path.records.tables import PREDICTIONS
+from dino_path.sharing import shared_name
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class BaselineFolder:
         BASELINE.write(self.result_file, record)
 
     def title(self) -> str:
-        """What tables call it: the network, what its training started from, and whether that was too short.
+        """Its name in tables: the network, its initial weights, and whether training was too short.
 
         Raises:
             DataError: not there, or not written by `dino-path baseline`.
         """
         record = self.read_result()
         config = record.config
-        start = "from scratch" if config["weights"] is None else f"from {config['weights']}"
+        start = "from scratch" if config["weights"] is None else f"from {shared_name(config['weights'])}"
         return f"supervised {config['backbone']} ({start}{', undertrained' * record.is_undertrained})"
 
     def write_predictions(self, labelled: LabelledSet, test: NDArray[np.int64], scores_NC: NDArray[np.float64]) -> None:
@@ -88,7 +89,7 @@ class BaselineFolder:
         PREDICTIONS.write(self.predictions_file, columns, rows)
 
     def read_scores(self, labelled: LabelledSet) -> NDArray[np.float64]:
-        """Class scores of the test images, in the order of the set, wherever the files lie now.
+        """Class scores of the test images, in the order of the set, even if the files have moved.
 
         Raises:
             DataError: no baseline, or one of another split.

@@ -20,7 +20,7 @@ from dino_path.evaluation.baseline.training import BaselineResult, train_baselin
 from dino_path.evaluation.labelled.division import Division, pooled
 from dino_path.evaluation.measures.metrics import Metrics, measure
 from dino_path.records.baseline import POOLED_BASELINE, PooledBaselineRecord
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.records.labelled import DataRecord, MetricsRecord
 
 
@@ -63,7 +63,7 @@ def train_supervised(
 
 
 def write_pooled(division: Division, config: Config, out: Path) -> Metrics:
-    """Measure what the baselines of all folds answer together, and write it as `out`/result.json."""
+    """Measure the pooled predictions of all folds' baselines, and write them to `out`/result.json."""
     supervised = read_supervised(out, division)
     evaluation = config.evaluation
     metrics = measure(
@@ -75,7 +75,7 @@ def write_pooled(division: Division, config: Config, out: Path) -> Metrics:
         data=DataRecord.model_validate(division.record()),
         settings=supervised.settings,
         notes=supervised.notes,
-        environment=present_environment(),
+        environment=shared_environment(),
     )
     POOLED_BASELINE.write(out / "result.json", record)
     return metrics
@@ -141,7 +141,7 @@ def undertrained_notes(folders: Sequence[BaselineFolder]) -> tuple[str, ...]:
         return ()
     of_folds = f" in {len(records)} of {len(folders)} folds" if len(folders) > 1 else ""
     return (
-        f"the supervised baseline stopped at its last allowed epoch, {len(records[0].history)}{of_folds}, while "
-        f"validation still gained (best epoch {records[0].best_epoch}): it is undertrained, and a difference to it "
-        "flatters; raise baseline.num_epochs",
+        f"the supervised baseline stopped at its last allowed epoch, {len(records[0].history)}{of_folds}, while"
+        f" validation was still improving (best epoch {records[0].best_epoch}): it is undertrained, which favours"
+        f" the models compared with it; raise baseline.num_epochs",
     )

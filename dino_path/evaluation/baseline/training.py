@@ -1,4 +1,4 @@
-"""A supervised network, trained end to end on the training images: what every frozen extractor is compared with.
+"""A supervised network, trained end to end on the training images, for comparison with every frozen extractor.
 
 Shape suffixes: B images of a batch, C classes (after images: channels), N images.
 """
@@ -37,7 +37,7 @@ from dino_path.preprocessing import Preprocessing, Triple
 from dino_path.progress import Meter, meter
 from dino_path.records.baseline import BaselineRecord, EpochRecord, ValidationRecord, counted_from_1
 from dino_path.records.deciding_settings import deciding_settings
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.records.labelled import DataRecord, MetricsRecord
 from dino_path.settings import as_plain
 
@@ -251,7 +251,7 @@ class Training:
             raise CheckpointError(
                 str(checkpoint),
                 f"cannot be read ({' '.join(str(error).split())[:200]}).",
-                "A whole checkpoint is needed to continue.",
+                "A readable checkpoint is needed to continue.",
                 "Delete it to start this baseline again.",
             ) from None
         if not is_ours:
@@ -359,7 +359,7 @@ def _record(labelled: LabelledSet, training: Training, metrics: Metrics, experim
         num_parameters=count_parameters(training.model),
         best_epoch=training.best_epoch,
         history=tuple(training.history),
-        environment=present_environment(),
+        environment=shared_environment(),
     )
 
 
@@ -381,7 +381,7 @@ def _read_finished(
     record = folder.read_result()
     if record.experiment != experiment:
         raise _other_experiment(folder.path)
-    logger.info("baseline: %s is finished already", folder.path)
+    logger.info("baseline: %s is already finished", folder.path)
     scores_NC = folder.read_scores(labelled)
     metrics = _measure(labelled, scores_NC, num_bootstrap, seed)
     return BaselineResult(folder.path, metrics, scores_NC, record.best_epoch, record.history)
@@ -391,6 +391,6 @@ def _other_experiment(out: Path) -> DataError:
     return DataError(
         str(out),
         "holds a baseline of other data, another split, other settings or another seed.",
-        "A folder is one experiment.",
+        "A folder holds one experiment.",
         "Give another --out, or delete this folder.",
     )

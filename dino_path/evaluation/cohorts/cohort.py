@@ -58,7 +58,7 @@ class Source:
 
     @property
     def is_null(self) -> bool:
-        """Whether it is an untrained network or colour alone: what a trained one must beat."""
+        """Whether it is a control (an untrained network or colour), which a trained network must beat."""
         plain = self.encoder or self.name
         return plain.startswith(NULLS)
 
@@ -80,7 +80,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Cases with what is to be predicted of them.
+    """Cases with their labels or survival times.
 
     Attributes:
         name: of the table.
@@ -113,7 +113,7 @@ class Cohort:
 
     @property
     def units(self) -> Units:
-        """What intervals are over and folds never tear apart: patients, else slides."""
+        """The units of intervals and folds: patients, else slides."""
         return Units.of(self.patients, "patient" if self.has_patients else "slide", len(self.cases))
 
     def digest(self) -> str:
@@ -188,7 +188,7 @@ def read_cohort(table: Path, folders: Sequence[BagFolder], config: CohortConfig)
     classes, is_ordered = _classes(table, [row.label for row in first], task, config)
     if left_out:
         some = name_some([f"{slide} ({why})" for slide, why in left_out.items()])
-        notes.append(f"{len(left_out)} slides of the table take no part, for every extractor alike: {some}")
+        notes.append(f"{len(left_out)} slides of the table are left out for all extractors: {some}")
     cohort = Cohort(
         name=table.stem,
         task=task,
@@ -214,22 +214,22 @@ def read_cohort(table: Path, folders: Sequence[BagFolder], config: CohortConfig)
 
 
 def cohort_notes(cohort: Cohort) -> list[str]:
-    """What a reader of the numbers should know of the cases, as sentences."""
+    """Notes on the cases for readers of the numbers, as sentences."""
     notes = [*cohort.notes]
     if cohort.task == "label":
         small = {label: count for label, count in patients_by_class(cohort).items() if count < FEW_PATIENTS}
         if small:
             counted = ", ".join(f"{label} ({count})" for label, count in small.items())
             notes.append(
-                f"few {cohort.units.name} of {counted}: numbers of so few may be chance, whatever the interval"
+                f"few {cohort.units.name} of {counted}: results of so few may be chance, whatever the interval"
             )
     if cohort.centres is not None:
         notes += _confounding(cohort, cohort.centres)
     several = len(cohort.cases) - cohort.units.count
     if several and cohort.has_patients:
         notes.append(
-            f"{cohort.units.count} patients have {len(cohort.cases)} slides, and each slide is answered by itself; "
-            "where the label is the patient's, cohort.unit=patient answers once for all slides of one"
+            f"{cohort.units.count} patients have {len(cohort.cases)} slides, and each slide is classified by itself;"
+            f" if the label belongs to the patient, cohort.unit=patient classifies all slides of a patient together"
         )
     return notes
 
@@ -249,7 +249,7 @@ def _task(table: Table, config: CohortConfig) -> Task:
         return "label" if has["label"] else "survival"
     found = "has label, time and event" if all(has.values()) else "has neither label nor time and event"
     if config.task is not None:
-        found = f"has not the columns of cohort.task={config.task}"
+        found = f"lacks the columns of cohort.task={config.task}"
     raise DataError(
         str(table.path),
         f"{found} (columns: {', '.join(table.columns)}).",
@@ -308,7 +308,7 @@ SURVIVAL_CLASSES = ("censored", "event")
 
 
 def _names(folders: Sequence[BagFolder]) -> list[str]:
-    """What tables call the extractors: the folder's name, with the folder above it where two are alike."""
+    """The extractors' names in tables: the folder's name, with its parent's if two are equal."""
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         names = [f"{folder.path.absolute().parent.name}/{folder.name}" for folder in folders]
@@ -317,7 +317,7 @@ def _names(folders: Sequence[BagFolder]) -> list[str]:
         raise ConfigError(
             repeated[0],
             "is given twice.",
-            "Each folder of features is one row, by its name.",
+            "Each folder of features is one row, named after the folder.",
             "Give it once, or rename one.",
         )
     return names
@@ -340,9 +340,10 @@ def _match(
         if rows and all(_file_of(row.slide, folder) is None for row in rows):
             raise DataError(
                 str(folder.path),
-                f"none of its {len(folder.files)} files is of a slide in {table.name}.",
-                "A file is called like its slide: <slide_id>.h5.",
-                f"Compare the names: the files are of {next(iter(folder.files))}, the table of {rows[0].slide} "
+                f"none of its {len(folder.files)} files belongs to a slide in {table.name}.",
+                "A file must be named like its slide: <slide_id>.h5.",
+                f"Compare the names: the files have names such as {next(iter(folder.files))}, the table of"
+                f" {rows[0].slide} "
                 f"({name}).",
             )
     return files, left_out
@@ -363,7 +364,7 @@ def _refuse_contradictions(table: Path, groups: Mapping[str, Sequence[_Row]]) ->
                 raise DataError(
                     str(table),
                     f"the slides of patient {case} have several {what}: {', '.join(sorted(values))}.",
-                    "A patient needs one answer where all slides of a patient are one case.",
+                    "A patient needs one label if all slides of a patient form one case.",
                     "Correct the table, or set cohort.unit=slide.",
                 )
 
@@ -397,27 +398,27 @@ def _refuse_too_few(table: Path, cohort: Cohort, config: CohortConfig) -> None:
         raise DataError(
             str(table),
             f"{int(cohort.labels.sum())} events among {len(cohort.cases)} patients{left}.",
-            f"At least {FEWEST_EVENTS} events are needed, and tens of them for a number that means something.",
+            f"At least {FEWEST_EVENTS} events are needed, and tens of them for a meaningful result.",
             "Follow up longer, or add patients.",
         )
     if cohort.task == "label" and (len(counts) < 2 or min(counts.values()) < 2):
         raise DataError(
             str(table),
             f"too few {what} by class: {listed}{left}.",
-            f"Two classes or more are needed, each of two {what} at least, one for each side of a fold.",
+            f"At least two classes are needed, each with at least two {what}, one for each side of a fold.",
             remedy,
         )
     if not config.by_centre and cohort.units.count < config.folds:
         raise DataError(
             str(table),
             f"{cohort.units.count} {what} for {config.folds} folds{left}.",
-            f"Each fold needs one of the {what} at least.",
+            f"Each fold needs at least one of the {what}.",
             "Lower cohort.folds, or add slides.",
         )
 
 
 def _confounding(cohort: Cohort, centres: NDArray[np.str_]) -> Iterator[str]:
-    """How far the centre alone gives the class away: in-sample accuracy of each centre's commonest class."""
+    """How well the centre alone predicts the class: in-sample accuracy of each centre's most frequent class."""
     if cohort.task != "label":
         return
     hits = sum(int(np.bincount(cohort.labels[centres == centre]).max()) for centre in np.unique(centres))
@@ -425,7 +426,8 @@ def _confounding(cohort: Cohort, centres: NDArray[np.str_]) -> Iterator[str]:
     if hits > commonest:
         yield (
             f"the centre alone gives the class of {hits} of {len(cohort.cases)} {cohort.unit}s (the commonest class: "
-            f"{commonest}): stain and scanner may answer for disease; cohort.by_centre=true tests across centres"
+            f"{commonest}): a model may predict stain and scanner instead of disease; cohort.by_centre=true tests"
+            f" across centres"
         )
 
 
@@ -439,23 +441,23 @@ def _source(folder: BagFolder, name: str, bags: Sequence[tuple[Bag, ...]]) -> So
     if other is not None:
         raise DataError(
             str(folder.path),
-            f"its files are of several extractors: {first.path.name} ({first.num_features} features) and "
+            f"its files come from several extractors: {first.path.name} ({first.num_features} features) and "
             f"{other.path.name} ({other.num_features}).",
             "One folder holds the features of one extractor.",
-            "Embed the slides again into a folder of its own.",
+            "Embed the slides again into a separate folder.",
         )
     return Source(name, folder.path, first.encoder, first.encoder_digest, first.num_features, tuple(bags))
 
 
 def _no_patients(table: Path, task: Task) -> DataError:
-    asked = "survival is of patients" if task == "survival" else "cohort.unit=patient"
+    asked = "survival belongs to patients" if task == "survival" else "cohort.unit=patient"
     return DataError(
         str(table),
         f"no column patient_id, and {asked}.",
         _needed(),
-        "Add patient_id; where each slide is a patient, it is the slide_id again.",
+        "Add patient_id; if each slide is a patient, repeat the slide_id.",
     )
 
 
 def _needed() -> str:
-    return "A CSV with slide_id, and label or time and event, is needed; patient_id and centre where they are known."
+    return "A CSV with slide_id, and label or time and event, is needed; patient_id and centre if known."

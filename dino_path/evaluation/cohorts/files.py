@@ -1,4 +1,4 @@
-"""The files of a slide-level evaluation, and what of earlier ones would be lost. Known without torch."""
+"""The files of a slide-level evaluation, and which earlier results would be lost, checked without torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dino_path.evaluation.cohorts.cohort import Cohort, Source, patients_by_clas
 from dino_path.evaluation.cohorts.folds import Folds
 from dino_path.records.slide_evaluation import TILE_COUNT, CohortRecord, SourceRecord, read_slides_record
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_name, without_folders
 from dino_path.table_file import plain_cells
 
 RESULTS = "slides.json"
@@ -29,7 +30,7 @@ NOT_DECISIVE = (
 
 
 def aggregators_of(cohort: Cohort, config: CohortConfig) -> tuple[str, ...]:
-    """What the rows of an extractor are."""
+    """The name and digest of an extractor's rows."""
     return ("cox",) if cohort.task == "survival" else tuple(dict.fromkeys(config.aggregators))
 
 
@@ -52,12 +53,12 @@ def refuse_to_lose_slides(
     record = read_slides_record(file)
     lost = []
     if (record.data.digest, record.data.folds_digest) != (cohort.digest(), folds_digest(cohort, folds)):
-        lost.append(f"they are of other cases, labels or folds ({record.data.name}; {record.data.folds})")
-    new = as_plain(config)
+        lost.append(f"they have other cases, labels or folds ({record.data.name}; {record.data.folds})")
+    new, old = without_folders(as_plain(config)), without_folders(record.config)
     lost += [
-        f"cohort.{key} was {record.config[key]}, now {new[key]}"
+        f"cohort.{key} was {old[key]}, now {new[key]}"
         for key in new
-        if key in record.config and key not in NOT_DECISIVE and record.config[key] != new[key]
+        if key in old and key not in NOT_DECISIVE and old[key] != new[key]
     ]
     names = {source.name for source in sources}
     lost += [f"{name} is left out" for name in record.sources if name not in names]
@@ -67,8 +68,8 @@ def refuse_to_lose_slides(
         raise DataError(
             str(file),
             f"holds results that would be lost: {'; '.join(lost)}.",
-            "Results are replaced only by those of the same cases and settings, and of the same extractors and more.",
-            "Name another --out, or evaluate all of it together.",
+            "Results are replaced only by results of the same cases and settings with at least the same extractors.",
+            "Give another --out, or evaluate everything together.",
         )
 
 
@@ -95,7 +96,7 @@ def cohort_record(cohort: Cohort, folds: Folds, config: CohortConfig) -> CohortR
 
 def source_record(source: Source) -> SourceRecord:
     return SourceRecord(
-        folder=str(source.path),
+        folder=shared_name(str(source.path), num_parts=2),
         encoder=source.encoder,
         encoder_digest=source.encoder_digest,
         num_features=source.num_features,
@@ -111,7 +112,7 @@ def write_csv(file: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def case_rows(cohort: Cohort, sources: Sequence[Source], folds: Folds) -> Iterable[Sequence[object]]:
-    """The header and rows of `cases.csv`: each case, what is known of it, and in which fold it is tested."""
+    """The header and rows of `cases.csv`: each case, its facts, and the fold in which it is tested."""
     outcome = ("event", "time") if cohort.times is not None else ("label",)
     repeats = [f"fold_of_repeat_{repeat + 1}" for repeat in range(folds.num_repeats)]
     yield [cohort.unit, "slides", "patient", "centre", *outcome, "num_tiles", *repeats]

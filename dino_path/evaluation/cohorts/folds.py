@@ -29,7 +29,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Folds:
-    """All divisions of a cohort.
+    """All folds of a cohort, for all repeats.
 
     Attributes:
         fold_of: (R, N) fold of each case in each repeat, from 0.
@@ -59,7 +59,7 @@ class Folds:
         """How they were made, in words."""
         unit = cohort.units.name
         if self.names is not None:
-            return f"each of {self.num_folds} centres is tested by models of the others"
+            return f"each of {self.num_folds} centres is tested with models trained on the others"
         stratified = "event" if cohort.task == "survival" else "class"
         times = f", drawn {self.num_repeats} times" if self.num_repeats > 1 else ""
         return f"{self.num_folds} folds of {unit}, stratified by {stratified}, seed {config.seed}{times}"
@@ -84,23 +84,23 @@ def draw_cohort_folds(cohort: Cohort, config: CohortConfig) -> Folds:
 
 
 def fold_notes(cohort: Cohort, folds: Folds) -> list[str]:
-    """What folds cannot say, as sentences."""
+    """Limitations of the folds, as sentences."""
     if cohort.task == "survival":
         return []
     lacking = [fold for fold in folds if len(np.unique(cohort.labels[fold.test])) < len(cohort.classes)]
     if not lacking:
         return []
     return [
-        f"{len(lacking)} of {len(folds)} test parts hold not all classes: the area under the ROC curve compares cases "
-        "within a test part, and learns less from these"
+        f"{len(lacking)} of {len(folds)} test parts lack some classes: the area under the ROC curve compares cases"
+        f" within a test part, so these contribute less"
     ]
 
 
 def _centres(cohort: Cohort) -> Folds:
-    needed = "Two centres at least are needed, patients of one centre each, and every class in two centres."
+    needed = "At least two centres are needed, each patient in one centre, and every class in two centres."
     if cohort.centres is None:
         raise DataError(
-            cohort.name, "cohort.by_centre=true, and no centre is named.", needed, "Fill the column centre."
+            cohort.name, "cohort.by_centre=true, but no centre is given.", needed, "Fill the column centre."
         )
     names, centre_N = np.unique(cohort.centres, return_inverse=True)
     unit_N = cohort.units.index

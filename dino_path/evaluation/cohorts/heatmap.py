@@ -31,7 +31,7 @@ OPACITY = 0.45  # of the colours over a slide
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """What the networks looked at in one slide.
+    """The networks' attention in one slide.
 
     Attributes:
         attention: (N,) as multiples of even attention: 1 is what each tile would get if all were alike.
@@ -44,7 +44,7 @@ class AttentionMap:
 
     @property
     def ranks(self) -> Floats:
-        """Share (N,) of the tiles that get less attention, 0 to 1: what colours show, since few tiles get most."""
+        """Share (N,) of the tiles with less attention, 0 to 1. Colours show it, because few tiles get most."""
         ordered = np.sort(self.attention)
         low, high = (np.searchsorted(ordered, self.attention, side) for side in ("left", "right"))
         return (low + high - 1) / 2 / max(len(ordered) - 1, 1)
@@ -57,7 +57,7 @@ class AttentionMap:
 
 
 def half_of_attention(attention_N: Floats) -> float:
-    """The smallest share of the tiles that together get half of the attention; 0.5 where it is even."""
+    """The smallest share of tiles with half of the attention; 0.5 if it is uniform."""
     descending = np.sort(attention_N)[::-1].cumsum()
     return float((np.searchsorted(descending, descending[-1] / 2) + 1) / len(descending))
 
@@ -79,7 +79,7 @@ def write_geojson(file: Path, drawn: AttentionMap, origin_level0: tuple[int, int
 
 
 def write_picture(file: Path, drawn: AttentionMap, slide: Slide | None) -> None:
-    """A PNG: the tiles in their colours, over the slide where it is given; a legend below.
+    """A PNG: the coloured tiles, over the slide if given, with a legend below.
 
     Raises:
         SlideError: the slide cannot be read.

@@ -67,7 +67,7 @@ def cox_risks(means_ND: Floats, times_N: Floats, events_N: Ints, fold: Fold, con
         raise DataError(
             f"repeat {fold.repeat}, fold {fold.fold}",
             f"Cox regression does not converge ({' '.join(str(error).split())[:200]}).",
-            "Features that vary, and a penalty that holds the fit, are needed.",
+            "Features that vary, and a sufficient penalty, are needed.",
             "Raise cohort.cox_penalty, or lower cohort.cox_components.",
         ) from None
     risks: NDArray[np.float64] = model.predict_log_partial_hazard(pd.DataFrame(test_MK, columns=columns)).to_numpy()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dino_path.config import CohortConfig
 from dino_path.evaluation.cohorts.cohort import Cohort
 from dino_path.evaluation.cohorts.folds import Folds
-from dino_path.evaluation.measures.confusion import Floats, Ints, class_scores, mean_where_known, summarise
+from dino_path.evaluation.measures.confusion import Floats, Ints, Margins, class_scores, mean_where_known, summarise
 from dino_path.evaluation.measures.intervals import LEAST_FREEDOM, Score, degrees_of_freedom
 from dino_path.evaluation.measures.metrics import (
     BOOTSTRAP_FREEDOM,
@@ -129,11 +129,11 @@ def measure_risks(risks_RN: Floats, cohort: Cohort, folds: Folds, config: Cohort
 
 
 def interval_words(measured: Measured, cohort: Cohort) -> str:
-    """What the brackets are."""
+    """Description of the brackets."""
     units = cohort.units
     freedom = next(iter(measured.samples.values())).left_out.freedom
     if freedom < LEAST_FREEDOM:
-        return f"no intervals: too few {units.name} ({units.count}) for one"
+        return f"no intervals: too few {units.name} ({units.count})"
     kind = "bootstrap" if freedom >= BOOTSTRAP_FREEDOM else f"Student's t, {freedom:.1f} degrees of freedom"
     return f"95 % interval over {units.count} {units.name} ({kind})"
 
@@ -152,7 +152,7 @@ def quadratic_kappa(confusion_CC: NDArray[Any]) -> Floats:
 
 def _plain_numbers(confusion_CC: NDArray[Any]) -> dict[str, Floats]:
     summary = summarise(confusion_CC)
-    recall = class_scores(confusion_CC)["recall"]
+    recall = class_scores(Margins.of(confusion_CC))["recall"]
     recalls = {f"recall of {number}": recall[..., number] for number in range(recall.shape[-1])}
     return {name: summary[name] for name in ("balanced_accuracy", "kappa")} | recalls
 

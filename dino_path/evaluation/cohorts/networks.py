@@ -1,4 +1,4 @@
-"""The attention networks of all folds, kept as they are finished: a killed evaluation continues.
+"""The attention networks of all folds, saved as soon as they are finished, so that a killed evaluation resumes.
 
 Shape suffixes: R repeats, N cases, M tested cases, C classes.
 """
@@ -6,7 +6,7 @@ Shape suffixes: R repeats, N cases, M tested cases, C classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from dino_path.progress import meter
 
 VERSION = 1  # of what is computed; another one is computed again
 SCORES = "test_scores"  # (M, C), beside the weights
+CHECKSUM = "checksum"  # of all tensors, in the file's metadata
 
 
 def safe_name(name: str) -> str:
@@ -85,7 +86,7 @@ class Networks:
         return scores_RNC
 
     def answers(self, folds: Folds, case: int) -> list[Answer]:
-        """What each network says of a case that it has not seen, one for each repeat."""
+        """The predictions for a case by the networks that have not seen it, one for each repeat."""
         unseen = [fold for fold in folds if case in fold.test]
         return [answer(self._network(fold), self.source.pieces(case), self.device) for fold in unseen]
 
@@ -96,12 +97,15 @@ class Networks:
         """Those of a finished network; None: it is missing, damaged, or of another digest."""
         try:
             with safe_open(self._file(fold), "np") as stored:
-                if (stored.metadata() or {}).get("digest") != self.digest:
+                told = stored.metadata() or {}
+                if told.get("digest") != self.digest:
                     return None
-                scores_MC: Floats = stored.get_tensor(SCORES)
-                return scores_MC
+                tensors: dict[str, Floats] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return None
+        if CHECKSUM in told and told[CHECKSUM] != _checksum(tensors):  # earlier versions wrote none
+            return None
+        return tensors.get(SCORES)
 
     def _network(self, fold: Fold) -> GatedAttention:
         with safe_open(self._file(fold), "pt") as stored:
@@ -124,7 +128,9 @@ class Networks:
             [answer(network, self._pieces(case, scan), self.device).probabilities for case in fold.test]
         )
         tensors = {**network.state_dict(), SCORES: torch.from_numpy(scores_MC)}
-        content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"digest": self.digest})
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        checksum = _checksum({name: tensor.numpy() for name, tensor in tensors.items()})
+        content = save(tensors, {"digest": self.digest, CHECKSUM: checksum})
         with atomic_write(self._file(fold), "wb") as stream:
             stream.write(content)
         return scores_MC
@@ -133,3 +139,11 @@ class Networks:
         """All tiles of a case: from memory where all are there, else from its files."""
         sample = scan.samples[case]
         return iter([sample]) if len(sample) == self.source.num_tiles[case] else self.source.pieces(case)
+
+
+def _checksum(tensors: Mapping[str, Floats]) -> str:
+    content = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        content.update(name.encode())
+        content.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return content.hexdigest()

@@ -15,7 +15,7 @@ AGGREGATOR_TITLES = {"mean": "mean + logistic", "abmil": "attention-MIL", "cox":
 
 
 def page_of(record: SlidesRecord) -> str:
-    """The table, differences, what happens to each class, centres and maps, and what to keep in mind."""
+    """The table, differences, classes, centres and maps, and notes."""
     data = record.data
     cases = f"{data.num_cases} {data.unit}s" + (
         f" of {data.num_patients} patients" * (data.unit == "slide") if data.num_patients else ""

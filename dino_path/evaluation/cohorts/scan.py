@@ -1,4 +1,4 @@
-"""One pass over all tiles of an extractor: what mean pooling needs, and a sample of every bag in bounded memory.
+"""One pass over all tiles of an extractor: sums for mean pooling, and a sample of every bag in bounded memory.
 
 Shape suffixes: N cases, D features, T sampled tiles of a case.
 """
@@ -20,7 +20,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass keeps.
+    """The results of one pass.
 
     Attributes:
         means, squares: (N, D) mean over the tiles of a case of each feature, and of its square.

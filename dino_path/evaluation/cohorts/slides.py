@@ -35,7 +35,7 @@ from dino_path.evaluation.measures.confusion import Floats
 from dino_path.evaluation.measures.intervals import Score
 from dino_path.features.bags import Rectangles
 from dino_path.progress import progress
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.slide_evaluation import TILE_COUNT, MapRecord, SlideRow, SlidesRecord, write_slides_record
 from dino_path.settings import as_plain
@@ -73,7 +73,7 @@ def evaluate_slides(
     slides: Mapping[str, Path] | None = None,
     device: torch.device,
 ) -> SlidesRecord:
-    """Judge every extractor by every aggregator, and write what was found to `out`.
+    """Evaluate every extractor with every aggregator, and write the results to `out`.
 
     `slides.json`, `.md` and `.csv`, `cases.csv` (folds), `predictions.csv`, and `maps/<extractor>/<slide>.geojson` and
     `.png`. Trained networks are kept in `out/networks`: called again, only what is missing is trained.
@@ -114,7 +114,7 @@ def evaluate_slides(
         rows=tuple(_row_record(row, cohort) for row in rows),
         maps=tuple(maps),
         notes=tuple(_notes(rows, cohort, sources, folds, config)),
-        environment=present_environment(),
+        environment=shared_environment(),
     )
     write_slides_record(out / RESULTS, record)
     with atomic_write(out / "slides.md") as stream:
@@ -150,7 +150,7 @@ def _row(source: str, aggregator: str, scores_RNC: Floats, cohort: Cohort, folds
 
 
 def _with_differences(rows: Sequence[Row], is_null: Mapping[str, bool]) -> list[Row]:
-    """Mine less others, by the same aggregator: each extractor less every null, and less every one after it.
+    """Paired differences with the same aggregator: each extractor minus every control, and minus every later extractor.
 
     Where all are nulls, the first stands for mine.
     """
@@ -171,7 +171,7 @@ def _with_differences(rows: Sequence[Row], is_null: Mapping[str, bool]) -> list[
 
 
 def _draw(networks: Networks, folds: Folds, slide: str, out: Path, slide_file: Path | None) -> MapRecord:
-    """Draw what the networks that have not seen a slide look at in it, on average over the repeats."""
+    """Draw the attention of the networks that have not seen a slide, averaged over the repeats."""
     cohort, source = networks.cohort, networks.source
     case = next(number for number, slides in enumerate(cohort.slides) if slide in slides)
     answers = networks.answers(folds, case)
@@ -202,16 +202,16 @@ def _draw(networks: Networks, folds: Folds, slide: str, out: Path, slide_file: P
 def _notes(
     rows: Sequence[Row], cohort: Cohort, sources: Sequence[Source], folds: Folds, config: CohortConfig
 ) -> Iterator[str]:
-    """What to keep in mind when reading the numbers, the most important first."""
+    """Notes for reading the numbers, the most important first."""
     yield f"in brackets: {interval_words(rows[0].measured, cohort)}; folds: {folds.rule(cohort, config)}"
     yield (
-        f"intervals say how numbers vary with the {cohort.units.name} that were tested, not with those that trained; "
-        "differences are paired, on the same cases and folds"
+        f"intervals show how numbers vary with the tested {cohort.units.name}, not with the training ones;"
+        f" differences are paired, on the same cases and folds"
     )
     if not any(source.is_null for source in sources):
         yield (
             "no untrained network and no colour control among these: random features alone reach an AUROC of 0.63 on "
-            "some slide tasks; embed `untrained:MODEL` and `mean-colour` too, and name their folders here"
+            "some slide tasks; also embed `untrained:MODEL` and `mean-colour`, and give their folders"
         )
     yield from _no_better_than_guessing(rows, cohort)
     yield from cohort_notes(cohort)
@@ -223,11 +223,11 @@ def _notes(
             f"more than half the training events ({events} events in all); risks are compared within a test part"
         )
     else:
-        yield "mean: logistic regression of a fixed strength; classes weigh the same in every fit, however rare"
+        yield "mean: logistic regression of fixed strength; classes have equal weight in every fit, however rare"
     if "abmil" in aggregators_of(cohort, config):
         yield (
-            f"abmil: {config.abmil_epochs} epochs, {config.abmil_tiles} tiles of a case in a step, nothing chosen on "
-            "validation; every tile of a tested case counts"
+            f"abmil: {config.abmil_epochs} epochs, {config.abmil_tiles} tiles of a case in a step, no validation;"
+            f" every tile of a tested case counts"
         )
         for source in sources:
             most = tiles_that_fit(source.num_tiles, source.num_features, config.abmil_memory_gb)
@@ -236,7 +236,10 @@ def _notes(
                     f"abmil, {source.name}: training draws from {most:,} random tiles of {num_sampled} large cases "
                     f"(cohort.abmil_memory_gb={config.abmil_memory_gb:g})"
                 )
-    yield f"{TILE_COUNT}: what the logarithm of the number of tiles alone tells, by the same folds: amount of tissue"
+    yield (
+        f"{TILE_COUNT}: the logarithm of the number of tiles as the only feature, in the same folds: the amount of"
+        " tissue"
+    )
 
 
 def _no_better_than_guessing(rows: Sequence[Row], cohort: Cohort) -> Iterator[str]:
@@ -244,7 +247,7 @@ def _no_better_than_guessing(rows: Sequence[Row], cohort: Cohort) -> Iterator[st
     lost = [row for row in rows if row.source != TILE_COUNT and not row.measured.score(metric).low > 0.5]
     if lost:
         named = ", ".join(f"{row.source} ({row.aggregator})" for row in lost)
-        yield f"not told from guessing, as far as {cohort.units.count} {cohort.units.name} tell: {named}"
+        yield f"not significantly better than guessing, with {cohort.units.count} {cohort.units.name}: {named}"
 
 
 def _row_record(row: Row, cohort: Cohort) -> SlideRow:

@@ -103,7 +103,7 @@ class LabelledSet:
         return np.flatnonzero(self.split == name).astype(np.int64)
 
     def test_units(self) -> Units:
-        """What intervals over the test images are drawn from: their patients or slides, else the images."""
+        """The units of intervals over the test images: patients or slides, else images."""
         test = self.part("test")
         return Units.of(None if self.groups is None else self.groups[test], self.group_kind, len(test))
 
@@ -153,7 +153,10 @@ class LabelledSet:
         try:
             drawn.fit_and_validation(VALIDATION_FRACTION, seed=seed)
         except DataError:
-            note = f"so few {self.unit_name} are labelled that validation images are of the same as those trained on"
+            note = (
+                f"so few {self.unit_name} are labelled that validation images come from the same {self.unit_name}"
+                " as the training images"
+            )
             units = linked_units(None, self.content)
             return replace(drawn, units=units, unit_name="images", notes=(*self.notes, note))
         return drawn
@@ -187,7 +190,7 @@ class LabelledSet:
         }
 
     def record(self) -> dict[str, Any]:
-        """For JSON: what one needs to repeat the split."""
+        """For JSON: the facts needed to repeat the split."""
         return {
             "name": self.name,
             "classes": list(self.classes),
@@ -220,7 +223,7 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
 
 
 def split_listing(listing: Listing, classes: tuple[str, ...], spec: str, config: EvaluationConfig) -> LabelledSet:
-    """What a listing holds, split and checked, as `load_labelled` does with what `spec` lists."""
+    """A listing, split and checked, as `load_labelled` does with the listing of `spec`."""
     labels = np.array([classes.index(label) for label in listing.labels], np.int64)
     content = hash_contents(listing.source, listing.name)
     groups = None if listing.groups is None else np.array(listing.groups, np.str_)
@@ -270,8 +273,8 @@ def check_listing(spec: str, config: EvaluationConfig) -> tuple[Listing, tuple[s
     if len(classes) < 2:
         raise DataError(
             spec,
-            f"it has one class only ({classes[0]}).",
-            "At least two classes are needed to tell apart.",
+            f"it has only one class ({classes[0]}).",
+            "At least two classes are needed.",
             "Check the path: one folder per class, or a column `label`.",
         )
     return listing, classes
@@ -291,9 +294,9 @@ def hash_contents(source: TileSource, name: str) -> NDArray[np.bytes_]:
         if isinstance(source, ImageFiles) and not encoded.startswith(IMAGE_STARTS):
             raise DataError(
                 source.name(index),
-                f"{len(encoded)} bytes that are no image." if encoded else "the file is empty.",
+                f"{len(encoded)} bytes that are not an image." if encoded else "the file is empty.",
                 "An image (JPEG, PNG, TIFF, BMP or WebP) is needed.",
-                "Fetch it again, or take it out of the data.",
+                "Copy it again, or remove it from the data.",
             )
         return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
@@ -335,7 +338,7 @@ def _read_listing(spec: str, config: EvaluationConfig) -> Listing:
     if path.is_file():
         raise DataError(
             spec,
-            "this is a file, and no table.",
+            "this is a file, but not a table.",
             f"A folder of class folders, or a table ({' or '.join(TABLE_SUFFIXES)}), is needed.",
             "Check the path.",
         )
@@ -366,7 +369,7 @@ def _check_given_split(spec: str, split: NDArray[np.str_], labels: Ints, classes
                 spec,
                 f"the given split has no {side} images of {', '.join(missing)}.",
                 "Every class needs images in train and in test.",
-                "Correct the split, leave the class out, or give no split to have one drawn.",
+                "Correct the split, leave the class out, or remove the split to have one drawn.",
             )
 
 
@@ -381,8 +384,8 @@ def _refuse_leaking_groups(
         raise DataError(
             spec,
             f"{leaking.size} {kind}s are on several sides of the given split, first {leaking[0]}.",
-            f"A {kind} must be in one of {', '.join(SPLITS)} only, else the test measures memory.",
-            "Correct the column `split`, or take it out to have a split drawn.",
+            f"A {kind} must be in one of {', '.join(SPLITS)} only; otherwise the test measures memory.",
+            "Correct the column `split`, or remove it to have a split drawn.",
         )
 
 
@@ -400,11 +403,11 @@ def _duplicates_across(
         spec,
         f"{found}, first {source.name(int(leaking[0]))}.",
         "Test images must be new to the model.",
-        "Take the copies out, or accept them with evaluation.allow_duplicates=true.",
+        "Remove the copies, or accept them with evaluation.allow_duplicates=true.",
     )
 
 
 def digest_of_split(content: NDArray[np.bytes_], labels: tuple[str, ...], split: NDArray[np.str_]) -> str:
-    """Of contents, classes and split, whatever the order of the images."""
+    """Digest of contents, classes and split, independent of the order of the images."""
     rows = sorted(f"{c.decode()} {s} {label}" for c, label, s in zip(content, labels, split, strict=True))
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

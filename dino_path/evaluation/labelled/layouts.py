@@ -1,4 +1,4 @@
-"""Labelled images as users and publishers lay them out on disk, read into one form: `Listing`."""
+"""Reads users' and publishers' layouts of labelled images into one form: `Listing`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GROUPS_TABLE = Vocabulary(("path", "label", "patient_id", "slide_id", "centre", 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout says about its images, before any split is drawn. Lists are as long as the source.
+    """The images of a layout with their facts, before a split is drawn. Lists are as long as the source.
 
     Attributes:
         name: short name for tables.
@@ -115,7 +115,7 @@ def listing_of(file: Path, columns: Mapping[str, Sequence[str]], notes: tuple[st
             str(file),
             f"{len(repeated)} images have several rows: {name_some(repeated)}.",
             "Every image needs exactly one row.",
-            "Take the others out.",
+            "Remove the others.",
         )
     listing = Listing(
         file.stem, ImageFiles(paths), tuple(columns["label"]), split=_read_split(file, columns), notes=notes
@@ -143,7 +143,7 @@ def files_of(file: Path, cells: Sequence[str], what: str) -> list[Path]:
             str(file),
             f"{len(missing)} of {len(paths)} {what} are missing, first {missing[0]}.",
             "Every path must be a file; relative paths start at the folder of the table.",
-            "Correct the paths, or take the rows out.",
+            "Correct the paths, or remove the rows.",
         )
     return paths
 
@@ -183,8 +183,8 @@ def _unreadable(folder: Path, found: str) -> DataError:
     return DataError(
         str(folder),
         found,
-        "All class folders must be readable, or a part of the data would decide without a word.",
-        "Ask for permission, mount the disk, or take the links away.",
+        "All class folders must be readable, or the result would silently rest on a part of the data.",
+        "Ask for permission, mount the disk, or remove the links.",
     )
 
 
@@ -196,11 +196,12 @@ def _refuse_mixed_parts(folder: Path, names: Sequence[str]) -> None:
     if any(name.lower() not in SPLIT_NAMES for name in names):
         raise DataError(
             str(folder),
-            f"{', '.join(named)}: named as parts of the data, not as classes"
+            f"{', '.join(named)}: named like parts of the data, not like classes"
             + (f"; beside {', '.join(others)}." if others else "."),
-            f"Folders {', '.join(SPLITS)} that hold class folders (and `unlabelled`), or class folders alone.",
-            "Move away what is neither. A further test set is evaluated by itself: link it as `test`, and the same"
-            " `train`, into a folder of their own. A class of such a name must be renamed.",
+            f"Either folders {', '.join(SPLITS)} with class folders inside (and `unlabelled`), or only class folders"
+            f" are needed.",
+            "Move other folders away. To evaluate on a further test set, make a new folder that links to it as"
+            " `test` and to the same `train`. Rename a class with such a name.",
         )
     doubled = [name for name in names if parts[SPLIT_NAMES[name.lower()]] > 1]
     if doubled:
@@ -227,7 +228,7 @@ def _read_class_folders(folder: Path) -> tuple[list[Path], list[str], list[str]]
                 str(subfolder),
                 "this class folder holds no images.",
                 "Every folder is a class and needs images (JPEG, PNG, TIFF, BMP, WebP).",
-                "Fill it, or take the folder away.",
+                "Fill it, or remove the folder.",
             )
         paths += images
         labels += [subfolder.name] * len(images)
@@ -281,7 +282,7 @@ def _with_groups(listing: Listing, folder: Path, paths: list[Path]) -> Listing:
             str(file),
             f"{rows.count(-1)} of {len(rows)} images have no row, first {paths[rows.index(-1)].relative_to(folder)}.",
             "Every labelled image needs a row with its path (from this folder) and its patient_id or slide_id.",
-            "Add the rows, or take the file away to split without groups.",
+            "Add the rows, or remove the file to split without groups.",
         )
     for row, label, path in zip(rows, listing.labels, paths, strict=True):
         if "label" in columns and columns["label"][row] not in ("", label):
@@ -327,12 +328,12 @@ def _labelled_rows(table: Table) -> tuple[Mapping[str, Sequence[str]], list[str]
         if any(values) or name == "path":
             columns[name] = values
         else:
-            notes.append(f"column `{name}` is empty in every row: not known")
+            notes.append(f"column `{name}` is empty in every row: treated as unknown")
     return columns, notes
 
 
 def _with_group_column(listing: Listing, file: Path, columns: Mapping[str, Sequence[str]]) -> Listing:
-    """The listing grouped by patient, else by slide, else as it is."""
+    """The listing grouped by patient, else by slide, else unchanged."""
     for name, kind in GROUP_COLUMNS:
         if any(columns.get(name, ())):
             _refuse_empty(file, columns, name)
@@ -359,8 +360,8 @@ def _refuse_empty(file: Path, columns: Mapping[str, Sequence[str]], name: str) -
         raise DataError(
             str(file),
             f"{name!r} is empty (or NA) in {len(empty)} of {len(values)} rows, first {columns['path'][empty[0]]}.",
-            "Every row needs a value, or the column must not be there.",
-            "Fill the column, take those rows out, or take the column out.",
+            "Every row needs a value, or the column must be removed.",
+            "Fill the column, remove those rows, or remove the column.",
         )
 
 
@@ -372,8 +373,8 @@ def _read_split(file: Path, columns: Mapping[str, Sequence[str]]) -> tuple[str, 
         raise DataError(
             str(file),
             f"unknown split {', '.join(map(repr, unknown[:5]))}.",
-            f"The column `split` may say {', '.join(SPLITS)}.",
-            "Rename them, or take the column out to have a split drawn.",
+            f"The column `split` must contain {', '.join(SPLITS)}.",
+            "Rename them, or remove the column to have a split drawn.",
         )
     return tuple(SPLIT_NAMES[value.lower()] for value in columns["split"])
 

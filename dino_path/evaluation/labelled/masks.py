@@ -26,6 +26,7 @@ from dino_path.evaluation.measures.confusion import Ints
 from dino_path.evaluation.measures.overlap import UNKNOWN
 from dino_path.progress import meter
 from dino_path.records.tables import LABELLED
+from dino_path.slides.images.decoding import MOST_PIXELS
 from dino_path.table_file import Vocabulary
 from dino_path.tiles.tables import read_known_table
 
@@ -45,7 +46,7 @@ class Masks(Protocol):
     """The mask of each image, by number."""
 
     def read(self, index: int, shape: tuple[int, int]) -> Mask:
-        """Class numbers (H, W) as the file has them; UNKNOWN (255) where nobody says what a pixel is.
+        """Class numbers (H, W) as in the file; UNKNOWN (255) for unlabelled pixels.
 
         Args:
             shape: (H, W) of the image, for masks that are drawn as outlines.
@@ -60,7 +61,7 @@ class Masks(Protocol):
 
 @dataclass(frozen=True)
 class MaskListing:
-    """What a layout says, before any mask is opened.
+    """The images and masks of a layout, before any mask is opened.
 
     Attributes:
         listing: the images; its labels are by what a drawn split is stratified.
@@ -98,7 +99,7 @@ class MaskedSet:
     lookup: Mask
 
     def read_mask(self, index: int, shape: tuple[int, int]) -> Mask:
-        """(H, W) numbers into `classes`; UNKNOWN where nobody says what a pixel is."""
+        """(H, W) indices into `classes`; UNKNOWN for unlabelled pixels."""
         mask: Mask = self.lookup[self.masks.read(index, shape)]
         return mask
 
@@ -115,7 +116,7 @@ class MaskedSet:
                 raise DataError(
                     split.name,
                     f"no training image has a pixel of {', '.join(self.classes[one] for one in missing)}.",
-                    "Every class must be in the training images, or it cannot be learned.",
+                    "Every class must occur in the training images, or it cannot be learned.",
                     "Correct evaluation.segmentation_classes, give a split in which the training images have it, or"
                     " change evaluation.seed.",
                 )
@@ -159,13 +160,18 @@ def read_picture(file: Path) -> Mask:
     """
     try:
         with Image.open(file, formats=("PNG", "TIFF")) as picture:
+            width, height = picture.size
+            if width * height > MOST_PIXELS:
+                raise bad_mask(str(file), f"has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}.")
             pixels: NDArray[Any] = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # Pillow's limit is twice ours
+        raise bad_mask(str(file), f"has more than {MOST_PIXELS:,} pixels.") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise bad_mask(str(file), f"cannot be read ({' '.join(str(error).split())}).") from None
     if pixels.ndim == 3 and all(np.array_equal(pixels[..., 0], pixels[..., one]) for one in (1, 2)):
         pixels = pixels[..., 0]
     if pixels.ndim != 2:
-        raise bad_mask(str(file), "is a picture in colour.")
+        raise bad_mask(str(file), "is a colour picture.")
     return class_numbers(pixels, str(file))
 
 
@@ -176,7 +182,9 @@ def class_numbers(pixels: NDArray[Any], name: str) -> Mask:
         DataError: some are no whole numbers from 0 to 255.
     """
     if pixels.min(initial=0) < 0 or pixels.max(initial=0) > UNKNOWN or (pixels != np.rint(pixels)).any():
-        raise bad_mask(name, f"its numbers go from {pixels.min():g} to {pixels.max():g}: numbers of nuclei perhaps.")
+        raise bad_mask(
+            name, f"its numbers go from {pixels.min():g} to {pixels.max():g}: possibly numbers of single nuclei."
+        )
     return pixels.astype(np.uint8)
 
 
@@ -184,8 +192,8 @@ def bad_mask(name: str, found: str) -> DataError:
     return DataError(
         name,
         found,
-        "A mask has a class number from 0 to 254 in every pixel, 255 where nobody knows it (or 0 and 255 alone).",
-        "Save it so, as a grey PNG or TIFF, or take its row out.",
+        "A mask needs a class number from 0 to 254 in every pixel, 255 for unknown (or only 0 and 255).",
+        "Save it in this form, as a grey PNG or TIFF, or remove its row.",
     )
 
 
@@ -206,7 +214,7 @@ def read_mask_manifest(file: Path) -> MaskListing:
         raise DataError(
             str(file),
             f"{len(repeated)} masks have several rows, first {repeated[0]}.",
-            "Every image has a mask of its own.",
+            "Every image needs its own mask.",
             "Correct the column `mask`.",
         )
     listing = listing_of(file, {**columns, "label": labels}, table.notes)
@@ -229,8 +237,8 @@ def split_masks(found: MaskListing, spec: str, config: EvaluationConfig) -> Mask
     if len(classes) < 2:
         raise DataError(
             spec,
-            f"its masks have one class only ({', '.join(classes)}).",
-            "At least two classes are needed to tell apart.",
+            f"its masks have only one class ({', '.join(classes)}).",
+            "At least two classes are needed.",
             "Check the masks, and evaluation.segmentation_classes.",
         )
     lookup = np.full(256, UNKNOWN, np.uint8)
@@ -265,7 +273,7 @@ def _look_at_all(found: MaskListing) -> tuple[Ints, str]:
         if mask.shape != (height, width):
             raise DataError(
                 masks.name(index),
-                f"the mask has {mask.shape[1]} x {mask.shape[0]} px, and its image {width} x {height}"
+                f"the mask has {mask.shape[1]} x {mask.shape[0]} px, but its image {width} x {height}"
                 f" ({source.name(index)}).",
                 "Every pixel of the image needs its class.",
                 "Save the mask at the size of the image, or correct the row.",
@@ -302,14 +310,14 @@ def _class_names(found: MaskListing, counts_NV: Ints, config: EvaluationConfig) 
             found.masks.name(first),
             f"has the class numbers {', '.join(map(str, nameless))}, which have no name"
             f" ({', '.join(f'{number}: {name}' for number, name in sorted(names.items()))}).",
-            "Every number in the masks needs a class; 255 is nobody's.",
+            "Every number in the masks needs a class; 255 means unknown.",
             "Name them in evaluation.segmentation_classes, such as {nucleus: 1, stroma: 2}.",
         )
     return dict(sorted(names.items()))
 
 
 def _strata(listing: Listing) -> tuple[str, ...]:
-    """What a drawn split is stratified by: labels of enough patients (slides, images); the rarer ones are one label."""
+    """The strata of a drawn split: labels with enough patients (slides, images); rarer labels are merged into one."""
     if listing.split is not None:
         return ("image",) * len(listing.labels)
     labels = [label or "image" for label in listing.labels]
@@ -331,7 +339,7 @@ def _notes(found: MaskListing, counts_NV: Ints, names: Mapping[int, str]) -> lis
     notes = [f"pixels: {', '.join(f'{name} {100 * share:.1f} %' for name, share in shares.items())}"]
     if unknown:
         notes.append(
-            f"{100 * unknown / total_V.sum():.1f} % of all pixels are 255 in the masks: nobody's, counted nowhere"
+            f"{100 * unknown / total_V.sum():.1f} % of all pixels are 255 in the masks: unknown, and not counted"
         )
     return notes
 

@@ -62,8 +62,8 @@ def read_nct_crc(folder: Path) -> Listing:
         raise DataError(
             f"nct-crc:{folder}",
             f"holds {' and '.join(train)}.",
-            "One training set is needed: with or without colour normalisation are different experiments.",
-            f"Link one of them and {NCT_TEST} into a folder of their own.",
+            "One training set is needed: training with and without colour normalisation are different experiments.",
+            f"Make a new folder that links to one of them and to {NCT_TEST}.",
         )
     if train and (folder / NCT_TEST).is_dir():
         parts = {"train": folder / train[0], "test": folder / NCT_TEST}
@@ -77,7 +77,7 @@ def read_nct_crc(folder: Path) -> Listing:
 def read_pcam(folder: Path) -> Listing:
     """PatchCamelyon (Veeling et al. 2018): its unpacked HDF5 files, with the published split.
 
-    The label says whether the central 32 x 32 px hold tumour; what lies around them does not count. Slides come from
+    The label says whether the central 32 x 32 px contain tumour; the surroundings do not count. Slides come from
     the meta tables where every part has one; one part alone has a split drawn.
 
     Raises:
@@ -144,9 +144,7 @@ def read_mhist(folder: Path) -> Listing:
     if not found or unknown:
         raise DataError(
             f"mhist:{folder}",
-            f"unknown partition {', '.join(unknown)}."
-            if unknown
-            else "none of the images in annotations.csv is there.",
+            f"unknown partition {', '.join(unknown)}." if unknown else "none of the images in annotations.csv exists.",
             "`annotations.csv` (Partition: train or test) beside `images/` is needed.",
             "Check the path, or fetch the set again.",
         )
@@ -156,7 +154,7 @@ def read_mhist(folder: Path) -> Listing:
         ImageFiles([path for path, *_ in found]),
         tuple(label for _, label, _ in found),
         split=tuple(split_of[part] for *_, part in found),
-        notes=(f"{missing} images of annotations.csv are not there and left out",) if missing else (),
+        notes=(f"{missing} images of annotations.csv are missing and left out",) if missing else (),
     )
     return _with_counts("mhist", listing)
 
@@ -180,7 +178,7 @@ def read_breakhis(folder: Path, magnification: str) -> Listing:
     if not chosen:
         raise DataError(
             f"breakhis:{folder}",
-            f"{len(named)} images named as in BreakHis, none of them at {magnification} and of a type that is read.",
+            f"{len(named)} images named as in BreakHis, none of them at {magnification} and of a supported type.",
             f"Files such as SOB_M_DC-14-2523-40-001.png are needed, in any folders, of {', '.join(BREAKHIS_TYPES)}.",
             "Check the path and evaluation.breakhis_magnification.",
         )
@@ -243,7 +241,7 @@ def read_camelyon17_wilds(folder: Path) -> Listing:
     if not found:
         raise DataError(
             f"camelyon17-wilds:{folder}",
-            f"none of the {len(wanted):,} images of metadata.csv is there, first {wanted[0][0] if wanted else 'none'}.",
+            f"none of the {len(wanted):,} images of metadata.csv exists, first {wanted[0][0] if wanted else 'none'}.",
             "`metadata.csv` beside `patches/patient_*_node_*/` is needed, as WILDS unpacks it.",
             "Check the path, or fetch the set again.",
         )
@@ -252,7 +250,7 @@ def read_camelyon17_wilds(folder: Path) -> Listing:
         f"{parts.count(None):,} images of id_val left out: they come from the slides of the training images",
     ]
     if num_missing := len(wanted) - len(found):
-        notes.append(f"{num_missing:,} images of metadata.csv are not there and left out")
+        notes.append(f"{num_missing:,} images of metadata.csv are missing and left out")
     listing = Listing(
         "camelyon17-wilds",
         ImageFiles([path for path, *_ in found], mpp=WILDS_MPP),
@@ -275,7 +273,7 @@ def _wilds_image(root: Path, row: tuple[str, ...]) -> Path:
 def _pcam_slides(file: Path, labels: list[str]) -> tuple[list[str] | None, str | None]:
     """The slide of each image, or None and why."""
     if not file.is_file():
-        return None, f"no {file.name}: slides are not known"
+        return None, f"no {file.name}: slides are unknown"
     table = read_table(file, needed=("center_tumor_patch", "wsi"))
     is_tumour = [value.lower() in ("true", "1", "1.0") for value in table["center_tumor_patch"]]
     if is_tumour != [label == PCAM_CLASSES[1] for label in labels]:

@@ -192,7 +192,7 @@ class _MatMasks:
         except (OSError, ValueError, TypeError, KeyError, NotImplementedError, MatReadError) as error:
             raise DataError(
                 self.name(index),
-                f"has no type_map that can be read ({type(error).__name__}: {' '.join(str(error).split())[:150]}).",
+                f"has no readable type_map ({type(error).__name__}: {' '.join(str(error).split())[:150]}).",
                 "A .mat file of CoNSeP is needed.",
                 "Fetch it again.",
             ) from None
@@ -204,7 +204,7 @@ class _MatMasks:
 
 @dataclass(frozen=True)
 class _Array:
-    """An array on the disk, opened again for each look: processes share nothing, and memory holds what is read."""
+    """An array on disk, opened for each access: processes share nothing, and memory holds only what is read."""
 
     file: Path
     shape: tuple[int, ...]
@@ -352,5 +352,5 @@ def _refuse_missing(spec: str, files: Sequence[Path]) -> None:
             spec,
             f"{len(missing)} of {len(files)} images have no labels, first {missing[0]}.",
             "Every image needs the file of its labels.",
-            "Fetch the set again, or take the images away.",
+            "Download the set again, or remove the images.",
         )

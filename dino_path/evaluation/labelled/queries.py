@@ -17,7 +17,7 @@ from dino_path.evaluation.measures.metrics import Units
 
 @dataclass(frozen=True)
 class Queries:
-    """The images that search, each among all images of other units (patients, slides, else other images).
+    """The query images, each searching all images of other units (patients, slides, else other images).
 
     The queries are the tested images, which chose nothing; what they search in is the whole set, training images too:
     nothing is learned from labels here. Units are those that no split tears apart, so an exact copy is never found.
@@ -52,8 +52,9 @@ def queries_of(division: Division) -> Queries:
     if not is_asked.any():
         raise DataError(
             labelled.name,
-            f"no test image has its class in another of the {labelled.unit_name}.",
-            f"Retrieval looks for an image's class in other {labelled.unit_name}: a class needs two of them.",
+            f"no test image has another of the {labelled.unit_name} with its class.",
+            f"Retrieval searches other {labelled.unit_name} for an image's class, so a class needs at least two of"
+            f" them.",
             "Check the column of patients or slides, or add images of more of them.",
         )
     missing = np.bincount(labels[tested[~is_asked]], minlength=num_classes)

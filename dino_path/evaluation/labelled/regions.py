@@ -37,7 +37,7 @@ MOST_NAMED = 5  # classes, slides or pairs in one sentence
 
 @dataclass
 class _Labelling:
-    """What became of the tiles of a store."""
+    """The labelling result for the tiles of a store."""
 
     tiles: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
@@ -98,7 +98,7 @@ def _regions_folder(path: Path, config: EvaluationConfig) -> Path:
             f"store:{path}",
             "evaluation.regions is not set."
             if config.regions is None
-            else f"evaluation.regions={config.regions} is no folder.",
+            else f"evaluation.regions={config.regions} is not a folder.",
             "Tiles get their labels from regions: one file per slide, named <slide_id>, with outlines"
             f" ({', '.join(OUTLINE_ENDINGS)}) or class numbers ({', '.join(PICTURE_ENDINGS)}).",
             "Give evaluation.regions=FOLDER; for images with labels give a folder of class folders or a table.",
@@ -140,11 +140,11 @@ def _notes(found: _Labelling, num_tiles: int) -> list[str]:
     if found.undecided:
         notes.append(
             f"{num_undecided} of {num_tiles} tiles lie in several regions, none inside all others"
-            f" ({_pairs(found.undecided)}), and are left out: name the classes that you want in"
-            " evaluation.region_classes"
+            f" ({_pairs(found.undecided)}), and are left out: list the classes to use in evaluation.region_classes"
         )
     if without := found.slides_without:
-        notes.append(f"{len(without)} slides without regions left out: {', '.join(without[:MOST_NAMED])}")
+        notes.append(f"{len(without)} slides without regions left out")  # without their ids: notes reach model cards
+        logger.info("slides without regions, left out: %s", ", ".join(without))
     return notes
 
 
@@ -172,7 +172,7 @@ def _nothing_labelled(
 
 
 def read_regions(file: Path, qupath_origin: tuple[int, int]) -> dict[str, list[Polygon]]:
-    """Polygons per class of a file of outlines, in level-0 pixels; what has no class or no area is left out.
+    """Polygons per class of a file of outlines, in level-0 pixels; objects without class or area are left out.
 
     Raises:
         DataError: the file cannot be read, or is not what its name says.
@@ -206,7 +206,7 @@ def _makers(slides: Sequence[SlideRecord], name: str) -> tuple[tuple[str, ...] |
     if all(values):
         return values, None
     lacking = {slide.slide_id for slide, value in zip(slides, values, strict=True) if not value}
-    return None, f"{len(lacking)} labelled slides name no {name}: it counts as not known" if any(values) else None
+    return None, f"{len(lacking)} labelled slides have no {name}: it is treated as unknown" if any(values) else None
 
 
 def _split(what: str, slides: Sequence[SlideRecord]) -> tuple[str, ...] | None:
@@ -218,7 +218,7 @@ def _split(what: str, slides: Sequence[SlideRecord]) -> tuple[str, ...] | None:
     if unknown:
         raise DataError(
             what,
-            f"{len(unknown)} of {len(given)} labelled slides have no split of ours, first {unknown[0]} "
+            f"{len(unknown)} of {len(given)} labelled slides have no known split, first {unknown[0]} "
             f"({given[unknown[0]]!r}).",
             f"Either every labelled slide has a split ({', '.join(SPLITS)}), or none has.",
             "Correct the column `split` of the slides CSV and tile again.",

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: expected calibration error, Brier score, and the reliability curve.
+"""Calibration of probabilities: expected calibration error, Brier score and reliability curve.
 
 - ECE: images are sorted into 15 bins of equal width by the probability of their predicted class; the error is the mean
   over images of |share of right answers - mean probability| of their bin (Guo et al. 2017, equation 3).
@@ -20,6 +20,7 @@ from dino_path.evaluation.measures.confusion import Floats, Ints
 
 NUM_BINS = 15
 CALIBRATED_DRAWS = 200
+MAX_SCORES_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,12 @@ def calibration_sums(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, unit_
     confidence_N = scores_NC.max(axis=1)
     cells = unit_N * NUM_BINS + _bins(confidence_N)
     gap_GM = np.bincount(cells, confidence_N - (predicted_N == labels_N), num_units * NUM_BINS)
-    brier_N = ((scores_NC - np.eye(scores_NC.shape[1])[labels_N]) ** 2).sum(axis=1)
+    brier_N = np.concatenate(
+        [
+            ((scores_NC[some] - np.eye(scores_NC.shape[1])[labels_N[some]]) ** 2).sum(axis=1)
+            for some in np.array_split(np.arange(len(labels_N)), 1 + scores_NC.size // MAX_SCORES_AT_ONCE)
+        ]
+    )
     brier_G = np.bincount(unit_N, brier_N, num_units)
     return np.concatenate([gap_GM.reshape(num_units, NUM_BINS), brier_G[:, None]], axis=1)
 
@@ -84,7 +90,7 @@ def calibration_numbers(sums_S: Floats, num_images: NDArray[Any]) -> dict[str, F
 
 
 def ece_if_calibrated(scores_NC: Floats, *, seed: int) -> float:
-    """The ECE that these probabilities have on average where they are true and images are independent.
+    """The expected ECE if these probabilities are true and images are independent.
 
     It is not 0: in a bin of few images the share of right answers differs from its probability by chance. Mean of
     CALIBRATED_DRAWS draws, in which each image is right with the probability of its predicted class.

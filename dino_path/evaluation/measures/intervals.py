@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array  # which takes a second to import
 
 Floats = NDArray[np.float64]
 UPPER = 0.975
@@ -48,7 +51,7 @@ class Score:
 
 
 class Spread(Protocol):
-    """How much a metric varies with what was tested: a standard error and its degrees of freedom."""
+    """The variation of a metric with the tested units: a standard error and its degrees of freedom."""
 
     @property
     def freedom(self) -> float: ...
@@ -58,7 +61,7 @@ class Spread(Protocol):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """One metric without each unit in turn, less the metric of all.
+    """The jackknife values of a metric: without each unit in turn, minus the metric of all.
 
     Attributes:
         units: (G,) deviations when a unit is left out.
@@ -84,29 +87,31 @@ def _variance(deviations: Floats) -> float:
     return float((len(known) - 1) / len(known) * (known**2).sum()) if len(known) else 0.0
 
 
-def degrees_of_freedom(counts_GC: NDArray[np.number]) -> float:
+def degrees_of_freedom(counts_GC: NDArray[np.number] | csr_array) -> float:
     """Of the variance over units of a mean over classes of each class's mean over images; 0 where a class has one unit.
 
     Units of equal size that hold every class have G - 1; units that each hold one class, G - C; where a few are large,
     it is less, since a few decide. Satterthwaite's approximation for units that differ alike.
 
     Args:
-        counts_GC: images of each class in each unit; one column for a mean over all images.
+        counts_GC: images of each class in each unit; one column for a mean over all images. Of many classes sparse:
+            most units hold few of them.
     """
     counts_GC = counts_GC[:, counts_GC.sum(axis=0) > 0].astype(np.float64)
-    if not counts_GC.size or ((counts_GC > 0).sum(axis=0) < 2).any():
+    if 0 in counts_GC.shape or ((counts_GC > 0).sum(axis=0) < 2).any():
         return 0.0
-    share_GC = counts_GC / counts_GC.sum(axis=0)
-    # Residuals r = Q e of the units have covariance Q Q' = diag(v) + U M U'; df = tr(QQ')^2 / |QQ'|^2.
-    v_G = (share_GC**2).sum(axis=1)
-    low_rank = np.concatenate([share_GC, share_GC**2], axis=1)
-    num_classes = share_GC.shape[1]
-    eye = np.eye(num_classes)
-    middle = np.block([[np.diag((share_GC**2).sum(axis=0)), -eye], [-eye, np.zeros_like(eye)]])
-    diagonal_G = np.einsum("gi,ij,gj->g", low_rank, middle, low_rank)
-    product = middle @ (low_rank.T @ low_rank)
+    # Residuals r = Q e of the units have covariance Q Q' = diag(v) + U M U', U = [s, s^2]; df = tr(QQ')^2 / |QQ'|^2.
+    share_GC = counts_GC * (1 / counts_GC.sum(axis=0))[None]
+    squares_GC = share_GC * share_GC
+    v_G, of_class_C = squares_GC.sum(axis=1), squares_GC.sum(axis=0)
+    diagonal_G = squares_GC @ of_class_C - 2 * (squares_GC * share_GC).sum(axis=1)
+    of_shares, mixed, of_squares = share_GC.T @ share_GC, share_GC.T @ squares_GC, squares_GC.T @ squares_GC
+    # The blocks of M U'U, M = [[diag(of_class), -1], [-1, 0]].
+    first = of_shares * of_class_C[:, None] - mixed.T
+    second = mixed * of_class_C[:, None] - of_squares
+    squared = (first * first.T).sum() - 2 * (second * of_shares.T).sum() + (mixed * mixed.T).sum()
     trace = (v_G + diagonal_G).sum()
-    squares = (v_G**2).sum() + 2 * (v_G * diagonal_G).sum() + np.trace(product @ product)
+    squares = (v_G**2).sum() + 2 * (v_G * diagonal_G).sum() + squared
     return float(trace**2 / squares)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,16 @@ from dino_path.evaluation.measures.calibration import (
 from dino_path.evaluation.measures.confusion import (
     Floats,
     Ints,
+    Margins,
+    area_sums,
     areas,
     areas_left_out,
     class_scores,
+    class_sums,
     confusion_matrix,
     mean_where_known,
     summarise,
+    summary_of,
 )
 from dino_path.evaluation.measures.intervals import (
     LEAST_FREEDOM,
@@ -44,6 +48,9 @@ from dino_path.evaluation.measures.intervals import (
 )
 from dino_path.evaluation.measures.pairs import PairBlock
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa", "auroc", "ece", "brier")
 CLASS_METRICS = ("recall", "precision", "f1", "auroc")
 LOWEST = {"kappa": -1.0}  # of a metric; 0 for the others
@@ -53,11 +60,12 @@ HIGHEST = {"brier": 2.0}  # of a metric; 1 for the others
 BOOTSTRAP_FREEDOM = 100
 LOWER, UPPER = 2.5, 97.5
 MAX_WEIGHTS_PER_CHUNK = 2**23
+MAX_COUNTS_AT_ONCE = 2**22  # of images x classes
 
 
 @dataclass(frozen=True)
 class Units:
-    """What intervals are over: `name` ("patients", "slides", "images"); `index` (N,) is each test image's."""
+    """The units of intervals: `name` ("patients", "slides", "images"); `index` (N,) gives each test image's unit."""
 
     name: str
     index: Ints
@@ -68,7 +76,7 @@ class Units:
 
     @classmethod
     def of(cls, groups_N: NDArray[np.str_] | None, group_kind: str | None, num_images: int) -> Units:
-        """Units of test images whose groups are `groups_N`; each image is one where no groups are known."""
+        """Units of test images with the groups `groups_N`; each image is a unit if groups are unknown."""
         if groups_N is None:
             return cls("images", np.arange(num_images))
         return cls(f"{group_kind}s", np.unique(groups_N, return_inverse=True)[1].astype(np.int64))
@@ -76,7 +84,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Sample:
-    """One number of the tested images, and how it varies with what was tested.
+    """One number of the tested images, and its variation with the tested units.
 
     Attributes:
         draws: (B,) over the resamples of units.
@@ -162,7 +170,7 @@ class Metrics:
 
     @property
     def interval(self) -> str:
-        """What the interval of balanced accuracy is, in words."""
+        """Description of the interval of balanced accuracy."""
         return interval_in_words(self.freedom, self.num_units, self.unit)
 
     def _class_records(self, name: str, classes: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
@@ -170,10 +178,10 @@ class Metrics:
 
 
 def interval_in_words(freedom: float, num_units: int, unit: str) -> str:
-    """What an interval over `num_units` of `unit` ("patients", "slides" or "images") is."""
+    """Description of an interval over `num_units` of `unit` ("patients", "slides" or "images")."""
     over = f"{num_units} test {unit}"
     if freedom < LEAST_FREEDOM:
-        return f"no interval: too few {unit} for one, {over}; each class needs two, and all together three"
+        return f"no interval: too few {unit}, {over}; each class needs two, and all together three"
     if freedom < BOOTSTRAP_FREEDOM:
         return f"95 % interval over {over} (Student's t, {freedom:.1f} degrees of freedom)"
     return f"95 % interval over {over} (bootstrap)"
@@ -188,48 +196,66 @@ def measure(labels_N: Ints, predicted_N: Ints, scores_NC: Floats, units: Units, 
     Args:
         scores_NC: class probabilities; rows sum to 1.
     """
-    num_classes = scores_NC.shape[1]
+    num_classes, num_images = scores_NC.shape[1], len(labels_N)
     confusion_CC = confusion_matrix(labels_N, predicted_N, num_classes)
-    confusion_GCC = confusions_of_units(labels_N, predicted_N, num_classes, units)
-    number_N = np.arange(len(labels_N))
+    of_class = class_scores(Margins.of(confusion_CC)) | {
+        "auroc": areas(labels_N, scores_NC, np.ones((1, num_images)))[0]
+    }
     sums_GS = calibration_sums(labels_N, predicted_N, scores_NC, units.index, units.count)
-    sums_NS = calibration_sums(labels_N, predicted_N, scores_NC, number_N, len(labels_N))
     sums_S = sums_GS.sum(axis=0)
-    # The same numbers of all images, of each resample, and of all but one unit or image.
-    of_all = _numbers(confusion_CC, areas(labels_N, scores_NC, np.ones((1, len(labels_N))))[0], sums_S)
-    drawn = _numbers(
-        _resampled_confusions(labels_N, predicted_N, num_classes, units, num_bootstrap, seed),
-        np.concatenate(
-            [areas(labels_N, scores_NC, weights[:, units.index]) for weights in _resamples(units, num_bootstrap, seed)]
-        ),
-        np.concatenate([weights @ sums_GS for weights in _resamples(units, num_bootstrap, seed)]),
+    value = summary_of(class_sums(Margins.of(confusion_CC)) | area_sums(of_class["auroc"]))
+    value |= calibration_numbers(sums_S, np.array(num_images))
+    # The same numbers of each resample, and of all but one unit or image.
+    margins_BC = _resampled_margins(labels_N, predicted_N, num_classes, units, num_bootstrap, seed)
+    areas_BC = np.concatenate(
+        [areas(labels_N, scores_NC, weights[:, units.index]) for weights in _resamples(units, num_bootstrap, seed)]
     )
-    of_units = _numbers(
-        confusion_CC - confusion_GCC,
-        areas_left_out(labels_N, scores_NC, units.index, units.count),
-        sums_S - sums_GS,
-    )
-    of_images = _numbers(
-        _confusions_without_image(labels_N, predicted_N, num_classes),
-        areas_left_out(labels_N, scores_NC, number_N, len(labels_N)),
-        sums_S - sums_NS,
-    )
+    drawn_of_class = class_scores(margins_BC) | {"auroc": areas_BC}
+    drawn = summary_of(class_sums(margins_BC) | area_sums(areas_BC))
+    resampled_S = np.concatenate([weights @ sums_GS for weights in _resamples(units, num_bootstrap, seed)])
+    drawn |= calibration_numbers(resampled_S, margins_BC.true.sum(axis=1))
+    freedom = dict(zip(METRICS, _freedom(labels_N, num_classes, units), strict=True))
+
+    image_units = Units("images", np.arange(num_images))
+    sums_of_units: dict[str, Floats] = {}
+    sums_of_images: dict[str, Floats] = {}
+    by_class: dict[str, list[Score]] = {name: [] for name in CLASS_METRICS}
+    for classes in _parts_of_classes(num_classes, num_images):
+        parts = []
+        for one, sums in ((units, sums_of_units), (image_units, sums_of_images)):
+            margins = margins_without(labels_N, predicted_N, one, classes)
+            left = areas_left_out(labels_N, scores_NC, one.index, one.count, classes)
+            _add(sums, class_sums(margins) | area_sums(left))
+            parts.append(class_scores(margins) | {"auroc": left})
+        counts = counts_of_classes(labels_N, predicted_N, units, classes)
+        for at, label in enumerate(classes):
+            degrees = _freedom_of_class(Margins(counts.hits[:, at], counts.true[:, at], counts.predicted[:, at]), units)
+            for name in CLASS_METRICS:
+                whole = of_class[name][label]
+                left_out = LeftOut(parts[0][name][:, at] - whole, parts[1][name][:, at] - whole, degrees[name])
+                by_class[name].append(Sample(float(whole), drawn_of_class[name][:, label], left_out).score())
+    images_G = np.bincount(units.index, minlength=units.count)
+    of_units = summary_of(sums_of_units) | calibration_numbers(sums_S - sums_GS, num_images - images_G)
+    sums_NS = calibration_sums(labels_N, predicted_N, scores_NC, image_units.index, num_images)
+    of_images = summary_of(sums_of_images) | calibration_numbers(sums_S - sums_NS, np.array(num_images - 1))
     samples = {
-        name: Sample(float(value), drawn[name], LeftOut(of_units[name] - value, of_images[name] - value, freedom))
-        for (name, value), freedom in zip(of_all.items(), _freedom(confusion_GCC), strict=True)
+        name: Sample(
+            float(value[name]),
+            drawn[name],
+            LeftOut(of_units[name] - value[name], of_images[name] - value[name], freedom[name]),
+        )
+        for name in METRICS
     }
     return Metrics(
         **{name: samples[name].score(**_ends(name)) for name in METRICS},
         ece_if_calibrated=ece_if_calibrated(scores_NC, seed=seed),
         reliability=reliability(labels_N, predicted_N, scores_NC),
-        by_class={
-            name: tuple(samples[f"{name} of {label}"].score() for label in range(num_classes)) for name in CLASS_METRICS
-        },
+        by_class={name: tuple(scores) for name, scores in by_class.items()},
         confusion=confusion_CC,
-        num_images=len(labels_N),
+        num_images=num_images,
         num_units=units.count,
         unit=units.name,
-        samples={name: samples[name] for name in METRICS},
+        samples=samples,
     )
 
 
@@ -345,7 +371,7 @@ def confusion_samples(
     numbers: Callable[[NDArray[Any]], Mapping[str, Floats]], labels_N: Ints, predicted_N: Ints, num_classes: int,
     units: Units, freedom: Mapping[str, float], *, num_bootstrap: int, seed: int,
 ) -> dict[str, Sample]:  # fmt: skip
-    """Any numbers of confusion matrices, with how they vary with what was tested.
+    """Any numbers from confusion matrices, with their variation with the tested units.
 
     Args:
         numbers: confusion matrices (..., C, C) -> the numbers (...) by name.
@@ -363,7 +389,7 @@ def confusion_samples(
 
 
 def pair_sample(blocks: Sequence[PairBlock], units: Units, freedom: float, *, num_bootstrap: int, seed: int) -> Sample:
-    """The share of pairs that are rightly ordered, over all blocks, with how it varies with what was tested.
+    """The share of correctly ordered pairs, over all blocks, with its variation with the tested units.
 
     NaN where there is no pair.
     """
@@ -398,55 +424,92 @@ def confusions_of_units(labels_N: Ints, predicted_N: Ints, num_classes: int, uni
 
 
 def _ends(name: str) -> dict[str, float]:
-    """Between what a metric lies."""
+    """The range of a metric."""
     return {"lowest": LOWEST.get(name, 0.0), "highest": HIGHEST.get(name, 1.0)}
 
 
-def _numbers(confusion_BCC: NDArray[Any], areas_BC: Floats, sums_BS: Floats) -> dict[str, Floats]:
-    """Each of METRICS (B,), and each of CLASS_METRICS of each class (B,), as `recall of 2`."""
-    by_class = {**class_scores(confusion_BCC), "auroc": areas_BC}
-    numbers = {
-        **summarise(confusion_BCC),
-        "auroc": mean_where_known(areas_BC),
-        **calibration_numbers(sums_BS, confusion_BCC.sum(axis=(-2, -1))),
+def _parts_of_classes(num_classes: int, num_images: int) -> Iterator[range]:
+    """All classes in parts, so that an array of images and classes stays small."""
+    step = max(1, MAX_COUNTS_AT_ONCE // max(num_images, 1))
+    for first in range(0, num_classes, step):
+        yield range(first, min(first + step, num_classes))
+
+
+def counts_of_classes(labels_N: Ints, predicted_N: Ints, units: Units, classes: range) -> Margins:
+    """Hits, images and predictions (G, K) of K classes in each unit."""
+
+    def counted(number_N: Ints, is_counted_N: NDArray[np.bool_]) -> Ints:
+        here_N = is_counted_N & (number_N >= classes.start) & (number_N < classes.stop)
+        cells = units.index[here_N] * len(classes) + number_N[here_N] - classes.start
+        return np.bincount(cells, minlength=units.count * len(classes)).reshape(units.count, -1).astype(np.int64)
+
+    everywhere_N = np.ones(len(labels_N), bool)
+    return Margins(counted(labels_N, labels_N == predicted_N), counted(labels_N, everywhere_N),
+                   counted(predicted_N, everywhere_N))  # fmt: skip
+
+
+def margins_without(labels_N: Ints, predicted_N: Ints, units: Units, classes: range) -> Margins:
+    """Hits, images and predictions (G, K) of K classes, without each unit in turn."""
+    counts = counts_of_classes(labels_N, predicted_N, units, classes)
+    hits, true, predicted = (one.sum(axis=0) - one for one in (counts.hits, counts.true, counts.predicted))
+    return Margins(hits, true, predicted)
+
+
+def _add(sums: dict[str, Floats], others: Mapping[str, Floats]) -> None:
+    for name, other in others.items():
+        sums[name] = sums[name] + other if name in sums else other
+
+
+def _summary_without(labels_N: Ints, predicted_N: Ints, units: Units, num_classes: int) -> dict[str, Floats]:
+    """The metrics that need no scores (G,), without each unit in turn."""
+    sums: dict[str, Floats] = {}
+    for classes in _parts_of_classes(num_classes, len(labels_N)):
+        _add(sums, class_sums(margins_without(labels_N, predicted_N, units, classes)))
+    return summary_of(sums)
+
+
+def _freedom(labels_N: Ints, num_classes: int, units: Units) -> tuple[float, ...]:
+    """Degrees of freedom of each of METRICS, in its order."""
+    of_all = degrees_of_freedom(np.bincount(units.index, minlength=units.count)[:, None])
+    of_classes = degrees_of_freedom(_sparse_counts(labels_N, np.ones(len(labels_N), bool), num_classes, units))
+    return of_all, of_classes, of_classes, min(of_all, of_classes), of_classes, of_all, of_all
+
+
+def _sparse_counts(number_N: Ints, is_counted_N: NDArray[np.bool_], num_classes: int, units: Units) -> csr_array:
+    """How often each class (G, C) stands among the counted images of each unit."""
+    from scipy.sparse import csr_array  # here, since scipy takes a second to import: refusals come before it
+
+    places = (units.index[is_counted_N], number_N[is_counted_N])
+    return csr_array((np.ones(len(places[0])), places), (units.count, num_classes))
+
+
+def _freedom_of_class(counts_G: Margins, units: Units) -> dict[str, float]:
+    """Degrees of freedom of each of CLASS_METRICS of one class."""
+    images_G = np.bincount(units.index, minlength=units.count)
+    columns = {
+        "recall": counts_G.true[:, None],
+        "precision": counts_G.predicted[:, None],
+        "f1": (counts_G.true + counts_G.predicted)[:, None],
+        "auroc": np.stack([counts_G.true, images_G - counts_G.true], axis=1),
     }
-    for name in CLASS_METRICS:
-        numbers |= {f"{name} of {label}": by_class[name][..., label] for label in range(areas_BC.shape[-1])}
-    return numbers
-
-
-def _freedom(confusion_GCC: Ints) -> Iterator[float]:
-    """Degrees of freedom of each of `_numbers`, in its order."""
-    true_GC, predicted_GC = confusion_GCC.sum(axis=2), confusion_GCC.sum(axis=1)
-    num_classes = true_GC.shape[1]
-    of_all = degrees_of_freedom(true_GC.sum(axis=1, keepdims=True))
-    of_classes = degrees_of_freedom(true_GC)
-    yield of_all  # accuracy
-    yield of_classes  # balanced accuracy
-    yield of_classes  # macro F1
-    yield min(of_all, of_classes)  # kappa
-    yield of_classes  # area under the ROC curve
-    yield of_all  # expected calibration error
-    yield of_all  # Brier score
-    for counts_GC in (true_GC, predicted_GC, true_GC + predicted_GC):  # recall, precision, F1
-        yield from (degrees_of_freedom(counts_GC[:, [label]]) for label in range(num_classes))
-    for label in range(num_classes):  # area of one class against the rest
-        yield degrees_of_freedom(np.stack([true_GC[:, label], true_GC.sum(axis=1) - true_GC[:, label]], axis=1))
+    return {name: degrees_of_freedom(counts) for name, counts in columns.items()}
 
 
 def _samples_of_draw(
     labels_N: Ints, predicted_N: Ints, units: Units, num_classes: int, num_bootstrap: int, seed: int
 ) -> dict[str, Sample]:
     """The metrics that need no scores."""
-    confusion_GCC = confusions_of_units(labels_N, predicted_N, num_classes, units)
-    confusion_CC = confusion_GCC.sum(axis=0)
-    drawn = summarise(_resampled_confusions(labels_N, predicted_N, num_classes, units, num_bootstrap, seed))
-    of_units = summarise(confusion_CC - confusion_GCC)
-    of_images = summarise(_confusions_without_image(labels_N, predicted_N, num_classes))
+    drawn = summary_of(class_sums(_resampled_margins(labels_N, predicted_N, num_classes, units, num_bootstrap, seed)))
+    of_units = _summary_without(labels_N, predicted_N, units, num_classes)
+    of_images = _summary_without(labels_N, predicted_N, Units("images", np.arange(len(labels_N))), num_classes)
+    value = summarise(confusion_matrix(labels_N, predicted_N, num_classes))
     return {
-        name: Sample(float(value), drawn[name], LeftOut(of_units[name] - value, of_images[name] - value, freedom))
-        for (name, value), freedom in zip(summarise(confusion_CC).items(), _freedom(confusion_GCC), strict=False)
-    }
+        name: Sample(
+            float(value[name]), drawn[name],
+            LeftOut(of_units[name] - value[name], of_images[name] - value[name], freedom),
+        )
+        for name, freedom in zip(value, _freedom(labels_N, num_classes, units), strict=False)
+    }  # fmt: skip
 
 
 def _confusions_without_image(labels_N: Ints, predicted_N: Ints, num_classes: int) -> Ints:
@@ -469,6 +532,24 @@ def _resamples(units: Units, num_bootstrap: int, seed: int) -> Iterator[NDArray[
         drawn = rng.integers(num_units, size=(num_rows, num_units))
         drawn += np.arange(num_rows)[:, None] * num_units
         yield np.bincount(drawn.ravel(), minlength=num_rows * num_units).reshape(num_rows, num_units)
+
+
+def _resampled_margins(
+    labels_N: Ints, predicted_N: Ints, num_classes: int, units: Units, num_bootstrap: int, seed: int
+) -> Margins:
+    """Hits, images and predictions (B, C) of the classes in the resamples."""
+    everywhere_N = np.ones(len(labels_N), bool)
+    counts_CG = [
+        _sparse_counts(number_N, is_counted_N, num_classes, units).T
+        for number_N, is_counted_N in
+        ((labels_N, labels_N == predicted_N), (labels_N, everywhere_N), (predicted_N, everywhere_N))
+    ]  # fmt: skip
+    chunks = [
+        [(counts @ weights.T.astype(np.float64)).T for counts in counts_CG]
+        for weights in _resamples(units, num_bootstrap, seed)
+    ]
+    hits_BC, true_BC, predicted_BC = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    return Margins(hits_BC, true_BC, predicted_BC)
 
 
 def _resampled_confusions(

@@ -37,7 +37,7 @@ UNI_K = 20
 def run_protocol(
     protocol: FeatureProtocol, features_ND: NDArray[np.float32], labelled: LabelledSet, config: EvaluationConfig
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Class scores of the test images, and what the protocol used or chose, as plain values."""
+    """Class scores of the test images, and the protocol's settings and choices, as plain values."""
     train, test, labels = labelled.part("train"), labelled.part("test"), labelled.labels
     match protocol:
         case "knn":
@@ -66,7 +66,7 @@ def _linear(
     try:
         fit, validation = labelled.fit_and_validation(VALIDATION_FRACTION, seed=config.seed)
     except DataError as error:
-        logger.info("%s: no validation images (%s); C is not chosen", labelled.name, error.found)
+        logger.info("%s: no validation images (%s); C is fixed", labelled.name, error.found)
         return _logistic(features_ND, labelled)
     labels = labelled.labels
     is_carved = labelled.part("val").size == 0
@@ -114,7 +114,7 @@ def _knn(
 
 
 def settings_of_splits(of_splits: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the protocol used in all splits, as plain values; what differs between folds stands under `folds`.
+    """The protocol's settings in all splits, as plain values; those that differ between folds are under `folds`.
 
     The confusion matrices of each k, which the k-NN gives, become accuracies over all folds.
     """

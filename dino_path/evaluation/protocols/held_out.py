@@ -1,4 +1,4 @@
-"""What a classifier loses at a centre that it was not trained on, and whether the centre can be read from the features.
+"""A classifier's loss at a new centre, and whether the centre can be predicted from the features.
 
 Both by logistic regression of a fixed strength (`linear.logistic`), by patient: no patient is on both sides. "Maker" is
 a centre or a scanner.
@@ -82,13 +82,13 @@ def classes_at_new_makers(cohort: Cohort) -> Ints:
     """
     classes = np.unique(cohort.labels[_testable(cohort)[0]])
     if len(classes) < 2:
-        raise _too_few(cohort, "fewer than two classes are of two {kind}s, each with two of the {unit}.")
+        raise _too_few(cohort, "fewer than two classes are found in two {kind}s, each with two of the {unit}.")
     return classes
 
 
 @dataclass(frozen=True)
 class Predictability:
-    """How well the maker is read from features among images of one class.
+    """How well the maker can be predicted from features within one class.
 
     Attributes:
         metrics: over cells (class and maker); its balanced accuracy is the figure.
@@ -109,7 +109,7 @@ def maker_predictability(
     """
     is_tested_N, cell_N = _testable(cohort)
     if not is_tested_N.any():
-        raise _too_few(cohort, "no class is of two {kind}s, each with two of the {unit}.")
+        raise _too_few(cohort, "no class is found in two {kind}s, each with two of the {unit}.")
     cells = np.unique(cell_N[is_tested_N])
     scores_NC = np.zeros((len(cell_N), len(cells)))
     for label in np.unique(cohort.labels[is_tested_N]):
@@ -176,6 +176,8 @@ def _too_few(cohort: Cohort, found: str) -> DataError:
     return DataError(
         f"{cohort.kind}s",
         found.format(**words),
-        "A class can be tested at a new {kind} only when others have it too, from several {unit}.".format(**words),
+        "A class can be tested at a new {kind} only if other {kind}s also have it, from several {unit}.".format(
+            **words
+        ),
         "Add data, or read the figures that need no training.",
     )

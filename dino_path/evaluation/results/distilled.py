@@ -1,4 +1,4 @@
-"""What a student keeps of the model that it was distilled from, as sentences: accuracy, size, time."""
+"""Sentences on a distilled student relative to its teacher: accuracy, size, time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def distilled_notes(
         device = next(models[teacher][1].module.parameters()).device.type
         yield (
             f"{student} was distilled from {teacher}: {ours:.1f} of {theirs:.1f} M parameters ({ours / theirs:.0%}),"
-            f" {times_ms[student]:.2f} ms a tile instead of {times_ms[teacher]:.2f} (the best of {TIMED_PASSES} batches"
+            f" {times_ms[student]:.2f} ms per tile instead of {times_ms[teacher]:.2f} (the best of {TIMED_PASSES}"
+            f" batches"
             f" of {TIMED_TILES} on this {device}, {extractor.precision})"
         )
         floor_model = next((name for name, (other, _) in models.items() if other == f"untrained:{spec}"), None)
@@ -70,7 +71,7 @@ def _kept(rows: Sequence[Row], student: str, teacher: str, floor_model: str | No
         above = f"above {'chance' if floor_model is None else floor_model} ({floor:.3f})"
         title = TITLES[protocol]
         if theirs <= floor:
-            yield f"{student}, {title}: what it keeps is not known, for {teacher} ({theirs:.3f}) is not {above}"
+            yield f"{student}, {title}: what it keeps is unknown, because {teacher} ({theirs:.3f}) is not {above}"
             continue
         yield (
             f"{student}, {title}: keeps {(ours - floor) / (theirs - floor):.0%} of what {teacher} has {above}:"
@@ -80,7 +81,7 @@ def _kept(rows: Sequence[Row], student: str, teacher: str, floor_model: str | No
 
 @torch.inference_mode()
 def ms_per_tile(extractor: Extractor, input_px: int | None) -> float:
-    """Milliseconds that the model alone takes for one tile, of the quickest of some small batches."""
+    """Milliseconds per tile of the model alone, from the fastest of some small batches."""
     edge_px = input_px or extractor.preprocessing.input_px
     assert edge_px is not None, "a distilled model and its teacher have an edge"
     device = next(extractor.module.parameters()).device

@@ -1,8 +1,9 @@
-"""Where results go, and what is there already: an evaluation replaces results only when it holds all that they do."""
+"""The folder of results, and existing results in it: an evaluation replaces results only if it includes all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.division import divide
+from dino_path.lock import only_writer
 from dino_path.records.evaluation import (
     FEWSHOT,
     FRACTIONS,
@@ -27,6 +29,7 @@ from dino_path.records.robustness import ROBUSTNESS, RobustnessRecord
 from dino_path.records.segmentation import SEGMENTATION
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_name, without_folders
 
 TableStem = Literal["results", "fractions", "fewshot"]
 Stem = Literal[TableStem, "retrieval", "robustness"]
@@ -45,7 +48,7 @@ NOT_DECISIVE = ("batch_size", "regions", "protocols")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation is going to find out.
+    """A planned evaluation.
 
     Attributes:
         stem: of its files.
@@ -99,6 +102,20 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
         _refuse_lost(file, lost)
 
 
+@contextmanager
+def only_evaluation(
+    out: Path, evaluation: Evaluation, labelled: LabelledSet, config: EvaluationConfig
+) -> Iterator[None]:
+    """Inside, no other process writes results to `out`, and none has since `refuse_to_lose` was asked first.
+
+    Raises:
+        FolderInUse: another does. DataError: as `refuse_to_lose`.
+    """
+    with only_writer(out):
+        refuse_to_lose(out, evaluation, labelled, config)
+        yield
+
+
 def refuse_to_lose_masks(
     out: Path, specs: Sequence[str], labelled: LabelledSet, masks_digest: str, config: EvaluationConfig
 ) -> None:
@@ -116,8 +133,8 @@ def refuse_to_lose_masks(
         return
     record = SEGMENTATION.read(file)
     is_other = (record.data.split_digest, record.masks.digest) != (labelled.split_digest, masks_digest)
-    lost = [f"they are of other images, masks or another split ({record.data.name})"] if is_other else []
-    left_out = _not_in([model.spec for model in record.models.values()], specs)
+    lost = [f"they belong to other images, masks or another split ({record.data.name})"] if is_other else []
+    left_out = _not_in(_shared(model.spec for model in record.models.values()), _shared(specs))
     _refuse_lost(
         file, [*lost, *_other_settings(record.config, config), *(f"the model {spec} is left out" for spec in left_out)]
     )
@@ -128,19 +145,20 @@ def _refuse_lost(file: Path, lost: Sequence[str]) -> None:
         raise DataError(
             str(file),
             f"holds results that would be lost: {'; '.join(lost)}.",
-            "Results are replaced only by those of the same data and settings, and of the same models and more.",
-            "Leave --out out or name another, or evaluate all of it together: features are kept, so it is quick.",
+            "Results are replaced only by results of the same data and settings with at least the same models.",
+            "Leave --out out or give another, or evaluate everything together: this is quick, because features are"
+            " cached.",
         )
 
 
 def _other_data(record: EvaluationRecord, labelled: LabelledSet) -> list[str]:
     if record.data.split_digest == labelled.split_digest:
         return []
-    return [f"they are of other images, labels or another split ({record.data.name}; {record.data.split_rule})"]
+    return [f"they belong to other images, labels or another split ({record.data.name}; {record.data.split_rule})"]
 
 
 def _other_settings(old: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
-    new = as_plain(config)
+    old, new = without_folders(old), without_folders(as_plain(config))
     return [
         f"evaluation.{key} was {old[key]}, now {new[key]}"
         for key in new
@@ -149,19 +167,24 @@ def _other_settings(old: Mapping[str, Any], config: EvaluationConfig) -> list[st
 
 
 def _left_out(record: AnyRecord, evaluation: Evaluation) -> list[str]:
-    specs = [model.spec for model in record.models.values()]
+    specs = _shared(model.spec for model in record.models.values())
     rows = record.rows if isinstance(record, ResultsRecord | FractionsRecord) else ()
     protocols = [row.protocol for row in rows if row.protocol != END_TO_END]
     fractions = [row.fraction for row in record.rows] if isinstance(record, FractionsRecord) else []
-    left_out = [f"the model {spec}" for spec in _not_in(specs, evaluation.specs)]
+    left_out = [f"the model {spec}" for spec in _not_in(specs, _shared(evaluation.specs))]
     if evaluation.protocols:
         left_out += [f"the protocol {name}" for name in _not_in(protocols, evaluation.protocols)]
     left_out += [f"the fraction {fraction:g}" for fraction in _not_in(fractions, evaluation.fractions)]
     if isinstance(record, RobustnessRecord) and record.shifts is not None and not evaluation.has_shifts:
-        left_out.append("what becomes of the images under shifts")
+        left_out.append("the results under shifts")
     if isinstance(record, ResultsRecord) and record.has_baseline and not evaluation.has_baseline:
         left_out.append(f"the baseline {record.baseline}")
     return [f"{what} is left out" for what in left_out]
+
+
+def _shared(specs: Iterable[str]) -> list[str]:
+    """As files hold them; those of earlier versions hold whole paths."""
+    return [shared_name(spec, num_parts=2) for spec in specs]
 
 
 def _not_in(old: Iterable[Any], new: Iterable[Any]) -> list[Any]:

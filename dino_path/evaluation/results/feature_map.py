@@ -87,14 +87,16 @@ def read_features(tiles: MapTiles, folder: Path) -> tuple[str, Features]:
         DataError: a file is missing or damaged, or holds features of other tiles, or of another model than the rest.
     """
     place = tiles.store_rows
-    assert place is not None, "the command takes feature files with a tile store only"
+    assert place is not None, "feature files need a tile store"
     store, rows = place
     parts: list[Features] = []
     encoders: dict[str, str] = {}
     number_M = np.searchsorted(store.starts, rows, side="right") - 1
     for number in np.unique(number_M):
         record = store.slides[number]
-        names = dict.fromkeys(layout.name_for_reader(record.path) for layout in (TridentLayout, ClamLayout))
+        layouts = (TridentLayout, ClamLayout)
+        names = [layout.feature_name(record) for layout in layouts]
+        names += [layout.name_for_reader(record.path) for layout in layouts]  # as earlier versions called all files
         file = next((file for name in names if (file := folder / f"{name}.h5").is_file()), None)
         if file is None:
             raise _no_features(folder, record.slide_id)
@@ -104,9 +106,9 @@ def read_features(tiles: MapTiles, folder: Path) -> tuple[str, Features]:
         if found.coords is None or not np.array_equal(found.coords, corners):
             raise DataError(
                 str(file),
-                f"holds features of other tiles than {store.path} has of {record.slide_id}.",
-                "Row by row the same tiles are needed.",
-                "Give the store that the features were made of, or call `dino-path embed` again.",
+                f"holds features of other tiles than those of {record.slide_id} in {store.path}.",
+                "Each row must belong to the same tile.",
+                "Give the store from which the features were computed, or call `dino-path embed` again.",
             )
         encoders[found.origin.encoder_digest] = found.origin.encoder
         parts.append(found.features[rows[number_M == number] - first])
@@ -114,7 +116,7 @@ def read_features(tiles: MapTiles, folder: Path) -> tuple[str, Features]:
         raise DataError(
             str(folder),
             f"holds features of {len(encoders)} models ({', '.join(encoders.values())}).",
-            "One model gives all features of a map.",
+            "All features of a map must come from one model.",
             "Delete the files of the others and call `dino-path embed` again.",
         )
     return next(iter(encoders.values())), np.concatenate(parts)
@@ -294,5 +296,5 @@ def _no_features(folder: Path, slide_id: str) -> DataError:
         str(folder),
         f"no features of the slide {slide_id}.",
         "A feature file of every slide of the store is needed, as `dino-path embed` writes them.",
-        "Give the folder that `dino-path embed` printed, call it again for what is missing, or give a model instead.",
+        "Give the folder that `dino-path embed` printed, run it again for missing files, or give a model instead.",
     )

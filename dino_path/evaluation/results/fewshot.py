@@ -37,7 +37,7 @@ METRICS = ("accuracy", "balanced_accuracy")
 class Episodes:
     """Results over episodes: the mean, and the range that holds 95 % of the episodes.
 
-    The range tells how much depends on which images were labelled; the test images are always the same.
+    The range shows how much depends on which images were labelled; the test images are always the same.
     """
 
     shots: int
@@ -137,14 +137,14 @@ def evaluate_fewshot(
     smallest = int(min(train_counts))
     shots = [number for number in config.shots if number <= smallest]
     notes = [
-        f"SimpleShot, {config.num_episodes} episodes; in brackets: the range of 95 % of the episodes, which differ in "
-        f"the labelled images; test images: {len(np.unique(division.tested))}, always the same; "
+        f"SimpleShot, {config.num_episodes} episodes; in brackets: the range of 95 % of the episodes, which differ"
+        f" in the labelled images; test images: {len(np.unique(division.tested))}, always the same; "
         f"split: {division.labelled.split_rule}",
         *division.notes(),
         *labelled.notes,
     ]
     if left_out := [number for number in config.shots if number > smallest]:
-        notes.append(f"the smallest class has {smallest} training images: no episodes of {left_out} shots")
+        notes.append(f"the smallest class has {smallest} training images: no episodes with {left_out} shots")
     results: dict[str, list[Episodes]] = {}
     for name, (_, extractor) in models.items():
         features_ND = cache.features(extractor, Images.of(labelled))

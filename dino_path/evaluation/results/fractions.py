@@ -211,7 +211,7 @@ def _notes(
                      f"{max(counts.values())} per class")  # fmt: skip
     if missing:
         at = ", ".join(map(_percent, missing))
-        notes.append(f"{supervised} at {at}: missing; without it no number there says what labels alone give")
+        notes.append(f"{supervised} at {at}: missing; without it nothing shows what labels alone achieve")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""What each model's features keep of centres or scanners: figures, the lines of a page, and their record.
+"""How much each model's features encode centres or scanners: figures, the lines of a page, and their record.
 
 "Maker" is a centre or a scanner. Shape suffixes: N images of the cohort, D features.
 """
@@ -63,25 +63,25 @@ def maker_figures(features_ND: Features, cohort: Cohort, config: EvaluationConfi
         figures |= {"croma": near.croma, "croma_worst_tenth": near.croma_tail}
     if near.num_undefined:
         notes.append(
-            f"{near.num_undefined} images have too few neighbours of other {cohort.kind}s or classes for CRoMa"
+            f"{near.num_undefined} images have too few neighbours from other {cohort.kind}s or classes for CRoMa"
         )
     if (clusters := clustering_score(features_ND, cohort, **how)) is not None:
         figures["clustering_score"] = clusters.score
         settings |= {"rand_of_class": clusters.of_class, "rand_of_maker": clusters.of_maker}
     else:
-        notes.append(f"clustering score: no two classes are of the same two {cohort.kind}s")
+        notes.append(f"clustering score: no two classes share two {cohort.kind}s")
     try:
         told = maker_predictability(features_ND, cohort, **how)
         figures["told_within_class"], chance = told.metrics.samples[METRIC], told.chance
     except DataError as error:
-        notes.append(f"{cohort.kind} told within class: not known, {error.found}")
+        notes.append(f"{cohort.kind} told within class: unknown, {error.found}")
     try:
         left = leave_one_maker_out(features_ND, cohort, **how)
         same, new = left.same.samples[METRIC], left.new.samples[METRIC]
         figures |= {"accuracy_known": same, "accuracy_new": new, "drop": same - new}
         settings["accuracy_by_maker"] = left.by_maker
     except DataError as error:
-        notes.append(f"accuracy at a new {cohort.kind}: not known, {error.found}")
+        notes.append(f"accuracy at a new {cohort.kind}: unknown, {error.found}")
     return MakerResult(figures, settings, chance, notes)
 
 

@@ -1,4 +1,4 @@
-"""The tiles of a map: which are drawn, and what is known of each besides its pixels.
+"""The tiles of a map: the selection, and the known facts on each tile.
 
 Shape suffixes: N all tiles, M drawn ones.
 """
@@ -53,7 +53,7 @@ class MapTiles:
 
     @property
     def unit(self) -> Unit:
-        """What neighbours must differ in: the slide where it is known, else the patient, else the image."""
+        """The unit in which neighbours must differ: the slide if known, else the patient, else the image."""
         return "slide" if "slide" in self.columns else "patient" if "patient" in self.columns else "image"
 
     @property
@@ -127,7 +127,7 @@ class Table:
                 str(self.file),
                 f"no tile has a row in it; its {self.key} begins with {next(iter(self.row_of), 'nothing')!r}, the"
                 f" tiles' with {keys[0]!r}.",
-                f"Its column {self.key} must name the same as the data.",
+                f"Its column {self.key} must match the data.",
                 f"Correct the column {self.key}.",
             )
         return {
@@ -233,7 +233,7 @@ def _refuse_few(num_tiles: int, thing: str, splits: Sequence[str] = ()) -> None:
     if num_tiles < FEWEST_TILES:
         raise DataError(
             thing,
-            f"{num_tiles} tiles can be drawn" + (f"; its splits are {', '.join(splits)}." if splits else "."),
+            f"{num_tiles} tiles are available" + (f"; its splits are {', '.join(splits)}." if splits else "."),
             f"A map needs at least {FEWEST_TILES}.",
             "Check the path and --split.",
         )
@@ -249,8 +249,8 @@ def _with_table(tiles: MapTiles, table: Table) -> MapTiles:
     if keys is None:
         raise DataError(
             str(table.file),
-            f"tells tiles apart by {table.key}, and the data know none.",
-            "The key must be known of the tiles: path for image files, slide_id or patient_id where the data have it.",
+            f"identifies tiles by {table.key}, which the data do not have.",
+            "The data must have the key: path for image files, slide_id or patient_id if given.",
             "Give a table with another key.",
         )
     further = {title: cells for title, cells in table.of(keys).items() if title not in tiles.columns}

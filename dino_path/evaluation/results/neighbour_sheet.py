@@ -91,7 +91,7 @@ def drawn_queries(labelled: LabelledSet, queries: Queries, most: int, *, seed: i
 
 
 def others(labelled: LabelledSet) -> str:
-    """What an image searches among, in words."""
+    """The searched images, in words."""
     return "other images" if labelled.groups is None else f"images of other {labelled.unit_name}"
 
 
@@ -104,10 +104,10 @@ def _of_different_units(place_M: Ints, units_Q: Ints) -> Ints:
 
 def _explanation(searched: str, num_shown: int, seed: int) -> Iterator[str]:
     yield (
-        f"{num_shown} of the images that search, drawn at random (seed {seed}), each with its {NUM_NEIGHBOURS} most "
+        f"{num_shown} of the query images, drawn at random (seed {seed}), each with its {NUM_NEIGHBOURS} most "
         f"similar {searched}, the most similar first."
     )
-    yield "Blue frame and tick: of the same class. Orange frame and cross: of another."
+    yield "Blue frame and tick: same class. Orange frame and cross: another class."
 
 
 def neighbour_card(
@@ -145,7 +145,7 @@ def _mark(draw: ImageDraw.ImageDraw, colour: Colour, is_right: bool) -> None:
 
 
 def _shortened(text: str) -> str:
-    """As much as there is room for: the beginning and the end, which tell files and patients apart."""
+    """The text shortened to the available space: its beginning and end, which distinguish files and patients."""
     font, shown, kept = _font(TEXT_PX), text, len(text)
     while font.getlength(shown) > CARD_PX:
         kept -= 1

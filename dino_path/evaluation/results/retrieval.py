@@ -1,4 +1,4 @@
-"""Frozen extractors side by side in retrieval: what their nearest images of other patients show.
+"""Retrieval with several frozen extractors: classes of the nearest images of other patients.
 
 Shape suffixes: Q queries, K neighbours, C classes.
 """
@@ -26,6 +26,7 @@ from dino_path.evaluation.results.input_notes import input_notes
 from dino_path.evaluation.results.neighbour_sheet import others, write_sheet
 from dino_path.evaluation.results.row import compared_pairs
 from dino_path.evaluation.results.writing import Outcome, markdown_page, markdown_table, write_results
+from dino_path.sharing import shared_name
 
 logger = logging.getLogger(__name__)
 
@@ -164,45 +165,45 @@ def _chance(labelled: LabelledSet, queries: Queries) -> float:
 def _notes(
     division: Division, queries: Queries, rows: Sequence[RetrievalRow], config: EvaluationConfig
 ) -> Iterator[str]:
-    """What to keep in mind, the most important first."""
+    """Notes, the most important first."""
     labelled, units = division.labelled, queries.units
     what = "the tested images" if division.num_folds is None else "all images"
     freedom = next(iter(rows[0].means.values())).balanced.left_out.freedom
-    interval = "no interval, too few for one" if freedom < LEAST_FREEDOM else "in brackets: 95 % interval"
+    interval = "no interval, too few" if freedom < LEAST_FREEDOM else "in brackets: 95 % interval"
     yield (
-        f"{len(queries.number)} images of {units.count} {units.name} search ({what}; split: {labelled.split_rule}), "
-        f"each among all {others(labelled)}, training images too, {len(labelled.labels)} in all; "
-        f"classes count the same; {interval} over {units.count} {units.name}"
+        f"{len(queries.number)} images of {units.count} {units.name} are queries ({what}; split:"
+        f" {labelled.split_rule}), each searching all {others(labelled)}, including training images,"
+        f" {len(labelled.labels)} in all; classes have equal weight; {interval} over {units.count} {units.name}"
     )
     if labelled.groups is None:
         yield (
-            "no patient or slide is known: what an image finds may be of its own slide, and all numbers here may be "
-            "too high; give a column patient_id or slide_id"
+            "no patient or slide is known: an image may find images of its own slide, and all numbers here may be"
+            " too high; give a column patient_id or slide_id"
         )
     yield (
-        "mMV@k: how often most of the k most similar images have the class of the image that searches (of classes with "
-        "equally many, the one with the most similar image)"
+        "mMV@k: how often the majority of the k most similar images has the class of the query (in a tie, the class"
+        " with the most similar image wins)"
     )
     yield (
-        "mAP: 1 where all images of its class come before all others, averaged over the images that search; mAP@k: the "
-        "same of the first k"
+        "mAP: 1 if all images of its class come before all others, averaged over the queries; mAP@k: the same for"
+        " the first k"
     )
     if labelled.groups is not None:
         yield (
             f"{labelled.unit_name} among {NUM_NEIGHBOURS}: from how many {labelled.unit_name} the {NUM_NEIGHBOURS} "
-            "most similar images are; where it is near 1 the majority is the vote of one"
+            "most similar images are; near 1, the majority is the vote of a single one"
         )
     yield f"by chance mMV@1 is {_chance(labelled, queries):.3f}, and mAP about that"
     if queries.left_out:
         counts = ", ".join(f"{count} of {name}" for name, count in queries.left_out.items())
-        yield f"did not search, since no other of the {labelled.unit_name} has their class: {counts}"
+        yield f"are no queries, because no other of the {labelled.unit_name} has their class: {counts}"
     if config.knn_index != "flat":
         found = ", ".join(f"{row.model} {row.retrieved.recall:.4f}" for row in rows)
         yield (
-            f"approximate search ({config.knn_index}); share of the true {NUM_NEIGHBOURS} nearest that it finds: "
-            f"{found}; mAP needs the whole order, so only evaluation.knn_index=flat gives it"
+            f"approximate search ({config.knn_index}); share of the true {NUM_NEIGHBOURS} nearest that it finds:"
+            f" {found}; mAP needs the full ranking, so only evaluation.knn_index=flat gives it"
         )
-    yield f"{SHEET}: images that search, drawn at random, each with its {NUM_NEIGHBOURS} most similar; names are on it"
+    yield f"{SHEET}: query images, drawn at random, each with its {NUM_NEIGHBOURS} most similar; it shows file names"
     yield from division.notes()
     yield from labelled.notes
 
@@ -210,7 +211,7 @@ def _notes(
 def _record(
     rows: Sequence[RetrievalRow], labelled: LabelledSet, queries: Queries, notes: Sequence[str]
 ) -> Mapping[str, Any]:
-    """What was found, as plain values."""
+    """The results, as plain values."""
     asked = _asked(labelled, queries)
     return {
         "units": labelled.unit_name,
@@ -222,7 +223,7 @@ def _record(
         "rows": [
             {
                 "model": row.model,
-                "spec": row.spec,
+                "spec": shared_name(row.spec, num_parts=2),
                 "balanced": {m: means.balanced.score().record() for m, means in row.means.items()},
                 "overall": {m: means.overall.score().record() for m, means in row.means.items()},
                 "by_class": {

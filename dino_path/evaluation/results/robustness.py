@@ -97,7 +97,7 @@ def evaluate_robustness(
     ]  # fmt: skip
     text = markdown_page(f"{division.name}, robustness", parts, notes)
     record = {
-        "baseline": "no part of this evaluation",
+        "baseline": "not part of this evaluation",
         "makers": [maker_record(c, r, pairs) for c, r in zip(of_makers, makers, strict=True)],
         "shifts": shift_record(curves, pairs, changes, len(chosen_S)) if curves else None,
         "notes": notes,
@@ -181,9 +181,11 @@ def _notes(
         for note, models in found.items():
             yield note if len(models) == len(results) else f"{', '.join(models)}: {note}"
         ks = ", ".join(f"{model} {one.settings['k']}" for model, one in results.items())
-        yield f"neighbours of the robustness index, those that tell the classes best: {ks}"
+        yield f"number of neighbours for the robustness index, chosen for the best classification: {ks}"
     if not of_makers:
-        yield "the data name no two centres or scanners (columns `centre`, `scanner`): shifts are made here instead"
+        yield (
+            "the data name no two centres or scanners (columns `centre`, `scanner`): simulated shifts are used instead"
+        )
     if curves:
         interval = next(iter(curves.values())).unshifted.interval
         num_tested = len(np.unique(division.labelled.content[division.tested]))
@@ -200,9 +202,9 @@ def _missing_controls(specs: Mapping[str, str]) -> Iterator[str]:
     """The nulls that every table needs, where they are not among the models."""
     plain = [split_kind(spec)[1] for spec in specs.values()]
     if not any(spec.startswith("untrained:") for spec in plain):
-        yield "no untrained network among the models: give untrained:MODEL too, to see what training has changed"
+        yield "no untrained network among the models: add untrained:MODEL, to see what training has changed"
     if not any(spec in ("mean-colour", "colour-statistics") for spec in plain):
-        yield "no colour control among the models: give colour-statistics too, to see what colour alone gives"
+        yield "no colour control among the models: add colour-statistics, to see what colour alone achieves"
 
 
 def _csv_rows(

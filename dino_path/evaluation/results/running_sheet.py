@@ -29,7 +29,7 @@ from dino_path.evaluation.results.neighbour_sheet import (
 from dino_path.run import RunFolder
 
 HEAD_PX = HEADING_PX + 3 * GAP_PX
-TITLE = "Validation tiles (left) and their nearest by cosine of the teacher's features; a cross: of another class"
+TITLE = "Validation tiles (left) and their nearest by cosine of the teacher's features; a cross marks another class"
 
 
 def knn_with_sheet(run: RunFolder, test: RunningTest, backbone: nn.Module) -> float:

@@ -1,4 +1,4 @@
-"""Frozen models side by side on images with masks: what their patch vectors tell about every pixel.
+"""Segmentation with several frozen models: predicting the class of every pixel from patch vectors.
 
 Shape suffixes: M tested images, C classes, H and W pixels.
 """
@@ -22,6 +22,7 @@ import torch
 
 from dino_path import __version__
 from dino_path.atomic import atomic_write
+from dino_path.checksum import has_checksum, is_intact, seal
 from dino_path.config import EvaluationConfig
 from dino_path.evaluation.labelled.division import Division, divide
 from dino_path.evaluation.labelled.masks import Mask, MaskedSet
@@ -52,10 +53,11 @@ from dino_path.evaluation.results.earlier import NOT_DECISIVE
 from dino_path.evaluation.results.segmentation_sheet import write_sheet
 from dino_path.evaluation.results.writing import Outcome, markdown_page, markdown_table
 from dino_path.features.windows import WindowModel, is_colour_control, window_models
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.records.feature_kinds import is_comparison
 from dino_path.records.segmentation import SEGMENTATION, SegmentationRecord
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_name
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ MPP_TOLERANCE = 0.1  # relative; beyond it a note says that model and data diffe
 
 @dataclass(frozen=True)
 class Found:
-    """What one model made of the tested images.
+    """The predictions of one model for the tested images.
 
     Attributes:
         confusion: (M, C, C) pixels of each true and predicted class, by protocol; "best" of the true shares of patches.
@@ -153,7 +155,7 @@ def evaluate_segmentation(
         },
         "rows": [_row_record(row, found[row.model], masked) for row in rows],
         "notes": notes,
-        "environment": present_environment(),
+        "environment": shared_environment(),
     }
     SEGMENTATION.write(out / "segmentation.json", SegmentationRecord.model_validate(record))
     for name, lines in (
@@ -197,14 +199,17 @@ def _kept_or_made(
     told = {"settings": found.settings, "num_features": found.num_features, "seconds": found.seconds}
     arrays: dict[str, Any] = {f"confusion {name}": counts for name, counts in found.confusion.items()}
     arrays |= {f"shown {index}": mask for index, mask in found.shown.items()}
-    with atomic_write(file, "wb") as stream:
+    with atomic_write(file, "w+b") as stream:
         np.savez_compressed(stream, told=np.array(json.dumps(told)), **arrays)
+        seal(stream)
     return found
 
 
 def _read(file: Path) -> Found | None:
     """What a file keeps; None where it is damaged."""
     try:
+        if has_checksum(file) and not is_intact(file):  # earlier versions wrote none
+            raise ValueError
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
             return Found(
                 confusion={name.partition(" ")[2]: kept[name] for name in kept.files if name.startswith("confusion ")},
@@ -258,7 +263,7 @@ def _make(
 
 
 def _on_sheet(division: Division) -> list[int]:
-    """Numbers of the images that the sheet shows, chosen by their place alone: whatever any model makes of them."""
+    """Numbers of the images on the sheet, chosen only by their position, independent of the models."""
     tested = np.unique(division.tested)
     return [int(tested[round(place)]) for place in dict.fromkeys(np.linspace(0, len(tested) - 1, ON_SHEET).round())]
 
@@ -270,7 +275,7 @@ def _measured(confusion_MCC: Ints, masked: MaskedSet, division: Division, config
 
 
 def _compared(rows: Sequence[Row], is_control: Mapping[str, bool]) -> list[Row]:
-    """Each model of ours less every control and every later one of ours; where all are controls, the first is ours."""
+    """Each of the user's models (else the first control) minus every control and every later model."""
     order = list(is_control)
     controls = {
         name for name, is_one in is_control.items() if is_one and (name != order[0] or not all(is_control.values()))
@@ -337,8 +342,8 @@ def _notes(
     of_images = "" if labelled.groups is None else f"; {len(np.unique(division.tested))} images"
     yield f"in brackets: {rows[0].overlap.interval}{of_images}; split: {labelled.split_rule}"
     yield (
-        f"means over {', '.join(masked.classes[one] for one in masked.counted)}; a class that neither the mask nor the"
-        " prediction of an image has is not known there and in no mean"
+        f"means over {', '.join(masked.classes[one] for one in masked.counted)}; a class that is in neither the mask"
+        f" nor the prediction of an image is left out of its mean"
     )
     yield from division.notes()
     yield from labelled.notes
@@ -359,8 +364,8 @@ def _notes(
         yield text
         if own.seen_mpp and data_mpp and abs(own.seen_mpp * scale / data_mpp - 1) > MPP_TOLERANCE:
             yield (
-                f"{name} was trained at {own.seen_mpp:.3g} um/px and sees these images at {data_mpp / scale:.3g};"
-                f" evaluation.segmentation_scale={data_mpp / own.seen_mpp:.3g} makes them alike"
+                f"{name} was trained at {own.seen_mpp:.3g} um/px but sees these images at {data_mpp / scale:.3g};"
+                f" evaluation.segmentation_scale={data_mpp / own.seen_mpp:.3g} makes them equal"
             )
     for name, one in found.items():
         if any(settings["num_iterations"] >= MAX_ITERATIONS for settings in one.settings):
@@ -374,7 +379,7 @@ def _model_record(
     spec: str, model: WindowModel, found: Found, best: Overlap, masked: MaskedSet
 ) -> dict[str, Any]:  # fmt: skip
     return {
-        "spec": spec,
+        "spec": shared_name(spec, num_parts=2),
         "digest": model.extractor.digest,
         "num_features": found.num_features,
         "window_px": model.window_px,

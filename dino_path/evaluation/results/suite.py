@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from dino_path.atomic import atomic_write
+from dino_path.checksum import has_checksum, is_intact, seal
 from dino_path.config import COMPARISON_SPECS, SuiteConfig
 from dino_path.distributed import World
 from dino_path.evaluation.measures.across_sets import mean_difference, mean_over_sets, mean_ranks
@@ -34,7 +35,7 @@ from dino_path.evaluation.results.suite_kinds import Leading
 from dino_path.evaluation.results.suite_plan import Plan, PlannedSet
 from dino_path.evaluation.results.suite_text import suite_markdown
 from dino_path.evaluation.results.suite_warnings import suite_notes, suite_warnings
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.records.feature_kinds import is_comparison, split_kind
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.suite import (
@@ -47,6 +48,7 @@ from dino_path.records.suite import (
     write_suite,
 )
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_name
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +138,7 @@ def _experiment(planned: PlannedSet, models: Sequence[Model]) -> str:
 
 def _write_leading(folder: Path, leading: Leading, experiment: str) -> None:
     samples = list(leading.samples.values())
-    with atomic_write(folder / PRIMARY_FILE, "wb") as stream:
+    with atomic_write(folder / PRIMARY_FILE, "w+b") as stream:
         np.savez_compressed(
             stream,
             experiment=np.array(experiment),
@@ -150,14 +152,17 @@ def _write_leading(folder: Path, leading: Leading, experiment: str) -> None:
             images=np.stack([sample.left_out.images for sample in samples]),
             freedom=np.array([sample.left_out.freedom for sample in samples]),
         )
+        seal(stream)
 
 
 def _read_leading(folder: Path, planned: PlannedSet, experiment: str) -> Leading | None:
-    """What a finished evaluation of the same experiment left; None where it is not done."""
+    """The results of a finished evaluation of the same experiment; None if there is none."""
     file = folder / PRIMARY_FILE
     if not file.is_file() or not all((folder / kind.file).is_file() for kind in planned.works):
         return None
     try:
+        if has_checksum(file) and not is_intact(file):  # earlier versions wrote none
+            raise ValueError("its checksum is wrong")
         with np.load(file, allow_pickle=False) as kept:
             if str(kept["experiment"]) != experiment:
                 return None
@@ -205,7 +210,7 @@ def _record(suite: SuiteConfig, plan: Plan, models: Mapping[str, Model], leading
     described = {
         name: SuiteModelRecord(
             role=role,
-            spec=models[name].spec if name in models else None,
+            spec=shared_name(models[name].spec, num_parts=2) if name in models else None,
             digest=models[name].digest if name in models else None,
             mean=_score(mean_over_sets(columns[name], lowest=lowest)) if name in columns else None,
             rank=_score(ranks[name]) if name in columns else None,
@@ -221,12 +226,12 @@ def _record(suite: SuiteConfig, plan: Plan, models: Mapping[str, Model], leading
         warnings=suite_warnings(plan, described, sets),
         notes=suite_notes(described, sets, len(differences)),
         config=suite.model_dump(mode="json", exclude_unset=True),
-        environment=present_environment(),
+        environment=shared_environment(),
     )
 
 
 def compared(roles: Mapping[str, Role]) -> list[tuple[str, str]]:
-    """Which model is subtracted from which: mine less every control, less mine after it, less the supervised network.
+    """Pairs of models to compare: the user's minus every control, minus later models, minus the supervised network.
 
     Where all are controls, the first stands for mine.
     """

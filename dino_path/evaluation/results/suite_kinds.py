@@ -1,4 +1,4 @@
-"""How a suite runs each protocol: the one table from names to what reads the data, looks ahead, and evaluates.
+"""How a suite runs each protocol: a table from names to functions that read the data, check it, and evaluate.
 
 Nothing here imports torch before it evaluates: a suite refuses what it can before that.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What one set asks of one kind of evaluation.
+    """The work of one kind of evaluation for one set.
 
     Attributes:
         data: what the kind's `load` gave.
@@ -70,7 +70,7 @@ class Leading:
 
 @dataclass(frozen=True)
 class Described:
-    """What the suite's page says of a set's data.
+    """The description of a set's data on the suite's page.
 
     Attributes:
         num_tested: images (or slides) in all test parts, each counted once.
@@ -226,7 +226,7 @@ def _look_at_robustness(work: Work) -> None:
             work.data.name,
             f"the data name {'' if has_makers else 'no two '}centres or scanners, and the primary metric is"
             f" {work.primary.metric}.",
-            "accuracy_known and accuracy_new need centres or scanners; accuracy_shifted is there where none are named.",
+            "accuracy_known and accuracy_new need centres or scanners; accuracy_shifted is for data without them.",
             f"Set primary.metric to {'accuracy_new' if has_makers else 'accuracy_shifted'}.",
         )
     if has_makers:

@@ -1,4 +1,4 @@
-"""What a suite is going to evaluate: each set's data, settings and baseline, checked before torch is imported."""
+"""The plan of a suite: each set's data, settings and baseline, checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def plan_suite(
 
 
 def look_at_suite(suite: SuiteConfig, *, root: Path, skip_missing: bool) -> None:
-    """Look at what the sets list, before a job waits for them; no image is opened.
+    """Check the sets' listings before a job waits in the queue; no image is opened.
 
     Raises:
         DataError: as `plan_suite`, as far as folders and tables tell.
@@ -95,7 +95,7 @@ def _of_each_set(suite: SuiteConfig, do: Callable[[str], None], *, root: Path, s
     for name, config in suite.sets.items():
         place = resolved(config.data, root)[1]
         if not place.exists():
-            missing[name] = f"{shown(config.data)} is not there"
+            missing[name] = f"{shown(config.data)} does not exist"
     if missing and not skip_missing:
         faults |= {
             name: f"{why} (looked for {resolved(suite.sets[name].data, root)[1]})" for name, why in missing.items()
@@ -112,14 +112,14 @@ def _of_each_set(suite: SuiteConfig, do: Callable[[str], None], *, root: Path, s
         raise DataError(
             suite.title,
             f"{len(faults)} of {len(suite.sets)} sets cannot be evaluated:\n{lines}",
-            "Every set of the suite must be there and whole.",
+            "Every set of the suite must exist and be complete.",
             "Check --root and the paths in the suite file"
-            + ("; --skip-missing leaves out sets that are not there." if not skip_missing and missing else "."),
+            + ("; --skip-missing leaves out sets that do not exist." if not skip_missing and missing else "."),
         )
     if len(missing) == len(suite.sets):
         raise DataError(
             suite.title,
-            f"none of its {len(suite.sets)} sets is there: {', '.join(missing)}.",
+            f"none of its {len(suite.sets)} sets exists: {', '.join(missing)}.",
             "At least one set is needed.",
             "Check --root and the paths in the suite file.",
         )
@@ -200,7 +200,7 @@ def _baseline(
 
 
 def baseline_command(name: str, config: SuiteSet, evaluation: EvaluationConfig) -> str:
-    """What trains the supervised network of a set, in the folder --root."""
+    """The command that trains the supervised network of a set, in the folder --root."""
     given = evaluation.model_dump(mode="json", exclude_defaults=True)
     settings = [f"evaluation.{key}={setting_text(value)}" for key, value in given.items()]
     return shlex.join(["dino-path", "baseline", "--data", shown(config.data), "--out", f"baselines/{name}", *settings])

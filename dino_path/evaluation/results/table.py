@@ -37,6 +37,7 @@ from dino_path.evaluation.results.writing import (
     markdown_table,
     write_results,
 )
+from dino_path.sharing import shared_name
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Table:
     notes: tuple[str, ...]
 
     def markdown(self) -> str:
-        """The table for people: one line per model, then differences, then what to keep in mind."""
+        """The printed table: one line per model, then differences, then notes."""
         protocols = list(dict.fromkeys(row.protocol for row in self.rows))
         header = ["model"] + [f"{TITLES[p]} {m}" for p in protocols for m in ("balanced accuracy", "accuracy")]
         rows = []
@@ -106,7 +107,7 @@ class Table:
         return ["", *markdown_table(["balanced accuracy by number of neighbours", "protocol", *ks], cells)]
 
     def _signatures(self) -> list[str]:
-        """How much features tell about the slide (or patient): lower identity and higher robustness are better."""
+        """How much features reveal about the slide (or patient): lower identity and higher robustness are better."""
         if not self.signatures:
             return []
         rows = [
@@ -264,7 +265,7 @@ def _record(table: Table, labelled: LabelledSet) -> Mapping[str, Any]:
         "rows": [
             {
                 "model": row.model,
-                "spec": row.spec,
+                "spec": shared_name(row.spec, num_parts=2),
                 "protocol": row.protocol,
                 "metrics": row.metrics.record(labelled.classes),
                 "settings": row.settings,

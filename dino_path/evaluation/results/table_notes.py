@@ -1,4 +1,4 @@
-"""What to keep in mind when reading a table, as sentences."""
+"""Notes for reading a table, as sentences."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ def table_notes(
         *division.labelled.notes,
     ]
     notes.append(
-        "calibration, lower is better: the error is how far, on average, the probability of the predicted class is "
-        f"from the share of right answers ({NUM_BINS} bins); 'if calibrated' is what chance alone would make of it on "
-        "as many independent images; the Brier score, 0 to 2, is the squared error of all class probabilities"
+        f"calibration, lower is better: the error is the mean distance between the probability of the predicted"
+        f" class and the share of correct predictions ({NUM_BINS} bins); 'if calibrated' is the error of perfect"
+        f" probabilities by chance alone, on the same number of independent images; the Brier score, 0 to 2, is the"
+        f" squared error of all class probabilities"
     )
     if supervised is None:
-        notes.append(f"{SUPERVISED}: {baseline_missing()}; without it no number here says what labels alone give")
+        notes.append(f"{SUPERVISED}: {baseline_missing()}; without it nothing shows what labels alone achieve")
     else:
         notes += supervised.notes
     notes += _signature_notes(signatures)
@@ -55,34 +56,34 @@ def table_notes(
     for extractor in extractors:
         mpp = extractor.preprocessing.mpp
         if mpp and data_mpp and abs(mpp / data_mpp - 1) > MPP_TOLERANCE:
-            notes.append(f"{extractor.name} was trained at {mpp:g} um/px, these images are at {data_mpp:g}")
+            notes.append(f"{extractor.name} was trained at {mpp:g} um/px, but these images are at {data_mpp:g}")
     return (*notes, *input_notes(extractors, division.labelled.source, input_px), *_fit_notes(rows))
 
 
 def _no_better_than_the_majority(rows: Sequence[Row], division: Division) -> Iterator[str]:
-    """A probe that always gives the commonest class says nothing; as a control it flatters what stands beside it."""
+    """A probe that always predicts the most frequent class says nothing; as a control it flatters every model."""
     chance = 1 / len(np.unique(division.labels))
     for row in rows:
         score = row.metrics.balanced_accuracy
         if (score.value if math.isnan(score.low) else score.low) > chance:
             continue
         sentence = (
-            f"{row.model}, {TITLES[row.protocol]}: no better than always giving the commonest class (balanced accuracy "
-            f"{chance:.3f}), as far as {row.metrics.num_units} {row.metrics.unit} tell"
+            f"{row.model}, {TITLES[row.protocol]}: no better than always predicting the most frequent class"
+            f" (balanced accuracy {chance:.3f}), with {row.metrics.num_units} {row.metrics.unit}"
         )
         if row.protocol in ("linear-uni", "linear-dino"):
-            sentence += "; its rule is meant for a network's many features: no control, take `linear` or `logistic`"
+            sentence += "; its rule is meant for networks with many features: for a control, use `linear` or `logistic`"
         yield sentence
 
 
 def _signature_notes(signatures: Mapping[str, Signature]) -> Iterator[str]:
     if not signatures:
-        yield "slide signature: not known without patients or slides"
+        yield "slide signature: unknown without patients or slides"
     for signature in list(signatures.values())[:1]:
         unit = signature.unit.removesuffix("s")
         yield (
             f"{unit} signature: {signature.unit} of {signature.num_images} distinct images (training and test), "
-            f"{NEIGHBOURS} neighbours; a found {unit} is a leak of stain and scanner: lower is better"
+            f"{NEIGHBOURS} neighbours; finding the {unit} means that stain and scanner leak: lower is better"
         )
 
 
@@ -90,15 +91,18 @@ def _fit_notes(rows: Sequence[Row]) -> Iterator[str]:
     sgd = [row for row in rows if row.protocol == "linear-dino"]
     for row in sgd:
         yield (
-            f"{row.model}, {TITLES[row.protocol]}: after {row.settings['num_updates']} updates right on "
-            f"{row.settings['train_accuracy']:.3f} of the training crops"
+            f"{row.model}, {TITLES[row.protocol]}: after {row.settings['num_updates']} updates correct on"
+            f" {row.settings['train_accuracy']:.3f} of the training crops"
         )
     if sgd:
-        yield "crops hold 8 to 100 % of an image: where only a part of it is labelled (PCam), they may miss it"
+        yield "crops hold 8 to 100 % of an image: if only a part of it is labelled (PCam), they may miss that part"
     for row in rows:
         if row.settings.get("has_converged") is False:
             yield f"{row.model}, {TITLES[row.protocol]}: the fit stopped before it converged"
         rules = [one["c_rule"] for one in (row.settings, *row.settings.get("folds", ())) if "c_rule" in one]
         if row.protocol == "linear" and rules:
             where = f" in {len(rules)} folds" if "folds" in row.settings else ""
-            yield f"{row.model}, linear: C is not chosen{where} but {rules[0]}: a class has too few training units"
+            yield (
+                f"{row.model}, linear: C is not chosen{where} but {rules[0]}, because a class has too few training"
+                " units"
+            )

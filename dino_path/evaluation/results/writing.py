@@ -1,4 +1,4 @@
-"""What every evaluation leaves behind: JSON to repeat it, CSV to compute with, Markdown to read, and the split."""
+"""The files of every evaluation: JSON to repeat it, CSV to compute with, Markdown to read, and the split."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from dino_path.evaluation.labelled.division import Division
 from dino_path.evaluation.measures.metrics import Sample
 from dino_path.evaluation.results.earlier import FORMATS, Stem
 from dino_path.features.extractor import Extractor
-from dino_path.records.environment import present_environment
+from dino_path.records.environment import shared_environment
 from dino_path.settings import as_plain
+from dino_path.sharing import shared_name
 from dino_path.table_file import plain_cells
 
 SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there is none
@@ -23,7 +24,7 @@ SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation gives back beside its files.
+    """The return value of an evaluation, in addition to its files.
 
     Attributes:
         text: the page of Markdown.
@@ -38,7 +39,7 @@ class Outcome:
 
 
 def baseline_missing(fraction: float = 1.0) -> str:
-    """What stands where the supervised network would, were it there."""
+    """The text in place of a missing supervised network."""
     option = "" if fraction == 1 else f" --fraction {fraction:g}"
     return f"missing, run `dino-path baseline{option}`"
 
@@ -64,7 +65,7 @@ def write_results(
     """
     described = {
         name: {
-            "spec": spec,
+            "spec": shared_name(spec, num_parts=2),
             "digest": extractor.digest,
             "num_features": extractor.num_features,
             "features": extractor.kind,
@@ -75,7 +76,7 @@ def write_results(
     }
     common = {"data": division.record(), "config": as_plain(config), "models": described}
     division.write(out)
-    whole = {**common, **record, "environment": present_environment()}
+    whole = {**common, **record, "environment": shared_environment()}
     FORMATS[stem].write(out / f"{stem}.json", FORMATS[stem].schema.model_validate(whole))
     with atomic_write(out / f"{stem}.csv") as stream:
         csv.writer(stream, lineterminator="\n").writerows(map(plain_cells, csv_rows))
@@ -89,10 +90,10 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends its cell nor its row: names of classes and models are whatever their folder is called."""
+    """Text that cannot end its cell or row: names of classes and models come from folders and may contain anything."""
     return " ".join(text.replace("|", r"\|").splitlines())
 
 
 def markdown_page(title: str, lines: Iterable[str], notes: Iterable[str]) -> str:
-    """Title, what was found, and what to keep in mind when reading it."""
+    """Title, results, and notes for reading them."""
     return "\n".join([f"# {title}", "", *lines, "", *(f"- {note}" for note in notes), ""])

@@ -31,7 +31,7 @@ def _marked_object(annotation: Element) -> MarkedObject:
 
 
 def _points(annotation: Element) -> Ring:
-    """(V, 2) in the order that the file states, which need not be that in which they stand."""
+    """(V, 2) in the order given by the file's `Order`, which may differ from their order in the file."""
     coordinates = sorted(annotation.iter("Coordinate"), key=lambda one: int(one.get("Order", "0")))
     return np.array([[_number(one.attrib["X"]), _number(one.attrib["Y"])] for one in coordinates]).reshape(-1, 2)
 

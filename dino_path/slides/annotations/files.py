@@ -1,4 +1,4 @@
-"""Files of annotations: which endings they have, where a slide's lies in a folder, and reading any of them."""
+"""Annotation files: their endings, their names in a folder, and reading them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_objects(file: Path, *, qupath_origin: tuple[int, int]) -> list[MarkedOb
 def find_annotation(
     folder: Path, places: Sequence[str], slide_id: str, slide_path: Path, *, setting: str
 ) -> Path | None:
-    """The one file of a slide in a folder of annotations; None when there is none.
+    """A slide's file in a folder of annotations; None if there is none.
 
     Args:
         places: where it may lie, with {name} for the slide's id, or its file name with or without extension.
@@ -58,7 +58,7 @@ def find_annotation(
             slide_path.name,
             f"{len(found)} {setting.rpartition('.')[2]} could be meant: {', '.join(sorted(map(str, found.values())))}.",
             "Each slide may have one file.",
-            f"Set {setting} to the folder that holds the right ones alone.",
+            f"Set {setting} to a folder with only the right files.",
         )
     return next(iter(found.values()), None)
 
@@ -69,7 +69,7 @@ def names_of(slide_id: str, slide_path: Path) -> list[str]:
 
 
 def what_lies_there(folder: Path, wanted: str) -> str:
-    """A sentence on the files of a folder, those first whose names are nearest to `wanted`."""
+    """A sentence that lists the files of a folder, those with names similar to `wanted` first."""
     if not folder.is_dir():
         return f"There is no folder {folder}."
     names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))

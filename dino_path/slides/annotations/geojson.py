@@ -36,7 +36,8 @@ def read_geojson(file: Path) -> list[MarkedObject]:
             content = gzip.decompress(content)
         return [_marked_object(feature) for feature in _features(json.loads(content.decode("utf-8-sig")))]
     except (
-        OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError
+        OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError,
+        OverflowError,  # an integer larger than any float
     ) as error:  # fmt: skip
         raise DataError(
             str(file),
@@ -79,7 +80,9 @@ def _class_name(feature: Feature) -> str | None:
     classification = (feature.get("properties") or {}).get("classification") or {}
     if isinstance(classification, str):
         return classification
-    name = classification.get("name") or ": ".join(classification.get("names", ()))
+    name = classification.get("name") or ": ".join(classification.get("names") or ())
+    if not isinstance(name, str):
+        raise ValueError(f"the class name {str(name)[:40]} is not text")
     return name or None
 
 
@@ -116,7 +119,7 @@ def _polygons(geometry: Feature | None) -> Iterator[Polygon]:
             for part in geometry["geometries"]:
                 yield from _polygons(part)
         case other if other not in FLAT_KINDS:
-            raise ValueError(f"{other!r} is no geometry")
+            raise ValueError(f"{other!r} is not a geometry")
 
 
 def _polygon(coordinates: list[Any]) -> Iterator[Polygon]:

@@ -1,4 +1,4 @@
-"""What every format of annotations gives: classified polygons, in level-0 pixels."""
+"""The common form of all annotation formats: classified polygons in level-0 pixels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ELLIPSE_CORNERS = 64
 class Polygon:
     """One outline and its holes; bounds are (x_min, y_min, x_max, y_max). All in level-0 pixels.
 
-    Equal only to itself, and hashed so: arrays have no hash.
+    Compared and hashed by identity, because arrays have no hash.
 
     Attributes:
-        is_cut_out: drawn to be left out. It takes its area from larger polygons; a smaller one may lie in it.
+        is_cut_out: to be excluded. It is cut out of larger polygons; a smaller polygon may lie inside it.
     """
 
     rings: tuple[Ring, ...]

@@ -23,7 +23,7 @@ def paint_polygons(
 ) -> NDArray[np.uint8]:
     """A raster that is 255 in at least one polygon and outside its holes, else 0.
 
-    What was drawn to be left out is 0, but where a smaller polygon lies in it. cv2 fills the pixels on an outline too,
+    Areas to be excluded are 0, except where a smaller polygon lies inside. cv2 fills the pixels on an outline too,
     which makes a polygon wider by half a raster pixel on each side.
 
     Args:

@@ -15,7 +15,7 @@ class _WithoutDoctype(TreeBuilder):
     """Refuses a DOCTYPE: no tool writes one, and entities, by which a small file grows huge, need one."""
 
     def doctype(self, name: str, pubid: str, system: str) -> None:
-        raise ValueError("it has a DOCTYPE, which annotations have no use for")
+        raise ValueError("it has a DOCTYPE, which annotation files never need")
 
 
 def read_xml(file: Path) -> list[MarkedObject]:
@@ -35,7 +35,8 @@ def read_xml(file: Path) -> list[MarkedObject]:
     except (OSError, ParseError, ValueError, KeyError) as error:
         raise DataError(
             str(file),
-            f"is no XML of annotations that we read ({type(error).__name__}: {' '.join(str(error).split())[:150]}).",
+            f"is not an annotation XML file that can be read ({type(error).__name__}:"
+            f" {' '.join(str(error).split())[:150]}).",
             "A file of ASAP (root <ASAP_Annotations>), ImageScope or HALO (root <Annotations>) is needed, in level-0"
             " pixels.",
             "Export the annotations from one of them, or as GeoJSON from QuPath.",

@@ -1,4 +1,4 @@
-"""Decoding an image file of any kind that we take: the right pixels, or a refusal. Nothing is filled in.
+"""Decodes image files of all supported kinds: correct pixels, or a refusal. Nothing is filled in.
 
 OpenCV shows TIFFs of some compressions as black and cut JPEGs as grey; Pillow clips 16 bits. So each kind has the
 decoder that was checked, in tests/unit/slides/test_image_kinds.py, against known pixels.
@@ -21,6 +21,7 @@ from dino_path.slides.images.rgb import RgbImage
 from dino_path.slides.images.tiff_image import BadTiff, tiff_samples
 
 MOST_PIXELS = 80_000_000  # of one image: about 9,000 x 9,000, 240 MB as RGB
+ROWS_AT_ONCE = 256
 ORIENTATION = 274  # the EXIF and TIFF tag
 DECODERS = {"PNG": imagecodecs.png_decode, "BMP": imagecodecs.bmp_decode, "WEBP": imagecodecs.webp_decode}
 
@@ -53,7 +54,7 @@ def _decode_photo(encoded: bytes) -> RgbImage:
     try:
         width, height, channels = frame_size(encoded)
         if channels not in (1, 3):
-            raise BadImage(f"a JPEG of {channels} inks (CMYK), whose colours hang on the printer")
+            raise BadImage(f"a JPEG of {channels} inks (CMYK), whose colours depend on the printer")
         _refuse_large(width, height)
         try:
             pixels = decode_jpeg(encoded, shrink=1)
@@ -70,19 +71,19 @@ def _decode_picture(encoded: bytes) -> RgbImage:
         with Image.open(io.BytesIO(encoded), formats=tuple(DECODERS)) as header:
             kind, (width, height), has_more = header.format, header.size, getattr(header, "is_animated", False)
             exif = header.info.get("exif", b"")
-    except Image.DecompressionBombError as error:
-        raise BadImage(str(error)) from None
+    except Image.DecompressionBombError:  # Pillow's limit is twice ours
+        raise BadImage(f"more than the {MOST_PIXELS:,} pixels of one tile") from None
     except (OSError, SyntaxError, ValueError, struct.error):
-        raise BadImage(f"{len(encoded)} bytes that are no JPEG, PNG, TIFF, BMP or WebP") from None
+        raise BadImage(f"{len(encoded)} bytes that are not a JPEG, PNG, TIFF, BMP or WebP") from None
     _refuse_large(width, height)
     if has_more:
-        raise BadImage("an animation, and one image is needed")
+        raise BadImage("an animation; a single image is needed")
     try:
         pixels = np.asarray(DECODERS[str(kind)](encoded))
     except (ValueError, TypeError, RuntimeError) as error:  # imagecodecs' own are children of RuntimeError
         raise BadImage(f"a damaged {kind}: {error}") from None
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise BadImage(f"its pixels are {pixels.dtype}, and only 8 and 16 bits without sign are colours")
+        raise BadImage(f"its pixels are {pixels.dtype}, but colours need 8 or 16 bits without sign")
     pixels = pixels.reshape(height, width, -1)
     number = pixels.shape[2] - 1 + pixels.shape[2] % 2  # 1, 3 of 1, 2, 3, 4: what is left is alpha
     alpha = pixels[..., number] if number < pixels.shape[2] else None
@@ -101,18 +102,22 @@ def _as_rgb(
     is_premultiplied: bool,
 ) -> RgbImage:
     """8 bits, three channels, over white. `colours` (H, W, 1 or 3) and `alpha` (H, W) go from 0 to `white`."""
-    if white != 255 or alpha is not None:
-        levels = colours / (white / 255)
-        if alpha is not None:
-            weight = alpha[..., None] / white
-            levels = (levels if is_premultiplied else levels * weight) + 255 * (1 - weight)
-        colours = np.clip(np.rint(levels), 0, 255)
-    pixels = colours.astype(np.uint8)
-    return np.ascontiguousarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2))
+    rgb = np.empty((*colours.shape[:2], 3), dtype=np.uint8)
+    for top in range(0, len(colours), ROWS_AT_ONCE):  # as floats the whole of a large image takes ten times its own
+        rows = slice(top, top + ROWS_AT_ONCE)
+        levels: NDArray[Any] = colours[rows]
+        if white != 255 or alpha is not None:
+            levels = levels / (white / 255)
+            if alpha is not None:
+                weight = alpha[rows, :, None] / white
+                levels = (levels if is_premultiplied else levels * weight) + 255 * (1 - weight)
+            levels = np.clip(np.rint(levels), 0, 255)
+        rgb[rows] = levels  # one channel fills three
+    return rgb
 
 
 def _orientation(exif: bytes) -> int:
-    """1 to 8, from the first directory of an EXIF block; 1 without one, and where it is torn: then nobody knows."""
+    """Orientation 1 to 8, from the first directory of an EXIF block; 1 if there is none or it is damaged."""
     body = exif.removeprefix(EXIF)
     order = {b"II": "<", b"MM": ">"}.get(body[:2])
     if order is None:

@@ -13,6 +13,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from dino_path.slides.images.jpeg import END, BadJpeg, decode_jpeg, table_segments, whole_jpeg
+from dino_path.slides.quiet import silence_decoders
+
+silence_decoders()
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 JPEG = 7
@@ -33,7 +36,7 @@ DAMAGES = (
 
 
 class BadTiff(ValueError):
-    """Not an image of ours: damaged, or of a kind whose pixels we could not vouch for."""
+    """An unsupported image: damaged, or of a kind whose decoding has not been verified."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def _refuse_other_images(file: tifffile.TiffFile) -> None:
     in_one_page = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
     others = [page for page in file.pages[1:] if not (isinstance(page, tifffile.TiffPage) and page.is_reduced)]
     if others or in_one_page != 1 or file.pages.first.imagedepth != 1:
-        raise BadTiff(f"a TIFF of {max(len(others) + 1, in_one_page)} images, and one is needed")
+        raise BadTiff(f"a TIFF of {max(len(others) + 1, in_one_page)} images; a single image is needed")
 
 
 def _refuse_unknown_kind(page: tifffile.TiffPage, most_pixels: int) -> None:
@@ -92,7 +95,7 @@ def _refuse_unknown_kind(page: tifffile.TiffPage, most_pixels: int) -> None:
     bits, kind = page.bitspersample, page.sampleformat
     if kind != tifffile.SAMPLEFORMAT.UINT or bits not in BITS:
         raise BadTiff(
-            f"its pixels are {page.dtype or _name(kind)} of {bits} bits, and only 1 to 16 without sign are colours"
+            f"its pixels are {page.dtype or _name(kind)} of {bits} bits, but colours need 1 to 16 bits without sign"
         )
     extra = page.samplesperpixel - COLOUR_SAMPLES[page.photometric]
     if extra not in (0, 1) or (extra and (page.compression == JPEG or page.photometric == PALETTE)):
@@ -100,15 +103,15 @@ def _refuse_unknown_kind(page: tifffile.TiffPage, most_pixels: int) -> None:
 
 
 def _refuse_damage(page: tifffile.TiffPage, encoded: bytes) -> None:
-    """What tifffile would show as black, libjpeg as grey, or OpenJPEG as a blur."""
+    """Refuse damage that tifffile would show as black, libjpeg as grey, or OpenJPEG as a blur."""
     if len(page.dataoffsets) != math.prod(page.chunked):
         raise BadTiff(f"a TIFF of {len(page.dataoffsets)} parts where {math.prod(page.chunked)} make the image")
     for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
         if length == 0 or offset + length > len(encoded):
-            raise BadTiff("a TIFF that is cut short")
+            raise BadTiff("a truncated TIFF")
         stream = encoded[offset : offset + length]
         if page.compression in JPEG_2000 and not stream.rstrip(b"\0").endswith(END):
-            raise BadTiff("a TIFF with a JPEG 2000 that is cut short")
+            raise BadTiff("a TIFF with a truncated JPEG 2000 stream")
         if page.compression == JPEG:
             tables = table_segments(page.jpegtables) if page.jpegtables else b""
             try:

@@ -1,4 +1,4 @@
-"""What decoders raise on damaged files, as one refusal."""
+"""Turns decoders' errors on damaged files into one kind of refusal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
 
 @contextmanager
 def damage_refused(path: Path, *others: type[Exception]) -> Iterator[None]:
-    """Turn what decoders raise into a SlideError that says so.
+    """Turn decoders' errors into a SlideError.
 
     Args:
         others: exceptions that a library has of its own.
@@ -47,6 +47,6 @@ def damaged(path: Path, found: str) -> SlideError:
     return SlideError(
         str(path),
         f"cannot be read ({found}).",
-        "A whole and undamaged file is needed.",
-        "Fetch the file again; if it stays so, list the slide under slides.exclude.",
+        "A complete and undamaged file is needed.",
+        "Copy the file again; if that does not help, list the slide under slides.exclude.",
     )

@@ -1,4 +1,4 @@
-"""DICOM files: which of them are slides, and which files make up one. Headers alone are read, no pixels.
+"""DICOM files: which are slides, and which files form one slide. Only headers are read, no pixels.
 
 A slide is a series: one file per level, beside label, overview and thumbnail, in one folder (OpenSlide finds the others
 from any of them).
@@ -30,7 +30,7 @@ LAST_TAG = 0x00480007  # TotalPixelMatrixRows, the last that is needed; tags sta
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What a DICOM file says it is.
+    """The description in a DICOM header.
 
     Attributes:
         series: SeriesInstanceUID; "" where it names none.
@@ -98,7 +98,7 @@ def read_dicom_header(path: Path) -> DicomHeader | None:
 
 
 def refuse_dicom_without_colour(path: Path) -> None:
-    """Refuse DICOM objects that are no slides, and slides that no reader shows in true colours.
+    """Refuse DICOM objects that are not slides, and slides that no reader shows in true colours.
 
     Raises:
         SlideError: so it is, or the header is damaged.
@@ -110,8 +110,8 @@ def refuse_dicom_without_colour(path: Path) -> None:
         raise SlideError(
             str(path),
             f"is a DICOM object of another kind ({header.kind}).",
-            "A VL Whole Slide Microscopy Image is needed; segmentations and annotations lie beside their slide.",
-            "Name the slide's own files.",
+            "A VL Whole Slide Microscopy Image is needed; not a segmentation or annotation.",
+            "Give the slide's own files.",
         )
     if (header.bits, header.samples) != (8, 3):
         raise SlideError(

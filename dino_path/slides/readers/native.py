@@ -1,8 +1,9 @@
-"""Tiles straight from JPEG-compressed pyramids: OpenSlide's pixels, decoded several times faster.
+"""Tiles directly from JPEG-compressed pyramids: OpenSlide's pixels, decoded several times faster.
 
-OpenSlide decodes a native tile whole, converts and composes it. Here the compressed bytes come by one read at their
-offset, libjpeg-turbo decodes them at 1/1, 1/2, 1/4 or 1/8 (it skips the work for what is not wanted), and nothing is
-composed. What this reader is not sure of it refuses, and OpenSlide reads it: nothing is guessed, nothing made white.
+OpenSlide decodes a native tile completely, converts it and composes it into the region. Here one read fetches the
+compressed bytes at their offset, libjpeg-turbo decodes them at 1/1, 1/2, 1/4 or 1/8 (skipping unneeded work), and
+nothing is composed. Whenever this reader is unsure, it raises NotNative and OpenSlide reads the region: no pixel is
+guessed or filled with white.
 """
 
 from __future__ import annotations
@@ -18,16 +19,26 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from dino_path.slides.images.jpeg import BadJpeg, decode_jpeg, frame_size, is_subsampled, table_segments, whole_jpeg
+from dino_path.slides.images.jpeg import (
+    BadJpeg,
+    decode_jpeg,
+    frame_size,
+    is_subsampled,
+    table_segments,
+    whole_jpeg,
+    without_metadata,
+)
 from dino_path.slides.slide import RgbImage, Slide
 
-VENDORS = ("aperio", "generic-tiff")  # the others lay tiles out in ways of their own
+VENDORS = ("aperio", "generic-tiff")  # the others overlap tiles, leave gaps, or have no tiles
 TIFF_JPEG, TIFF_RGB, TIFF_YCBCR, TIFF_CONTIGUOUS = 7, 2, 6, 1
-DECODED_BYTES = 64 * 2**20  # of native tiles that are kept: two rows of 256 px tiles on a slide of 43,000 px
+# If our grid does not coincide with the native tiles, a native tile is needed for several of ours, on two rows of the
+# grid. 64 MB hold two rows of 256 px tiles on a slide 43,000 px wide, so that each is decoded once.
+DECODED_BYTES = 64 * 2**20
 
 
 class NotNative(Exception):
-    """Why a slide, or a region of one, has to go through OpenSlide."""
+    """Why OpenSlide must read a slide, or a region of it, instead."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +47,9 @@ class NativeLevel:
 
     Attributes:
         width, height: of the level, px.
-        tile_width, tile_height: of every native tile, px; the last ones reach over the level's edge.
-        offsets, lengths: (N,) bytes, row by row; a length of 0 is a tile that was never written.
-        tables: JPEG tables that the tiles share; empty where each has its own.
+        tile_width, tile_height: of every native tile, px; the last ones extend beyond the level's edge.
+        offsets, lengths: (N,) bytes, row by row; a length of 0 means that the tile was never written.
+        tables: JPEG tables shared by the tiles; empty if each tile has its own.
         is_rgb: the samples are RGB, else YCbCr.
     """
 
@@ -64,7 +75,7 @@ class NativeReader:
     """Reads one level of a slide. The file is opened on first use in each process.
 
     Attributes:
-        most_decoded_bytes: decoded native tiles are kept up to so much.
+        most_decoded_bytes: limit of the cache of decoded native tiles.
     """
 
     def __init__(self, path: Path, level: NativeLevel) -> None:
@@ -75,7 +86,7 @@ class NativeReader:
         self.most_decoded_bytes = DECODED_BYTES
 
     def read(self, corner: tuple[int, int], size: tuple[int, int], *, shrink: int) -> RgbImage:
-        """Pixels of the level, divided by `shrink` while they are decoded.
+        """Read a region of the level, reduced by `shrink` while decoding.
 
         Args:
             corner, size: (x, y) and (width, height), in px of the level; multiples of `shrink`.
@@ -84,16 +95,18 @@ class NativeReader:
             (height / shrink, width / shrink, 3) uint8 RGB.
 
         Raises:
-            NotNative: the region reaches over the level's edge or over a tile that is missing or damaged.
+            NotNative: the region crosses the level's edge, or needs a missing or damaged tile.
         """
         (x, y), (width, height) = corner, size
         level = self.level
         if x < 0 or y < 0 or x + width > level.width or y + height > level.height:
             raise NotNative("the region reaches over the level's edge")
+        # libjpeg-turbo reduces each native tile by itself. A pixel that straddles two native tiles, or a corner between
+        # reduced pixels, would need resampling, which OpenSlide's path does.
         if any(at % shrink for at in (x, y, width, height, level.tile_width, level.tile_height)):
             raise NotNative(f"the region lies between pixels of the 1/{shrink} picture")
         if (width, height) == (level.tile_width, level.tile_height) and not (x % width or y % height):
-            return self._native_tile(x // width, y // height, shrink)  # one whole tile: nothing to put together
+            return self._native_tile(x // width, y // height, shrink)  # no copy needed
         x, y, width, height = x // shrink, y // shrink, width // shrink, height // shrink
         pixels: RgbImage = np.empty((height, width, 3), dtype=np.uint8)
         for row, to_y, from_y in _pieces(y, height, level.tile_height // shrink):
@@ -102,30 +115,31 @@ class NativeReader:
         return pixels
 
     def whole_tile_jpeg(self, corner: tuple[int, int]) -> bytes:
-        """The native tile whose corner this is, as a JPEG file: the scanner's own compressed pixels.
+        """The native tile at this corner as a JPEG file, with the scanner's compressed pixels and without metadata.
 
         Args:
             corner: (x, y), in px of the level; a multiple of the native tile's size.
 
         Raises:
-            NotNative: no whole tile starts there, or it is missing or damaged.
+            NotNative: no complete tile starts there, or the tile is missing or damaged.
         """
         level = self.level
         column, over_x = divmod(corner[0], level.tile_width)
         row, over_y = divmod(corner[1], level.tile_height)
         is_inside = (column + 1) * level.tile_width <= level.width and (row + 1) * level.tile_height <= level.height
         if over_x or over_y or not is_inside:
-            raise NotNative("no whole native tile starts there")
-        jpeg = self._jpeg(column, row)
+            raise NotNative("no complete native tile starts there")
+        # Comments and application segments may hold any text, such as a name: they must not reach the store.
         try:
+            jpeg = without_metadata(self._jpeg(column, row))
             if frame_size(jpeg) != (level.tile_width, level.tile_height, 3):
-                raise NotNative("the native tile has another size than the TIFF says")
+                raise NotNative("the size of the native tile differs from the TIFF header")
         except BadJpeg as error:
             raise NotNative(str(error)) from None
         return jpeg
 
     def is_subsampled(self) -> bool:
-        """Whether the colours of its tiles have a lower resolution than their brightness: the first tile tells.
+        """Whether the tiles store colour at a lower resolution than brightness, judged by the first written tile.
 
         Raises:
             NotNative: no tile can be read.
@@ -148,7 +162,7 @@ class NativeReader:
         self._decoded_bytes = 0
 
     def _native_tile(self, column: int, row: int, shrink: int) -> RgbImage:
-        """One decoded native tile, from memory when it was among the last ones. Not to be written to."""
+        """One decoded native tile, from the cache if possible. Read only: the array is shared with later calls."""
         key = (column, row, shrink)
         kept = self._decoded.get(key)
         if kept is not None:
@@ -156,10 +170,10 @@ class NativeReader:
             return kept
         tile = decode_tile(self._jpeg(column, row), shrink)
         if tile.shape[:2] != (self.level.tile_height // shrink, self.level.tile_width // shrink):
-            raise NotNative("a native tile has another size than the TIFF says")
+            raise NotNative("the size of a native tile differs from the TIFF header")
         self._decoded[key] = tile
         self._decoded_bytes += tile.nbytes
-        while self._decoded_bytes > self.most_decoded_bytes and len(self._decoded) > 1:
+        while self._decoded_bytes > self.most_decoded_bytes and len(self._decoded) > 1:  # a huge tile is still returned
             self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
         return tile
 
@@ -169,10 +183,12 @@ class NativeReader:
         if length == 0:
             raise NotNative("a native tile was never written")
         try:
+            # After a fork, parent and child would share one descriptor, and whichever closes it first breaks the other.
+            # `pread` needs no shared file position, so threads may read at the same time.
             if self._descriptor < 0 or self._pid != os.getpid():
                 self._descriptor, self._pid = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC), os.getpid()
             stream = os.pread(self._descriptor, length, offset)
-        except OSError as error:  # OpenSlide will meet it too, and say so
+        except OSError as error:  # OpenSlide will hit the same error and report it
             raise NotNative(str(error)) from None
         if len(stream) < length:
             raise NotNative("the file ends within a native tile")
@@ -182,6 +198,7 @@ class NativeReader:
             raise NotNative(str(error)) from None
 
     def __getstate__(self) -> dict[str, Any]:
+        # Readers are sent to worker processes: a descriptor means nothing there, and the cache would cost up to 64 MB.
         return {**self.__dict__, "_descriptor": -1, "_pid": -1, "_decoded": OrderedDict(), "_decoded_bytes": 0}
 
     def __del__(self) -> None:
@@ -192,7 +209,7 @@ def native_reader(slide: Slide, level: int) -> NativeReader:
     """A reader of one level of the slide.
 
     Raises:
-        NotNative: the level has no JPEG tiles, or is laid out in a way that only OpenSlide knows.
+        NotNative: the level has no JPEG tiles, or a layout that only OpenSlide supports.
     """
     if slide.vendor not in VENDORS:
         raise NotNative(f"its format is {slide.vendor}")
@@ -206,6 +223,8 @@ def native_reader(slide: Slide, level: int) -> NativeReader:
                 and page.is_tiled
                 and (page.imagewidth, page.imagelength) == (width, height)
             ]
+            # tifffile and OpenSlide number pages differently, so the level is found by its size. If two pages have the
+            # same size (focal planes, or a second scan), nothing says which one OpenSlide shows.
             if len(fitting) != 1:
                 raise NotNative(f"{len(fitting)} tiled pages have the size of level {level}")
             return NativeReader(slide.path, _native_level(fitting[0]))
@@ -214,10 +233,10 @@ def native_reader(slide: Slide, level: int) -> NativeReader:
 
 
 def decode_tile(jpeg: bytes, shrink: int) -> RgbImage:
-    """Decode a native tile, divided by 1, 2, 4 or 8 on the way.
+    """Decode a native tile, reduced by 1, 2, 4 or 8 while decoding.
 
     Raises:
-        NotNative: it cannot be decoded, or it is damaged.
+        NotNative: the tile is damaged or cannot be decoded.
     """
     try:
         return decode_jpeg(jpeg, shrink=shrink)
@@ -239,12 +258,12 @@ def _native_level(page: Any) -> NativeLevel:
         page.photometric == TIFF_RGB,
     )  # fmt: skip
     if len(offsets) != level.columns * level.rows or len(lengths) != len(offsets):
-        raise NotNative("its TIFF directory lists another number of tiles than the level has")
+        raise NotNative("its TIFF directory lists a different number of tiles than the level has")
     return level
 
 
 def _pieces(start: int, length: int, tile: int) -> Iterator[tuple[int, slice, slice]]:
-    """Cut a span at the borders of native tiles: number of the tile, where its part goes, which part of it."""
+    """Cut a span at the borders of native tiles: (number of the tile, target slice, source slice) of each piece."""
     for number in range(start // tile, (start + length - 1) // tile + 1):
         first, last = max(start, number * tile), min(start + length, (number + 1) * tile)
         yield number, slice(first - start, last - start), slice(first - number * tile, last - number * tile)

@@ -10,6 +10,7 @@ from typing import assert_never
 import tifffile
 
 from dino_path.errors import SlideError
+from dino_path.slides.quiet import silence_decoders
 from dino_path.slides.readers.damage import DECODER_ERRORS
 from dino_path.slides.readers.dicom import is_dicom, refuse_dicom_without_colour
 from dino_path.slides.readers.kinds import NEEDS_EXTRA, ReaderName
@@ -17,6 +18,8 @@ from dino_path.slides.readers.openslide_reader import NotOpened, OpenSlideReader
 from dino_path.slides.readers.reader import Reader
 from dino_path.slides.readers.refusals import refuse_missing_companion, refuse_missing_extra, why_not_opened
 from dino_path.slides.readers.tiff_plan import is_plain_colour
+
+silence_decoders()
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, classic and BigTIFF
 # OpenSlide shows what these TIFFs hold as libtiff converts it, 16 bits and single channels too, without a word.
@@ -88,7 +91,7 @@ def _absence_refused(path: Path) -> Iterator[None]:
         raise SlideError(
             str(path),
             f"cannot be opened ({error.strerror or error}).",
-            "A file that may be read is needed.",
+            "A readable file is needed.",
             "Check its permissions, and that its disk is mounted.",
         ) from None
 

@@ -1,4 +1,4 @@
-"""What a reader of slide files can do. `opening.py` chooses one; the rest of the house sees a `Slide`."""
+"""What a reader of slide files can do. `opening.py` chooses one; the rest of the package sees a `Slide`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Size = tuple[int, int]  # (width, height)
 
 @dataclass(frozen=True)
 class SlideFacts:
-    """What a file says of itself.
+    """The facts that a file gives.
 
     Attributes:
         vendor: the reader's name of the format, such as `aperio` or `ome-tiff`.

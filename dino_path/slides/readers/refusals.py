@@ -1,4 +1,4 @@
-"""Why a file is no slide that we can open: the true cause, and one thing to do about it."""
+"""Refusals of files that cannot be opened as slides: the true cause, and what to do."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def refuse_missing_extra(extra: Extra, path: Path) -> None:
 
 
 def refuse_missing_companion(path: Path) -> None:
-    """Refuse a file whose pixels lie in others that are not there."""
+    """Refuse a file whose pixels are in other, missing files."""
     pattern = COMPANIONS.get(path.suffix.lower(), "")
     companion = pattern.format(stem=path.stem)
     if companion and not (path.parent / companion).exists():
         raise SlideError(
             str(path),
-            "has no pixels of its own, and what holds them is not beside it.",
+            "has no pixels of its own, and the file with its pixels is missing.",
             f"A {path.suffix} file and {companion} in the same folder are needed.",
-            f"Copy {companion.split('/')[0]} beside it; neither may be renamed.",
+            f"Copy {companion.split('/')[0]} next to it; neither may be renamed.",
         )
 
 
@@ -53,8 +53,8 @@ def why_not_opened(path: Path, reason: str) -> SlideError:
     if "unsupported or missing" in reason.lower():  # OpenSlide's words for every file that it does not know
         return SlideError(
             str(path),
-            "OpenSlide does not know this file as a slide.",
-            "A whole and undamaged file in one of OpenSlide's formats is needed.",
+            "OpenSlide does not recognise this file as a slide.",
+            "A complete and undamaged file in one of OpenSlide's formats is needed.",
             "Check that the download is complete; convert other formats to pyramidal TIFF.",
         )
     if "!=" in reason:  # whole, but with other numbers than OpenSlide reads: bits, channels

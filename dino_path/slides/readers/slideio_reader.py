@@ -87,8 +87,8 @@ class SlideioReader:
             found = f"has {len(channels)} channel{'s' * (len(channels) != 1)} of {' and '.join(sorted(types))}."
         elif self._path.suffix.lower() == ".czi" and compression != slideio.Compression.Uncompressed:
             found = (
-                "OpenSlide refuses this CZI, and slideio shows such files in their true colours only uncompressed; "
-                f"this one is {compression.name}."
+                "OpenSlide refuses this CZI, and slideio shows the true colours of such files only if they are"
+                " uncompressed; this one is {compression.name}."
             )
         else:
             return

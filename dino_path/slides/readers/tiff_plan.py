@@ -1,4 +1,4 @@
-"""Which pages of a TIFF are the slide and its levels, and what colours they hold. Reads the directories, no pixels.
+"""Finds the pages of a TIFF that are the slide and its levels, and their colours. Reads directories, no pixels.
 
 What is no 8-bit colour or grey is refused with its cause: a wrong guess would look like a slide of another stain.
 """
@@ -135,8 +135,8 @@ def _colour_order(series: Any, image: OmeImage, path: Path) -> tuple[tuple[int, 
         raise _refusal(
             path,
             f"is a stack of {num_planes} pictures (focal planes, times or pages).",
-            "One plane is needed: which one, only you can say.",
-            "Write one to a file of its own (of focal planes: bfconvert -z 0 IN OUT.ome.tif, of Bio-Formats)",
+            "One plane is needed; only you can choose it.",
+            "Write one plane to a separate file (of focal planes: bfconvert -z 0 IN OUT.ome.tif, of Bio-Formats)",
         )
     flags = ("fluorescence",) if image.is_fluorescence else ()
     if num_pages == 1 and _holds_colours(page):
@@ -158,7 +158,7 @@ def _fluorescence(path: Path, num_channels: int, image: OmeImage) -> SlideError:
         path,
         f"has {num_channels} channel{'s' * (num_channels != 1)}{named}{what}.",
         COLOUR_NEEDED,
-        "Fluorescence is no input of dino-path: render it to RGB in the tool that shows it",
+        "dino-path does not read fluorescence: render it to RGB in the tool that shows it",
     )
 
 
@@ -167,19 +167,19 @@ def _refuse_other_files(file: tifffile.TiffFile, series: Any, path: Path) -> Non
         raise _refusal(
             path,
             "its planes lie in several files, or one is missing.",
-            "One file with all of its planes is needed.",
+            "One file with all planes is needed.",
             "Write it again (Bio-Formats: bfconvert IN.ome.tif OUT.ome.tif)",
         )
 
 
 def _refuse_colours(page: Any, path: Path) -> None:
-    """Refuse numbers that stand for colours in a way that we would have to guess, such as CMYK or a palette."""
+    """Refuse colours whose conversion would be a guess, such as CMYK or a palette."""
     if page.photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB, YCBCR):
         raise _refusal(path, f"its colours are {_name(page.photometric)}.", COLOUR_NEEDED, f"Convert it ({TO_SRGB})")
 
 
 def _refuse_samples(page: Any, path: Path) -> None:
-    """Refuse pixels that are no 8-bit numbers, or that we cannot decode."""
+    """Refuse pixels that are not 8-bit numbers, or that cannot be decoded."""
     if page.sampleformat != UNSIGNED:
         remedy = "Write it as 8-bit RGB with the tool that made it"
         raise _refusal(path, f"its pixels are {page.dtype} numbers.", COLOUR_NEEDED, remedy)
@@ -192,7 +192,7 @@ def _refuse_samples(page: Any, path: Path) -> None:
     if is_raw_ycbcr or (page.compression == JPEG and page.samplesperpixel not in (1, 3)):
         found = f"has {page.samplesperpixel} channels of {_name(page.photometric)} in {_name(page.compression)}."
         raise _refusal(
-            path, found, "Colours that can be decoded without a guess are needed.", f"Convert it ({TO_TILED})"
+            path, found, "Colours that can be decoded without guessing are needed.", f"Convert it ({TO_TILED})"
         )
     if page.compression != UNCOMPRESSED and page.compression not in tifffile.TIFF.DECOMPRESSORS:
         raise _refusal(

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from wsidicom import WsiDicom
-from wsidicom.errors import WsiDicomError
+from wsidicom import WsiDicom, errors
 
 from dino_path.errors import SlideError
 from dino_path.slides.readers.damage import damage_refused
 from dino_path.slides.readers.dicom import series_files
 from dino_path.slides.readers.reader import RgbaImage, Size, SlideFacts, corner_on_level, downsamples_of, place_on_level
+
+OWN_ERRORS = tuple(one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, Exception))
 
 
 class WsidicomReader:
@@ -25,7 +26,7 @@ class WsidicomReader:
             SlideError: it is damaged, in a transfer syntax that nobody decodes, or has several optical paths.
         """
         self._path = path
-        with damage_refused(path, WsiDicomError):
+        with damage_refused(path, *OWN_ERRORS):
             self._slide: Any = WsiDicom.open(series_files(path))
             self._levels = list(self._slide.levels)
             sizes = tuple((level.size.width, level.size.height) for level in self._levels)
@@ -37,8 +38,8 @@ class WsidicomReader:
             raise SlideError(
                 str(path),
                 f"has {num_paths} optical paths and {num_planes} focal planes.",
-                "One of each is needed: which one, only you can say.",
-                "Write one to a series of its own, or list the slide under slides.exclude.",
+                "One of each is needed; only you can choose it.",
+                "Write it to a separate series, or list the slide under slides.exclude.",
             )
         self.facts = SlideFacts("dicom", sizes, downsamples_of(sizes), properties)
 
@@ -48,7 +49,7 @@ class WsidicomReader:
         start, inside, (x, y) = place_on_level(corner, size, self.facts.sizes[level])
         rgba: RgbaImage = np.zeros((size[1], size[0], 4), dtype=np.uint8)
         if min(inside):
-            with damage_refused(self._path, WsiDicomError):
+            with damage_refused(self._path, *OWN_ERRORS):
                 picture = self._slide.read_region(start, self._levels[level].level, inside)
                 rgba[y : y + inside[1], x : x + inside[0], :3] = np.asarray(picture.convert("RGB"))
                 rgba[y : y + inside[1], x : x + inside[0], 3] = 255

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DinoLoss:
-    """What one evaluation of the loss gives; scalars, on the device, without gradient except `loss`."""
+    """Result of one evaluation of the loss: scalars on the device, without gradient except `loss`."""
 
     loss: Tensor
     teacher_entropy: Tensor

@@ -25,9 +25,9 @@ LEAST_VARIANCE = 1e-6  # of a feature, as a share of its mean square: rounding o
 
 
 class Standardisation:
-    """Each of the guide's features less its mean, by its standard deviation, over all rows of all steps so far.
+    """The guide's features, each standardised by its mean and standard deviation over all rows of all steps so far.
 
-    Some models have a few features hundreds of times larger than the rest, which would be all that a distance sees. The
+    Some models have a few features hundreds of times larger than the rest, which would dominate every distance. The
     guide is frozen, so that every step tells of the same distribution: all count alike, and the numbers settle. They
     are sums over the global batch, moved after an accepted step; before the first one there are none.
     """
@@ -58,9 +58,9 @@ class Standardisation:
 
 
 class DistillTerm(Term):
-    """The distance of [CLS] to the guide's, and that of the patches, weighted.
+    """The weighted sum of two distances to the guide's features: of [CLS], and of the patches.
 
-    The student's side is what the other terms see: with iBOT it guesses hidden patches too. A run's very first step
+    The student's side is what the other terms see: with iBOT it also predicts hidden patches. A run's very first step
     measures the guide's features and teaches nothing; the term is 0 there.
     """
 

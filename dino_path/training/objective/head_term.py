@@ -1,4 +1,4 @@
-"""What DINO's and iBOT's terms have in common: the student is to match the distributions of the teacher's head."""
+"""Shared by DINO and iBOT: the student learns to match the distributions of the teacher's head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HeadTerm(Term):
 
     def projections(self, outputs: Outputs) -> tuple[Projection, Projection]:
         """The student's and the teacher's."""
-        assert outputs.teacher is not None, "head terms ask for the teacher's pass"
+        assert outputs.teacher is not None, "head terms need the teacher's pass"
         return self.projection(outputs.student), self.projection(outputs.teacher)
 
     def prepare(self, teachers: Sequence[NetworkOutput], settings: StepSettings) -> None:
@@ -49,8 +49,9 @@ class HeadTerm(Term):
 def collapse_mode(
     *, entropy: float, kl: float, prototypes_used: float, ln_k: float
 ) -> Literal["uniform", "one-hot"] | None:
-    """uniform: the teacher says the same of every prototype (entropy at ln K). one-hot: it says the same prototype of
-    every row. Either way the features stop telling rows apart; a high entropy alone, at the start, is healthy.
+    """uniform: the teacher gives every prototype the same probability (entropy at ln K). one-hot: it gives every row
+    the same prototype. In both cases the features no longer distinguish rows; a high entropy alone, at the start, is
+    healthy.
     """
     # Seen on the demo: at 99.7 % of ln K and a KL of 0.3 % of it the gradient was gone, and the features stood still.
     if entropy > 0.99 * ln_k and kl < 0.01 * ln_k:

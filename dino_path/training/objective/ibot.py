@@ -1,4 +1,4 @@
-"""iBOT: of patches that are hidden from it the student says what the teacher says who sees them.
+"""iBOT: the student predicts the teacher's output for patches that are hidden from the student.
 
 Source: Zhou et al. 2022, and DINOv2 (Oquab et al. 2023). Formula and shapes are in `ibot_loss.py`; `fused_ibot_loss.py`
 gives the same numbers without ever holding all logits; `targets.py` has the center, of patches alone.
@@ -84,7 +84,7 @@ class IbotTerm(HeadTerm):
         return TermValue(found.loss, logged)
 
     def derived(self, loss: float, averages: Mapping[str, float]) -> dict[str, float]:
-        """Entropy and KL as means over masked views alone: a single micro-batch may have none, so not until here."""
+        """Entropy and KL as means over masked views; divided only here, because a micro-batch may have none."""
         share = averages["ibot_masked_views"] or 1.0
         return {name: averages[name] / share for name in ("ibot_entropy", "ibot_kl")}
 

@@ -16,13 +16,13 @@ from dino_path.training.objective.dino_loss import at_least_fp32
 
 @dataclass(frozen=True)
 class IbotLoss:
-    """What one evaluation of the loss gives; scalars, on the device, without gradient except `loss`."""
+    """Result of one evaluation of the loss: scalars on the device, without gradient except `loss`."""
 
     loss: Tensor
     teacher_entropy: Tensor
     """Entropy of the teacher's distributions, nats, weighted as the loss is: a view without hidden patches adds 0."""
     kl: Tensor
-    """KL(teacher || student), nats, weighted likewise: the loss less the teacher's entropy."""
+    """KL(teacher || student), nats, with the same weights: the loss minus the teacher's entropy."""
     prototypes_used: Tensor
     """exp of the entropy of the mean teacher distribution of the M patches; 1 where M is 0."""
 

@@ -1,4 +1,4 @@
-"""KDE: the features of a batch's tiles are to have a low density where they lie.
+"""KDE: lowers the density of a batch's features at each of them.
 
 Shape suffixes: B tiles, D backbone features.
 """

@@ -1,4 +1,4 @@
-"""KoLeo: no tile's features are to lie near another tile's.
+"""KoLeo: pushes each tile's features away from its nearest neighbour's.
 
 Shape suffixes: B tiles, D backbone features.
 """

@@ -1,4 +1,4 @@
-"""What KoLeo's and KDE's terms have in common: they push the batch's [CLS] features apart on the sphere.
+"""Shared by KoLeo and KDE: they push the batch's [CLS] features apart on the sphere.
 
 Shape suffixes: B tiles, D backbone features.
 """
@@ -19,7 +19,8 @@ from dino_path.training.schedules import StepSettings
 
 
 class SpreadTerm(Term):
-    """How crowded the student's features are, before the head, normalised: of each global view by itself, then added.
+    """How crowded the student's normalised features before the head are, for each global view by itself; the two are
+    added.
 
     Tiles are compared with those of the same micro-batch and process, as in DINOv2: unlike the other terms' this one's
     numbers depend on how a global batch is divided. It logs what it measures under its name.
@@ -34,8 +35,8 @@ class SpreadTerm(Term):
             raise ConfigError(
                 f"objective.{self.name}.weight={weight:g}",
                 f"training.batch_size_per_gpu is {training.batch_size_per_gpu}.",
-                "This term compares the tiles of one process and forward pass: it needs two or more.",
-                f"Raise training.batch_size_per_gpu (or take fewer processes), or set objective.{self.name}.weight=0.",
+                "This term compares the tiles of one process and forward pass: it needs at least two.",
+                f"Raise training.batch_size_per_gpu (or use fewer processes), or set objective.{self.name}.weight=0.",
             )
 
     @abstractmethod

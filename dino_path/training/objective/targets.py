@@ -136,7 +136,7 @@ Targets = Centering | SinkhornKnopp
 
 
 def build_targets(config: TargetsConfig, num_prototypes: int, world: World, centering: type[Centering]) -> Targets:
-    """Those of one head: every head has targets of its own.
+    """The targets of one head; every head has its own.
 
     Args:
         centering: the kind for this head's rows, where the method is centering.
@@ -162,5 +162,5 @@ def update_center(center: Tensor, teacher_mean: Tensor, center_momentum: float) 
 
 
 def _log(sums: Tensor) -> Tensor:
-    """log of sums of non-negative numbers; 0 where there was nothing to sum."""
+    """Logarithm of sums of non-negative numbers; 0 for an empty sum."""
     return sums.masked_fill(sums == 0, 1).log()

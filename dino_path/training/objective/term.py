@@ -1,4 +1,4 @@
-"""What every term of the objective is: what it reads, what it gives, what it keeps.
+"""The interface of an objective term: what it reads, returns and keeps.
 
 Shape suffixes: V student views, B tiles, D backbone features, N patches of a global view, G features of a guide.
 """
@@ -19,7 +19,7 @@ from dino_path.views.masks import ViewMasks
 
 @dataclass(frozen=True)
 class Needs:
-    """What a term asks of the networks' passes; the features of the student's backbone are always there."""
+    """The network outputs that a term needs; the features of the student's backbone are always available."""
 
     teacher: bool = False
     """The teacher's pass. Without it the teacher only follows the student, and comes at no cost."""
@@ -30,7 +30,7 @@ class Needs:
 
 
 class Guidance(NamedTuple):
-    """What a guide, a frozen model, makes of the 2 * B global views, none of their patches hidden; without gradient."""
+    """A guide's (frozen model's) features of the 2 * B unmasked global views, without gradient."""
 
     cls: Tensor
     """(2 * B, G)"""
@@ -40,7 +40,7 @@ class Guidance(NamedTuple):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the networks made of one micro-batch."""
+    """The networks' outputs for one micro-batch."""
 
     student: NetworkOutput
     """Of V * B views, view by view, the two global views first; with gradient."""
@@ -50,7 +50,7 @@ class Outputs:
     masks: ViewMasks | None = None
     """Which patches of its global views the student did not see, where a term has asked for masks."""
     guidance: Guidance | None = None
-    """Of the same views, where there is a guide."""
+    """Of the same views, if there is a guide."""
 
     @property
     def num_tiles(self) -> int:
@@ -63,7 +63,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class TermValue:
-    """What one evaluation of a term gives."""
+    """Result of one evaluation of a term."""
 
     loss: Tensor
     """Scalar, not weighted yet."""
@@ -73,7 +73,7 @@ class TermValue:
 
 @dataclass(frozen=True)
 class Collapse:
-    """A collapsed teacher: how, and what helps."""
+    """A collapse of the teacher: its mode and a remedy."""
 
     mode: str
     remedy: str
@@ -95,7 +95,7 @@ class Term(ABC):
         self.weight = weight
 
     def prepare(self, teachers: Sequence[NetworkOutput], settings: StepSettings) -> None:  # noqa: B027
-        """Take in what the teacher made of all micro-batches of this rank; all ranks call, before the first loss."""
+        """Read the teacher's outputs for all micro-batches of this rank; all ranks call this before the first loss."""
 
     @abstractmethod
     def measure(self, outputs: Outputs, settings: StepSettings) -> TermValue:
@@ -110,7 +110,7 @@ class Term(ABC):
         assert not means
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, the same on every rank; the tensors themselves: a restore writes into them."""
+        """State for checkpoints, equal on every rank: the tensors themselves, into which a restore writes."""
         return {}
 
     def derived(self, loss: float, averages: Mapping[str, float]) -> dict[str, float]:

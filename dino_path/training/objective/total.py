@@ -27,7 +27,7 @@ TermStates = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class StateDifference:
-    """What the terms and a checkpoint do not have in common, as `<term>.<name>`."""
+    """State that only the terms or only a checkpoint has, as `<term>.<name>`."""
 
     missing: list[str]
     """The terms keep it, and the checkpoint lacks it: it stays as it was."""
@@ -62,7 +62,7 @@ def build_terms(
 
 
 class Objective:
-    """Asks all terms, and adds up. Whatever has a name of one term's here stands under `<term>.<name>`."""
+    """Evaluates all terms and adds them up. Names that belong to one term become `<term>.<name>` here."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = {term.name: term for term in terms}
@@ -74,14 +74,14 @@ class Objective:
 
     @torch.no_grad()
     def prepare(self, teachers: Sequence[NetworkOutput], settings: StepSettings) -> None:
-        """Let the terms see what the teacher made of all micro-batches of this rank; all ranks call, once a step."""
+        """Pass the teacher's outputs for this rank's micro-batches to the terms; all ranks call this once per step."""
         for term in self.terms.values():
             term.prepare(teachers, settings)
 
     def measure(self, outputs: Outputs, settings: StepSettings) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, with gradient, and all scalars for the record, without.
 
-        With several terms each one's share of `loss` is among these, so that what is logged is what was optimised.
+        With several terms these include the share of each in `loss`, so that the log shows what was optimised.
         """
         parts: dict[str, Tensor] = {}
         logged: dict[str, Tensor] = {}
@@ -96,7 +96,7 @@ class Objective:
 
     @torch.no_grad()
     def to_average(self, outputs: Outputs) -> dict[str, Tensor]:
-        """What the terms need as means over the global batch."""
+        """Numbers that the terms need as means over the global batch."""
         return {
             f"{term.name}.{name}": value
             for term in self.terms.values()
@@ -113,7 +113,7 @@ class Objective:
         return {name: state for name, term in self.terms.items() if (state := term.state())}
 
     def load_state(self, states: TermStates) -> StateDifference:
-        """Write a checkpoint's state into the terms that keep such; returns what one side has and the other has not."""
+        """Write a checkpoint's state into the terms; returns the state that only one side has."""
         ours, theirs = _by_name(self.state()), _by_name(states)
         for name in ours.keys() & theirs.keys():
             ours[name].copy_(theirs[name])

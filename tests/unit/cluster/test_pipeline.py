@@ -78,7 +78,7 @@ def test_without_slides_or_data_the_chain_is_shorter_and_says_so(slurm: Path) ->
     result = CliRunner().invoke(app, ["submit", "pipeline", *words])
     assert result.exit_code == 0, result.output
     assert [job.stage for job in jobs_of(slurm / "run")] == ["pretrain", "export", "report"]
-    assert "nothing is evaluated" in result.output
+    assert "nothing will be evaluated" in result.output
 
 
 def test_a_second_chain_is_refused_while_the_first_is_active(slurm: Path) -> None:
@@ -185,7 +185,7 @@ def test_status_says_which_slides_failed_and_why_and_where_the_logs_are(slurm: P
     (tile,) = (stage.line() for stage in run_status(run) if stage.stage == "tile")
     assert [line.strip() for line in tile.splitlines()[1:]] == [
         *(f"failed s{number}: reason {number}" for number in range(5)),
-        "2 more failed: 'a store/slides.csv' has every reason",
+        "2 more failed: 'a store/slides.csv' has all reasons",
     ]
     (job,) = (one for one in jobs_of(run) if one.stage == "export")
     (run / "slurm" / f"dino-export-{job.job_id}.out").write_text("")

@@ -67,7 +67,7 @@ def test_a_baseline_that_ended_at_its_last_epoch_is_called_undertrained(labelled
 
 def test_validation_and_test_images_are_never_trained_on(labelled, tmp_path, monkeypatch):
     seen = []
-    fit_images = Training.start.__func__
+    fit_images = Training.start.__func__  # type: ignore[attr-defined]
 
     def spy(cls, data, config, images, fit, validation, **others):
         seen.extend([set(fit.tolist()), set(validation.tolist())])

@@ -50,7 +50,7 @@ def test_slides_without_features_or_tiles_are_left_out_for_all_and_said(tmp_path
     assert cohort.left_out == {"P003_1": "no file in untrained-mine", "P006_1": "without tiles in mine"}
     assert len(cohort.cases) == 21
     assert "P008_1.svs" in cohort.cases
-    assert any("2 slides of the table take no part" in note for note in cohort.notes)
+    assert any("2 slides of the table are left out" in note for note in cohort.notes)
     assert any("1 rows without label" in note for note in cohort.notes)
 
 
@@ -91,7 +91,7 @@ def test_files_of_two_extractors_in_one_folder_and_a_folder_given_twice_are_refu
     with pytest.raises(ConfigError, match="given twice"):
         read(table, told, told)
     write_slide(told / "P002_1.h5", np.zeros((3, 4)), digest="another")
-    with pytest.raises(DataError, match="of several extractors"):
+    with pytest.raises(DataError, match="from several extractors"):
         read(table, told)
 
 
@@ -135,7 +135,7 @@ def test_centres_are_folds_and_what_they_give_away_is_said(tmp_path: Path) -> No
     assert (folds.names, folds.num_repeats) == (("north", "south"), 1)
     assert all(len({*cohort.centres[fold.test]}) == 1 for fold in folds)
     assert any("the centre alone gives the class of 20 of 24" in note for note in cohort_notes(cohort))
-    with pytest.raises(DataError, match="no centre is named"):
+    with pytest.raises(DataError, match="no centre is given"):
         draw_cohort_folds(read(table, told)[0], config)
     apart = [(slide, patient, label, label) for slide, patient, label, _ in centres]
     with pytest.raises(DataError, match="in one centre only: normal, tumour"):

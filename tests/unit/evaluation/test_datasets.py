@@ -199,7 +199,7 @@ def test_nct_crc_takes_its_nine_classes_and_the_published_split(tmp_path, write_
         ("nct_crc:{tmp}/data", "Did you mean 'nct-crc:"),
         ("store:{tmp}/data", "evaluation.regions is not set"),
         ("nct-crc:{tmp}/data", "The 9 classes ADI"),
-        ("{tmp}/data/blood/00.png", "this is a file, and no table"),
+        ("{tmp}/data/blood/00.png", "this is a file, but not a table"),
         ("{tmp}/data/blood", "it holds no class folders"),
     ],
 )
@@ -214,14 +214,14 @@ def test_an_empty_class_and_a_single_class_are_refused(class_folders):
         load_labelled(str(class_folders), CONFIG)
     for name in ("desert", "leaf", "sea"):
         shutil.rmtree(class_folders / name)
-    with pytest.raises(DataError, match=r"one class only \(blood\)"):
+    with pytest.raises(DataError, match=r"only one class \(blood\)"):
         load_labelled(str(class_folders), CONFIG)
 
 
 @pytest.mark.parametrize(
     ("header", "change", "wanted"),
     [
-        (["file", "label"], lambda row: row[:2], r"`file` is not read; did you mean `path`"),
+        (["file", "label"], lambda row: row[:2], r"`file` is unknown; did you mean `path`"),
         (["a", "label"], lambda row: row[:2], "no column 'path'; it has 'a', 'label'"),
         (["path", "label"], lambda row: (row[0], "NA"), "none of its 36 rows has a label"),
         (
@@ -234,7 +234,7 @@ def test_an_empty_class_and_a_single_class_are_refused(class_folders):
             lambda row: (*row[:2], "" if row[1] == "sea" else "train"),
             r"'split' is empty \(or NA\) in 12 of 36",
         ),
-        (["path", "label", "pateint_id"], lambda row: row, "`pateint_id` is not read; did you mean `patient_id`"),
+        (["path", "label", "pateint_id"], lambda row: row, "`pateint_id` is unknown; did you mean `patient_id`"),
         (["path", "label"], lambda row: ("gone/" + row[0], row[1]), "36 of 36 images are missing, first .*gone"),
         (["path", "label"], lambda row: ("data/sea/00.png", row[1]), "1 images have several rows: .*sea/00.png"),
         (["path", "label", "split"], lambda row: (*row[:2], "holdout"), "unknown split 'holdout'"),
@@ -254,7 +254,7 @@ def test_files_that_are_no_images_are_refused_by_name(class_folders):
     with pytest.raises(DataError, match=r"00\.png: the file is empty"):
         load_labelled(str(class_folders), CONFIG)
     (class_folders / "sea" / "00.png").write_text("<html>404</html>")
-    with pytest.raises(DataError, match=r"00\.png: 16 bytes that are no image"):
+    with pytest.raises(DataError, match=r"00\.png: 16 bytes that are not an image"):
         load_labelled(str(class_folders), CONFIG)
 
 
@@ -308,7 +308,9 @@ def test_a_folder_beside_the_parts_is_refused_and_never_a_class(parts, write_ima
 
 def test_a_part_beside_class_folders_is_refused_and_so_are_two_of_one_kind(parts, class_folders, write_image):
     (parts / "test").rename(class_folders / "test")
-    with pytest.raises(DataError, match="test: named as parts of the data, not as classes; beside blood, leaf, sea"):
+    with pytest.raises(
+        DataError, match="test: named like parts of the data, not like classes; beside blood, leaf, sea"
+    ):
         load_labelled(str(class_folders), CONFIG)
     write_image(parts / "training" / "sea" / "u.png", 999)
     with pytest.raises(DataError, match="train and training mean the same part"):
@@ -334,7 +336,7 @@ def test_patients_that_are_missing_in_every_row_are_not_known_and_no_patient(tmp
     header = ["path", "label", "patient_id", "slide_id"]
     labelled = load_labelled(write_csv(tmp_path / "m.csv", header, some), CONFIG)
     assert labelled.group_kind == "slide"
-    assert "column `patient_id` is empty in every row: not known" in labelled.notes
+    assert "column `patient_id` is empty in every row: treated as unknown" in labelled.notes
 
 
 def test_blank_rows_aliases_and_strange_columns_of_a_manifest(tmp_path, rows):
@@ -342,7 +344,7 @@ def test_blank_rows_aliases_and_strange_columns_of_a_manifest(tmp_path, rows):
     labelled = load_labelled(write_csv(tmp_path / "m.csv", ["path", "label", "patient", "site"], some), CONFIG)
     assert labelled.group_kind == "patient"
     assert len(labelled.source) == 36
-    assert labelled.notes[:2] == ("column `patient` is read as `patient_id`", "columns that are not read: `site`")
+    assert labelled.notes[:2] == ("column `patient` is read as `patient_id`", "columns that are not used: `site`")
 
 
 def test_centres_and_scanners_of_a_manifest_are_known_and_come_back_from_the_split(tmp_path, rows):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from dino_path.checksum import is_intact
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.published_masks import load_masked
@@ -18,6 +19,7 @@ from dino_path.evaluation.results import segmentation
 from dino_path.evaluation.results.earlier import refuse_to_lose_masks
 from dino_path.evaluation.results.segmentation import evaluate_segmentation
 from dino_path.records.segmentation import SEGMENTATION, SegmentationRecord
+from dino_path.verify import verify
 
 CPU = torch.device("cpu")
 CONFIG = EvaluationConfig(num_bootstrap=100, segmentation_fit_tokens=400, segmentation_knn_tokens=200)
@@ -164,10 +166,16 @@ def test_called_again_only_new_models_are_run(tmp_path: Path, monkeypatch: pytes
     again = evaluated(table, out, "mean-colour", "colour-statistics")
     assert fitted == ["colour-statistics"]
     assert again.rows[0].overlap == first.rows[0].overlap
-    for kept in (out / "segmentation").iterdir():
-        kept.write_bytes(kept.read_bytes()[:100])
+    cut, flipped = sorted((out / "segmentation").iterdir())
+    cut.write_bytes(cut.read_bytes()[:100])
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    (found,) = [one for one in verify(out) if "kept" in one.what]
+    assert (found.count, len(found.damaged)) == (2, 2)
     evaluated(table, out, "mean-colour", "colour-statistics")
-    assert fitted[1:] == ["mean-colour", "colour-statistics"], "damaged files are made again"
+    assert sorted(fitted[1:]) == ["colour-statistics", "mean-colour"], "damaged files are made again"
+    assert all(is_intact(file) for file in (cut, flipped))
 
 
 def test_results_of_other_masks_or_more_models_are_not_overwritten(tmp_path: Path) -> None:

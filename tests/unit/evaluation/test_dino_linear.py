@@ -137,4 +137,4 @@ def test_the_table_has_the_protocol_and_says_what_it_used(class_folders, tmp_pat
     assert row.settings["crops_of_each_image"] == 2
     assert row.settings["epoch_reported"] == "the last"
     assert row.metrics.accuracy.value > 0.6  # three colours
-    assert any("linear (DINO): after 100 updates right on" in note for note in table.notes)
+    assert any("linear (DINO): after 100 updates correct on" in note for note in table.notes)

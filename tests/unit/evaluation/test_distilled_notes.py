@@ -47,12 +47,14 @@ def test_it_keeps_a_share_of_what_the_teacher_has_above_the_untrained_student(fo
     student, teacher = map(str, folders)
     scores = {"small": 0.8, "large": 0.9, "untrained-small": 0.4}
     size, kept = notes_of([student, teacher, f"untrained:{student}"], scores)
-    assert size.startswith("small was distilled from large: 0.0 of 0.0 M parameters (28%), 2.00 ms a tile instead of 2")
+    assert size.startswith(
+        "small was distilled from large: 0.0 of 0.0 M parameters (28%), 2.00 ms per tile instead of 2"
+    )
     assert kept == "small, k-NN: keeps 80% of what large has above untrained-small (0.400): 0.800 of 0.900"
     kept = notes_of([student, teacher], {**scores, "small": 1.85 / 3})[1]
     assert kept == "small, k-NN: keeps 50% of what large has above chance (0.333): 0.617 of 0.900"
     kept = notes_of([student, teacher, f"untrained:{student}"], {**scores, "untrained-small": 0.95})[1]
-    assert "is not known, for large (0.900) is not above untrained-small (0.950)" in kept
+    assert "is unknown, because large (0.900) is not above untrained-small (0.950)" in kept
 
 
 def test_nothing_is_said_without_the_teacher_or_of_models_that_had_none(folders: tuple[Path, Path]) -> None:

@@ -73,7 +73,10 @@ def test_a_label_draw_keeps_the_test_part_and_tells_itself_apart(labelled):
 
 def test_validation_images_of_the_same_patients_are_admitted(labelled):
     (drawn, *_) = labelled.label_draws(0.5, 5, seed=0)  # one patient of each class
-    assert "so few patients are labelled that validation images are of the same as those trained on" in drawn.notes
+    assert (
+        "so few patients are labelled that validation images come from the same patients as the training images"
+        in drawn.notes
+    )
     fit, validation = drawn.fit_and_validation(0.25, seed=0)
     assert not set(fit) & set(validation)
     assert drawn.record()["grouped_by"] == "patient"

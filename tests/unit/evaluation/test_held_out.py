@@ -70,7 +70,7 @@ def test_cells_of_one_patient_are_trained_on_and_not_tested():
 def test_classes_of_one_centre_each_are_refused_with_what_is_needed():
     features, cohort = made_up()
     confounded = cohort_of(cohort.makers, cohort.makers, cohort.groups)
-    with pytest.raises(DataError, match="fewer than two classes are of two centres"):
+    with pytest.raises(DataError, match="fewer than two classes are found in two centres"):
         leave_one_maker_out(features, confounded, **HOW)
-    with pytest.raises(DataError, match="no class is of two centres"):
+    with pytest.raises(DataError, match="no class is found in two centres"):
         maker_predictability(features, confounded, **HOW)

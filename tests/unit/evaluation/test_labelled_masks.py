@@ -1,6 +1,8 @@
 """Tables of images and masks: what is read, what is refused, and the split."""
 
 import csv
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -87,7 +89,7 @@ def test_too_few_images_to_choose_settings_on_are_refused(tmp_path: Path) -> Non
 
 
 def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
-    assert "one class only" in refusal_of(write_table(tmp_path, numbers=(1,))).found
+    assert "only one class" in refusal_of(write_table(tmp_path, numbers=(1,))).found
 
 
 def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path: Path) -> Non
     cv2.imwrite(str(tmp_path / "mask_3.png"), np.zeros((10, 13), np.uint8))
     error = refusal_of(table)
     assert "mask_3.png" in error.thing
-    assert "13 x 10 px, and its image 12 x 10" in error.found
+    assert "13 x 10 px, but its image 12 x 10" in error.found
 
 
 def test_a_palette_gives_its_numbers_and_not_its_colours(tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_colours_numbers_of_nuclei_and_damage_are_refused(tmp_path: Path) -> Non
     Image.fromarray(np.array([[[1, 2, 3]]], np.uint8)).save(tmp_path / "colour.png")
     Image.fromarray(np.array([[0, 312]], np.uint16)).save(tmp_path / "nuclei.png")
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    for name, found in (("colour", "in colour"), ("nuclei", "from 0 to 312"), ("torn", "cannot be read")):
+    for name, found in (("colour", "colour picture"), ("nuclei", "from 0 to 312"), ("torn", "cannot be read")):
         with pytest.raises(DataError) as refusal:
             read_picture(tmp_path / f"{name}.png")
         assert found in refusal.value.found
@@ -169,3 +171,14 @@ def test_the_written_split_is_the_same_experiment(tmp_path: Path) -> None:
     again = load_masked(str(tmp_path / "split.csv"), CONFIG)
     assert again.labelled.split.tolist() == masked.labelled.split.tolist()
     assert (again.digest, again.labels, again.centres) == (masked.digest, masked.labels, tuple("xxxxyyyy"))
+
+
+def test_a_mask_too_large_to_hold_is_refused_by_its_header(tmp_path: Path) -> None:
+    for edge, found in ((9_100, "9,100 x 9,100 pixels"), (30_000, "more than 80,000,000 pixels")):
+        head = struct.pack(">IIBBBBB", edge, edge, 8, 0, 0, 0, 0)
+        checksum = struct.pack(">I", zlib.crc32(b"IHDR" + head))
+        (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head + checksum)
+        with (tmp_path / "mask.png").open("ab") as stream:
+            stream.write(struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+        with pytest.raises(DataError, match=found):
+            read_picture(tmp_path / "mask.png")

@@ -74,7 +74,7 @@ def test_a_manifest_brings_classes_patients_split_and_its_further_columns(manife
     train = tiles_of_labelled(str(manifest), labelled, None, "train", 100, seed=0)
     assert "split" not in train.columns
     assert train.rows.tolist() == labelled.part("train").tolist()
-    with pytest.raises(DataError, match="0 tiles can be drawn; its splits are test, train"):
+    with pytest.raises(DataError, match="0 tiles are available; its splits are test, train"):
         tiles_of_labelled(str(manifest), labelled, None, "val", 100, seed=0)
 
 
@@ -92,7 +92,7 @@ def test_a_table_adds_columns_by_path_or_by_patient_and_must_fit(manifest: Path,
     assert columns_with("paths.csv", "path,stain\nimages/01.png,HE\n")["stain"][1] == "HE"  # type: ignore[index]
     for text, found in (
         ("patient_id,scanner\nx,Aperio\n", "no tile has a row"),
-        ("slide_id,scanner\nx,Aperio\n", "the data know none"),
+        ("slide_id,scanner\nx,Aperio\n", "the data do not have"),
         ("scanner\nAperio\n", "it has the columns scanner"),
         ("patient_id,label\np0,A\n", "it has the columns patient_id, label"),
     ):
@@ -106,7 +106,7 @@ def test_images_of_a_folder_are_each_their_own_unit(tmp_path: Path) -> None:
     tiles = tiles_of_source(tmp_path / "all", None, None, 100, seed=0)
     assert tiles.columns == {"folder": ["a"] * 8 + ["b"] * 4}
     assert (tiles.unit, tiles.group_M.tolist()) == ("image", list(range(12)))
-    with pytest.raises(DataError, match="4 tiles can be drawn"):
+    with pytest.raises(DataError, match="4 tiles are available"):
         tiles_of_source(tmp_path / "all" / "b", None, None, 100, seed=0)
 
 

@@ -103,7 +103,7 @@ def test_consep_has_the_four_classes_of_the_paper(consep: Path) -> None:
 def test_consep_without_labels_or_with_damaged_ones_is_refused(consep: Path) -> None:
     labels = consep / "Test" / "Labels" / "test_2.mat"
     labels.write_bytes(b"no MATLAB file")
-    with pytest.raises(DataError, match="has no type_map"):
+    with pytest.raises(DataError, match="has no readable type_map"):
         load_masked(f"consep:{consep}", CONFIG)
     labels.unlink()
     with pytest.raises(DataError, match="1 of 5 images have no labels"):

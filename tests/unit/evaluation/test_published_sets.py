@@ -70,7 +70,7 @@ def test_pcam_without_meta_tables_names_no_slides(pcam):
     (pcam / "camelyonpatch_level_2_split_train_meta.csv").unlink()
     labelled = load_labelled(f"pcam:{pcam}", CONFIG)
     assert labelled.groups is None
-    assert "no camelyonpatch_level_2_split_train_meta.csv: slides are not known" in labelled.notes
+    assert "no camelyonpatch_level_2_split_train_meta.csv: slides are unknown" in labelled.notes
 
 
 def test_pcam_meta_tables_that_contradict_the_labels_are_not_believed(pcam):
@@ -133,7 +133,7 @@ def test_mhist_brings_its_partition_and_names_no_patients(mhist):
 def test_mhist_images_that_are_missing_are_counted(mhist):
     (mhist / "images" / "MHIST_000.png").unlink()
     labelled = load_labelled(f"mhist:{mhist}", CONFIG)
-    assert "1 images of annotations.csv are not there and left out" in labelled.notes
+    assert "1 images of annotations.csv are missing and left out" in labelled.notes
     assert len(labelled.source) == 9
 
 
@@ -217,7 +217,7 @@ def test_camelyon17_wilds_is_split_by_centre_and_leaves_id_val_out(tmp_path, wri
     assert labelled.has_makers
     notes = "; ".join(labelled.notes)
     assert "6 images of id_val left out: they come from the slides of the training images" in notes
-    assert "1 images of metadata.csv are not there and left out" in notes
+    assert "1 images of metadata.csv are missing and left out" in notes
     assert "not the published set: 17 images in train, 302,436 were published" in notes
     assert "the label is that of the central 32 x 32 px" in notes
     inside = load_labelled(f"camelyon17-wilds:{tmp_path / 'camelyon17_v1.0'}", CONFIG)
@@ -231,7 +231,7 @@ def test_a_camelyon17_wilds_of_other_values_or_without_images_is_refused(tmp_pat
         load_labelled(f"camelyon17-wilds:{tmp_path / 'a'}", CONFIG)
     (tmp_path / "b").mkdir()
     write_table(tmp_path / "b" / "metadata.csv", WILDS_HEADER, rows)
-    with pytest.raises(DataError, match=r"none of the 34 images of metadata\.csv is there, first .*patch_patient_004"):
+    with pytest.raises(DataError, match=r"none of the 34 images of metadata\.csv exists, first .*patch_patient_004"):
         load_labelled(f"camelyon17-wilds:{tmp_path / 'b'}", CONFIG)
 
 

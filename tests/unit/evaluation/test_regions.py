@@ -86,7 +86,7 @@ def test_centres_of_a_store_are_those_of_its_slides_where_all_name_one(make_stor
         write_record(folder, replace(read_slide_record(folder.record_file(slide_id)), centre=centre, scanner="S"))
     some = load_labelled(spec, config)
     assert (some.centres, set(some.scanners)) == (None, {"S"})
-    assert "1 labelled slides name no centre: it counts as not known" in some.notes
+    assert "1 labelled slides have no centre: it is treated as unknown" in some.notes
     write_record(folder, replace(read_slide_record(folder.record_file("s2")), centre="B"))
     known = load_labelled(spec, config)
     assert sorted(zip(known.groups, known.centres, strict=True))[::8] == [("p1", "A"), ("p2", "B")]
@@ -220,7 +220,7 @@ def test_tiles_in_regions_are_labelled_and_grouped_by_patient(make_store):
     assert set(labelled.groups) == {"p1", "p2"}
     assert labelled.source.mpp == 0.5
     assert "16 of 40 tiles lie in no region and are left out" in labelled.notes
-    assert "1 slides without regions left out: s4" in labelled.notes
+    assert "1 slides without regions left out" in labelled.notes  # whose id would reach model cards
 
 
 def test_a_mask_of_class_numbers_labels_the_tiles_that_the_same_regions_do(make_store):
@@ -249,7 +249,7 @@ def test_a_tile_smaller_than_a_mask_pixel_has_the_class_under_its_centre():
 def test_a_mask_of_another_shape_or_in_colour_is_refused(make_store):
     spec, config = make_store(("s1", "p1", None))
     assert cv2.imwrite(str(config.regions / "s1.png"), np.ones((50, 50), np.uint8))
-    with pytest.raises(SlideError, match="another shape than s1"):
+    with pytest.raises(SlideError, match="differs in shape from s1"):
         load_labelled(spec, config)
     assert cv2.imwrite(str(config.regions / "s1.png"), np.eye(3, dtype=np.uint8)[None].repeat(10, 0).repeat(34, 1))
     with pytest.raises(SlideError, match="colour picture"):
@@ -270,7 +270,7 @@ def test_the_split_of_the_slides_is_used_and_must_be_whole(make_store):
     labelled = load_labelled(spec, config)
     assert labelled.split.tolist() == ["train"] * 8 + ["test"] * 8
     draw_two_regions(config, "s3")
-    with pytest.raises(DataError, match="1 of 3 labelled slides have no split of ours, first s3"):
+    with pytest.raises(DataError, match="1 of 3 labelled slides have no known split, first s3"):
         load_labelled(spec, config)
 
 

@@ -151,7 +151,7 @@ def test_a_class_of_one_patient_does_not_search_and_without_any_other_patient_no
     assert queries.number.tolist() == [0, 1]
     assert queries.left_out == {"class1": 3}
     alone = made_up([0, 1, 0, 1], [0, 0, 0, 0])
-    with pytest.raises(DataError, match="no test image has its class in another of the patients"):
+    with pytest.raises(DataError, match="no test image has another of the patients with its class"):
         queries_of(Division(alone, (alone,)))
 
 
@@ -220,7 +220,7 @@ def test_the_command_leaves_page_record_table_and_picture(class_folders, tmp_pat
     assert first.balanced["mMV@5"].value == 1  # the classes are three colours
     assert first.differences.keys() == {"colour-statistics"}
     assert second.differences == {}
-    assert "36 images of 6 patients search" in shown
+    assert "36 images of 6 patients are queries" in shown
     with Image.open(out / "neighbours.jpg") as sheet:
         assert sheet.width > 1600
     lines = (out / "retrieval.csv").read_text().splitlines()

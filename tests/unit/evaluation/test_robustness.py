@@ -115,7 +115,7 @@ def test_shifts_beside_centres_on_request_and_json_for_programs(manifest, tmp_pa
     record = json.loads(evaluate("--shifts", "--json", "-q", data=manifest, out=tmp_path / "out"))
     assert record["makers"][0]["kind"] == "centre"
     assert record["shifts"]["num_images"] > 0
-    with pytest.raises(DataError, match="what becomes of the images under shifts is left out"):
+    with pytest.raises(DataError, match="the results under shifts is left out"):
         evaluate(data=manifest, out=tmp_path / "out")
 
 
@@ -132,9 +132,9 @@ def test_classes_of_one_centre_each_say_what_is_not_known(manifest, tmp_path):
     confounded = [lines[0], *(",".join([*line.split(",")[:3], line.split(",")[1]]) for line in lines[1:])]
     manifest.write_text("\n".join(confounded))
     page = evaluate(data=manifest, out=tmp_path / "out")
-    assert "accuracy at a new centre: not known, fewer than two classes" in page
-    assert "centre told within class: not known" in page
-    assert "clustering score: no two classes are of the same two centres" in page
+    assert "accuracy at a new centre: unknown, fewer than two classes" in page
+    assert "centre told within class: unknown" in page
+    assert "clustering score: no two classes share two centres" in page
     (centres,) = ROBUSTNESS.read(tmp_path / "out" / "robustness.json").makers
     assert set(centres.rows[0].figures) == {"robustness_index"}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WriteImage
+from conftest import WriteImage  # type: ignore[attr-defined]
 from runs import metrics_of
 
 from dino_path.cli import main

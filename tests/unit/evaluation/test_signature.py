@@ -121,7 +121,7 @@ def test_the_table_reports_it_where_slides_are_known_and_says_so_where_not(class
 
     without = table("without")
     assert without.signatures == {}
-    assert "slide signature: not known without patients or slides" in without.notes
+    assert "slide signature: unknown without patients or slides" in without.notes
     rows = [
         (path.relative_to(class_folders), f"{path.parent.name}{int(path.stem) // 4}")
         for path in sorted(class_folders.rglob("*.png"))

@@ -88,5 +88,5 @@ def test_a_division_that_cannot_be_is_refused():
     # ever occur together in opposite patients cannot all stand on both sides.
     labels = np.array([0, 1, 1, 2, 2, 0])
     units = np.array([0, 0, 1, 1, 2, 2])
-    with pytest.raises(DataError, match="no division of its 3 patients"):
+    with pytest.raises(DataError, match="no split of its 3 patients"):
         draw(labels, units)

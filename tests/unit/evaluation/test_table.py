@@ -136,9 +136,9 @@ def test_a_probe_no_better_than_the_commonest_class_is_named(labelled, tmp_path,
 
     monkeypatch.setattr(table_module, "run_protocol", always_blood)
     table = run(["mean-colour"], labelled, tmp_path / "out", protocols=("linear-uni", "linear"))
-    named = [note for note in table.notes if "no better than always giving the commonest class" in note]
+    named = [note for note in table.notes if "no better than always predicting the most frequent class" in note]
     assert len(named) == 2
-    assert "no control, take `linear` or `logistic`" in named[0]
+    assert "for a control, use `linear` or `logistic`" in named[0]
 
 
 def test_a_class_too_small_for_validation_images_gets_a_fixed_strength(tmp_path, write_image):
@@ -195,7 +195,7 @@ def test_a_model_of_another_scale_is_noted(labelled, baseline, tmp_path):
     (baseline / "config.json").write_text(json.dumps({**config, "mpp": 0.25}))
     labelled.source.mpp = 0.5
     table = run([str(baseline)], labelled, tmp_path / "out", protocols=("knn",))
-    assert "baseline was trained at 0.25 um/px, these images are at 0.5" in table.notes
+    assert "baseline was trained at 0.25 um/px, but these images are at 0.5" in table.notes
 
 
 def test_the_notes_say_what_each_model_saw(labelled, baseline, tmp_path):

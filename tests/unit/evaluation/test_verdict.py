@@ -71,7 +71,7 @@ def test_start_best_and_end_are_tested_on_the_same_images_and_a_kill_before_it_l
         assert difference.value == pytest.approx(values[0] - values[1])  # type: ignore[operator]
 
     run_command(monkeypatch, *settings)
-    assert "is finished" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
     write_verdict(run, verdict.model_copy(update={"interval": "", "rows": (), "sentence": ""}))
     run_command(monkeypatch, *settings)
     assert verdict.sentence in capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_a_continued_run_is_compared_with_the_state_that_it_took_over(
     assert "beats its start" not in capsys.readouterr().out
     more = (f"store={class_folders}", f"training.continue_from={tmp_path / 'first'}", "training.num_steps=8")
     run_command(monkeypatch, *more, f"out={tmp_path / 'unlabelled'}")
-    assert "whether it beats its start is not known: monitor.knn_data=SPEC" in capsys.readouterr().out
+    assert "not known whether the run beats its start: set monitor.knn_data=SPEC" in capsys.readouterr().out
     labels = (f"monitor.knn_data={class_folders}", "monitor.knn_every_steps=2", "evaluation.num_bootstrap=100")
     run_command(monkeypatch, *more, f"out={tmp_path / 'labelled'}", *labels)
     verdict = read_verdict(RunFolder(tmp_path / "labelled"))

@@ -86,6 +86,6 @@ def test_a_cnn_has_one_kind_and_a_refusal_leaves_nothing_behind(tmp_path: Path) 
     weights = build_backbone("resnet10t", {}).state_dict()
     known = Preprocessing((0.7, 0.5, 0.6), (0.2, 0.25, 0.3), 64)
     cnn = replace(source(), backbone="resnet10t", arguments={}, state_dict=weights, preprocessing=known)
-    with pytest.raises(CheckpointError, match="is a ResNet: it has no patch tokens, and features mean are asked for"):
+    with pytest.raises(CheckpointError, match="is a ResNet: it has no patch tokens, but features mean are requested"):
         export_model(replace(cnn, features="mean"), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

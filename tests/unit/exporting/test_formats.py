@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def test_onnx_and_pt2_give_the_features_of_the_training_graph_for_any_batch(ever
             np.testing.assert_allclose(program(images).numpy(), expected, rtol=1e-4, atol=1e-5)
         (found,) = session.run(["features"], {"images": images.numpy()})
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_no_graph_names_a_source_file_or_folder_of_the_machine_that_wrote_it(every_format: ExportResult) -> None:
+    contents = [(every_format.folder / "model.onnx").read_bytes()]
+    with zipfile.ZipFile(every_format.folder / "model.pt2") as archive:
+        contents += [archive.read(name) for name in archive.namelist()]
+    for content in contents:
+        assert b".py" not in content
+        assert str(Path(torch.__file__).parents[1]).encode() not in content
 
 
 @pytest.mark.slow
@@ -131,7 +142,7 @@ def test_a_model_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
     del config["dino_path"]  # as downloaded from the Hub
     (folder / "config.json").write_text(json.dumps(config))
     before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(DataError, match="that `dino-path export` has not written"):
+    with pytest.raises(DataError, match="that was not written by `dino-path export`"):
         export_model(source(seed=1), folder)
     assert (folder / "model.safetensors").read_bytes() == before
 
@@ -200,5 +211,5 @@ def test_a_hub_that_cannot_be_reached_is_a_refusal(tmp_path: Path, monkeypatch: 
         raise hub.HTTP_ERROR("no route to the Hub")
 
     monkeypatch.setattr(HfApi, "create_repo", unreachable)
-    with pytest.raises(LaunchError, match=r"the Hub did not take it \(no route to the Hub\)"):
+    with pytest.raises(LaunchError, match=r"the Hub did not accept it \(no route to the Hub\)"):
         hub.push_to_hub(tmp_path, "lab/vit")

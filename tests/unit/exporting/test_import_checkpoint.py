@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def check_features(folder: Path, weights: dict[str, Tensor]) -> None:
     torch.testing.assert_close(features_of(folder, images), vit_features(weights, images), rtol=1e-4, atol=1e-4)
 
 
-def imported(file: Path, out: Path, **choices: object) -> dict[str, object]:
+def imported(file: Path, out: Path, **choices: object) -> dict[str, Any]:
     import_checkpoint(file, out, **{"arch": None, "network": None, "mpp": None, **choices})  # type: ignore[arg-type]
     return json.loads((out / "config.json").read_text())
 
@@ -172,12 +173,16 @@ def test_a_position_embedding_of_another_size_sets_the_image_size(tmp_path: Path
 
 @pytest.mark.parametrize("layout", ["a training of dinov2", "dinov3", "as UNI's"])
 def test_other_published_layouts_give_the_features_of_their_authors(tmp_path: Path, layout: str) -> None:
+    record: dict[str, Any]
+    arguments: dict[str, Any]
     if layout == "dinov3":
         weights = record = dinov3_weights(width=WIDTH, heads=HEADS, depth=DEPTH, bias=True)
-        expected = ("vit_tiny_patch16_dinov3_qkvb", {"global_pool": "token"}, 256, "DINOv3 by facebookresearch/dinov3")
+        arguments = {"global_pool": "token"}
+        expected = ("vit_tiny_patch16_dinov3_qkvb", arguments, 256, "DINOv3 by facebookresearch/dinov3")
     elif layout == "as UNI's":
         weights = record = published_weights(16, width=WIDTH, depth=DEPTH, grid=14, masks=False)
-        expected = ("vit_tiny_patch16_224", {"init_values": 1e-5}, 224, "an unknown method by others")
+        arguments = {"init_values": 1e-5}
+        expected = ("vit_tiny_patch16_224", arguments, 224, "an unknown method by others")
     else:
         weights = published_weights(28, width=WIDTH, depth=DEPTH, grid=4, registers=4)
         record = {"teacher": {f"backbone.{key}": value for key, value in grouped(weights, size=3).items()}}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -77,7 +78,7 @@ def test_the_card_says_how_to_load_it_and_its_snippet_works(folder: Path) -> Non
     card = (folder / "README.md").read_text()
     assert "timm cannot load this model" in card
     (snippet,) = card.split("```python\n")[1:]
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(snippet.split("```")[0].replace("FOLDER", str(folder)), names)
     assert names["features"].shape == (1, 24)
 

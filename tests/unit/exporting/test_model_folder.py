@@ -161,7 +161,7 @@ RESULTS_RECORD = ResultsRecord.model_validate({
             "differences": {"supervised resnet50": {"balanced_accuracy": {"value": 0.08, "low": 0.01, "high": 0.15}}},
         }
     ],
-    "notes": ["41 test patients"],
+    "notes": ["41 test patients", "2 slides without regions left out: Doe_1, Doe_2"],  # as version 0.1 wrote it
 })  # fmt: skip
 
 
@@ -174,7 +174,8 @@ def test_results_are_told_in_the_card_when_there_are_any(folder: Path, tmp_path:
     row = "| vits\\|16 | linear probe | 0.900 (0.850 to 0.950) | 0.910 |  | +0.080 (+0.010 to +0.150) |"
     assert row in card
     assert "### polyps" in card
-    assert "- 41 test patients" in card
+    assert "- 41 test patients\n- 2 slides without regions left out\n" in card
+    assert "Doe" not in card
     write_card(copy, [])
     assert (copy / "README.md").read_bytes() == (folder / "README.md").read_bytes()
 
@@ -343,7 +344,7 @@ def test_stain_normalisation_stands_in_config_and_card_and_the_export_says_who_m
     state = replace(source(), preprocessing=replace(PREPROCESSING, stain_normalisation="macenko"))
     result = export_model(state, tmp_path / "model")
     assert read_model_folder(tmp_path / "model").preprocessing == state.preprocessing
-    assert any("none of them holds the macenko stain normalisation" in note for note in result.notes)
+    assert any("none of them contains the macenko stain normalisation" in note for note in result.notes)
     assert "it expects tiles of 80 px at 0.5 um/px, resized to 40 px" in result.text()
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| stain normalisation | macenko, of each whole tile, before it is resized |" in card

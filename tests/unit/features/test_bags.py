@@ -74,7 +74,7 @@ def test_what_is_no_bag_is_refused_by_what_it_is(tmp_path: Path) -> None:
         (tmp_path / "text.pt", "no feature file"),
         (tmp_path / "dict.pt", "a dict"),
     ):
-        with pytest.raises(DataError, match="is no feature file") as refusal:
+        with pytest.raises(DataError, match="is not a feature file") as refusal:
             open_bag(file)
         assert found in str(refusal.value)
 
@@ -88,5 +88,5 @@ def test_features_that_are_not_finite_are_refused_by_their_tile(tmp_path: Path) 
 
 def test_tiles_without_places_have_no_map(tmp_path: Path) -> None:
     for file in (write_bag(tmp_path / "a.h5"), write_bag(tmp_path / "b.h5", name="b")):
-        with pytest.raises(DataError, match="does not say where"):
+        with pytest.raises(DataError, match="does not give the positions"):
             open_bag(file).rectangles()

@@ -221,7 +221,7 @@ def test_failed_slides_are_listed_and_have_no_file(store: Path, tmp_path: Path) 
     assert summary.num_tiles == 3
     assert summary.text().splitlines()[:2] == [
         "failed   torn: is no slide",
-        "coordinates of 2 slides written, 0 were there already, 1 without tiles, 1 failed; 3 tiles",
+        "coordinates of 2 slides written, 0 already there, 1 without tiles, 1 failed; 3 tiles",
     ]
     assert list(tmp_path.rglob("torn*")) == [store / "slides" / "torn.json"]
 

@@ -111,7 +111,7 @@ def test_slides_that_cannot_be_read_are_listed_and_the_others_are_done(
     lines = summary.text().splitlines()
     assert lines[0] == f"failed   a: {reason}"
     assert lines[1] == "empty    c: no tissue"
-    assert lines[2] == "1 slides embedded, 0 were there already, 1 without tiles, 1 failed; 2 tiles"
+    assert lines[2] == "1 slides embedded, 0 already there, 1 without tiles, 1 failed; 2 tiles"
     record = json.loads((tmp_path / "out" / "embed_tiny.json").read_text())
     assert record["failed"] == [["a", reason]]
     assert record["encoder_digest"] == extractor.digest

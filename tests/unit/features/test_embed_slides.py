@@ -60,7 +60,7 @@ def test_slides_become_feature_files_named_by_their_file_and_no_tile_is_written(
 ) -> None:
     result = embed(model_folder, slides, "--layout", "trident,clam", out=tmp_path)
     assert (result.exit_code, result.exception) == (0, None)
-    assert "2 slides embedded, 0 were there already, 1 without tiles, 0 failed" in result.output
+    assert "2 slides embedded, 0 already there, 1 without tiles, 0 failed" in result.output
     assert "empty    glass: " in result.output
     names = sorted(file.name for file in (tmp_path / JOB / "features_tiny").iterdir())
     assert names == ["a.h5", "b.1.h5"]
@@ -84,7 +84,7 @@ def test_a_second_call_with_one_more_slide_does_that_slide_alone(
     file = tmp_path / JOB / "features_tiny" / "a.h5"
     before = file.stat().st_mtime_ns
     result = embed(model_folder, slides / "a.tif", slides / "sub" / "b.1.tif", out=tmp_path)
-    assert "1 slides embedded, 1 were there already" in result.output
+    assert "1 slides embedded, 1 already there" in result.output
     assert file.stat().st_mtime_ns == before
 
 
@@ -96,7 +96,7 @@ def test_a_slide_that_cannot_be_read_is_listed_and_costs_no_other(
     result = embed(model_folder, slides / "a.tif", torn, out=tmp_path / "out")
     assert result.exit_code == EXIT_SOME_FAILED
     assert "failed   torn: " in result.output
-    assert "1 slides embedded, 0 were there already, 0 without tiles, 1 failed" in result.output
+    assert "1 slides embedded, 0 already there, 0 without tiles, 1 failed" in result.output
 
 
 def test_slides_are_tiled_at_the_models_mpp_and_at_no_other_unless_allowed(

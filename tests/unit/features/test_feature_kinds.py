@@ -126,7 +126,7 @@ def test_tokens_that_the_disk_cannot_hold_and_models_without_them_are_refused_be
         )
     assert "patch tokens of 7 tiles, 4 x 4 x 24 in fp16: 5.38e-06 GB are needed" in refusal.value.needed
     cnn = load_extractor("untrained:timm:resnet18", device=CPU)
-    with pytest.raises(CheckpointError, match="it has no patch tokens, and --tokens are asked for"):
+    with pytest.raises(CheckpointError, match="it has no patch tokens, but --tokens are requested"):
         embed_store(cnn, store, out, batch_size=2, world=ALONE, with_tokens=True)
     assert not out.exists()
 

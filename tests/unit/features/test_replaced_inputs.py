@@ -41,14 +41,14 @@ def test_features_of_a_replaced_slide_are_made_anew_in_both_layouts(tmp_path: Pa
     embed(Path("mean-colour"), slide, *words, out=out)
     files = (out / JOB / "features_mean-colour/a.h5", out / "clam_mean-colour/h5_files/a.h5")
     before = [read_feature_file(file) for file in files]
-    assert "0 slides embedded, 1 were there" in embed(Path("mean-colour"), slide, *words, out=out).output
+    assert "0 slides embedded, 1 already there" in embed(Path("mean-colour"), slide, *words, out=out).output
     write_slide_file(slide, [repainted()])
-    assert "1 slides embedded, 0 were there" in embed(Path("mean-colour"), slide, *words, out=out).output
+    assert "1 slides embedded, 0 already there" in embed(Path("mean-colour"), slide, *words, out=out).output
     for file, old in zip(files, before, strict=True):
         new = read_feature_file(file)
         np.testing.assert_array_equal(new.coords, old.coords)
         np.testing.assert_allclose(new.features, old.features[:, [0, 2, 1, 3]], atol=1e-6)
-    assert "0 slides embedded, 1 were there" in embed(Path("mean-colour"), slide, *words, out=out).output
+    assert "0 slides embedded, 1 already there" in embed(Path("mean-colour"), slide, *words, out=out).output
 
 
 @pytest.mark.parametrize("becomes", ["glass", "no slide"])
@@ -70,7 +70,7 @@ def test_features_of_an_older_version_are_told_by_their_tiles(tmp_path: Path) ->
     embed(Path("mean-colour"), slide, "tiles.mpp=0.5", out=out)
     with h5py.File(out / JOB / "features_mean-colour/a.h5", "r+") as h5:
         del h5["features"].attrs["slide_digest"]
-    assert "0 slides embedded, 1 were there" in embed(Path("mean-colour"), slide, "tiles.mpp=0.5", out=out).output
+    assert "0 slides embedded, 1 already there" in embed(Path("mean-colour"), slide, "tiles.mpp=0.5", out=out).output
 
 
 @pytest.fixture

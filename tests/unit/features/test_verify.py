@@ -97,7 +97,7 @@ def test_changed_features_are_found_and_not_read(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "a.pt")
-    with pytest.raises(ConfigError, match="nothing that dino-path writes"):
+    with pytest.raises(ConfigError, match="no files of dino-path"):
         list(verify(tmp_path))
 
 

@@ -119,7 +119,7 @@ def test_a_switch_that_is_off_leaves_timms_model_as_it_is() -> None:
     [("resnet18", {}), ("swin_tiny_patch4_window7_224", {}), (NAME, {"scale_attn_norm": True})],
 )
 def test_what_is_no_plain_vit_is_refused(name: str, arguments: dict[str, bool]) -> None:
-    with pytest.raises(ConfigError, match="has no place for this"):
+    with pytest.raises(ConfigError, match="does not support this"):
         build_backbone(name, {**arguments, **BOTH})
 
 

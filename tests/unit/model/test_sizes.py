@@ -98,7 +98,7 @@ def test_the_grid_of_patches_is_the_models_own(
             "vit_tiny_patch16_224",
             {"patch_size": (8, 16)},
             224,
-            "its 392 patches of a view of 224 px are no square grid",
+            "its 392 patches of a view of 224 px do not form a square grid",
         ),
     ],
 )

@@ -120,23 +120,23 @@ def test_what_is_loaded_left_out_and_left_random_is_said(tmp_path: Path, caplog:
     name, arguments = "vit_small_patch16_dinov3", {**TINY, "img_size": 48}
     started(written(tmp_path, record), name, arguments, heads=("head",))
     for line in (
-        "its teacher is taken",
+        "its teacher is loaded",
         "all 32 tensors of vit_small_patch16_dinov3 are loaded",
-        "left out, for what stands for hidden patches is no part of the backbone: mask_token",
-        "left out, for it is computed, and comes out the same: rope_embed.periods",
-        "left out, for it zeroes the bias of keys, which has no effect: blocks.0.attn.qkv.bias_mask, blocks.1",
-        "left out, for it is zero, and the model has none: blocks.0.attn.qkv.bias, blocks.1.attn.qkv.bias",
-        "left out, for their training alone used it, for local views: local_cls_norm.weight, local_cls_norm.bias",
-        "the head of [CLS] is taken",
-        "its head of masked patches is left out, for the objective has none",
-        "features are the mean of the patches here, and [CLS] in DINOv3: model.arguments={global_pool: token}",
+        "left out, because the mask token for hidden patches is not part of the backbone: mask_token",
+        "left out, because the model computes it, with the same values: rope_embed.periods",
+        "left out, because it zeroes the bias of keys, which has no effect: blocks.0.attn.qkv.bias_mask, blocks.1",
+        "left out, because it is zero, and the model has none: blocks.0.attn.qkv.bias, blocks.1.attn.qkv.bias",
+        "left out, because it is used only in their training, for local views: local_cls_norm.weight, local_cls",
+        "the head of [CLS] is loaded",
+        "its head of masked patches is left out, because the objective has none",
+        "features are the mean of the patches here, but [CLS] in DINOv3; set model.arguments={global_pool: token}",
     ):
         assert line in caplog.text
     caplog.clear()
     file = written(tmp_path, vit_weights(14, masks=False))
     started(file, "vit_small_patch14_dinov2", V2, masks=True, heads=("head", "patch_head"))
-    assert "it has no mask token, which starts at zero" in caplog.text
-    assert "it brings no head of masked patches, which starts at random" in caplog.text
+    assert "it has no mask token; ours starts at zero" in caplog.text
+    assert "it has no head of masked patches, which starts at random" in caplog.text
 
 
 @pytest.mark.parametrize("registers", [0, 4])
@@ -160,25 +160,25 @@ def test_position_embeddings_of_another_grid_are_resampled_as_the_model_does_it(
 REFUSED: dict[str, tuple[Weights, str]] = {
     "no registers": (vit_weights(14), r"1 of 35 tensors are missing \(reg_token\)"),
     "another patch size": (vit_weights(16, registers=4), r"patch_embed.proj.weight \(32, 3, 16, 16\) instead of"),
-    "deeper": (vit_weights(14, registers=4, depth=3), r"14 are not of this model \(blocks.2.[^$]*and 3 blocks, with 4"),
+    "deeper": (vit_weights(14, registers=4, depth=3), r"14 do not belong to this model [^$]*3 blocks, with 4"),
     "gated": (vit_weights(14, registers=4, mlp="w12 w3"), "mlp.fc1.weight[^$]*LayerScale, gated MLPs"),
     "dinov3": (dinov3_weights(bias=True), "pos_embed[^$]*rotary positions"),
     "half of it": (
         {key: value for key, value in vit_weights(14, registers=4).items() if not key.startswith("blocks.1.")},
         r"14 of 35 tensors are missing \(blocks.1",
     ),
-    "one more": (vit_weights(14, registers=4) | {"cls_norm.weight": torch.ones(32)}, r"not of this model \(cls_norm"),
+    "one more": (vit_weights(14, registers=4) | {"cls_norm.weight": torch.ones(32)}, r"belong to this model \(cls_"),
     "a parameter that timm would drop": (
         dinov3_weights(bias=False) | {"rope_embed.learned": torch.ones(3)},
-        r"1 are not of this model \(rope_embed.learned\)",
+        r"1 do not belong to this model \(rope_embed.learned\)",
     ),
     "biases that timm would drop": (
         dinov3_weights(bias=True),
-        r"2 are not of this model \(blocks.0.attn.qkv.bias, blocks.1.attn.qkv.bias\)",
+        r"2 do not belong to this model \(blocks.0.attn.qkv.bias, blocks.1.attn.qkv.bias\)",
     ),
     "other rotary positions": (
         dinov3_weights(bias=False, heads=4),
-        r"1 are not of this model \(rope_embed.periods\)",
+        r"1 do not belong to this model \(rope_embed.periods\)",
     ),
 }  # fmt: skip
 
@@ -234,7 +234,7 @@ def test_a_run_brings_its_teachers_backbone_and_mask_token(
     run = write_run(tmp_path / "run", before, {"backbone": "vit_tiny_patch16_224", "arguments": PLAIN})
     torch.manual_seed(4)
     after = started(run / place, "vit_tiny_patch16_224", {**PLAIN, "img_size": 32}, masks=True, heads=("head",))
-    assert "the teacher's backbone at step 7 is taken. Its heads are left out" in caplog.text
+    assert "the teacher's backbone at step 7 is loaded, without its heads" in caplog.text
     assert "position embeddings of 3 x 3 patches became 4 x 4" in caplog.text
     for key, value in before.state_dict().items():
         if key.startswith(("backbone.blocks", "mask_token")):
@@ -244,10 +244,10 @@ def test_a_run_brings_its_teachers_backbone_and_mask_token(
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"backbone": "deit_tiny_patch16_224", "arguments": PLAIN}, "are of deit_tiny_patch16_224, and vit_tiny_"),
+        ({"backbone": "deit_tiny_patch16_224", "arguments": PLAIN}, "belong to deit_tiny_patch16_224, but vit_tiny_"),
         (
             {"backbone": "vit_tiny_patch16_224", "arguments": {**PLAIN, "num_heads": 4}},
-            "are of vit_tiny_patch16_224 with 4 heads, and vit_tiny_patch16_224 with 2 heads is to be trained",
+            "belong to vit_tiny_patch16_224 with 4 heads, but vit_tiny_patch16_224 with 2 heads is to be trained",
         ),
     ],
 )
@@ -266,7 +266,7 @@ def test_a_name_of_timm_is_taken_where_it_is_the_same_architecture(tmp_path: Pat
     file = written(tmp_path, weights)
     start = read_start("resnet10t", {}, f"timm:resnet10t@{file}")
     assert torch.equal(start.backbone["conv1.0.weight"], weights["conv1.0.weight"])
-    with pytest.raises(CheckpointError, match="its weights are of resnet10t, and resnet18 is to be trained"):
+    with pytest.raises(CheckpointError, match="its weights belong to resnet10t, but resnet18 is to be trained"):
         read_start("resnet18", {}, f"timm:resnet10t@{file}")
 
 

@@ -54,12 +54,15 @@ PART: dict[str, tuple[Callable[[Weights], object], str]] = {
     "nothing": (lambda _: {}, "holds no weights"),
     "a list": (lambda _: [1, 2], "holds a list"),
     "half of them": (lambda weights: dict(list(weights.items())[: len(weights) // 2]), "tensors are missing"),
-    "other names": (below("layer."), "are not of this model"),
+    "other names": (below("layer."), "do not belong to this model"),
     "all but one": (
         lambda weights: {key: value for key, value in weights.items() if key != "bn1.bias"},
         r"1 of \d+ tensors are missing \(bn1.bias\)",
     ),
-    "one more": (lambda weights: {**weights, "decoder.weight": torch.ones(2)}, r"1 are not of this model \(decoder"),
+    "one more": (
+        lambda weights: {**weights, "decoder.weight": torch.ones(2)},
+        r"1 do not belong to this model \(decoder",
+    ),
     "another shape": (
         lambda weights: {**weights, "bn1.bias": torch.ones(3)},
         r"1 have another shape \(bn1.bias \(3,\) instead of \(64,\)\)",
@@ -110,8 +113,8 @@ def test_what_was_taken_off_is_said(resnet: Weights, tmp_path: Path, caplog: pyt
     torch.save(below("module.")(resnet), file)
     with caplog.at_level("INFO"):
         load_timm_weights(f"resnet10t@{file}")
-    assert "'module.' was taken off the names of" in caplog.text
-    assert "left out, for they are of no backbone: fc" in caplog.text
+    assert "'module.' was removed from the names of" in caplog.text
+    assert "left out, because they do not belong to a backbone: fc" in caplog.text
 
 
 def test_a_refusal_leaves_the_backbone_as_it_was(resnet: Weights) -> None:
@@ -131,7 +134,7 @@ def test_a_training_does_not_start_from_another_architecture(tmp_path: Path) -> 
     }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        CheckpointError, match="a model folder: its weights are of resnet10t, and resnet18 is to be trained"
+        CheckpointError, match="a model folder: its weights belong to resnet10t, but resnet18 is to be trained"
     ):
         load_start("resnet18", str(folder), {})
 

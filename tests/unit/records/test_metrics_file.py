@@ -109,8 +109,8 @@ def test_a_run_with_damaged_lines_goes_on_and_says_which(
         resumed = state_in(pretrain(config, ALONE))
     assert all(torch.equal(resumed[name], value) for name, value in undisturbed.items())
     assert steps(run.metrics_file) == [0, 2, 3, 4, 5]
-    assert "line 2 is no JSON; it is left out, and the run goes on" in caplog.text
-    assert "its last line was cut off; it is left out, and the run goes on" in caplog.text
+    assert "line 2 is not JSON; it is skipped, and the run continues" in caplog.text
+    assert "its last line is incomplete; it is skipped, and the run continues" in caplog.text
 
 
 def test_pandas_users_find_a_column_for_each_number(tiles_folder: Path, tmp_path: Path) -> None:

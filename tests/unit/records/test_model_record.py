@@ -55,7 +55,7 @@ def test_a_folder_of_a_newer_version_is_refused_by_name_and_not_written_over(tmp
 
 def test_only_models_of_ours_are_written_over(tmp_path: Path) -> None:
     refuse_to_overwrite(write_model(tmp_path / "ours"))
-    with pytest.raises(DataError, match="has not written"):
+    with pytest.raises(DataError, match="was not written"):
         refuse_to_overwrite(write_model(tmp_path / "timms", dino_path=None))
     with pytest.raises(DataError, match="is not a model folder"):
         refuse_to_overwrite(write_model(tmp_path / "damaged", pretrained_cfg={}))

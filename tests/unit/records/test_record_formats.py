@@ -21,6 +21,7 @@ from dino_path.records.guide import GUIDE, GUIDE_FEATURES
 from dino_path.records.labelled import ScoreRecord
 from dino_path.records.metrics import METRICS
 from dino_path.records.model_folder import MODEL
+from dino_path.records.pseudonyms import PSEUDONYMS
 from dino_path.records.retrieval import RETRIEVAL
 from dino_path.records.robustness import ROBUSTNESS
 from dino_path.records.segmentation import SEGMENTATION
@@ -34,7 +35,7 @@ from dino_path.records.verdict import VERDICT
 FORMATS: list[Format[Any]] = [
     SLIDE, STORE, EXPECTED, RESULTS, FRACTIONS, FEWSHOT, BASELINE, POOLED_BASELINE, ENVIRONMENT, EMBEDDING,
     START, METRICS, MODEL, BEST, VERDICT, GUIDE, GUIDE_FEATURES, RETRIEVAL, ROBUSTNESS,
-    FEATURE_MAP, SLIDES_EVALUATION, SEGMENTATION, EXAMPLES, SUITE,
+    FEATURE_MAP, SLIDES_EVALUATION, SEGMENTATION, EXAMPLES, SUITE, PSEUDONYMS,
 ]  # fmt: skip
 
 
@@ -197,6 +198,7 @@ FIELDS = {
     "segmentation": (1, "6eb463d4"),
     "examples": (1, "aeb033b0"),
     "suite": (1, "7bc3e4bb"),
+    "note of pseudonyms": (1, "e1b1a693"),
 }
 
 

@@ -11,10 +11,11 @@ import pytest
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError, DinoPathError, NewerFormat, SlideError
 from dino_path.evaluation.labelled.datasets import load_labelled
+from dino_path.records.pseudonyms import MAPPING
 from dino_path.records.tables import IMAGE_LIST, LABELLED, PREDICTIONS, SLIDE_LABELS, SLIDES, TableFormat
 from dino_path.slides.slide_table import read_slide_table
 
-FORMATS = [SLIDES, LABELLED, SLIDE_LABELS, PREDICTIONS, IMAGE_LIST]
+FORMATS = [SLIDES, LABELLED, SLIDE_LABELS, PREDICTIONS, IMAGE_LIST, MAPPING]
 OLD_FILES = Path(__file__).parents[2] / "fixtures" / "files_of_f2a0018.tar.xz"
 CUPS = TableFormat(
     "table of cups", DataError, "Cups are needed.", "Make some.",
@@ -98,7 +99,7 @@ def test_a_users_own_columns_and_rows_are_no_newer_version(tmp_path: Path, caplo
     (tmp_path / "b.svs").touch()
     file = write_rows(tmp_path / "mine.csv", "path,stainer,format_version", "a.svs,AT2,1", "b.svs,GT450,")
     assert [row.path.name for row in read_slide_table(file)] == ["a.svs", "b.svs"]
-    assert "columns that are not read: `stainer`" in caplog.text
+    assert "columns that are not used: `stainer`" in caplog.text
     assert "format_version" not in caplog.text
 
 

@@ -41,7 +41,7 @@ def test_the_page_is_written_at_once_then_with_new_records_and_last_without_a_re
     assert written == [(0, REFRESH_S), (REFRESH_S, REFRESH_S), (60, REFRESH_S), (1000, None)]
     assert [time_s for time_s, text in said if "step" in text] == [0, 10, 50, 1000]
     assert [text for _, text in said if "no new record" in text] == [
-        "no new record for 10 minutes: look at log.txt and `dino-path status RUN`"
+        "no new record for 10 minutes: check log.txt and `dino-path status RUN`"
     ]
     assert said[-1] == (1000, "all runs have ended")
     assert LOOK_EVERY_S <= 10

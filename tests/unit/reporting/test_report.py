@@ -179,7 +179,7 @@ def test_the_linear_probe_speaks_where_the_neighbours_do_better(run: Path, tmp_p
 
 
 def test_without_an_evaluation_the_first_sentence_says_how_to_make_one(run: Path, tmp_path: Path) -> None:
-    assert "What the features are worth is not known: no evaluation was found." in report(run, out=tmp_path).text
+    assert "The quality of the features is unknown: no evaluation was found." in report(run, out=tmp_path).text
 
 
 def test_a_missing_baseline_is_said_and_not_hidden(run: Path, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_what_cannot_be_read_is_said_on_the_page(run: Path, tmp_path: Path) -> N
     page = report(run, out=tmp_path)
     for text in (
         "figures/broken.png cannot be read", "config.yaml cannot", "environment.json cannot be used: it is damaged",
-        "eval/results.json: is damaged", "metrics.jsonl cannot be read whole: line 1 is no JSON",
+        "eval/results.json: is damaged", "metrics.jsonl cannot be read completely: line 1 is not JSON",
     ):  # fmt: skip
         assert text in page.text
     assert len(page.curves()) == 14, "the other lines are drawn"
@@ -372,7 +372,7 @@ def test_a_model_folder_is_described_with_its_resolution(run: Path, tmp_path: Pa
     (model / "model.safetensors").write_bytes(bytes(2_000_000))
     page = report(run, out=tmp_path, models=[model])
     assert "weights 2.0 MB" in page.text
-    assert "It expects tiles at 0.5 µm/px, resized to 224 px (from what edge is not recorded" in page.text
+    assert "It expects tiles at 0.5 µm/px, resized to 224 px (the original edge is not recorded" in page.text
     (model / "config.json").write_text(json.dumps({**config, "tile_px": 448}))
     page = report(run, out=tmp_path, models=[model])
     assert "It expects tiles of 448 px at 0.5 µm/px, resized to 224 px: the network sees 1 µm/px" in page.text
@@ -447,7 +447,7 @@ def test_features_as_good_as_untrained_are_said_first(run: Path, tmp_path: Path,
     record["rows"][1]["differences"]["untrained-vits16"] = {"balanced_accuracy": score(gain)}
     file.write_text(json.dumps(record))
     text = report(run, out=tmp_path).text
-    sentence = "polyps: training gave vits16 nothing that this test shows: it is not better than untrained-vits16"
+    sentence = "polyps: in this test, training did not improve vits16: it is not better than untrained-vits16"
     assert (sentence in text) == is_said
     if is_said:
         assert text.index(sentence) < text.index("reach a balanced accuracy")
@@ -498,7 +498,7 @@ def test_what_went_wrong_comes_with_its_remedy_its_curves_and_the_failed_slides(
     page = report(run, out=tmp_path, store=write_store(tmp_path / "store"))
     for text in (
         "What went wrong: vits16: the teacher collapsed (constant) ;", "Try this: a lower temperature.",
-        "first at step 909, last at step 1,199, where the run stands.", "120 times another tile took the place",
+        "first at step 909, last at step 1,199, the current step.", "120 times another tile replaced",
         "waited for tiles for 40% of the time", "1 of 5 slides gave no tiles.", "case-090 no mpp in the file",
         "Steps from 2026-01-01 10:00:01 to 2026-01-01 12:00:01. bf16 on cuda, 8 process(es).",
     ):  # fmt: skip
@@ -517,7 +517,7 @@ def test_what_went_wrong_comes_with_its_remedy_its_curves_and_the_failed_slides(
 def test_the_tiles_of_skipped_steps_are_shown_from_the_store(run: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) | {"num_skipped": 1} for line in (run / "metrics.jsonl").read_text().splitlines()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "log.txt, which names their tiles, is not here" in report(run, out=tmp_path).text
+    assert "log.txt, which names their tiles, is missing" in report(run, out=tmp_path).text
     (run / "log.txt").write_text(
         "2026-01-01 10:00:00 ERROR step 7: the loss is not finite; nothing was updated. Tiles of this rank:"
         " [2, 0, 99]\n"
@@ -535,14 +535,11 @@ def test_the_tiles_of_skipped_steps_are_shown_from_the_store(run: Path, tmp_path
 
 
 def test_examples_are_shown_and_without_them_the_command_that_makes_them(run: Path, tmp_path: Path) -> None:
-    file = write_evaluation(run / "eval" / "results.json")
-    record = json.loads(file.read_text())
-    record["environment"]["command"] = ["/bin/dino-path", "evaluate", "table", "a model", "--data", "polyps"]
-    file.write_text(json.dumps(record))
-    assert "dino-path evaluate table 'a model' --data polyps" in report(run, out=tmp_path).text
+    write_evaluation(run / "eval" / "results.json")
+    assert "dino-path evaluate table MODEL --data DATA" in report(run, out=tmp_path).text
     write_examples(run / "eval")
     page = report(run, out=tmp_path)
-    assert "evaluate table 'a model'" not in page.text
+    assert "evaluate table MODEL" not in page.text
     for text in (
         "all from other slides. 1 of 2 neighbours are of the query's class", "✗ tumour 0.500 slide B",
         "normal 0.750 slide C", "called tumour 0.91", "slide A 3 0.333 0.667", "Not shown: the model has no [CLS].",
@@ -553,10 +550,27 @@ def test_examples_are_shown_and_without_them_the_command_that_makes_them(run: Pa
     assert "eval/results.json: is damaged" in report(run, out=tmp_path).text
 
 
+def test_the_page_names_the_machine_and_its_folders_only_where_that_is_asked(run: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings |= {"store": "/SECRET/tiles", "out": "/SECRET/a run", "cluster": {"account": "SECRET"}}
+    settings["model"]["weights"] = "../SECRET/weights.pth"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    environment = json.loads((run / "environment.json").read_text())
+    environment |= {"command": ["/SECRET/dino-path", "pretrain"], "platform": "Linux-5.15-SECRET"}
+    (run / "environment.json").write_text(json.dumps(environment))
+    with (run / "log.txt").open("a") as log:
+        log.write("2026-11-30 10:00:00 INFO advice: put '/SECRET folder/tiles' on a fast disk\n")
+    assert "SECRET" not in (shared := report(run, out=tmp_path)).html
+    assert "store: tiles" in shared.text
+    asked = report(run, out=tmp_path, shows_machine=True).text
+    for text in ("/SECRET/tiles", "/SECRET/dino-path pretrain", "Linux-5.15-SECRET", "account: SECRET"):
+        assert text in asked
+
+
 def test_examples_of_another_split_are_not_shown(run: Path, tmp_path: Path) -> None:
     write_evaluation(run / "eval" / "results.json")
     write_examples(run / "eval", split_digest="another")
-    assert "are not there: an earlier dino_path evaluated polyps" in report(run, out=tmp_path).text
+    assert "are missing: an earlier dino_path evaluated polyps" in report(run, out=tmp_path).text
 
 
 def test_pictures_of_many_slides_become_smaller_and_the_rest_is_counted(

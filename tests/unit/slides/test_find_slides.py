@@ -66,13 +66,13 @@ def test_a_csv_gives_ids_patients_mpp_and_split_and_may_hold_other_columns(tmp_p
     ("text", "complaint"),
     [
         ("", "is empty"),
-        ("file,mpp\na.svs,1\n", "`file` is not read; did you mean `path`"),
+        ("file,mpp\na.svs,1\n", "`file` is unknown; did you mean `path`"),
         ("site,mpp\na.svs,1\n", "no column `path`"),
         ("path\n", "lists no slides"),
         ("path,mpp\na.svs,half\n", "line 2: mpp 'half' is no number"),
         ("path,mpp\na.svs\n", "line 2 has 1 cells, its header 2"),
         ("path,mpp\na.svs,\na.svs,\n", "lines 2 and 3 name the same slide"),
-        ("path\nnone.svs\n", "line 2 names .*none.svs, which is no file"),
+        ("path\nnone.svs\n", "line 2 names .*none.svs, which is not a file"),
         ("path\nslides.csv\n", "no slide extension"),
         ("path,mpp\n,0.5\n", "line 2 has no path"),
         ("path,path\na.svs,a.svs\n", "names a column twice"),
@@ -91,7 +91,7 @@ def test_missing_paths_empty_folders_and_other_files_are_refused(tmp_path: Path)
     for path, complaint in (
         (tmp_path / "none", "no such file"),
         (tmp_path / "empty", "holds no slides"),
-        (picture, r"\.png is no slide format"),
+        (picture, r"\.png is not a slide format"),
     ):
         with pytest.raises(SlideError, match=complaint):
             find_slides([path])

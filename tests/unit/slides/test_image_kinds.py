@@ -141,10 +141,10 @@ def test_smaller_copies_of_the_image_may_follow_in_a_tiff_and_other_images_may_n
         return stream.getvalue()
 
     np.testing.assert_array_equal(decode_image(pages(0, 1)), RGB)
-    assert refusal(pages(0, 0, 1)) == "a TIFF of 2 images, and one is needed"
+    assert refusal(pages(0, 0, 1)) == "a TIFF of 2 images; a single image is needed"
     stack = io.BytesIO()
     tifffile.imwrite(stack, np.stack([GREY] * 3), imagej=True)
-    assert refusal(stack.getvalue()) == "a TIFF of 3 images, and one is needed"
+    assert refusal(stack.getvalue()) == "a TIFF of 3 images; a single image is needed"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_jpeg_with_data_after_its_end_is_read_and_a_damaged_one_with_a_whole_t
     np.testing.assert_array_equal(decode_image(plain + plain), by_pillow(plain))
     thumbnail = saved(RGB[::4, ::4].copy(), "JPEG")
     noted = plain[:2] + segment(0xE1, b"Exif\0\0" + thumbnail) + plain[2:]
-    assert "Premature end" in refusal(noted[:-700])
+    assert "no end marker" in refusal(noted[:-700])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -319,7 +319,7 @@ def test_bmps_of_16_bits_reach_white(masks: tuple[int, int, int] | None) -> None
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_animations_are_refused(kind: str) -> None:
     frames = {"save_all": True, "append_images": [Image.fromarray(255 - RGB)]}
-    assert refusal(saved(RGB, kind, **frames)) == "an animation, and one image is needed"
+    assert refusal(saved(RGB, kind, **frames)) == "an animation; a single image is needed"
 
 
 @pytest.mark.parametrize("encoded", [saved(RGB, "PNG"), saved(RGB, "BMP"), saved(RGB, "WEBP", lossless=True)])
@@ -352,7 +352,7 @@ def test_huge_images_are_refused_by_their_header(kind: str) -> None:
         tifffile.imwrite(stream, shape=(30_000, 30_000, 3), dtype=np.uint8, photometric="rgb", tile=(16384, 16384),
                          compression="deflate", data=iter([b"\0"] * 4), metadata=None)  # fmt: skip
         encoded = stream.getvalue()
-    assert "30000 x 30000 pixels" in refusal(encoded) or "900000000 pixels" in refusal(encoded)
+    assert "more than the 80,000,000" in refusal(encoded)
 
 
 @pytest.mark.parametrize(
@@ -367,4 +367,4 @@ def test_huge_images_are_refused_by_their_header(kind: str) -> None:
     ids=["empty", "text", "GIF", "JPEG 2000", "PPM"],
 )
 def test_other_kinds_are_refused_whatever_their_name_says(encoded: bytes) -> None:
-    assert "no JPEG, PNG, TIFF, BMP or WebP" in refusal(encoded)
+    assert "not a JPEG, PNG, TIFF, BMP or WebP" in refusal(encoded)

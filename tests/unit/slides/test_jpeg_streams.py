@@ -6,7 +6,15 @@ import pytest
 from PIL import Image
 from slide_files import stained_image
 
-from dino_path.slides.images.jpeg import SAYS_YCBCR, BadJpeg, decode_jpeg, frame_size, table_segments, whole_jpeg
+from dino_path.slides.images.jpeg import (
+    SAYS_YCBCR,
+    BadJpeg,
+    decode_jpeg,
+    frame_size,
+    table_segments,
+    whole_jpeg,
+    without_metadata,
+)
 
 PIXELS = stained_image(64, 48)
 
@@ -53,6 +61,33 @@ def test_comments_and_application_segments_do_not_come_along() -> None:
     whole = whole_jpeg(stream, b"", is_rgb=False)
     assert b"John Doe" not in whole
     np.testing.assert_array_equal(decoded(whole), decoded(stream))
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+def test_nothing_that_may_name_a_person_comes_along_wherever_it_stands(options: dict[str, object]) -> None:
+    stream = encoded(**options)
+    name, trailer = b"John Doe", b"\xff\xd9 and John Doe again " + encoded(comment=b"John Doe")
+    planted = b"".join([segment(marker, name) for marker in (*range(0xE0, 0xF0), 0xFE, 0xF3, 0x42)])
+    scan = stream.rindex(b"\xff\xda")  # of a progressive stream the last one, between its pixels
+    full = stream[:2] + planted + stream[2:scan] + planted + stream[scan:-2] + planted + stream[-2:] + trailer
+    for one in (full, whole_jpeg(full, b"", is_rgb=False)):
+        clean = without_metadata(one)
+        assert name not in clean
+        assert clean == without_metadata(stream)
+        np.testing.assert_array_equal(decode_jpeg(clean, shrink=1), decode_jpeg(stream, shrink=1))
+
+
+def test_segments_that_name_the_colours_keep_nothing_else() -> None:
+    rgb = encoded(keep_rgb=True, subsampling="4:4:4")
+    adobe = rgb.index(b"Adobe")
+    noted = rgb[: adobe + 5] + b"BOB!" + rgb[adobe + 9 :]  # its version and flags
+    clean = without_metadata(noted)
+    assert b"BOB!" not in clean
+    np.testing.assert_array_equal(decoded(clean), decoded(rgb))
 
 
 def test_padding_after_the_end_marker_is_cut_off() -> None:

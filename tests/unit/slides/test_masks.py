@@ -120,7 +120,7 @@ def test_grey_pictures_may_have_three_channels_and_colours_mean_tissue_unless_va
     np.testing.assert_array_equal(read(np.dstack([grey] * 3), values=(2,)), grey == 2)
     coloured = np.dstack([grey * 0, grey * 100, grey * 0])
     np.testing.assert_array_equal(read(coloured), grey == 2)
-    with pytest.raises(SlideError, match=r"is a colour picture, in which tiles\.mask_values=\[2\] means nothing"):
+    with pytest.raises(SlideError, match=r"is a colour picture, for which tiles\.mask_values=\[2\] has no meaning"):
         read(coloured, values=(2,))
 
 
@@ -132,7 +132,7 @@ def test_transparent_pixels_are_no_tissue(read: Read) -> None:
 
 @pytest.mark.parametrize("shape", [(1024, 768), (96, 96), (96, 132)])
 def test_a_picture_of_another_shape_is_refused(read: Read, shape: tuple[int, int]) -> None:
-    with pytest.raises(SlideError, match=r"another shape than a\.tif \(1024 x 768\)"):
+    with pytest.raises(SlideError, match=r"differs in shape from a\.tif \(1024 x 768\)"):
         read(half_tissue(*shape))
 
 
@@ -161,7 +161,7 @@ def test_a_picture_too_large_for_memory_is_refused_before_it_is_decoded(read: Re
 
 @pytest.mark.parametrize("name", ["m.svg", "m.gz", "m"])
 def test_other_file_types_are_refused(read: Read, name: str) -> None:
-    with pytest.raises(SlideError, match="is no format of masks"):
+    with pytest.raises(SlideError, match="is not a mask format"):
         read(b"", name=name)
 
 
@@ -222,7 +222,7 @@ def test_a_file_without_objects_says_that_there_is_no_tissue(read: Read) -> None
     assert not read([], name="m.geojson").any()
     assert not read([], name="m.geojson", classes=("Tissue",)).any()
     line = {"type": "LineString", "coordinates": [[1, 1], [9, 9]]}
-    with pytest.raises(SlideError, match="no areas are drawn in it, only 2 x line, 1 x point"):
+    with pytest.raises(SlideError, match="it has no areas, only 2 x line, 1 x point"):
         read([("A", line), ("A", line), (None, {"type": "Point", "coordinates": [1, 1]})], name="m.geojson")
 
 
@@ -234,7 +234,7 @@ def test_a_missing_mask_is_named_with_the_names_looked_for_and_what_lies_there(
     with pytest.raises(SlideError) as refusal:
         read_mask(tmp_path / "a_tif.png", slide, overview, values=None, classes=None)
     message = str(refusal.value)
-    assert "a_tif.png: there is no such mask" in message
+    assert "a_tif.png: the mask does not exist" in message
     assert "a_tissue.png" in message
     assert re.search(r"lie a_tissue\.png, .* and \d+ more\.", message)
     assert "looked for as a or a.tif or a_tif" in message

@@ -26,7 +26,7 @@ def test_tiff_resolution_counts_with_its_unit(unit: str, per_unit: str, mpp: flo
 
 
 def test_a_tiff_resolution_without_unit_is_not_believed() -> None:
-    with pytest.raises(SlideError, match="does not say"):
+    with pytest.raises(SlideError, match="does not give"):
         find_mpp("a.tif", TIFF | {"tiff.ResolutionUnit": "none"}, given=None)
 
 

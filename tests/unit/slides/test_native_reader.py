@@ -81,7 +81,7 @@ def test_only_a_whole_native_tile_is_given_as_its_jpeg(tmp_path: Path) -> None:
     pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     np.testing.assert_array_equal(pixels, reader.read((256, 256), (256, 256), shrink=1))
     for corner in [(255, 256), (256, 1), (768, 0), (0, 512)]:  # between tiles, and over the edge
-        with pytest.raises(NotNative, match="no whole native tile"):
+        with pytest.raises(NotNative, match="no complete native tile"):
             reader.whole_tile_jpeg(corner)
 
 

@@ -85,7 +85,7 @@ def test_dicom_objects_that_are_no_slides_are_passed_over_with_a_note(
     assert [row.slide_id for row in find_slides([tmp_path])] == ["slide"]
     assert "seg.dcm (Segmentation Storage)" in caplog.text
     assert "label.dcm (label)" in caplog.text
-    with pytest.raises(SlideError, match="nothing that is named is a slide"):
+    with pytest.raises(SlideError, match="none of the given files is a slide"):
         find_slides([segmentation])
 
 
@@ -160,7 +160,7 @@ def test_slides_of_formats_that_are_not_read_are_named_and_counted(
         find_slides([tmp_path])
     write_bytes(tmp_path / "d.svs", b"")
     assert len(find_slides([tmp_path])) == 1
-    assert "passed over, as formats that are not read: 2 .kfb, 1 .sdpc" in caplog.text
+    assert "skipped, unsupported formats: 2 .kfb, 1 .sdpc" in caplog.text
 
 
 def test_a_dead_link_to_a_slide_is_a_row_and_one_to_a_folder_is_named(tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_na_is_no_patient_and_no_split_of_a_slides_table(tmp_path: Path, caplog:
     (tmp_path / "t.csv").write_text("path;patient;split;mpp;site\na.svs;NA;#N/A;0,5;X\n;;;;\n")
     (row,) = find_slides([tmp_path / "t.csv"])
     assert (row.patient_id, row.split, row.mpp) == (None, None, 0.5)
-    assert "column `patient_id` is empty in every row: not known" in caplog.text
-    assert "columns that are not read: `site`" in caplog.text
+    assert "column `patient_id` is empty in every row: treated as unknown" in caplog.text
+    assert "columns that are not used: `site`" in caplog.text
 
 
 def test_decimal_commas_count_in_the_settings_of_one_slide_too(tmp_path: Path) -> None:

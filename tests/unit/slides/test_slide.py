@@ -81,7 +81,7 @@ def test_a_missing_file_and_a_file_that_is_no_slide_are_refused_with_a_remedy(tm
     with pytest.raises(SlideError, match="no such file"):
         Slide.open(tmp_path / "none.svs")
     (tmp_path / "text.svs").write_text("not a slide")
-    with pytest.raises(SlideError, match=r"(?s)does not know this file.*download is complete"):
+    with pytest.raises(SlideError, match=r"(?s)does not recognise this file.*download is complete"):
         Slide.open(tmp_path / "text.svs")
 
 
@@ -119,10 +119,10 @@ def test_real_slides_open_with_their_mpp_or_their_reason(shared_data: Path) -> N
     assert Slide.open(shared_data / "slides/CMU-1-Small-Region.svs").mpp == 0.499
     assert Slide.open(shared_data / "slides-dicom/highdicom_sm_image_50px.dcm").mpp == 0.499
     tcga = shared_data / "slides/TCGA-CR-7395-01A-01-TS1.svs"
-    with pytest.raises(SlideError, match="does not say how many microns"):
+    with pytest.raises(SlideError, match="does not give the microns per pixel"):
         Slide.open(tcga)
     assert Slide.open(tcga, mpp=0.5).levels[1].mpp == pytest.approx(0.5 * 2.0005, abs=1e-4)
-    with pytest.raises(SlideError, match="does not know this file"):
+    with pytest.raises(SlideError, match="does not recognise this file"):
         Slide.open(shared_data / "slides-bad/broken.svs")
 
 

@@ -177,7 +177,7 @@ def test_physical_size_counts_in_every_unit_of_length_and_not_in_pixels(tmp_path
     pixels = {"PhysicalSizeX": 1.0, "PhysicalSizeXUnit": "pixel", "PhysicalSizeY": 1.0, "PhysicalSizeYUnit": "pixel"}
     path = tmp_path / "pixel.ome.tif"
     write_sub_ifds(path, [IMAGE], photometric="rgb", tile=(64, 64), metadata={"axes": "YXS", **pixels})
-    with pytest.raises(SlideError, match="does not say how many microns"):
+    with pytest.raises(SlideError, match="does not give the microns per pixel"):
         Slide.open(path)
 
 
@@ -309,7 +309,7 @@ def focal_planes(path: Path) -> Path:
         (five_channels, "5 channels", "render it to RGB"),
         (imagej_channels, "3 channels", "render it to RGB"),
         (focal_planes, "stack of 2 pictures", "bfconvert -z 0"),
-        (pages, "stack of 2 pictures", "file of its own"),
+        (pages, "stack of 2 pictures", "to a separate file"),
     ],
 )
 def test_what_is_no_8_bit_colour_is_refused_by_its_cause(

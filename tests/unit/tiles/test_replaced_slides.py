@@ -122,7 +122,7 @@ def test_a_slide_that_cannot_be_looked_at_keeps_its_tiles(
 
     monkeypatch.setattr("dino_path.identity.stamp_of", refuse)
     assert tile(slide, store).num_skipped == 1
-    assert "its tiles stay as they were" in caplog.text
+    assert "its tiles are kept unchanged" in caplog.text
     assert len(TileStore.open(store)) > 0
 
 
@@ -136,7 +136,7 @@ def test_tiles_of_coordinates_are_not_read_from_a_slide_that_was_replaced(slide:
     TileStore.open(tmp_path / "store").read_image(0)
     write_slide_file(slide, [image[::-1]], compression=None)
     assert slide.stat().st_size == len(content)
-    with pytest.raises(TileStoreError, match="another file now than was tiled"):
+    with pytest.raises(TileStoreError, match="not the file that was tiled"):
         TileStore.open(tmp_path / "store").read_image(0)
 
 
@@ -151,7 +151,7 @@ def test_a_renamed_slide_and_a_copy_are_not_taken_in_twice(slide: Path, tmp_path
     run(str(slide.parent))
     renamed = slide.rename(slide.with_name("b.tif"))
     assert f"its content is that of {slide}" in run(str(renamed.parent))
-    assert "1 there before" in run(str(_csv(tmp_path / "slides.csv", renamed, "a")))
+    assert "1 already there" in run(str(_csv(tmp_path / "slides.csv", renamed, "a")))
     write_slide_file(slide, [np.ascontiguousarray(tissue_image()[:, ::-1])])
     assert "1 done" in run(str(slide.rename(slide.with_name("c.tif"))))
     assert sorted(file.stem for file in StoreFolder(store).record_files()) == ["a", "c"]

@@ -96,7 +96,7 @@ def test_a_store_of_the_first_format_is_refused(store_path: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("file", "keep", "complaint"),
     [
-        ("tiles/a.tar", 5000, "fewer than its table says"),
+        ("tiles/a.tar", 5000, "fewer than its table lists"),
         ("tiles/a.parquet", 200, "damaged"),
         ("tiles/a.tar", None, "No such"),
     ],

@@ -127,7 +127,7 @@ def test_a_slide_that_cannot_be_read_fails_alone_and_is_tried_again(rows: list[S
     all_rows = [SlideRow(slide, "broken", patient_id="P9"), rows[0]]
     first = tile_slides(all_rows, TILES, tmp_path / "store", num_workers=0)
     assert (first.num_done, first.num_failed) == (1, 1)
-    assert "does not know this file" in first.records[0].reason
+    assert "does not recognise this file" in first.records[0].reason
     assert first.records[0].patient_id == "P9"
     shutil.copy(rows[1].path, slide)
     second = tile_slides([replace(all_rows[0], path=slide), rows[0]], TILES, tmp_path / "store", num_workers=0)
@@ -171,7 +171,7 @@ def test_a_store_of_another_config_is_refused_and_the_difference_named(rows: lis
 
 def test_a_folder_that_holds_something_else_is_refused(rows: list[SlideRow], tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(TileStoreError, match="no tile store"):
+    with pytest.raises(TileStoreError, match="not a tile store"):
         tile_slides(rows, TILES, tmp_path, num_workers=0)
 
 

@@ -86,7 +86,10 @@ def test_a_blue_stain_is_named_as_what_makes_a_slide_empty_and_its_remedy_helps(
     row = SlideRow(write_slide_file(tmp_path / "blue.tif", [image]), "blue")
     (empty,) = tile_slides([row], TILES, tmp_path / "store", num_workers=0).records
     assert empty.status == "empty"
-    assert "100% of what is not glass looks like blue pen: if this is a blue stain, set tiles.max_pen" in empty.reason
+    assert (
+        "100% of the area that is not glass looks like blue pen: if this is a blue stain, set tiles.max_pen"
+        in empty.reason
+    )
     assert "more ink than tissue" in empty.flags
     (done,) = tile_slides([row], with_settings(max_pen_fraction=1), tmp_path / "store", num_workers=0).records
     assert (done.num_tiles, done.flags) == (64, ())
@@ -193,7 +196,7 @@ def test_the_summary_lists_every_slide_and_can_be_edited_and_given_back(rows: li
     ]
     assert table[0]["num_tiles"] == str(read_slide_record(StoreFolder(store).record_file("a")).num_tiles)
     assert (table[0]["mpp"], table[0]["mpp_found"]) == ("", "0.5")
-    assert "does not know this file" in table[2]["reason"]
+    assert "does not recognise this file" in table[2]["reason"]
     broken.unlink()
     edited = tmp_path / "edited.csv"
     with edited.open("w", newline="") as stream:

@@ -101,7 +101,7 @@ def remove(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(cut_short, "cannot be read"), (empty, "is empty"), (call_a_png_slide, "does not know"), (remove, "no such")],
+    [(cut_short, "cannot be read"), (empty, "is empty"), (call_a_png_slide, "does not recognise"), (remove, "no such")],
 )
 def test_a_bad_file_is_a_failed_slide_with_its_reason_and_costs_no_other(
     slide: Path, tmp_path: Path, damage: Callable[[Path], None], reason: str
@@ -356,10 +356,13 @@ def test_a_slide_that_was_removed_before_it_was_tiled_is_not_waited_for(slide: P
 
 SLOW_WORK = """
 import os, time
-from dino_path.tiles.workers import work_in_processes
 def start_and_wait(number):
     os.write(1, b"started\\n")  # in one piece: two processes write at once
     time.sleep(60)
+"""
+SLOW_SCRIPT = """
+from dino_path.tiles.workers import work_in_processes
+from slow_work import start_and_wait
 if __name__ == "__main__":
     try:
         list(work_in_processes(start_and_wait, [1, 2, 3], num_workers=2))
@@ -373,7 +376,8 @@ if __name__ == "__main__":
 def test_workers_end_at_once_with_ctrl_c_and_with_a_parent_that_is_killed(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    (tmp_path / "slow.py").write_text(SLOW_WORK)
+    (tmp_path / "slow_work.py").write_text(SLOW_WORK)
+    (tmp_path / "slow.py").write_text(SLOW_SCRIPT)
     command = [sys.executable, str(tmp_path / "slow.py")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen(

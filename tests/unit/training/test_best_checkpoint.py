@@ -132,8 +132,8 @@ def test_a_run_without_gain_ends_well_and_stays_ended_until_its_patience_is_chan
     assert "ended after step 6 of 10: 2 comparisons without a gain (monitor.stop_after)" in caplog.text
     assert finished_checkpoint(config) == run.checkpoint_file(6)
     assert pretrain(config, ALONE, knn=says([])) == run.checkpoint_file(6)
-    assert f"{run.path} is finished" in caplog.text
-    assert "Its best checkpoint: step 2 (k-NN 0.700); --best takes it" in caplog.text
+    assert f"{run.path} is already finished" in caplog.text
+    assert "Its best checkpoint: step 2 (k-NN 0.700); export it with --best" in caplog.text
     patient = config_of(tiles_folder, run.path)
     assert finished_checkpoint(patient) is None
     assert pretrain(patient, ALONE, knn=says([0.8, 0.9])) == run.checkpoint_file(10)
@@ -151,13 +151,13 @@ def test_another_measure_or_a_lost_file_starts_the_comparison_again_and_says_so(
     run.checkpoint_file(10).unlink()
     run.checkpoint_file(2).unlink()
     pretrain(config_of(tiles_folder, run.path, *settings), ALONE, knn=says([0.4]))
-    assert f"starts again: {run.checkpoint_file(2)}, the best, is not there" in caplog.text
+    assert f"starts again: {run.checkpoint_file(2)}, the best, is missing" in caplog.text
     best = read_best(run)
     assert best is not None
     assert (best.step, best.value) == (8, 0.5)
     run.checkpoint_file(10).unlink()
     pretrain(tiny_config(tiles_folder, run.path, *settings), ALONE)
-    assert "starts again: by RankMe, and no longer by k-NN" in caplog.text
+    assert "starts again: by RankMe, no longer by k-NN" in caplog.text
     best = read_best(run)
     assert best is not None
     assert best.measure == "rankme"
@@ -174,7 +174,7 @@ def test_what_was_not_compared_has_no_best(tiles_folder: Path, tmp_path: Path) -
         best_checkpoint(last)
     record = {"measure": "rankme", "data": None, "step": 4, "value": 2.0, "last_step": 4, "num_without_gain": 0}
     run.best_file.write_text(json.dumps(record))
-    with pytest.raises(CheckpointError, match=r"is not there, and best.json names it as the best: step 4 \(RankMe 2.0"):
+    with pytest.raises(CheckpointError, match=r"is missing, but best.json names it as the best: step 4 \(RankMe 2.0"):
         best_checkpoint(run.path)
 
 

@@ -71,7 +71,7 @@ def test_images_replaced_under_their_names_are_said_and_the_run_goes_on(
     assert "other contents" not in caplog.text
     cv2.imwrite(str(folder / "002.bmp"), 255 - cv2.imread(str(folder / "002.bmp")))
     assert resume(config)[1] == 3
-    assert "the same tiles by name" in caplog.text
+    assert "has tiles of the same names" in caplog.text
 
 
 def test_fresh_run_starts_at_step_zero(config: Config) -> None:
@@ -306,7 +306,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> Non
 
 def test_foreign_torch_files_are_refused_and_code_in_them_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": torch.zeros(3)}, tmp_path / "foreign.pt")
-    with pytest.raises(CheckpointError, match="no checkpoint of dino_path"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of dino_path"):
         read_checkpoint(tmp_path / "foreign.pt")
     torch.save({"path": tmp_path, "module": torch.nn.Linear(2, 2)}, tmp_path / "pickled.pt")
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):

@@ -85,7 +85,7 @@ def test_schedules_are_extended_or_restarted_and_the_seam_is_said(
     for name in ("lr", "weight_decay", "momentum", "teacher_temp", "epoch", "tiles_seen"):
         assert [record[name] for record in extended] == [record[name] for record in as_one_run[10:]]
     assert says(caplog, "schedules=extend: as in one run of 14 steps, from its step 10 on; last there -> first here")
-    assert says(caplog, "tiles: the same, and their order goes on at step 10")
+    assert says(caplog, "tiles: the same; their order continues at step 10")
     assert says(caplog, "changed: training.num_steps (10 -> 14)")
 
     restarted = go(tiles_folder, tmp_path / "restarted", start, "training.schedules=restart", "training.num_steps=4")
@@ -93,8 +93,8 @@ def test_schedules_are_extended_or_restarted_and_the_seam_is_said(
     for name in ("step", "lr", "weight_decay", "momentum", "teacher_temp", "epoch", "tiles_seen"):
         of_each = ([record[name] for record in metrics_of(run)] for run in (restarted, alone))
         assert next(of_each) == next(of_each)
-    assert says(caplog, "schedules=restart: 4 steps of their own, with warm-ups")
-    assert says(caplog, "order and epochs begin again at step 0; with training.seed=0 as before")
+    assert says(caplog, "schedules=restart: 4 new steps, with warm-ups")
+    assert says(caplog, "order and epochs start again at step 0; with the same training.seed=0")
     first = state_in(restarted.checkpoint_files()[0])
     assert differences(state_in(old.checkpoint_file(10)), first) == [], "everything was taken over"
 
@@ -152,7 +152,7 @@ def test_moments_are_taken_over_where_they_are_of_the_same_optimizer(
     expected, found = (state_in(run.checkpoint_file(10)) for run in (old, new))
     lost = {name for name in expected if name.startswith("optimizer.")}
     assert differences(expected, found) == ([] if are_kept else sorted(lost))
-    assert says(caplog, "goes on with its moments" if are_kept else "moments begin at zero")
+    assert says(caplog, "keeps its moments" if are_kept else "moments start at zero")
 
 
 def test_a_restarted_run_of_all_terms_takes_everything_over(tiles_folder: Path, tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_a_restarted_run_of_all_terms_takes_everything_over(tiles_folder: Path, 
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        ("centering", "sinkhorn-knopp", "dino.center of that run is left behind: the objective keeps none now"),
-        ("sinkhorn-knopp", "centering", "ibot.center begins at zero: that run kept none"),
+        ("centering", "sinkhorn-knopp", "dino.center of that run is dropped: the objective no longer has one"),
+        ("sinkhorn-knopp", "centering", "ibot.center starts at zero: that run had none"),
     ],
 )
 def test_targets_of_another_kind_go_on_with_centers_of_their_own_and_say_so(
@@ -221,9 +221,9 @@ def test_patches_cannot_be_switched_on_or_off_by_continuing(
     tiles_folder: Path, tmp_path: Path, before: tuple[str, ...], now: tuple[str, ...], named: str
 ) -> None:
     old = go(tiles_folder, tmp_path / "old", *before, "training.num_steps=1")
-    with pytest.raises(CheckpointError, match=f"is of other networks: .*{named}") as refusal:
+    with pytest.raises(CheckpointError, match=f"has other networks: .*{named}") as refusal:
         go(tiles_folder, tmp_path / "new", *now, f"training.continue_from={old.path}")
-    assert "take its backbone alone: `dino-path export` it" in refusal.value.remedy
+    assert "use only its backbone: `dino-path export` it" in refusal.value.remedy
 
 
 def test_weights_of_terms_and_masks_may_change_in_a_continued_run(
@@ -236,7 +236,10 @@ def test_weights_of_terms_and_masks_may_change_in_a_continued_run(
     assert {"koleo_loss", "ibot_loss"} <= metrics_of(new)[0].keys()
     for line in ("objective.koleo.weight (0.0 -> 0.1)", "objective.ibot.masks.shape (blocks -> patches)"):
         assert says(caplog, f"changed: {line}")
-    assert says(caplog, "the optimizer's moments begin at zero, for it groups other parameters")
+    assert says(
+        caplog,
+        "the optimizer's moments start at zero, because it is another optimizer or groups parameters differently",
+    )
 
 
 def test_other_networks_are_refused_and_every_difference_is_named(tiles_folder: Path, tmp_path: Path) -> None:
@@ -245,7 +248,7 @@ def test_other_networks_are_refused_and_every_difference_is_named(tiles_folder: 
         "model.arguments={img_size: 32, patch_size: 8, embed_dim: 32, depth: 3, num_heads: 2}",
         "objective.dino.num_prototypes=32", "objective.dino.head_hidden=16", "optim.base_lr=0.1",
     )  # fmt: skip
-    with pytest.raises(CheckpointError, match="is of other networks") as refusal:
+    with pytest.raises(CheckpointError, match="has other networks") as refusal:
         go(tiles_folder, tmp_path / "new", f"training.continue_from={old.path}", *others)
     found = refusal.value.found
     assert "objective.dino.num_prototypes (64 -> 32)" in found
@@ -262,10 +265,10 @@ def test_a_start_that_cannot_be_is_refused(tiles_folder: Path, tmp_path: Path) -
         go(tiles_folder, old.path, f"training.continue_from={old.checkpoint_file(2)}")
     with pytest.raises(CheckpointError, match="no such file or folder"):
         go(tiles_folder, tmp_path / "new", f"training.continue_from={tmp_path / 'nothing'}")
-    with pytest.raises(CheckpointError, match="stands at step 4, and this run ends at step 3") as refusal:
+    with pytest.raises(CheckpointError, match="is at step 4, but this run ends at step 3") as refusal:
         go(tiles_folder, tmp_path / "new", start, "training.num_steps=3")
     assert "training.schedules=restart" in refusal.value.remedy
-    with pytest.raises(ConfigError, match="is another start than"):
+    with pytest.raises(ConfigError, match="contradicts training"):
         go(tiles_folder, tmp_path / "new", start, "model.weights=timm")
     with pytest.raises(ValueError, match="schedules=restart needs continue_from"):
         TrainingConfig(num_steps=3, schedules="restart")
@@ -276,7 +279,7 @@ def test_a_finished_run_called_with_another_length_says_what_to_type(tiles_folde
     (tmp_path / "a run-2").mkdir()
     with pytest.raises(CheckpointError, match=r"training\.num_steps \(2 -> 4\)") as refusal:
         go(tiles_folder, old.path, "training.num_steps=4")
-    assert "To train on to the new length, give the same command" in refusal.value.remedy
+    assert "To continue to the new length, give the same command" in refusal.value.remedy
     words = refusal.value.remedy.rpartition(": ")[2]
     assert words == f"'out={tmp_path / 'a run-3'}' 'training.continue_from={old.path}'"
     longer = go(tiles_folder, tmp_path / "a run-3", f"training.continue_from={old.path}", "training.num_steps=4")

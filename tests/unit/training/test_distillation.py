@@ -198,7 +198,7 @@ def test_a_model_of_tiles_at_another_scale_is_refused(
         opened(config, mpp=0.5)
     assert "not known" not in caplog.text
     opened(config)
-    assert "microns per pixel are not known of the tiles" in caplog.text
+    assert "the microns per pixel of the tiles are unknown" in caplog.text
 
 
 def test_a_model_of_other_colours_is_refused(tiles_folder: Path, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_run_goes_on_with_the_model_that_it_began_with_wherever_that_lies(
     ):
         pretrain(config(other, "training.num_steps=5"), ALONE)
     further = (f"training.continue_from={tmp_path / 'run'}", "training.num_steps=6")
-    with pytest.raises(CheckpointError, match=r"is of other networks: objective.distill.teacher"):
+    with pytest.raises(CheckpointError, match=r"has other networks: objective.distill.teacher"):
         pretrain(config(other, *further, out="next"), ALONE)
     assert pretrain(config(moved, *further, out="next"), ALONE).name == "step_00000006.pt"
 
@@ -278,7 +278,7 @@ def test_missing_and_damaged_pieces_alone_are_made_again(
     torch.testing.assert_close(before.patches, after.patches)
     assert [file.stat().st_mtime_ns == times[file] for file in files] == [True, False, False, True, False, False]
     learner.guide = opened(distil_config(store, OUT, write_guide(tmp_path / "other", seed=1)))
-    with pytest.raises(CheckpointError, match=r"features of large that were made of something else \(guide differ\)"):
+    with pytest.raises(CheckpointError, match=r"that were computed from something else \(guide differ\)"):
         kept(config, learner)
 
 
@@ -328,7 +328,7 @@ def test_features_that_are_no_numbers_and_disks_that_are_too_small_are_refused(
 @pytest.mark.parametrize(
     ("settings", "found", "remedy"),
     [
-        (("views.num_local=2",), "views.num_local=2: no term looks at local views", "Set views.num_local=0"),
+        (("views.num_local=2",), "views.num_local=2: no term uses local views", "Set views.num_local=0"),
         (
             ("objective.distill.cached=true", *WHOLE[1:]),
             "cached=true: the views are not whole tiles: views.global_scale=[0.4, 1.0].",

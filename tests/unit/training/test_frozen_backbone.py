@@ -88,4 +88,4 @@ def test_the_mask_token_is_frozen_with_the_backbone(tiles_folder: Path, tmp_path
 
 def test_the_log_says_for_how_long(tiles_folder: Path) -> None:
     lines = tiny_schedules(tiny_config(tiles_folder, Path("unused"), "training.freeze_backbone=30 %")).lines()
-    assert "backbone frozen for 3 steps: until then the heads alone learn" in lines
+    assert "backbone frozen for 3 steps: until then only the heads are trained" in lines

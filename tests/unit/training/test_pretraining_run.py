@@ -91,8 +91,10 @@ def test_metrics_after_a_resume_have_every_step_once(
 
 
 def test_a_running_knn_is_recorded_and_changes_no_weight(tiles_folder: Path, tmp_path: Path) -> None:
-    settings = ("training.num_steps=5", "monitor.log_every_steps=2", "monitor.knn_every_steps=2")
-    settings = (*settings, "objective.dino.head_batch_norm=true", "model.drop_path_rate=0.3")
+    settings = (
+        "training.num_steps=5", "monitor.log_every_steps=2", "monitor.knn_every_steps=2",
+        "objective.dino.head_batch_norm=true", "model.drop_path_rate=0.3",
+    )  # fmt: skip
     plain = pretrain(tiny_config(tiles_folder, tmp_path / "plain", *settings), ALONE)
     seen: list[dict[str, torch.Tensor]] = []
 

@@ -6,7 +6,8 @@ import pytest
 from runs import metrics_of
 from tiny import ALONE, tiny_config
 
-from dino_path.cli import inputs
+from dino_path.api import inputs
+from dino_path.cli.inputs import check_stage_inputs
 from dino_path.errors import ConfigError
 from dino_path.records.metrics import StepRecord
 from dino_path.run import RunFolder
@@ -65,6 +66,6 @@ def test_a_run_that_tensorboard_is_missing_for_is_refused(
 ) -> None:
     monkeypatch.setattr(inputs, "find_spec", lambda name: None)
     config = tiny_config(tiles_folder, tmp_path / "run", "monitor.tensorboard=true")
-    for refuse in (inputs.check_pretraining, lambda config: inputs.check_stage_inputs("pretrain", {}, config)):
+    for refuse in (inputs.check_pretraining, lambda config: check_stage_inputs("pretrain", {}, config)):
         with pytest.raises(ConfigError, match=r"dino-path\[tensorboard\]"):
             refuse(config)

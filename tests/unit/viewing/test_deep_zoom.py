@@ -40,7 +40,7 @@ def test_a_coarse_square_is_the_mean_of_what_it_covers(tmp_path: Path, num_level
 def test_what_lies_outside_or_cannot_be_read_at_once_is_refused(tmp_path: Path) -> None:
     with Slide.open(write_slide_file(tmp_path / "s.tif", [stained_image(600, 600)])) as slide:
         for place in ((0, 2, 0), (0, 0, 2), (99, 0, 0)):
-            with pytest.raises(SlideError, match="has no square"):
+            with pytest.raises(SlideError, match="has no image square"):
                 read_square(slide, *place)
         with pytest.raises(SlideError, match="needs 5,000 x 5,000 px"):
             read_scaled(slide, (0, 0), (5000, 5000), (100, 100))

@@ -94,7 +94,7 @@ def test_a_heat_map_belongs_to_the_slide_that_its_name_begins_with(view_store: P
     for name in ("b_attention.geojson", "other.geojson"):
         (tmp_path / name).write_text(json.dumps({"features": [box(0, 0.5)]}))
     assert [len(Viewer(view_store, [tmp_path / "b_attention.geojson"]).layers(number)) for number in (0, 1)] == [1, 2]
-    with pytest.raises(DataError, match="begins with the id of no slide"):
+    with pytest.raises(DataError, match="does not begin with a slide id"):
         Viewer(view_store, [tmp_path / "other.geojson"])
 
 

@@ -86,7 +86,7 @@ def test_nothing_else_is_there(ask: Ask, path: str) -> None:
 def test_what_cannot_be_read_is_told_in_words(ask: Ask) -> None:
     status, body, _ = ask("/{token}/slide/0/square/0/99/0.jpg")
     assert status == 422
-    assert "has no square in column 99" in json.loads(body)["error"]
+    assert "has no image square in column 99" in json.loads(body)["error"]
 
 
 def test_pages_and_pixels_are_kept_by_nobody_and_run_nothing_foreign(ask: Ask) -> None:
