@@ -21,7 +21,7 @@ from dino_path.atomic import atomic_write
 INTRODUCTION = """\
 # Python
 
-Made from the docstrings of `dino_path/api/` by `python -m dino_path.api_docs docs/api.md`; do not edit.
+Generated from the docstrings of `dino_path/api/` by `python -m dino_path.api_docs docs/api.md`; do not edit.
 
 ```python
 import dino_path
@@ -37,17 +37,17 @@ features.to_pandas()
 print(dino_path.evaluate("knn", ["run/model", "mean-colour"], data="labelled/"))
 ```
 
-`examples/first_features.py` walks from slides to a picture of neighbours, cell by cell.
+`examples/first_features.py` goes from slides to a picture of neighbours, cell by cell.
 
 - The words are those of the commands, and the commands call these functions: `dino-path tile slides/ --out tiles
-  tiles.mpp=0.5` is `dino_path.tile("slides/", out="tiles", tiles={"mpp": 0.5})`. What a command resumes, the call
-  resumes.
+  tiles.mpp=0.5` is `dino_path.tile("slides/", out="tiles", tiles={"mpp": 0.5})`. If a command can resume, so can the
+  call.
 - **Settings** are given by section: SECTIONS.
-  [config.md](config.md) lists them. `config` names a YAML file; what the call says wins.
+  [config.md](config.md) lists them. `config` names a YAML file; settings in the call take precedence.
 - **Refusals** are exceptions of `dino_path.errors`, all of them `dino_path.DinoPathError`, with the message that the
   command prints.
-- **Progress** goes to the logger `dino_path`. `logging.basicConfig(level=logging.INFO)` shows it, and in a terminal a
-  bar as well.
+- **Progress** goes to the logger `dino_path`. `logging.basicConfig(level=logging.INFO)` shows it, with a progress bar
+    in a terminal.
 - A `PathLike` is a string or a path, a `ConfigLike` the path of a YAML file.
 - `import dino_path` takes milliseconds: torch is imported when a network is needed.
 - Results print as the command prints them, and are tables: `to_arrow()`, and `to_pandas()` where pandas is installed.

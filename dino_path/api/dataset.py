@@ -1,4 +1,4 @@
-"""Tiles with labels as a torch data set of the map style, for training loops of your own.
+"""Labelled tiles as a map-style torch data set, for your own training loops.
 
 Shape suffixes: N images.
 """
@@ -31,8 +31,8 @@ class TileDataset(Dataset[tuple[Any, int]]):
 
     Attributes:
         classes: names of the classes, in the order of their numbers.
-        labels: (N,) class numbers; -1 where no labels were asked for.
-        groups: (N,) patient or slide of each image, which no split should tear apart; None: not known.
+        labels: (N,) class numbers; -1 if no labels were requested.
+        groups: (N,) patient or slide of each image, which a split should keep together; None: unknown.
         transform: given each image, (H, W, 3) uint8 RGB; None: a uint8 tensor (3, H, W).
     """
 
@@ -81,7 +81,7 @@ def labelled(
     config: ConfigLike = None,
     **settings: Unpack[Settings],
 ) -> TileDataset:
-    """Labelled images as a torch data set: those, and the split, on which `evaluate` judges.
+    """Labelled images as a torch data set, with the images and the split that `evaluate` uses.
 
     Args:
         data: class folders, a manifest (CSV, TSV or Parquet: `path,label[,patient_id][,slide_id][,split]`),

@@ -23,6 +23,7 @@ from dino_path.records.labelled import ScoreRecord
 
 if TYPE_CHECKING:
     from dino_path.evaluation.labelled.datasets import LabelledSet
+    from dino_path.evaluation.results.earlier import Evaluation as Planned
     from dino_path.evaluation.results.earlier import TableStem
 
 logger = logging.getLogger(__name__)
@@ -33,12 +34,12 @@ Protocol = Literal["table", "fewshot", FrozenProtocol]
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Tabular):
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        record: all of it, as its JSON file holds it.
+        record: all results, as in the JSON file.
         file: that file; tables as .csv and .md, the split, and examples are beside it.
-        text: the tables and what to keep in mind, in Markdown.
+        text: the tables and notes, in Markdown.
     """
 
     record: AnyEvaluation
@@ -48,7 +49,7 @@ class Evaluation(Tabular):
     def to_arrow(self) -> pa.Table:
         """One row per model, protocol and metric: value, and the 95 % interval from low to high.
 
-        Of label fractions there is a column `fraction`, of few-shot episodes `shots`.
+        Label fractions have a column `fraction`, few-shot episodes a column `shots`.
         """
         return pa.Table.from_pylist(self._rows())
 
@@ -90,7 +91,7 @@ def evaluate(
     workers: int = 2,
     **settings: Unpack[Settings],
 ) -> Evaluation:
-    """Judge frozen features on labelled images. Called again, extraction goes on where it was.
+    """Evaluate frozen features on labelled images. Called again, extraction resumes.
 
     Args:
         protocol: `table` (all of `evaluation.protocols` side by side), or one of them.
@@ -99,9 +100,9 @@ def evaluate(
             `pcam:FOLDER`.
         out: folder for the results; None: `eval/<data>-<protocol>` of the first model's run.
         config: YAML file with the section `evaluation`.
-        baseline: folder of `dino-path baseline`, for the supervised network beside them.
+        baseline: folder of `dino-path baseline`, to compare with the supervised network.
         fractions: of the labels, such as `[1, 0.1, 0.01]`: the table at each of them; only with `table`.
-        device: `auto` is CUDA where there is one.
+        device: `auto` is CUDA if there is a GPU.
         workers: processes that read and decode images.
 
     Raises:
@@ -147,9 +148,10 @@ def evaluate_together(
     shares = parse_fractions(fractions) if fractions is not None else []
     supervised = None if baseline is None else Path(baseline)
     folder = None if out is None else Path(out)
-    labelled, folder = _check(protocol, specs, data, folder, resolved, supervised, shares)
+    labelled, folder, planned = _check(protocol, specs, data, folder, resolved, supervised, shares)
     logger.info("loading torch and timm")
     from dino_path.distributed import open_world
+    from dino_path.evaluation.results.earlier import only_evaluation
     from dino_path.evaluation.results.table import extract_together
 
     with open_world(device, timeout_s=EXTRACTION_TIMEOUT_S) as world:
@@ -164,7 +166,8 @@ def evaluate_together(
     common: dict[str, Any] = {
         "device": world.device, "out": folder, "baseline": supervised, "num_workers": workers,
     }  # fmt: skip
-    text = _evaluate(stem, specs, labelled, resolved, _wanted(protocol, resolved), shares, common)
+    with only_evaluation(folder, planned, labelled, resolved.evaluation):
+        text = _evaluate(stem, specs, labelled, resolved, _wanted(protocol, resolved), shares, common)
     file = folder / f"{stem}.json"
     return Evaluation(read_evaluation(file), file, text)
 
@@ -207,8 +210,11 @@ def _check(
     config: Config,
     baseline: Path | None,
     shares: list[float],
-) -> tuple[LabelledSet, Path]:
-    """The data, and the folder for the results: all that can be refused is refused here, before torch is imported."""
+) -> tuple[LabelledSet, Path, Planned]:
+    """The data, the folder for the results, and what they will be.
+
+    All that can be refused is refused here, before torch is imported.
+    """
     check_models(specs)
     if out is not None:
         refuse_unwritable(out)
@@ -226,7 +232,7 @@ def _check(
         _stem(protocol, shares), specs, _wanted(protocol, config), shares, has_baseline=baseline is not None
     )
     refuse_to_lose(out, planned, labelled, config.evaluation)
-    return labelled, out
+    return labelled, out, planned
 
 
 def _evaluate(
@@ -238,7 +244,7 @@ def _evaluate(
     shares: list[float],
     common: dict[str, Any],
 ) -> str:
-    """The results as a page of Markdown; they are in their files as well."""
+    """The results as Markdown; they are also in their files."""
     from dino_path.evaluation.results.fewshot import evaluate_fewshot
     from dino_path.evaluation.results.fractions import evaluate_fractions
     from dino_path.evaluation.results.table import evaluate_table

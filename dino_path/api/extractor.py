@@ -1,4 +1,4 @@
-"""`dino_path.load`: a frozen model, and the features that it gives.
+"""`dino_path.load`: a frozen model and its features.
 
 Shape suffixes: N images, D features, H and W edges in pixels.
 """
@@ -39,7 +39,7 @@ class Features(Listed):
 
     Attributes:
         values: (N, D) float32.
-        ids: (N,) name of each image: its path, slide and corner of a tile, or `image 0` for what has no name.
+        ids: (N,) name of each image: its path, slide and corner of a tile, or `image 0` for images without a name.
         model: name of the extractor.
         places: of the tiles of a store, the columns slide_id, patient_id, split, x_level0, y_level0, size_level0 of
             `TileStore.table`; None for other images.
@@ -70,11 +70,11 @@ class Extractor:
     """A frozen model with the preprocessing that belongs to it; made by `load`.
 
     Attributes:
-        name: what tables and file names call it.
-        num_features: D, how many numbers it gives for an image.
-        input_px: edge of the square that the network sees, in pixels; None: images as they come.
-        mpp: microns per pixel of the tiles that it was trained on; None: not known.
-        precision: in which the network runs; features are float32 whatever it is.
+        name: its name in tables and file names.
+        num_features: D, the number of features per image.
+        input_px: edge of the square that the network sees, in pixels; None: images of any size.
+        mpp: microns per pixel of the training tiles; None: unknown.
+        precision: in which the network runs; features are always float32.
         digest: SHA-256 of weights, preprocessing and precision: equal digests give equal features.
         device: where it runs.
         module: the torch module, (N, 3, H, W) normalised float images -> (N, D), in eval mode.
@@ -101,18 +101,18 @@ class Extractor:
     ) -> Features:
         """Features of images.
 
-        Each is resized to `input_px` along its shorter edge, cut square around its middle, and normalised, as in
-        `dino-path embed`, whose feature files hold the same numbers.
+        The shorter edge of each image is resized to `input_px`; the central square is cut out and normalised. The
+        feature files of `dino-path embed` hold the same numbers.
 
         Args:
             images: a PIL image, a path, or a sequence of them; an array (N, H, W, 3) or (H, W, 3), uint8 RGB; a folder
                 of images; a tile store or a part of it. Images may differ in size.
             batch_size: images at a time; None: 512 on CUDA, halved until it fits, else 64.
-            workers: processes that read and decode ahead; 0: none but this one.
+            workers: processes that read and decode ahead; 0: only this process.
             allow_other_mpp: embed tiles of a store at another mpp than the model's.
 
         Raises:
-            DataError: what was given are no images.
+            DataError: `images` is not a kind of images listed above.
             TileStoreError: an image cannot be read, or the store's mpp is not the model's (within 5 %).
             CheckpointError: the model gives numbers that are not finite.
         """

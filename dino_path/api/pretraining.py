@@ -42,7 +42,7 @@ class Pretraining(Listed):
         checkpoint: the last one.
         best: which checkpoint is the best, and by what; None where none were compared (`monitor.keep_best`).
         verdict: whether the run beat the weights that it started from; None where that is not known.
-        notes: what to keep in mind, as sentences.
+        notes: notes on the run, as sentences.
         was_finished: nothing was done, for the run was finished before.
     """
 
@@ -54,7 +54,7 @@ class Pretraining(Listed):
     was_finished: bool = False
 
     def to_arrow(self) -> pa.Table:
-        """What was measured: one row per line of `metrics.jsonl`, a column per number (step, loss, lr, ...)."""
+        """The measurements: one row per line of `metrics.jsonl`, one column per number (step, loss, lr, ...)."""
         records = [dict(record) for record in read_metrics(RunFolder(self.run).metrics_file).records]
         names = dict.fromkeys(name for record in records for name in record)
         return pa.table({name: [record.get(name) for record in records] for name in names})
@@ -106,7 +106,7 @@ def pretrain(
 ) -> Pretraining:
     """Pretrain a backbone with DINO on tiles. Called again on the same run folder, it continues.
 
-    The length of the run is needed, such as `training={"num_steps": 100_000}`. Ctrl-C and SIGTERM end the step, save
+    The length of the run is required, such as `training={"num_steps": 100_000}`. Ctrl-C and SIGTERM end the step, save
     it, and raise StoppedBySignal. Under torchrun or srun, all processes make the same call.
 
     Args:

@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, repr=False)
 class Tiling(Listed):
-    """What became of the slides of one call.
+    """The results for the slides of one call.
 
     Attributes:
         store: the tile store.
         summary: the records of its slides, and the counts.
-        num_slides: how many slides were found, those of other shards too.
-        unreadable: folders, and links to folders, that could not be looked at.
+        num_slides: how many slides were found, including those of other shards.
+        unreadable: folders, and links to folders, that could not be read.
         coordinates: where the coordinate files of `layout` are, as a sentence; None: there are none.
-        has_pseudonyms: whether the slides have pseudonyms; no message names their files then.
+        has_pseudonyms: whether the slides have pseudonyms; then no message names their files.
     """
 
     store: Path
@@ -57,7 +57,7 @@ class Tiling(Listed):
         return bool(self.summary.num_failed or self.unreadable or has_none)
 
     def tiles(self) -> TileStore:
-        """The tile store, opened. It may hold slides of earlier calls too."""
+        """The opened tile store. It may also hold slides of earlier calls."""
         from dino_path.api.tile_store import TileStore
 
         return TileStore(self.store)
@@ -76,7 +76,7 @@ class Tiling(Listed):
         return pa.Table.from_pylist([{**row, "flags": list(row["flags"])} for row in self.rows()])
 
     def counts(self) -> str:
-        """How many slides were tiled, were there before, are empty or failed, as a sentence."""
+        """How many slides were tiled, already there, empty or failed, as a sentence."""
         summary = self.summary
         text = (
             f"{summary.num_done} done, {summary.num_skipped} already there, {summary.num_empty} empty,"
@@ -113,7 +113,7 @@ def refuse_nothing(tiling: Tiling, slides: Sequence[PathLike], *, says_why: bool
 
     Args:
         slides: of the call, for the message.
-        says_why: the message gives the commonest reason; False: it stands above the message already.
+        says_why: the message gives the most frequent reason; False: the reasons were already printed.
 
     Raises:
         SlideError: every slide failed.
@@ -143,9 +143,9 @@ def tile(
     workers: int = 2,
     **settings: Unpack[Settings],
 ) -> Tiling:
-    """Cut slides into tiles. Called again, it does what is missing.
+    """Cut slides into tiles. Called again, it continues.
 
-    `tiles={"mpp": ...}` is needed: microns per pixel of the tiles.
+    `tiles={"mpp": ...}` is required: microns per pixel of the tiles.
 
     Args:
         slides: slide files, folders, or CSV files with the columns
@@ -153,11 +153,11 @@ def tile(
         out: the tile store.
         config: YAML file with the sections `tiles` and `slides`.
         shard: `I/N`: only every N-th slide, from the I-th (1 to N).
-        layout: also coordinate files: `trident`, `clam`, or both with a comma between.
-        pseudonymise: give slides and patients pseudonyms; this CSV, outside `out` and readable by its owner alone, says
-            whom they stand for.
-        key: file of the secret key of the pseudonyms; None: the mapping's name with `.key` behind it.
-        workers: processes that read slides, at least 1: a crash in a decoder costs one slide, and no more.
+        layout: also write coordinate files: `trident`, `clam`, or both, separated by a comma.
+        pseudonymise: give slides and patients pseudonyms. This CSV, outside `out` and readable only by its owner,
+            maps them to ids.
+        key: file of the secret key of the pseudonyms; None: the mapping's name with `.key` appended.
+        workers: processes that read slides, at least 1: a crash in a decoder costs only one slide.
 
     Returns:
         What became of each slide. Slides that failed are listed there, and are tried again by the next call.
@@ -189,7 +189,7 @@ def tile_what_can_be(
     workers: int,
     **settings: Unpack[Settings],
 ) -> Tiling:
-    """As `tile`, but slides that all failed are a result too, which `refuse_nothing` refuses."""
+    """As `tile`, but returns a result even if all slides failed; `refuse_nothing` refuses it."""
     from dino_path.api.named_slides import pseudonym_files, search_named
     from dino_path.features.layouts import LAYOUTS, read_layouts, refuse_shared_names
     from dino_path.tiles.layout import StoreFolder

@@ -3,6 +3,7 @@
 # The order of `dino-path --help`.
 from dino_path.cli import (  # isort: skip
     start,
+    plan,
     pretraining,
     extractor,
     attention,
@@ -40,6 +41,7 @@ __all__ = [
     "feature_map",
     "licences",
     "main",
+    "plan",
     "pretraining",
     "program",
     "pseudonyms",

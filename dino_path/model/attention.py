@@ -31,11 +31,11 @@ class LastAttention:
     grid: tuple[int, int]
 
     def of_cls(self) -> Tensor:
-        """(B, A, rows, columns): how much [CLS] looks at each patch."""
+        """(B, A, rows, columns): attention of [CLS] to each patch."""
         return self._on_grid(0)
 
     def of_patch(self, row: int, column: int) -> Tensor:
-        """(B, A, rows, columns): how much one patch looks at each patch."""
+        """(B, A, rows, columns): attention of one patch to each patch."""
         token = self.num_prefix + row * self.grid[1] + column
         return self._on_grid(token)
 

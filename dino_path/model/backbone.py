@@ -37,7 +37,7 @@ def build_backbone(
         name: a timm model name. A pretrained tag after the dot is ignored here: no weights are loaded.
         arguments: further arguments of timm.create_model, such as embed_dim or img_size; and ours, see `locality`.
         drop_path_rate: stochastic depth (Huang et al. 2016), rising linearly over the blocks; 0: none.
-        drop_path_is_constant: every block has the whole rate instead, see `stochastic_depth`.
+        drop_path_is_constant: every block has the full rate instead, see `stochastic_depth`.
 
     Raises:
         ConfigError: timm does not know the name, or the model does not take the arguments.
@@ -127,7 +127,7 @@ def check_input_sizes(backbone: nn.Module, name: str, sizes_px: tuple[int, ...])
         ConfigError: the backbone cannot take one of the sizes (Swin and some ConvNets).
     """
     was_training = backbone.training
-    backbone.eval()
+    backbone.eval()  # blank images must not enter running statistics
     for size_px in sizes_px:
         try:
             backbone(torch.zeros(1, 3, size_px, size_px))

@@ -21,6 +21,7 @@ def share_batch_norms(network: nn.Module, device: torch.device) -> None:
     if device.type == "cuda":
         convert_sync_batchnorm(network)
         return
+    # Only the class changes: parameters, buffers and their names in checkpoints stay.
     for module in network.modules():
         if isinstance(module, BatchNormAct2d):
             module.__class__ = _BatchNormActOverRanks
@@ -29,23 +30,23 @@ def share_batch_norms(network: nn.Module, device: torch.device) -> None:
 
 
 class _BatchNormOverRanks(_BatchNorm):
-    """A BatchNorm1d or BatchNorm2d on any device that the process group serves."""
+    """A BatchNorm1d or BatchNorm2d on any device of the process group."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _normalised(self, input)
 
 
 class _BatchNormActOverRanks(BatchNormAct2d):  # type: ignore[misc]
-    """timm's norm with dropout and activation, likewise."""
+    """The same for timm's norm with dropout and activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.drop(_normalised(self, x)))  # type: ignore[no-any-return]
 
 
 def _normalised(norm: Any, x: Tensor) -> Tensor:
-    """`x`, (B, C, ...), less its mean and over its deviation in the batches of all ranks, which are of one size.
+    """Normalise `x`, (B, C, ...), by mean and variance over the batches of all ranks, which have equal sizes.
 
-    The running statistics move as torch's do: towards the unbiased variance.
+    The running variance is the unbiased one, as in torch.
     """
     if not norm.training:
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
@@ -54,6 +55,7 @@ def _normalised(norm: Any, x: Tensor) -> Tensor:
     values, num_ranks = x.float() if x.dtype != torch.float64 else x, dist.get_world_size()
     count = x.numel() // x.shape[1] * num_ranks
     mean = _SumOverRanks.apply(values.mean(dims)) / num_ranks
+    # Two passes: E[x^2] - E[x]^2 would lose the variance to cancellation where the mean is large.
     centred = values - mean.view(shape)
     variance = _SumOverRanks.apply(centred.square().mean(dims)) / num_ranks
     with torch.no_grad():
@@ -66,7 +68,7 @@ def _normalised(norm: Any, x: Tensor) -> Tensor:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over all ranks, which every rank's result depends on: so are their gradients summed."""
+    """Sum over all ranks. Every rank's result depends on the sum, so the gradients are summed as well."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ OUR_ARGUMENTS = (TOKENIZATION, ATTENTION) = ("shifted_patch_tokenization", "loca
 class ShiftedPatchTokenization(nn.Module):
     """Patches of the image and of its four copies, shifted by half a patch along the diagonals: LayerNorm, Linear.
 
-    It takes the place of a timm `PatchEmbed`; zeros come in at the rims.
+    It replaces a timm `PatchEmbed`; the image is padded with zeros.
     """
 
     def __init__(self, plain: PatchEmbed) -> None:
@@ -55,9 +55,9 @@ class ShiftedPatchTokenization(nn.Module):
 
 
 class LocalitySelfAttention(nn.Module):
-    """Self-attention in which no token sees itself, with a temperature that every head learns.
+    """Self-attention in which no token sees itself, with a learned temperature for each head.
 
-    It takes over the layers of a timm `Attention`, under their names. `inverse_temperature` starts at that attention's
+    It uses the layers of a timm `Attention`, under their names. `inverse_temperature` starts at that attention's
     fixed 1 / sqrt(width of a head).
     """
 
@@ -69,16 +69,18 @@ class LocalitySelfAttention(nn.Module):
         self.inverse_temperature = nn.Parameter(torch.full((self.num_heads,), float(plain.scale)))
 
     def forward(self, tokens_BND: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """(B, N, D) -> (B, N, D). Masks of timm's callers are not for ViTs of images, and refused."""
+        """(B, N, D) -> (B, N, D). timm passes masks only for other data than images; they are refused."""
         assert attn_mask is None
         assert not is_causal
         num_images, num_tokens, _ = tokens_BND.shape
         qkv = self.qkv(tokens_BND).reshape(num_images, num_tokens, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         query, key = self.q_norm(query), self.k_norm(key)
+        # Back to the query's dtype: the fp32 temperature would promote it, and attention needs one dtype.
         scaled = (query * self.inverse_temperature.view(-1, 1, 1)).to(query.dtype)
         others = ~torch.eye(num_tokens, dtype=torch.bool, device=tokens_BND.device)
         dropout = self.attn_drop.p if self.training else 0.0
+        # scale=1: the learned temperature replaces the fixed one.
         mixed = F.scaled_dot_product_attention(scaled, key, value, attn_mask=others, dropout_p=dropout, scale=1.0)
         out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
         return out
@@ -90,7 +92,7 @@ def is_plain(arguments: Mapping[str, object]) -> bool:
 
 
 def add_locality(model: nn.Module, name: str, arguments: Mapping[str, object]) -> None:
-    """Exchange the tokenization, the attention of all blocks, or both, in place, as `arguments` say.
+    """Replace the tokenization, the attention of all blocks, or both, in place, according to `arguments`.
 
     Raises:
         ConfigError: not a plain ViT with square patches.

@@ -25,13 +25,14 @@ DOWN, UP = ".lora_down", ".lora_up"
 
 
 class LoraLinear(nn.Linear):
-    """x W' + b + scale (x A') B', where A (R, I), `lora_down`, and B (O, R), `lora_up`, learn.
+    """x W' + b + scale (x A') B', where A (R, I), `lora_down`, and B (O, R), `lora_up`, are trained.
 
     A starts like the weights of nn.Linear and B at zero, so that the layer is unchanged at first (microsoft/LoRA
     `loralib/layers.py`).
     """
 
     def __init__(self, plain: nn.Linear, rank: int, scale: float) -> None:
+        # On "meta", because the weights made here are replaced at once by those of `plain`.
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
         self.weight, self.bias, self.scale = plain.weight, plain.bias, scale
         self.lora_down = nn.Parameter(plain.weight.new_empty(rank, plain.in_features))
@@ -44,7 +45,7 @@ class LoraLinear(nn.Linear):
 
 
 def add_adapters(backbone: nn.Module, model: ModelConfig) -> None:
-    """Give every linear layer of the blocks an adapter of `model.lora_rank`; nothing else of the backbone learns.
+    """Give every linear layer of the blocks an adapter of `model.lora_rank`; the rest of the backbone is frozen.
 
     Raises:
         ConfigError: the backbone has no such layers, or does not call them.
@@ -53,6 +54,7 @@ def add_adapters(backbone: nn.Module, model: ModelConfig) -> None:
     backbone.requires_grad_(False)
     num_layers = 0
     for parent in [module for block in blocks_of(backbone) for module in block.modules()]:
+        # BEiT and Swin v2 pass `qkv.weight` to F.linear themselves: the adapter's forward pass would never run.
         if getattr(parent, "q_bias", None) is not None:
             raise _no_adapters(model, "uses its attention weights without calling the layer")
         for name, layer in [*parent.named_children()]:

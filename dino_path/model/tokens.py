@@ -22,7 +22,7 @@ from dino_path.records.feature_kinds import KIND_TITLES, FeatureKind
 
 
 class TokenFeatures(nn.Module):
-    """A timm backbone that gives another kind of features than timm pools: (B, 3, H, W) -> (B, D) or (B, 2 D)."""
+    """A timm backbone with another kind of features than timm's pooling: (B, 3, H, W) -> (B, D) or (B, 2 D)."""
 
     def __init__(self, backbone: nn.Module, kind: FeatureKind) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def own_kind(backbone: nn.Module) -> FeatureKind | None:
 
 
 def with_features(backbone: nn.Module, kind: FeatureKind | None, *, name: str) -> nn.Module:
-    """The backbone with features of this kind: itself where timm's pooling gives them, or where `kind` is None.
+    """The backbone with features of this kind: itself if timm's pooling gives them, or if `kind` is None.
 
     Args:
         name: of the model, for the message.
@@ -99,7 +99,7 @@ def plain_backbone(module: nn.Module) -> nn.Module:
 
 
 def features_and_patches(module: nn.Module, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """What `module(images)` gives, and the patch tokens (B, N, D), row by row, of one pass."""
+    """The result of `module(images)`, and the patch tokens (B, N, D) in row-major order, from one pass."""
     backbone = plain_backbone(module)
     features_BD, tokens = features_and_tokens(backbone, images_BCHW)
     if isinstance(module, TokenFeatures):
@@ -134,7 +134,7 @@ def patch_map(module: nn.Module, images_BCHW: Tensor) -> Tensor:
 def timm_arguments(backbone: nn.Module, kind: FeatureKind | None) -> Mapping[str, Argument]:
     """Arguments with which timm itself builds the same network to give features of this kind; empty: there are none.
 
-    timm norms after its own mean unless it is told not to: [CLS] ViTs are trained with the norm before.
+    By default timm norms after its own mean, but [CLS] ViTs are trained with the norm before pooling.
     """
     if not isinstance(backbone, VisionTransformer | Eva) or not isinstance(backbone.fc_norm, nn.Identity):
         return {}

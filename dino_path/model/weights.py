@@ -123,15 +123,17 @@ def load_weights(backbone: nn.Module, weights: Mapping[str, Tensor], *, source: 
     Args:
         source: where the weights are from, for messages.
         resampling: position embeddings of another square grid are resampled (timm's `resample_abs_pos_embed`: bicubic,
-            antialiased), and said; else they are refused.
+            antialiased), with a message; else they are refused.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape, or is no backbone's. Nothing is loaded then.
+        CheckpointError: a tensor is missing, has another shape, or does not belong to the backbone. Nothing is loaded
+            then.
     """
     own, name = backbone.state_dict(), str(getattr(backbone, "pretrained_cfg", {}).get("architecture"))
     whole = ungrouped(_without_surroundings(weights, backbone, source))
     beside = beside_the_backbone(whole, backbone)
     found = {key: value for key, value in whole.items() if key not in beside}
+    # Files under timm's names are not converted: a conversion may also change values (see `layouts`).
     if not _fits(found, own):
         renamed = as_timm_names(whole, backbone, name, source=source, resampling=resampling)
         found = {key: value for key, value in renamed.items() if key not in beside}

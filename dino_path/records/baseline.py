@@ -57,7 +57,7 @@ class BaselineRecord(Record):
 
 
 class PooledBaselineRecord(Record):
-    """What the trainings of all folds answer together."""
+    """The pooled results of all folds' networks."""
 
     format: Literal["dino_path supervised baseline, cross-validated"] = "dino_path supervised baseline, cross-validated"
     metrics: MetricsRecord

@@ -55,7 +55,7 @@ def write_best(run: RunFolder, record: BestRecord) -> None:
 
 
 def read_best(run: RunFolder) -> BestRecord | None:
-    """Which checkpoint is the best so far; None where none was compared.
+    """The best checkpoint so far; None if none was compared.
 
     Raises:
         DataError: damaged. NewerFormat: a later dino_path wrote it.

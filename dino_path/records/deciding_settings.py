@@ -1,4 +1,4 @@
-"""What a digest of settings is of, so that a setting which is new in dino_path changes no digest of earlier files.
+"""The settings that enter a digest, chosen so that a new setting of dino_path changes no digest of earlier files.
 
 A file that was made before a setting existed was made in some way: mostly as the setting's default has it. So a younger
 setting counts only where it has another value.
@@ -19,7 +19,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 def deciding_settings(
     section: Section, *, first: Collection[str], before: Mapping[str, Any] = NOTHING
 ) -> dict[str, Any]:
-    """The settings of a section that tell it from others, as plain data.
+    """The settings of a section that distinguish it from others, as plain data.
 
     Args:
         first: names of the settings that count whatever their value is: those of the oldest files.

@@ -10,7 +10,7 @@ from dino_path.records.format import Format, Record, Tree
 
 
 class EmbeddingRecord(Record):
-    """The model, the tiles, and what became of every slide.
+    """The model, the tiles, and the result for every slide.
 
     Attributes:
         encoder_mpp, tile_mpp: microns per pixel that the model was trained at (None: not known), and of the tiles.

@@ -1,4 +1,4 @@
-"""With which versions, on what and by which command something was made: `RUN/environment.json`, and part of results."""
+"""Versions, machine and command with which something was made: `RUN/environment.json`, and part of results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dino_path.run import environment_record
 
 
 class EnvironmentRecord(Record):
-    """What a reader needs to repeat it.
+    """The facts needed to repeat it.
 
     Attributes:
         command: empty in files that are meant to be shared.

@@ -40,7 +40,7 @@ class ModelRecord(Record):
 
 
 class EvaluationRecord(Record):
-    """What all evaluations have. `models` are by the name that rows use, `config` is the section `evaluation`."""
+    """Fields of all evaluations. `models` are keyed by the names used in rows; `config` is the section `evaluation`."""
 
     data: DataRecord
     config: dict[str, Any]
@@ -62,7 +62,7 @@ class ResultRow(Record):
 
 
 class SignatureRecord(Record):
-    """What one model's features tell about the slide; None where it is not known."""
+    """How much one model's features reveal about the slide; None if unknown."""
 
     identity: ScoreRecord | None
     identity_chance: float | None
@@ -203,7 +203,7 @@ FILES = ("results.json", "fractions.json", "fewshot.json")
 
 
 def read_evaluation(file: Path) -> AnyEvaluation:
-    """What an evaluation has written; the file's name says which.
+    """Read the record of an evaluation; the file's name says which kind.
 
     Raises:
         DataError: missing, damaged, or not written by `dino-path evaluate`.

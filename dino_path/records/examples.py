@@ -1,4 +1,4 @@
-"""Tiles that show what an evaluation measured: `examples.json`, beside the `results.json` that it belongs to."""
+"""Tiles that illustrate an evaluation: `examples.json`, beside its `results.json`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class QueryRecord(Record):
 
 
 class MistakeRecord(Record):
-    """A test image of another class than the model said, and the score (0 to 1) that the model gave what it said."""
+    """A misclassified test image, and the score (0 to 1) of the predicted class."""
 
     tile: int
     predicted: str
@@ -49,7 +49,7 @@ class AttentionRecord(Record):
 
 
 class ModelExamplesRecord(Record):
-    """Of one model: `no_attention` says why there is none of it, where there is none."""
+    """The examples of one model; `no_attention` says why attention is missing, if it is."""
 
     queries: tuple[QueryRecord, ...]
     mistakes: tuple[MistakeRecord, ...]

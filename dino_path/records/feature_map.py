@@ -26,7 +26,7 @@ DATA = re.compile(r'<script type="application/json" class="feature-map-data">(.*
 
 
 class ColumnRecord(Record):
-    """What tiles can be coloured by.
+    """A column by which tiles can be coloured.
 
     Attributes:
         title: `class`, `slide`, `patient`, `split`, `cluster`, or a column of the user's.
@@ -123,7 +123,7 @@ def unpacked(text: str, kind: Literal["u2", "i2", "i4"]) -> NDArray[Any]:
 
 
 def map_json(record: FeatureMapRecord) -> str:
-    """The record as JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    """The record as JSON that is safe in a script element: nothing in it ends the element or opens a comment."""
     text = json.dumps(FEATURE_MAP.plain(record), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -1,4 +1,4 @@
-"""A file format of ours: a schema, a version, and the steps that bring what earlier versions wrote up to it.
+"""A file format of dino_path: a schema, a version, and the lifts from earlier versions.
 
 A change of a schema is a new version with a lift from the one before, a new field too: an older dino_path then says
 that the file is newer than itself, and does not call it damaged.
@@ -26,7 +26,7 @@ VERSION_KEY = "format_version"
 
 
 class Record(BaseModel):
-    """Part of a file, or all of it; what the schema does not know is refused."""
+    """A file or a part of it; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,7 +73,7 @@ class Format(Generic[R]):
         return TypeAdapter(self.schema)
 
     def plain(self, record: R) -> Tree:
-        """The record as it is written: plain values, its version first."""
+        """The record as written: plain values, with its version first."""
         tree = self._adapter.dump_python(record, mode="json")
         return {VERSION_KEY: self.version, **(without_folders(tree) if self.is_shared else tree)}
 

@@ -1,4 +1,4 @@
-"""What a training distils: `RUN/guide.json`, and `RUN/guide_features/features.json` where its features are kept."""
+"""The distilled model: `RUN/guide.json`, and `RUN/guide_features/features.json` if its features are cached."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GuideRecord(Record):
 
 
 class GuideFeaturesRecord(Record):
-    """What the kept features are of: equal records, equal features.
+    """The origin of cached features: equal records mean equal features.
 
     Attributes:
         tiles_digest, contents_digest: which tiles, and what they held; the second is empty where it is not known.

@@ -1,4 +1,4 @@
-"""What results say of the labelled images that they are of, and of a number with its interval."""
+"""The description of labelled images in results, and numbers with intervals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CrossValidationRecord(Record):
 
 
 class DataRecord(Record):
-    """A labelled set and its split: what one needs to repeat it. `num_images` is by part and class."""
+    """A labelled set and its split, as needed to repeat it. `num_images` is by part and class."""
 
     name: str
     classes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a run measured: `RUN/metrics.jsonl`, one JSON object a line, each with its format version.
+"""The measurements of a run: `RUN/metrics.jsonl`, one JSON object per line, each with its format version.
 
 pandas reads it with `read_json(file, lines=True)`. A run that a later version goes on with may hold lines of both.
 """
@@ -18,7 +18,7 @@ from dino_path.records.format import Format, Record
 
 
 class StepRecord(Record):
-    """One line: the steps up to `step` since the line before, as means where nothing else is said.
+    """One line: the steps since the previous line up to `step`; means unless stated otherwise.
 
     Every further number has the name that a term of the objective, a schedule or a part of the student gave it: see
     `numbers`.
@@ -69,7 +69,7 @@ class StepRecord(Record):
         return {name: value for name, value in self if isinstance(value, int | float)}
 
     def number(self, name: str) -> float | None:
-        """One of `numbers`; None where the line has none of that name."""
+        """One of `numbers`; None if the line has no such name."""
         value = getattr(self, name, None)
         return value if isinstance(value, int | float) else None
 
@@ -85,7 +85,7 @@ METRICS = Format(
 
 @dataclass(frozen=True)
 class Metrics:
-    """What could be read.
+    """The readable records.
 
     Attributes:
         records: in the order of the file.
@@ -99,9 +99,9 @@ class Metrics:
 
 
 def read_metrics(file: Path) -> Metrics:
-    """The records of a run; none where there is no such file yet.
+    """The records of a run; empty if the file does not exist yet.
 
-    A damaged line costs nothing but itself.
+    A damaged line is skipped; the others are read.
 
     Raises:
         DataError: the file cannot be opened. NewerFormat: a later dino_path wrote a line.
@@ -124,7 +124,7 @@ def read_metrics(file: Path) -> Metrics:
 
 
 def cut_metrics(file: Path, step: int) -> Metrics:
-    """Leave only the readable records before `step`, so that a resumed run repeats none. Returns what there was.
+    """Keep only the readable records before `step`, so that a resumed run repeats none. Returns all earlier ones.
 
     Raises as `read_metrics`.
     """

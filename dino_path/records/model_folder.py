@@ -1,4 +1,4 @@
-"""What a model folder says of its model: `config.json`, as `timm.create_model("local-dir:FOLDER")` reads it.
+"""The description in a model folder: `config.json`, as `timm.create_model("local-dir:FOLDER")` reads it.
 
 It is timm's file. What timm does not know (`features`, `mpp`, `tile_px`, `stain_normalisation`, `dino_path`, and the
 version) stands beside timm's keys: inside `pretrained_cfg` timm refuses what it does not know, at the top level it
@@ -25,7 +25,7 @@ WEIGHTS_DIGEST = "weights_sha256"  # among `ModelRecord.dino_path`; folders of e
 
 
 class PretrainedRecord(Record):
-    """What timm calls `pretrained_cfg`: `input_size` is (channels, height, width) in px; `mean` and `std` are RGB."""
+    """timm's `pretrained_cfg`: `input_size` is (channels, height, width) in px; `mean` and `std` are RGB."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -61,7 +61,7 @@ class ModelRecord(Record):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What the model expects of its images."""
+        """The input that the model expects."""
         return Preprocessing(
             mean=self.pretrained_cfg.mean,
             std=self.pretrained_cfg.std,

@@ -13,7 +13,7 @@ from dino_path.records.labelled import ScoreRecord
 
 
 class MakerRow(Record):
-    """What one model's features keep of the centre (or scanner).
+    """How much one model's features encode the centre (or scanner).
 
     `figures` are by name: robustness_index, croma, croma_worst_tenth, clustering_score, told_within_class,
     accuracy_known, accuracy_new, drop. One that the data do not allow is missing, and the notes say why.
@@ -76,7 +76,7 @@ class ShiftsRecord(Record):
 
 
 class RobustnessRecord(EvaluationRecord):
-    """`robustness.json`; `shifts` is None where they were not asked for."""
+    """`robustness.json`; `shifts` is None if they were not requested."""
 
     format: Literal["dino_path robustness"] = "dino_path robustness"
     makers: tuple[MakersRecord, ...]

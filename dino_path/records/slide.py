@@ -90,7 +90,7 @@ class SlideRecord:
 
     @property
     def identity(self) -> Identity:
-        """What the slide file was when it was tiled."""
+        """The identity of the slide file when it was tiled."""
         return Identity(self.stamp, self.content_digest)
 
     @property

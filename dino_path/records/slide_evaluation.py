@@ -17,7 +17,7 @@ TILE_COUNT = "number of tiles"
 
 
 class CohortRecord(Record):
-    """The cases: what one needs to know of them, and to repeat it.
+    """The cases, as needed to understand and repeat the evaluation.
 
     Attributes:
         unit: what has one label: slide or patient.
@@ -94,7 +94,7 @@ class MapRecord(Record):
 class SlidesRecord(Record):
     """`slides.json`; `sources` are by the name that rows use, `config` is the section `cohort`.
 
-    Rows of TILE_COUNT have no source: they say what the amount of tissue alone tells.
+    Rows of TILE_COUNT have no source: they use only the amount of tissue.
     """
 
     format: Literal["dino_path slide evaluation"] = "dino_path slide evaluation"
@@ -111,7 +111,7 @@ SLIDES_EVALUATION = Format("slide evaluation", SlidesRecord, DataError, NEEDED, 
 
 
 def read_slides_record(file: Path) -> SlidesRecord:
-    """What a slide-level evaluation has found.
+    """Read the record of a slide-level evaluation.
 
     Raises:
         DataError: missing, damaged, or not written by `dino-path evaluate slides`.

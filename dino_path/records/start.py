@@ -1,4 +1,4 @@
-"""What a run that continues another one started from: `RUN/start.json`."""
+"""The start of a run that continues another: `RUN/start.json`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ START = Format(
 
 
 def write_start(file: Path, started_from: str, starts: Sequence[Mapping[str, str | int | None]]) -> None:
-    """Write what a run started from; `starts`: the oldest first."""
+    """Write the start of a run; `starts`: oldest first."""
     START.write(file, StartRecord(started_from=started_from, starts=tuple(dict(start) for start in starts)))
 
 
 def read_start(file: Path) -> StartRecord | None:
-    """What a run started from; None where that was no other run.
+    """The start of a run; None if it does not continue another run.
 
     Raises:
         DataError: damaged. NewerFormat: a later dino_path wrote it.

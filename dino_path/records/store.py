@@ -1,4 +1,4 @@
-"""What a tile store says of itself: how its tiles were made (`store.json`), and of which slides (`expected.json`)."""
+"""The description of a tile store: its settings (`store.json`), and its expected slides (`expected.json`)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write_store_record(file: Path, record: StoreRecord) -> None:
 
 
 def read_expected(file: Path) -> dict[str, str]:
-    """Id -> file of the slides that a store is to hold; none where a store of an earlier version does not say.
+    """Id -> file of the slides that a store should hold; empty for a store of an earlier version without this list.
 
     Raises:
         TileStoreError: damaged. NewerFormat: a later dino_path wrote it.

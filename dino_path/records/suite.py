@@ -94,14 +94,14 @@ SUITE = Format(
 
 
 def verdict(difference: ScoreRecord) -> Literal["better", "worse", "open"]:
-    """What the interval of a difference says: it lies above 0, below 0, or holds it (or there is none)."""
+    """The result of a difference: its interval lies above 0, below 0, or contains 0 (or there is none)."""
     if difference.low is not None and difference.low > 0:
         return "better"
     return "worse" if difference.high is not None and difference.high < 0 else "open"
 
 
 def lacking(one: SuiteSetRecord) -> str:
-    """What stands for the supervised network where a set has no number of it: it is missing, or cannot be there."""
+    """The text for the supervised network if a set has no number of it: it is missing, or not possible."""
     return "none" if one.supervised_missing is None else "missing"
 
 
@@ -112,7 +112,7 @@ def num_open(record: SuiteRecord, difference: SuiteDifferenceRecord) -> int:
 
 
 def read_suite(folder: Path) -> SuiteRecord:
-    """What a suite has written into a folder.
+    """Read the record that a suite has written into a folder.
 
     Raises:
         DataError: missing, damaged, or not written by `dino-path evaluate suite`.

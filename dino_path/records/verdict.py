@@ -1,6 +1,6 @@
 """Whether a run beat the weights that it started from: `RUN/verdict.json`.
 
-Written when the run begins, with what its start answers, and again at its end.
+Written when the run starts, with the predictions of its start, and again at its end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class JudgedRecord(Record):
 
 
 class VerdictRecord(Record):
-    """What the start answered, and what came of the run.
+    """The predictions of the start, and the result of the run.
 
     Attributes:
         data: name of the labelled images.
@@ -68,12 +68,12 @@ VERDICT = Format(
 
 
 def write_verdict(run: RunFolder, record: VerdictRecord) -> None:
-    """Write what is known by now."""
+    """Write the verdict so far."""
     VERDICT.write(run.verdict_file, record)
 
 
 def read_verdict(run: RunFolder) -> VerdictRecord | None:
-    """What is known by now; None where the run started from random weights, or had no labelled images.
+    """The verdict so far; None if the run started from random weights, or had no labelled images.
 
     Raises:
         DataError: damaged. NewerFormat: a later dino_path wrote it.

@@ -1,4 +1,4 @@
-"""What a chart shows, as plain numbers: the page draws it with Plotly (`report.js`), `figures` with matplotlib."""
+"""Charts as plain numbers: the page draws them with Plotly (`report.js`), `figures` with matplotlib."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Buckets:
 
 
 def buckets(line: Line) -> Buckets:
-    """The curve as it is drawn: each point its own bucket where it has no more than MAX_POINTS."""
+    """The curve for drawing, averaged over buckets if it has more than MAX_POINTS points."""
     pairs = line.finite()
     size = max(1, math.ceil(len(pairs) / MAX_POINTS))
     groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
@@ -148,7 +148,7 @@ def common_axis(ends: Sequence[float]) -> tuple[float, float]:
 
 
 def summary(lines: Sequence[Line]) -> str:
-    """The curves in words: where each begins and ends, and between what it lies."""
+    """The curves in words: start, end and range of each."""
     said = []
     for line in lines:
         if pairs := line.finite():
@@ -173,7 +173,7 @@ def format_number(value: float) -> str:
 
 
 def data_for_page(value: object) -> Markup:
-    """JSON that can stand inside a script element: no `<` ends it early, whatever names are in it."""
+    """JSON that is safe inside a script element: no name in it can end the element."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 

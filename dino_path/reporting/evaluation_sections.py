@@ -1,4 +1,4 @@
-"""Evaluations -> what the report's template shows of them: sentences, charts and cells."""
+"""Evaluations in the form that the report's template needs: sentences, charts and cells."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _table_section(evaluation: Evaluation) -> Plain:
 
 
 def axis_of(evaluation: Evaluation) -> tuple[float, float]:
-    """What the charts of an evaluation span: all of its balanced accuracies with their intervals, and chance."""
+    """The axis range of an evaluation's charts: all balanced accuracies with their intervals, and chance."""
     scores = [row.scores["balanced_accuracy"] for row in evaluation.rows if "balanced_accuracy" in row.scores]
     ends = [end for score in scores for end in (score.low, score.value, score.high) if end is not None]
     return common_axis([*ends, evaluation.chance])
@@ -66,7 +66,7 @@ def score_chart(
 
 
 def _reliability_chart(rows: Sequence[EvaluationRow], *, title: str) -> Spec | None:
-    """The share of right answers among images whose class was given about the same probability, for each model.
+    """The share of correct predictions among images with about the same predicted probability, for each model.
 
     Bins in which no model has an image are left out; what true probabilities would give is a line of its own.
     """

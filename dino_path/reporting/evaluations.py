@@ -1,4 +1,4 @@
-"""What evaluations have written, read back for the report: tables, label fractions and few-shot episodes."""
+"""Results of evaluations, read for the report: tables, label fractions and few-shot episodes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Signature:
-    """What one model's features tell about the slide; None where it is not known."""
+    """How much one model's features reveal about the slide; None if unknown."""
 
     model: str
     identity: Score | None
@@ -98,7 +98,7 @@ class Evaluation:
     notes: Sequence[str]
     signatures: Sequence[Signature]
     examples: Sequence[ExamplesRecord] = ()
-    """Tiles that show what was measured: one, or several where evaluations of the same data stand together."""
+    """Tiles that illustrate the results: one set, or several if evaluations of the same data are combined."""
 
     @property
     def chance(self) -> float:
@@ -172,7 +172,7 @@ def read_evaluations(path: Path) -> list[AnyEvaluation]:
 
 
 def find_evaluations(folder: Path, troubles: list[str]) -> Iterator[AnyEvaluation]:
-    """All evaluations below a folder; what cannot be read is added to `troubles`."""
+    """All evaluations below a folder; unreadable files are added to `troubles`."""
     found = files_below(folder, lambda name: name in FILES) if folder.exists() else Found((), ())
     troubles += [str(one) for one in found.unreadable]
     for file in sorted(found.files, key=lambda file: (file.parent, FILES.index(file.name))):

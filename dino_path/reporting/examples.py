@@ -1,4 +1,4 @@
-"""Tiles that show what an evaluation measured -> what the report's template shows of them."""
+"""Tiles that illustrate an evaluation, in the form that the report's template needs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _model(name: str, entry: ModelExamplesRecord, record: ExamplesRecord) -> Pla
 
 
 def _slides(records: Sequence[ExamplesRecord]) -> Plain | None:
-    """One table for all models of the same images: the slides that the first model knows worst stand first."""
+    """One table for all models of the same images; the slides with the first model's worst results come first."""
     with_slides = [record for record in records if record.slides]
     if not with_slides:
         return None

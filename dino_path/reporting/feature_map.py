@@ -1,4 +1,4 @@
-"""A map of features as a section of a page, and as a page of its own.
+"""A map of features, as a section of a page and as a separate page.
 
 The section's style and script are in `feature_map.css` and `feature_map.js`. They load nothing: thumbnails are data
 addresses, and all that comes from names reaches the page as text.
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class MapSections:
-    """What a page needs to show maps.
+    """The parts that a page needs to show maps.
 
     Attributes:
         html: one section per map.

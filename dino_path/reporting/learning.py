@@ -1,4 +1,4 @@
-"""Did a run learn anything? What its loss and its features say."""
+"""Whether a run has learned anything, by its loss and its features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_LEARNING_SHARE = 0.01
 
 
 def no_learning(run: Run, ln_k: float | None) -> str | None:
-    """A sentence for a run whose DINO loss stands at ln K; None for others, and where it cannot be told.
+    """A sentence for a run whose DINO loss stays at ln K; None for others, and if it cannot be determined.
 
     Args:
         ln_k: of the run's prototypes.
@@ -42,7 +42,7 @@ def _above_ln_k(record: StepRecord, ln_k: float | None) -> float | None:
 
 
 def as_untrained(evaluation: AnyEvaluation) -> Iterator[str]:
-    """A sentence for each model of ours that no protocol finds better than its untrained network."""
+    """A sentence for each of the user's models that no protocol finds better than its untrained network."""
     if not isinstance(evaluation, Evaluation):
         return
     gains: dict[tuple[str, str], list[bool]] = {}

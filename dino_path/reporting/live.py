@@ -24,7 +24,7 @@ def watch_runs(
     now_s: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Write the page at once, then whenever there is something new, and a last time when all runs have ended.
+    """Write the page at once, then whenever there are new records, and a last time when all runs have ended.
 
     Args:
         write: writes the page, which loads itself again after so many seconds; None: it is the last one.
@@ -53,7 +53,7 @@ def watch_runs(
 
 
 def _has_ended(folder: RunFolder, newest: StepRecord | None) -> bool:
-    """Whether no record will come: all steps are done, or it ended before them as it gained no more."""
+    """Whether no further record will come: all steps are done, or the run stopped early without gains."""
     if newest is None:
         return False
     stop_after = load_config(folder.config_file).monitor.stop_after

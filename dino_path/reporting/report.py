@@ -150,7 +150,7 @@ def write_report(
     refresh_s: int | None = None,
     shows_machine: bool = False,
 ) -> Path:
-    """Write what the run folders hold as one self-contained HTML file, and return it.
+    """Write the contents of the run folders as one self-contained HTML file, and return its path.
 
     Args:
         runs: run folders; several are drawn in the same charts.
@@ -258,7 +258,7 @@ def _sha256(text: str) -> str:
 
 
 def _first_chart(found: Sequence[AnyEvaluation]) -> Plain | None:
-    """Of the first labelled set: what the sentence above it says."""
+    """The subject of the sentence on the first labelled set."""
     for evaluation in found:
         if isinstance(evaluation, Evaluation) and (rows := main_rows(evaluation)):
             name = protocol_title(next(row.protocol for row in rows))
@@ -275,7 +275,7 @@ def nothing_learned(runs: Sequence[Run], evaluations: Sequence[AnyEvaluation]) -
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
-    """What each run's own comparison with its start has found."""
+    """The result of each run's comparison with its start."""
     return [f"{run.name}: {run.verdict.sentence}" for run in runs if run.verdict is not None and run.verdict.rows]
 
 
@@ -307,7 +307,7 @@ def run_facts(run: Run) -> Plain:
 
 
 def _curves(runs: Sequence[Run]) -> dict[str, list[Curve]]:
-    """The charts by group: those that we have words for, and under Learning every other number that a run has logged.
+    """The charts by group: those with a description, and under Learning every other number that a run has logged.
 
     A new term of the objective thus brings its curves with it.
     """
@@ -393,7 +393,7 @@ def _size(num_bytes: float) -> str:
 
 
 def _marked(text: str) -> Markup:
-    """A sentence in which what stands between backquotes is code."""
+    """A sentence with the text between backquotes as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -417,7 +417,7 @@ def _planned_steps(training: Plain, last: StepRecord | None) -> int | None:
 
 
 def _hours(run: Run) -> float | None:
-    """Spent in steps, from the tiles and the rate of each record; None where there is no record."""
+    """Hours spent in steps, from the tiles and the rate of each record; None if there is no record."""
     seconds, before = 0.0, 0
     for record in run.metrics:
         if record.tiles_per_s > 0:

@@ -1,4 +1,4 @@
-"""Evaluations of the same data become one section with one axis; those of other data get names of their own."""
+"""Evaluations of the same data become one section with one axis; those of other data get different names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dino_path.reporting.evaluations import AnyEvaluation, Evaluation, Evaluatio
 
 
 def sections_of(found: Sequence[AnyEvaluation]) -> list[AnyEvaluation]:
-    """What the report shows: tables of the same images and split side by side, and no two sections of one name."""
+    """The sections of the report: tables of the same images and split are combined; names are unique."""
     groups: dict[str, list[AnyEvaluation]] = {}
     for number, evaluation in enumerate(found):
         groups.setdefault(_data_key(evaluation) or str(number), []).append(evaluation)
@@ -36,7 +36,7 @@ def _data_key(evaluation: AnyEvaluation) -> str | None:
 
 
 def _merged(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Rows that several have alike stand once; a name that stands for different models is told apart by its origin."""
+    """Equal rows are shown once; equal names of different models are distinguished by their origin."""
     differing = _names_that_differ(evaluations)
     evaluations = [_renamed(one, {name: f"{name} ({one.origin})" for name in differing}) for one in evaluations]
     rows: dict[tuple[str, str], EvaluationRow] = {}

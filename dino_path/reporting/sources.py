@@ -1,4 +1,4 @@
-"""What run folders, evaluations, tile stores and model folders say, read from their files for the report.
+"""Facts from the files of run folders, evaluations, tile stores and model folders, for the report.
 
 Everything here tolerates missing files and fields: a report is asked for in the middle of a run, and after accidents.
 What is there but cannot be read becomes a line in the report.
@@ -47,7 +47,7 @@ DEVICE = re.compile(r"; (\S+ on \S+, \d+ process\(es\))")
 
 @dataclass(frozen=True)
 class Run:
-    """What one run folder holds."""
+    """The contents of one run folder."""
 
     name: str
     config: Plain
@@ -55,7 +55,7 @@ class Run:
     metrics: Sequence[StepRecord]
     environment: Plain
     started_from: str | None
-    """The runs before it, in words; None where it started from none."""
+    """The runs that it continues, in words; None if there are none."""
     evaluations: Sequence[AnyEvaluation]
     figures: Sequence[Picture]
     troubles: Sequence[str] = field(default_factory=tuple)
@@ -70,7 +70,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Log:
-    """What a run's log.txt says that no other file does.
+    """Facts that are only in a run's log.txt.
 
     Attributes:
         advice: given at its start, each sentence once, those of a continued run too.
@@ -90,7 +90,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Store:
-    """What a tile store says about its slides; `slides` are the records, troubled ones first."""
+    """The slides of a tile store; `slides` are the records, those with problems first."""
 
     name: str
     tiles: Plain
@@ -110,7 +110,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Model:
-    """A model folder: its name, what it says, what it expects of its images in words, size of its weights."""
+    """A model folder: its name, description, expected input in words, and size of its weights."""
 
     folder: str
     record: ModelRecord
@@ -161,7 +161,7 @@ def read_run(path: Path, *, name: str, shows_machine: bool = False) -> Run:
 
 
 def read_store(path: Path) -> Store:
-    """Read what a tile store says about its slides, and some of their overlays.
+    """Read the records of a tile store's slides, and some of their overlays.
 
     Raises:
         TileStoreError: no store there, or a damaged file in it.
@@ -222,7 +222,7 @@ def _read_metrics(file: Path, troubles: list[str]) -> Sequence[StepRecord]:
 
 
 def _text_of(file: Path) -> str | None:
-    """A file's text, with marks for what is no UTF-8; None where there is no such file."""
+    """A file's text, with marks for invalid UTF-8; None if the file does not exist."""
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
 
 

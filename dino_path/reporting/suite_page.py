@@ -66,5 +66,5 @@ def _ends(score: ScoreRecord, is_signed: bool = False, digits: int = 3) -> str:
 
 
 def _code(text: str) -> Markup:
-    """The sentence with what stands between backticks as code."""
+    """The sentence with the text between backticks as code."""
     return Markup(CODE.sub(r"<code>\1</code>", html.escape(text)))

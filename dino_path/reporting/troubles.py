@@ -1,4 +1,4 @@
-"""What went wrong in runs and stores, each with the curves or tiles that show it and with what to do."""
+"""Problems in runs and stores, each with the curves or tiles that show it, and with a remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_FAILED = 20  # slides named here; all are in the table of slides
 
 @dataclass(frozen=True)
 class Trouble:
-    """One thing that went wrong.
+    """One problem.
 
     Attributes:
         title: what, and of which run.

@@ -1,4 +1,4 @@
-"""What the features are worth, in one sentence: against the same network untrained, against colour, against labels."""
+"""The quality of the features in one sentence: compared with the untrained network, with colour, and with labels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Worth:
 
 
 def worth_of(evaluations: Sequence[AnyEvaluation]) -> list[Worth]:
-    """One sentence for each labelled set and model of ours, the first one first; empty without evaluations."""
+    """One sentence for each labelled set and each of the user's models, in order; empty without evaluations."""
     found = []
     for evaluation in evaluations:
         if isinstance(evaluation, Evaluation):

@@ -61,10 +61,10 @@ def _forward_keeping_one_hidden(mlp: Any, features: Tensor) -> Tensor:
     """timm's `Mlp.forward`; of its two hidden tensors the second is not kept for the gradient."""
     before = mlp.fc1(features)
     after = mlp.act(before)
-    address = after.data_ptr()
+    storage = after.untyped_storage()._cdata  # tensors without values (plan/counted.py) have no address
 
     def pack(kept: Tensor) -> Tensor | torch.Size:
-        return kept.shape if kept.data_ptr() == address else kept
+        return kept.shape if kept.untyped_storage()._cdata == storage else kept
 
     def unpack(packed: Tensor | torch.Size) -> Tensor:
         return mlp.act(before.detach()).view(packed) if isinstance(packed, torch.Size) else packed

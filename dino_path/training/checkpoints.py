@@ -124,7 +124,7 @@ def restore(run: RunFolder, learner: Learner, config: Config, tiles: TileSource)
     if not files:
         return Position(0)
     path, checkpoint = newest_readable(run.checkpoints, files)
-    refuse_other_run(path, checkpoint, config, tiles, learner)
+    refuse_other_run(path, checkpoint, config, tiles, global_batch_size=learner.global_batch_size, guide=learner.guide)
     _refuse_other_state(path, load_networks(learner, checkpoint))
     load_whole_optimizer(learner.optimizer, checkpoint.optimizer)
     learner.num_skipped = checkpoint.num_skipped

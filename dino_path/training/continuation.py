@@ -152,7 +152,7 @@ def _take_moments(learner: Learner, origin: Origin) -> str:
 
 def _refuse_other_networks(origin: Origin, config: Config, learner: Learner) -> None:
     names = [name for name in network_settings(origin.config, config) if name in origin.changed]
-    differing = [f"{name} ({origin.changed[name]})" for name in names] + other_guide(origin.checkpoint, learner)
+    differing = [f"{name} ({origin.changed[name]})" for name in names] + other_guide(origin.checkpoint, learner.guide)
     if differing:
         raise CheckpointError(
             str(origin.path),

@@ -197,9 +197,14 @@ def view_batches(
         masks=masks,
     )
     pin_memory = world.device.type == "cuda"
-    num_workers = min(usable_cores() - 1, 8) if training.num_workers is None else training.num_workers
+    num_workers = num_view_workers(training)
     made = iterate_batches(batches, start=start, num_steps=num_steps, num_workers=num_workers, pin_memory=pin_memory)
     return sent_ahead(made, world.device)
+
+
+def num_view_workers(training: TrainingConfig) -> int:
+    """Processes that make views for this one."""
+    return min(usable_cores() - 1, 8) if training.num_workers is None else training.num_workers
 
 
 def check_view_sizes(config: Config) -> None:

@@ -118,7 +118,8 @@ def prepare_networks(
             compile_blocks(network.backbone, name, recompute_elementwise=recompute == "elementwise")
         if training.sharding is not None:
             shard(network, world, name)
-        network.to(world.device)
+        if next(network.parameters()).device != world.device:  # tensors without values (plan/counted.py) do not move
+            network.to(world.device)
     if world.size == 1 or training.sharding is not None:
         return student
     devices = [world.device] if world.device.type == "cuda" else None

@@ -14,7 +14,7 @@ from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import Checkpoint
 from dino_path.settings import as_plain
 from dino_path.tiles.source import TileSource
-from dino_path.training.learner import Learner
+from dino_path.training.guide import Guide
 
 # Settings that may change between two starts of one run: they do not change what is computed, but for rounding. How
 # the global batch is divided may change too; its size may not.
@@ -66,8 +66,19 @@ def changed_settings(before: Config, now: Config) -> dict[str, str]:
     return {key: f"{then.get(key)} -> {here.get(key)}" for key in keys}
 
 
-def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: TileSource, learner: Learner) -> None:
+def refuse_other_run(
+    path: Path,
+    checkpoint: Checkpoint,
+    config: Config,
+    tiles: TileSource,
+    *,
+    global_batch_size: int,
+    guide: Guide | None,
+) -> None:
     """Refuse a checkpoint in this run's folder that belongs to another run.
+
+    Args:
+        guide: the present one; None: there is none, or it is not looked at.
 
     Raises:
         CheckpointError: naming all that differs.
@@ -77,9 +88,9 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
     differing = [f"{key} ({change})" for key, change in changed.items()]
     if checkpoint.tiles_digest != tiles.digest:
         differing.append(f"the tiles ({checkpoint.num_tiles} -> {len(tiles)}, or other tiles of the same number)")
-    if checkpoint.global_batch_size != learner.global_batch_size:
-        differing.append(f"global batch size ({checkpoint.global_batch_size} -> {learner.global_batch_size})")
-    differing += other_guide(checkpoint, learner)
+    if checkpoint.global_batch_size != global_batch_size:
+        differing.append(f"global batch size ({checkpoint.global_batch_size} -> {global_batch_size})")
+    differing += other_guide(checkpoint, guide)
     if not differing:
         return
     remedy = "Use the same settings, or another `out`."
@@ -97,9 +108,9 @@ def refuse_other_run(path: Path, checkpoint: Checkpoint, config: Config, tiles: 
     )
 
 
-def other_guide(checkpoint: Checkpoint, learner: Learner) -> list[str]:
+def other_guide(checkpoint: Checkpoint, guide: Guide | None) -> list[str]:
     """Differences between a checkpoint's distilled model and the present one, if both have one."""
-    then, guide = checkpoint.objective.get("distill", {}).get("guide"), learner.guide
+    then = checkpoint.objective.get("distill", {}).get("guide")
     if then is None or guide is None or bytes(then.tolist()).hex() == guide.facts.digest:
         return []
     digest = bytes(then.tolist()).hex()

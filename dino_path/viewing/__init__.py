@@ -1,1 +1,1 @@
-"""The slide viewer: a page that this machine alone can open, and the same overlays as files."""
+"""The slide viewer: a page that only this machine can open, and the same overlays as files."""

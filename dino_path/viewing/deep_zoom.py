@@ -51,7 +51,7 @@ class OpenSlides:
                 self._give_back(number, slide)
 
     def close(self) -> None:
-        """Close those that nobody reads."""
+        """Close readers that are not in use."""
         with self._lock:
             for _, slide in self._idle:
                 slide.close()
@@ -142,5 +142,5 @@ def read_square(slide: Slide, zoom: int, column: int, row: int) -> RgbImage:
 
 
 def _read_px(slide: Slide, zoom: int) -> float:
-    """Edge of what a square of this zoom needs, in px of the level that it is read from."""
+    """Edge of the region that a square of this zoom needs, in px of the level from which it is read."""
     return SQUARE_PX * float(2**zoom) / slide.levels[level_for(slide, 2**zoom)].downsample

@@ -1,4 +1,4 @@
-"""What is drawn over a slide: groups of rectangles, each with a name and a colour. Page, GeoJSON and pictures share it.
+"""Layers over a slide: groups of rectangles, each with a name and a colour, shared by page, GeoJSON and pictures.
 
 Shape suffixes: N rectangles.
 """

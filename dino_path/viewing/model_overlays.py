@@ -1,4 +1,4 @@
-"""What a model adds to the slides of a store: clusters, neighbours, colours of patches, attention."""
+"""A model's layers for the slides of a store: clusters, neighbours, colours of patches, attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a ViT makes of patches: the principal components of its patch tokens as colours, and its attention.
+"""Patch maps of a ViT: the principal components of its patch tokens as colours, and its attention.
 
 Shape suffixes: T tiles, P patches of a tile, D width of a token, C the three components, H and W edges in px.
 """

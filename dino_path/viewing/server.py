@@ -1,4 +1,4 @@
-"""The viewer over HTTP: on this machine alone, read-only, for those who have the address with its token."""
+"""The viewer over HTTP: only on this machine, read-only, for those who have the address with its token."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HEADERS = {
 
 
 class ViewerServer(ThreadingHTTPServer):
-    """Serves what `answer` gives, below a random token.
+    """Serves the results of `answer`, below a random token.
 
     Attributes:
         address: what a browser opens.
@@ -58,7 +58,7 @@ class ViewerServer(ThreadingHTTPServer):
         self.address = f"http://{HOST}:{self.server_port}/{self.token}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what nobody foresaw; that a browser went away in the middle of an answer is its right."""
+        """Log unexpected errors; a browser may close the connection at any time."""
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             logger.exception("a request failed")
 

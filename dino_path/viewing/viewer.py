@@ -1,4 +1,4 @@
-"""What the page asks for, answered from one tile store. Nothing is written, and no path comes from the page."""
+"""Answers to the page's requests from one tile store. Nothing is written, and no path comes from the page."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Viewer:
         self.table = lru_cache(maxsize=MOST_TABLES)(self._read_table)
 
     def show_model(self, model: ModelOverlays) -> None:
-        """From now on the page shows what this model makes of the slides."""
+        """From now on the page shows this model's layers."""
         self._numbers = {record.slide_id: number for number, record in enumerate(self.records)}
         self.model, self.stage, self._version = model, "", self._version + 1
 
@@ -81,7 +81,7 @@ class Viewer:
         self._slides.close()
 
     def answer(self, path: str) -> Answer | None:
-        """What belongs to a path below the token; None where there is no such thing.
+        """The response for a path below the token; None if there is none.
 
         Raises:
             DinoPathError: it cannot be read.
@@ -98,7 +98,7 @@ class Viewer:
         return None
 
     def state(self) -> Answer:
-        """What there is to be shown; the page asks until all is."""
+        """The layers that are ready; the page asks again until all are."""
         state: dict[str, Any] = {"version": self._version, "stage": self.stage, "model": None}
         if self.model is not None:
             maps, cohort, extractor = self.model.maps, self.model.cohort, self.model.maps.extractor
@@ -131,7 +131,7 @@ class Viewer:
         )
 
     def about(self, number: int) -> Answer:
-        """One slide: its size, outline of tissue, and what tiling says of it.
+        """One slide: its size, outline of tissue, and tiling record.
 
         Raises:
             TileStoreError: a file of the slide is missing or damaged.
@@ -192,7 +192,7 @@ class Viewer:
         return _json([layer.record() for layer in self.layers(number)])
 
     def tile(self, number: int, row: int) -> Answer | None:
-        """What is known of one tile, and which tiles of the store are like it."""
+        """The facts on one tile, and the most similar tiles of the store."""
         record, table = self.records[number], self.table(number)
         if row >= len(table):
             return None
@@ -226,7 +226,7 @@ class Viewer:
         return png(self.model.maps.colours_of(self._tile_of(number, row))), PNG
 
     def attention(self, number: int, x: int, y: int, field: int) -> Answer | None:
-        """What a square of `field` tiles around a place (level-0 px) attends to."""
+        """Attention within a square of `field` tiles around a point (level-0 px)."""
         if self.model is None or field not in self.model.maps.fields or self.records[number].status == "failed":
             return None
         with self._slides.lend(number) as slide:

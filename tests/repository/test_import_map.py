@@ -13,7 +13,10 @@ FLOOR = {
     "progress", "records", "shipped", "journal",
 }  # fmt: skip
 # They tie rooms together, or look at the whole installation.
-ABOVE_THE_ROOMS = {"api", "cli", "__main__", "demo", "doctor", "verify", "licences", "config_docs"}
+ABOVE_THE_ROOMS = {
+    "api", "cli", "__main__", "demo", "doctor", "verify", "licences", "config_docs", "api_docs",
+    "shipped_docs", "plan",
+}  # fmt: skip
 ROOMS: dict[str, set[str]] = {
     "slides": set(),
     "tiles": {"slides"},

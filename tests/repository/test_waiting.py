@@ -148,6 +148,9 @@ MISTAKES = [
     (("evaluate", "slides", "bags", "--labels", "slides.csv", "--out", "file"), "file"),
     (("evaluate", "slides", "bags", "--labels", "slides.csv", "--out", "e"), "a: 1, b: 1"),
     (("evaluate", "slides", "bags", "--labels", "slides.csv", "--out", "e", "cohort.fold=3"), "cohort.fold"),
+    (("plan", *PRETRAIN[1:], "store=nowhere"), "nowhere"),
+    (("plan", *PRETRAIN[1:], "out=file"), "file"),
+    (("plan", "training.num_steps=1"), "missing key 'store'"),
     # names of configs and models
     (("configs", "vits16_1gp"), "Did you mean vits16_1gpu"),
     ((*PRETRAIN, "--config", "vits16_1gp"), "Did you mean vits16_1gpu"),

@@ -1,1 +1,1 @@
-"""Labelled images: how they lie on disk, and their parts that share no patient, no slide and no image."""
+"""Labelled images: their layouts on disk, and splits that share no patient, slide or image."""

@@ -103,7 +103,7 @@ class LabelledSet:
         return np.flatnonzero(self.split == name).astype(np.int64)
 
     def test_units(self) -> Units:
-        """What intervals over the test images are drawn from: their patients or slides, else the images."""
+        """The units of intervals over the test images: patients or slides, else images."""
         test = self.part("test")
         return Units.of(None if self.groups is None else self.groups[test], self.group_kind, len(test))
 
@@ -190,7 +190,7 @@ class LabelledSet:
         }
 
     def record(self) -> dict[str, Any]:
-        """For JSON: what one needs to repeat the split."""
+        """For JSON: the facts needed to repeat the split."""
         return {
             "name": self.name,
             "classes": list(self.classes),
@@ -223,7 +223,7 @@ def load_labelled(spec: str, config: EvaluationConfig) -> LabelledSet:
 
 
 def split_listing(listing: Listing, classes: tuple[str, ...], spec: str, config: EvaluationConfig) -> LabelledSet:
-    """What a listing holds, split and checked, as `load_labelled` does with what `spec` lists."""
+    """A listing, split and checked, as `load_labelled` does with the listing of `spec`."""
     labels = np.array([classes.index(label) for label in listing.labels], np.int64)
     content = hash_contents(listing.source, listing.name)
     groups = None if listing.groups is None else np.array(listing.groups, np.str_)
@@ -408,6 +408,6 @@ def _duplicates_across(
 
 
 def digest_of_split(content: NDArray[np.bytes_], labels: tuple[str, ...], split: NDArray[np.str_]) -> str:
-    """Of contents, classes and split, whatever the order of the images."""
+    """Digest of contents, classes and split, independent of the order of the images."""
     rows = sorted(f"{c.decode()} {s} {label}" for c, label, s in zip(content, labels, split, strict=True))
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What is tested with what: one split into training and test part, or the folds of a cross-validation.
+"""The division for testing: one split into training and test part, or the folds of a cross-validation.
 
 Shape suffixes: N images of the set, M tested images (in a cross-validation every image once in each repeat).
 """
@@ -27,7 +27,7 @@ FEW_UNITS = 10  # tested by a drawn split: then every table suggests a cross-val
 
 @dataclass(frozen=True)
 class Division:
-    """A labelled set and the splits that test it; what the splits' models say of their test images is pooled.
+    """A labelled set and the splits that test it; the predictions of all splits are pooled.
 
     Attributes:
         labelled: as it was split; in a cross-validation all of it is the test part.
@@ -56,7 +56,7 @@ class Division:
         return self.labelled.labels[self.tested]
 
     def units(self) -> Units:
-        """What intervals are over: the patients or slides of the tested images, else the images."""
+        """The units of intervals: patients or slides of the tested images, else images."""
         groups, tested = self.labelled.groups, self.tested
         if groups is None:
             return Units("images", np.unique(tested, return_inverse=True)[1].astype(np.int64))
@@ -75,7 +75,7 @@ class Division:
         return [replace(self, splits=splits) for splits in draws]
 
     def notes(self) -> list[str]:
-        """How the images were tested, and what would be better, as sentences."""
+        """Sentences on how the images were tested, and on better ways."""
         unit = self.labelled.unit_name
         if self.num_folds is not None:
             times = len(self.splits) // self.num_folds
@@ -188,5 +188,5 @@ def _folds(labelled: LabelledSet, num_folds: int, repeat: int, seed: int) -> lis
 
 
 def pooled(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """What the splits say of their test images (M, ...), in the order of `Division.tested`."""
+    """Predictions of the splits for their test images (M, ...), in the order of `Division.tested`."""
     return np.concatenate(parts)

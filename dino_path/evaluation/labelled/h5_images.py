@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from dino_path.errors import DataError, TileStoreError
+from dino_path.slides.images.decoding import MOST_PIXELS
 from dino_path.slides.slide import RgbImage
 
 # Chunks that hold many images are unpacked once, not once per image, when they are read in order.
@@ -22,7 +23,7 @@ class H5Images:
     """The images (N, H, W, 3) uint8 RGB of one dataset in each of several files, one file after the other."""
 
     def __init__(self, files: Sequence[Path], dataset: str, *, mpp: float | None) -> None:
-        """Look at the shapes, and at no pixel.
+        """Check the shapes, without reading pixels.
 
         Raises:
             DataError: a file is no HDF5, has no such dataset, or it holds no RGB images.
@@ -73,7 +74,7 @@ class H5Images:
 
 
 def read_h5(file: Path, dataset: str, *, with_values: bool = False) -> tuple[tuple[int, ...], np.ndarray[Any, Any]]:
-    """Shape of a dataset, and its values where asked for (else an empty array of its type).
+    """Shape of a dataset, and its values if requested (else an empty array of its type).
 
     Raises:
         DataError: the file is no HDF5, or has no such dataset.
@@ -93,6 +94,13 @@ def read_h5(file: Path, dataset: str, *, with_values: bool = False) -> tuple[tup
 
 def _count_images(file: Path, dataset: str) -> int:
     shape, empty = read_h5(file, dataset)
+    if len(shape) == 4 and shape[1] * shape[2] > MOST_PIXELS:
+        raise DataError(
+            str(file),
+            f"{dataset!r} holds images of {shape[1]:,} x {shape[2]:,} pixels.",
+            f"At most {MOST_PIXELS:,} pixels each are needed.",
+            "Cut them into tiles.",
+        )
     if len(shape) != 4 or shape[3] != 3 or empty.dtype != np.uint8:
         raise DataError(
             str(file),

@@ -1,4 +1,4 @@
-"""Labelled images as users and publishers lay them out on disk, read into one form: `Listing`."""
+"""Reads users' and publishers' layouts of labelled images into one form: `Listing`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GROUPS_TABLE = Vocabulary(("path", "label", "patient_id", "slide_id", "centre", 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout says about its images, before any split is drawn. Lists are as long as the source.
+    """The images of a layout with their facts, before a split is drawn. Lists are as long as the source.
 
     Attributes:
         name: short name for tables.
@@ -333,7 +333,7 @@ def _labelled_rows(table: Table) -> tuple[Mapping[str, Sequence[str]], list[str]
 
 
 def _with_group_column(listing: Listing, file: Path, columns: Mapping[str, Sequence[str]]) -> Listing:
-    """The listing grouped by patient, else by slide, else as it is."""
+    """The listing grouped by patient, else by slide, else unchanged."""
     for name, kind in GROUP_COLUMNS:
         if any(columns.get(name, ())):
             _refuse_empty(file, columns, name)

@@ -26,6 +26,7 @@ from dino_path.evaluation.measures.confusion import Ints
 from dino_path.evaluation.measures.overlap import UNKNOWN
 from dino_path.progress import meter
 from dino_path.records.tables import LABELLED
+from dino_path.slides.images.decoding import MOST_PIXELS
 from dino_path.table_file import Vocabulary
 from dino_path.tiles.tables import read_known_table
 
@@ -45,7 +46,7 @@ class Masks(Protocol):
     """The mask of each image, by number."""
 
     def read(self, index: int, shape: tuple[int, int]) -> Mask:
-        """Class numbers (H, W) as the file has them; UNKNOWN (255) where nobody says what a pixel is.
+        """Class numbers (H, W) as in the file; UNKNOWN (255) for unlabelled pixels.
 
         Args:
             shape: (H, W) of the image, for masks that are drawn as outlines.
@@ -60,7 +61,7 @@ class Masks(Protocol):
 
 @dataclass(frozen=True)
 class MaskListing:
-    """What a layout says, before any mask is opened.
+    """The images and masks of a layout, before any mask is opened.
 
     Attributes:
         listing: the images; its labels are by what a drawn split is stratified.
@@ -98,7 +99,7 @@ class MaskedSet:
     lookup: Mask
 
     def read_mask(self, index: int, shape: tuple[int, int]) -> Mask:
-        """(H, W) numbers into `classes`; UNKNOWN where nobody says what a pixel is."""
+        """(H, W) indices into `classes`; UNKNOWN for unlabelled pixels."""
         mask: Mask = self.lookup[self.masks.read(index, shape)]
         return mask
 
@@ -159,8 +160,13 @@ def read_picture(file: Path) -> Mask:
     """
     try:
         with Image.open(file, formats=("PNG", "TIFF")) as picture:
+            width, height = picture.size
+            if width * height > MOST_PIXELS:
+                raise bad_mask(str(file), f"has {width:,} x {height:,} pixels, more than {MOST_PIXELS:,}.")
             pixels: NDArray[Any] = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # Pillow's limit is twice ours
+        raise bad_mask(str(file), f"has more than {MOST_PIXELS:,} pixels.") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise bad_mask(str(file), f"cannot be read ({' '.join(str(error).split())}).") from None
     if pixels.ndim == 3 and all(np.array_equal(pixels[..., 0], pixels[..., one]) for one in (1, 2)):
         pixels = pixels[..., 0]
@@ -311,7 +317,7 @@ def _class_names(found: MaskListing, counts_NV: Ints, config: EvaluationConfig) 
 
 
 def _strata(listing: Listing) -> tuple[str, ...]:
-    """What a drawn split is stratified by: labels of enough patients (slides, images); the rarer ones are one label."""
+    """The strata of a drawn split: labels with enough patients (slides, images); rarer labels are merged into one."""
     if listing.split is not None:
         return ("image",) * len(listing.labels)
     labels = [label or "image" for label in listing.labels]

@@ -77,7 +77,7 @@ def read_nct_crc(folder: Path) -> Listing:
 def read_pcam(folder: Path) -> Listing:
     """PatchCamelyon (Veeling et al. 2018): its unpacked HDF5 files, with the published split.
 
-    The label says whether the central 32 x 32 px hold tumour; what lies around them does not count. Slides come from
+    The label says whether the central 32 x 32 px contain tumour; the surroundings do not count. Slides come from
     the meta tables where every part has one; one part alone has a split drawn.
 
     Raises:

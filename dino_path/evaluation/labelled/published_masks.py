@@ -204,7 +204,7 @@ class _MatMasks:
 
 @dataclass(frozen=True)
 class _Array:
-    """An array on the disk, opened again for each look: processes share nothing, and memory holds what is read."""
+    """An array on disk, opened for each access: processes share nothing, and memory holds only what is read."""
 
     file: Path
     shape: tuple[int, ...]

@@ -17,7 +17,7 @@ from dino_path.evaluation.measures.metrics import Units
 
 @dataclass(frozen=True)
 class Queries:
-    """The images that search, each among all images of other units (patients, slides, else other images).
+    """The query images, each searching all images of other units (patients, slides, else other images).
 
     The queries are the tested images, which chose nothing; what they search in is the whole set, training images too:
     nothing is learned from labels here. Units are those that no split tears apart, so an exact copy is never found.

@@ -46,7 +46,7 @@ def label_tiles(
 
 
 class _Nesting:
-    """Which regions lie inside which; remembered, since many tiles ask about the same two."""
+    """Which regions lie inside which; cached, because many tiles need the same pair."""
 
     def __init__(self, min_fraction: float) -> None:
         self._min_fraction = min_fraction

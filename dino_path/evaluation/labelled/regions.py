@@ -37,7 +37,7 @@ MOST_NAMED = 5  # classes, slides or pairs in one sentence
 
 @dataclass
 class _Labelling:
-    """What became of the tiles of a store."""
+    """The labelling result for the tiles of a store."""
 
     tiles: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
@@ -172,7 +172,7 @@ def _nothing_labelled(
 
 
 def read_regions(file: Path, qupath_origin: tuple[int, int]) -> dict[str, list[Polygon]]:
-    """Polygons per class of a file of outlines, in level-0 pixels; what has no class or no area is left out.
+    """Polygons per class of a file of outlines, in level-0 pixels; objects without class or area are left out.
 
     Raises:
         DataError: the file cannot be read, or is not what its name says.

@@ -20,7 +20,7 @@ NUM_DRAWS = 100
 
 
 def linked_units(groups_N: NDArray[np.str_] | None, content_N: NDArray[np.bytes_]) -> Ints:
-    """For each image the number (0 to G - 1) of its unit: what no split may tear apart.
+    """For each image the number (0 to G - 1) of its unit; a split keeps all images of a unit together.
 
     Images share a unit when they share a group (patient, slide) or are byte for byte the same, directly or through
     others: two patients of whom one image is the same count as one unit.
@@ -49,7 +49,7 @@ def linked_units(groups_N: NDArray[np.str_] | None, content_N: NDArray[np.bytes_
 
 def draw_part(labels_N: Ints, units_N: Ints, fraction: float, *, seed: int, what: str, classes: tuple[str, ...],
               unit_name: str) -> NDArray[np.bool_]:  # fmt: skip
-    """A seeded part (N,) that holds about `fraction` of every class and tears no unit apart.
+    """A seeded part (N,) with about `fraction` of every class, made of complete units.
 
     Units are taken in random order, large ones first, each to the side that lacks its classes most.
 
@@ -91,7 +91,7 @@ def draw_part(labels_N: Ints, units_N: Ints, fraction: float, *, seed: int, what
 def draw_folds(labels_N: Ints, units_N: Ints, num_folds: int, *, seed: Sequence[int], what: str,
                classes: tuple[str, ...], unit_name: str, setting: str = "evaluation.cross_validation"
                ) -> Ints:  # fmt: skip
-    """The fold (N,) of each image, 0 to `num_folds` - 1: each holds about its share of every class, and whole units.
+    """The fold (N,) of each image, 0 to `num_folds` - 1: each has about its share of every class, and complete units.
 
     Whatever fold is tested, every class is among the others. Arguments as for `draw_part`; `setting` is the name of
     that which gives the number of folds.

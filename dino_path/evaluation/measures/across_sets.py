@@ -1,4 +1,4 @@
-"""Several models on several labelled sets: mean, mean rank and differences, with what the tested groups leave open.
+"""Several models on several labelled sets: mean, mean rank and differences, with intervals over the tested groups.
 
 The sets are taken as they are: intervals are over the groups (patients, slides, images) within each set, and say
 nothing of sets that are not among them. The models of a set share its resamples (paired); sets are independent of one
@@ -116,7 +116,7 @@ def _draws_of_set(samples_M: Sequence[Sample], number: int, num_draws: int) -> F
 
 
 def _chosen(draws_BM: Floats, number: int, num_draws: int) -> NDArray[np.int64]:
-    """Which resamples of a set stand beside those of the others.
+    """Which resamples of a set are combined with those of the other sets.
 
     Sets of as many groups have the same numbers drawn; choosing again makes them independent, and leaves out those
     that have no value.

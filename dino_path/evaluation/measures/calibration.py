@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: expected calibration error, Brier score, and the reliability curve.
+"""Calibration of probabilities: expected calibration error, Brier score and reliability curve.
 
 - ECE: images are sorted into 15 bins of equal width by the probability of their predicted class; the error is the mean
   over images of |share of right answers - mean probability| of their bin (Guo et al. 2017, equation 3).
@@ -90,7 +90,7 @@ def calibration_numbers(sums_S: Floats, num_images: NDArray[Any]) -> dict[str, F
 
 
 def ece_if_calibrated(scores_NC: Floats, *, seed: int) -> float:
-    """The ECE that these probabilities have on average where they are true and images are independent.
+    """The expected ECE if these probabilities are true and images are independent.
 
     It is not 0: in a bin of few images the share of right answers differs from its probability by chance. Mean of
     CALIBRATED_DRAWS draws, in which each image is right with the probability of its predicted class.

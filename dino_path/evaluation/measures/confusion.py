@@ -24,7 +24,7 @@ def confusion_matrix(labels_N: Ints, predicted_N: Ints, num_classes: int) -> Int
 
 @dataclass(frozen=True)
 class Margins:
-    """What most metrics need of confusion matrices (..., C, C): of 1,000 classes a thousandth of the memory.
+    """The sums of confusion matrices (..., C, C) that most metrics need: for 1,000 classes, a thousandth of the memory.
 
     Attributes:
         hits, true, predicted: (..., C) right predictions, images and predictions of each class.
@@ -134,7 +134,7 @@ def class_scores(margins_C: Margins) -> dict[str, Floats]:
 
 
 def mean_where_known(values_C: Floats) -> Floats:
-    """Mean over the last axis without the NaNs; NaN where there is nothing else."""
+    """Mean over the last axis without NaNs; NaN if all are NaN."""
     known_C = ~np.isnan(values_C)
     with np.errstate(invalid="ignore"):
         mean: Floats = np.where(known_C, values_C, 0.0).sum(axis=-1) / known_C.sum(axis=-1)
@@ -161,7 +161,7 @@ def _area_left_out(is_positive_N: NDArray[np.bool_], score_N: Floats, unit_N: In
 
 
 def _wins(is_positive_N: NDArray[np.bool_], score_N: Floats, unit_N: Ints) -> Floats:
-    """For each image (N,) how many of the other side, of its own unit, are rightly ordered to it; ties count half."""
+    """For each image (N,) how many images of the other side in its own unit are ordered correctly; ties count half."""
     order = np.lexsort((score_N, unit_N))
     unit, score, is_positive = unit_N[order], score_N[order], is_positive_N[order]
     is_first = np.ones(len(order), bool)

@@ -51,7 +51,7 @@ class Score:
 
 
 class Spread(Protocol):
-    """How much a metric varies with what was tested: a standard error and its degrees of freedom."""
+    """The variation of a metric with the tested units: a standard error and its degrees of freedom."""
 
     @property
     def freedom(self) -> float: ...
@@ -61,7 +61,7 @@ class Spread(Protocol):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """One metric without each unit in turn, less the metric of all.
+    """The jackknife values of a metric: without each unit in turn, minus the metric of all.
 
     Attributes:
         units: (G,) deviations when a unit is left out.

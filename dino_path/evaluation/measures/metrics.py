@@ -65,7 +65,7 @@ MAX_COUNTS_AT_ONCE = 2**22  # of images x classes
 
 @dataclass(frozen=True)
 class Units:
-    """What intervals are over: `name` ("patients", "slides", "images"); `index` (N,) is each test image's."""
+    """The units of intervals: `name` ("patients", "slides", "images"); `index` (N,) gives each test image's unit."""
 
     name: str
     index: Ints
@@ -76,7 +76,7 @@ class Units:
 
     @classmethod
     def of(cls, groups_N: NDArray[np.str_] | None, group_kind: str | None, num_images: int) -> Units:
-        """Units of test images whose groups are `groups_N`; each image is one where no groups are known."""
+        """Units of test images with the groups `groups_N`; each image is a unit if groups are unknown."""
         if groups_N is None:
             return cls("images", np.arange(num_images))
         return cls(f"{group_kind}s", np.unique(groups_N, return_inverse=True)[1].astype(np.int64))
@@ -84,7 +84,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Sample:
-    """One number of the tested images, and how it varies with what was tested.
+    """One number of the tested images, and its variation with the tested units.
 
     Attributes:
         draws: (B,) over the resamples of units.
@@ -170,7 +170,7 @@ class Metrics:
 
     @property
     def interval(self) -> str:
-        """What the interval of balanced accuracy is, in words."""
+        """Description of the interval of balanced accuracy."""
         return interval_in_words(self.freedom, self.num_units, self.unit)
 
     def _class_records(self, name: str, classes: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
@@ -178,7 +178,7 @@ class Metrics:
 
 
 def interval_in_words(freedom: float, num_units: int, unit: str) -> str:
-    """What an interval over `num_units` of `unit` ("patients", "slides" or "images") is."""
+    """Description of an interval over `num_units` of `unit` ("patients", "slides" or "images")."""
     over = f"{num_units} test {unit}"
     if freedom < LEAST_FREEDOM:
         return f"no interval: too few {unit}, {over}; each class needs two, and all together three"
@@ -371,7 +371,7 @@ def confusion_samples(
     numbers: Callable[[NDArray[Any]], Mapping[str, Floats]], labels_N: Ints, predicted_N: Ints, num_classes: int,
     units: Units, freedom: Mapping[str, float], *, num_bootstrap: int, seed: int,
 ) -> dict[str, Sample]:  # fmt: skip
-    """Any numbers of confusion matrices, with how they vary with what was tested.
+    """Any numbers from confusion matrices, with their variation with the tested units.
 
     Args:
         numbers: confusion matrices (..., C, C) -> the numbers (...) by name.
@@ -389,7 +389,7 @@ def confusion_samples(
 
 
 def pair_sample(blocks: Sequence[PairBlock], units: Units, freedom: float, *, num_bootstrap: int, seed: int) -> Sample:
-    """The share of pairs that are rightly ordered, over all blocks, with how it varies with what was tested.
+    """The share of correctly ordered pairs, over all blocks, with its variation with the tested units.
 
     NaN where there is no pair.
     """
@@ -424,7 +424,7 @@ def confusions_of_units(labels_N: Ints, predicted_N: Ints, num_classes: int, uni
 
 
 def _ends(name: str) -> dict[str, float]:
-    """Between what a metric lies."""
+    """The range of a metric."""
     return {"lowest": LOWEST.get(name, 0.0), "highest": HIGHEST.get(name, 1.0)}
 
 

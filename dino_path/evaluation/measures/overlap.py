@@ -165,7 +165,7 @@ def _ratio(confusion_MCC: Ints, units: Units, average: Average, measure: Measure
 
 
 def _known(scores: Floats) -> tuple[Floats, Floats]:
-    """Scores with 0 where they are not known, and where they are known (1, else 0)."""
+    """Scores with 0 where undefined, and a mask of defined scores (1, else 0)."""
     is_known = ~np.isnan(scores)
     return np.where(is_known, scores, 0.0), is_known.astype(np.float64)
 

@@ -1,1 +1,1 @@
-"""Frozen features of labelled images, and what classifies them."""
+"""Frozen features of labelled images, and their classifiers."""

@@ -37,7 +37,7 @@ UNI_K = 20
 def run_protocol(
     protocol: FeatureProtocol, features_ND: NDArray[np.float32], labelled: LabelledSet, config: EvaluationConfig
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Class scores of the test images, and what the protocol used or chose, as plain values."""
+    """Class scores of the test images, and the protocol's settings and choices, as plain values."""
     train, test, labels = labelled.part("train"), labelled.part("test"), labelled.labels
     match protocol:
         case "knn":
@@ -114,7 +114,7 @@ def _knn(
 
 
 def settings_of_splits(of_splits: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the protocol used in all splits, as plain values; what differs between folds stands under `folds`.
+    """The protocol's settings in all splits, as plain values; those that differ between folds are under `folds`.
 
     The confusion matrices of each k, which the k-NN gives, become accuracies over all folds.
     """

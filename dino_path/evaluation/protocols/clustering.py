@@ -1,4 +1,4 @@
-"""Do images gather by tissue or by who made the slide? PathoROB's clustering score.
+"""Whether images cluster by tissue or by the maker of the slide: PathoROB's clustering score.
 
 For every two classes and two makers (centres or scanners) whose four combinations exist, k-means on features of length
 1 is run, with the number of clusters that has the best silhouette (cosine). The score is the adjusted Rand index of the

@@ -65,7 +65,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class DenseProbe:
-    """What was learned from the training images of one split.
+    """The classifiers fitted on the training images of one split.
 
     Attributes:
         strength: of the linear layer's penalty, chosen on validation images.
@@ -222,7 +222,7 @@ def mask_of(scores_RCS: Floats, shape: tuple[int, int], *, patch_px: int, scale:
 
 
 def best_mask(mask_HW: Mask, num_classes: int, *, patch_px: int, scale: float) -> Mask:
-    """What the true shares of the patches would give: no model can do much better on this grid."""
+    """Masks from the true shares of the patches: hardly any model can do better on this grid."""
     shares_RCS = class_shares(mask_HW, num_classes, patch_px=patch_px, scale=scale)
     shape = mask_HW.shape[0], mask_HW.shape[1]
     return mask_of(np.nan_to_num(shares_RCS), shape, patch_px=patch_px, scale=scale)
@@ -283,7 +283,7 @@ def _joined(parts: list[Patches]) -> Patches:
 
 
 def _mean_and_std(vectors_ND: Floats) -> tuple[Floats, Floats]:
-    """(D,) each; what does not vary gets a standard deviation of 1."""
+    """(D,) each; constant features get a standard deviation of 1."""
     mean_D = vectors_ND.mean(axis=0, dtype=np.float64)
     std_D = vectors_ND.std(axis=0, dtype=np.float64)
     return mean_D.astype(np.float32), np.where(std_D > 1e-6, std_D, 1.0).astype(np.float32)

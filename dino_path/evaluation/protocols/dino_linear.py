@@ -58,7 +58,7 @@ class LinearLayer:
 def dino_linear(
     extractor: Extractor, split: LabelledSet, division: Division, config: EvaluationConfig, cache: FeatureCache
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Class scores of the test images of one split of a division, and what the protocol used, as plain values.
+    """Class scores of the test images of one split of a division, and the protocol's settings, as plain values.
 
     Raises:
         ConfigError: a ViT without a [CLS] token. Else as `FeatureCache.features`.
@@ -92,7 +92,7 @@ def cropped_images(division: Division) -> NDArray[np.int64]:
 def dino_linear_images(
     extractor: Extractor, division: Division, config: EvaluationConfig
 ) -> tuple[Extractor, Images, Images]:
-    """The extractor of the protocol's features, the crops of the training images, and the images as they are.
+    """The extractor of the protocol's features, the crops of the training images, and the unchanged images.
 
     Raises:
         ConfigError: a ViT without a [CLS] token.
@@ -109,7 +109,7 @@ def dino_linear_images(
 
 
 def block_tokens(extractor: Extractor) -> Extractor:
-    """The same network with the features that the protocol takes from it; a network without blocks as it is.
+    """The same network with the protocol's features; a network without blocks is unchanged.
 
     They are the same whatever kind of features the extractor gives.
 

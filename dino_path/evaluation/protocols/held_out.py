@@ -1,4 +1,4 @@
-"""What a classifier loses at a centre that it was not trained on, and whether the centre can be read from the features.
+"""A classifier's loss at a new centre, and whether the centre can be predicted from the features.
 
 Both by logistic regression of a fixed strength (`linear.logistic`), by patient: no patient is on both sides. "Maker" is
 a centre or a scanner.
@@ -88,7 +88,7 @@ def classes_at_new_makers(cohort: Cohort) -> Ints:
 
 @dataclass(frozen=True)
 class Predictability:
-    """How well the maker is read from features among images of one class.
+    """How well the maker can be predicted from features within one class.
 
     Attributes:
         metrics: over cells (class and maker); its balanced accuracy is the figure.

@@ -55,7 +55,8 @@ def knn_classify(
     temperature: float | None,
     index: NeighbourIndex | None = None,
 ) -> dict[int, KnnResult]:
-    """For each of `ks` the class with most votes among the k most similar training images (cosine); one search for all.
+    """For each of `ks`, the class with most votes among the k most similar training images (cosine); one search
+    serves all.
 
     Votes are summed in fp64: exp(1 / 0.07) does not fit in fp16. Each query's votes are divided by their sum, which
     changes no prediction and makes scores comparable between queries.
@@ -104,7 +105,7 @@ class NeighbourIndex:
     def search_without(
         self, query_QD: NDArray[np.float32], k: int, left_out: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Similarity and number (Q, K) of the neighbours by an approximate index that passes over some vectors.
+        """Similarity and number (Q, K) of the neighbours by an approximate index, which skips some vectors.
 
         -1 stands where it finds fewer than k.
 

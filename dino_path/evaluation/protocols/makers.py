@@ -1,4 +1,4 @@
-"""How much features keep of who made the slide (centre or scanner), beside what they keep of the tissue: by neighbours.
+"""How much features encode the maker of the slide (centre or scanner) relative to the tissue, measured by neighbours.
 
 An image's neighbours are the most similar others by cosine, in float64, of other patients (slides, images). Four kinds
 matter: of the same class or another, of the same maker or another. "Maker" here is a centre or a scanner.
@@ -36,7 +36,7 @@ LEAST_IN_TAIL = 10  # images
 
 @dataclass(frozen=True)
 class Cohort:
-    """The distinct images that the figures of centres (or scanners) are of.
+    """The distinct images for the figures of centres (or scanners).
 
     Attributes:
         kind: "centre" or "scanner".
@@ -94,7 +94,7 @@ def cohorts(labelled: LabelledSet, *, seed: int) -> list[Cohort]:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """What neighbours say of one model.
+    """The neighbour figures of one model.
 
     Attributes:
         index_by_k: robustness index for each of KS below N; k is that of `index`.

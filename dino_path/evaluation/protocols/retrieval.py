@@ -37,7 +37,7 @@ MAX_PAIRS_PER_CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What the queries found.
+    """The results of the queries.
 
     Attributes:
         neighbours: (Q, K) numbers of the most similar images of other units, most similar first; NONE: no more.

@@ -51,7 +51,7 @@ class RunningTest:
 
     @property
     def units(self) -> Units:
-        """What intervals over the validation images are over."""
+        """The units of intervals over the validation images."""
         groups = self.labelled.groups
         return Units.of(
             None if groups is None else groups[self.validation], self.labelled.group_kind, len(self.validation)

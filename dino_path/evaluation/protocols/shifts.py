@@ -1,4 +1,4 @@
-"""What becomes of accuracy and features when the same test images come from another stain bath or scanner.
+"""Accuracy and features when the same test images come from a simulated other stain bath or scanner.
 
 A classifier (logistic regression of a fixed strength) is trained on the training images as they are, and tested on test
 images under each of `features.shifts`. Features are compared with those of the same images as they are:

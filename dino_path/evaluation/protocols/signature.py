@@ -1,4 +1,4 @@
-"""How much features tell about the slide that an image comes from, where the tissue class is the same.
+"""How much features reveal about the slide of an image, within one tissue class.
 
 Staining and scanning leave a signature that features pick up; a classifier may then read the slide (or centre) instead
 of the tissue. Two numbers per model, each image against all others of the set, cosine similarity, without any training:
@@ -36,7 +36,7 @@ TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class Signature:
-    """What features tell about slides.
+    """How much features reveal about slides.
 
     Attributes:
         identity: share of images whose slide is found among the images of their class; None: no class has two slides.
@@ -113,7 +113,7 @@ def slide_signature(
 def _find_slides(
     features_ND: NDArray[np.float32], label_N: NDArray[np.int64], slide_N: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Was each image's slide found within its class (1, 0), and the chance of guessing it by frequency?
+    """Whether each image's slide was found within its class (1, 0), and the chance of guessing it by frequency.
 
     NaN for images that are alone of their slide in their class, and for classes of one slide: nothing can be found, or
     nothing else.

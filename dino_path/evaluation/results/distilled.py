@@ -1,4 +1,4 @@
-"""What a student keeps of the model that it was distilled from, as sentences: accuracy, size, time."""
+"""Sentences on a distilled student relative to its teacher: accuracy, size, time."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _kept(rows: Sequence[Row], student: str, teacher: str, floor_model: str | No
 
 @torch.inference_mode()
 def ms_per_tile(extractor: Extractor, input_px: int | None) -> float:
-    """Milliseconds that the model alone takes for one tile, of the quickest of some small batches."""
+    """Milliseconds per tile of the model alone, from the fastest of some small batches."""
     edge_px = input_px or extractor.preprocessing.input_px
     assert edge_px is not None, "a distilled model and its teacher have an edge"
     device = next(extractor.module.parameters()).device

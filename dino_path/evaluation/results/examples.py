@@ -1,4 +1,4 @@
-"""Tiles that show what the numbers mean: neighbours, confident mistakes, attention; and each test slide's result.
+"""Tiles that illustrate the numbers: neighbours, confident errors, attention; and each test slide's result.
 
 Shape suffixes: N images of the set, M tested images, Q queries, D features, C classes.
 """

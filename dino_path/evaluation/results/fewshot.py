@@ -37,7 +37,7 @@ METRICS = ("accuracy", "balanced_accuracy")
 class Episodes:
     """Results over episodes: the mean, and the range that holds 95 % of the episodes.
 
-    The range tells how much depends on which images were labelled; the test images are always the same.
+    The range shows how much depends on which images were labelled; the test images are always the same.
     """
 
     shots: int

@@ -1,4 +1,4 @@
-"""What each model saw of the images, as sentences: their edge, the resize, and the microns per pixel."""
+"""Sentences on each model's input: the edge of the images, the resizing, and the microns per pixel."""
 
 from __future__ import annotations
 

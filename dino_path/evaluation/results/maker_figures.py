@@ -1,4 +1,4 @@
-"""What each model's features keep of centres or scanners: figures, the lines of a page, and their record.
+"""How much each model's features encode centres or scanners: figures, the lines of a page, and their record.
 
 "Maker" is a centre or a scanner. Shape suffixes: N images of the cohort, D features.
 """

@@ -1,4 +1,4 @@
-"""The tiles of a map: which are drawn, and what is known of each besides its pixels.
+"""The tiles of a map: the selection, and the known facts on each tile.
 
 Shape suffixes: N all tiles, M drawn ones.
 """
@@ -53,7 +53,7 @@ class MapTiles:
 
     @property
     def unit(self) -> Unit:
-        """What neighbours must differ in: the slide where it is known, else the patient, else the image."""
+        """The unit in which neighbours must differ: the slide if known, else the patient, else the image."""
         return "slide" if "slide" in self.columns else "patient" if "patient" in self.columns else "image"
 
     @property

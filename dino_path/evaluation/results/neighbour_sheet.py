@@ -91,7 +91,7 @@ def drawn_queries(labelled: LabelledSet, queries: Queries, most: int, *, seed: i
 
 
 def others(labelled: LabelledSet) -> str:
-    """What an image searches among, in words."""
+    """The searched images, in words."""
     return "other images" if labelled.groups is None else f"images of other {labelled.unit_name}"
 
 
@@ -145,7 +145,7 @@ def _mark(draw: ImageDraw.ImageDraw, colour: Colour, is_right: bool) -> None:
 
 
 def _shortened(text: str) -> str:
-    """As much as there is room for: the beginning and the end, which tell files and patients apart."""
+    """The text shortened to the available space: its beginning and end, which distinguish files and patients."""
     font, shown, kept = _font(TEXT_PX), text, len(text)
     while font.getlength(shown) > CARD_PX:
         kept -= 1

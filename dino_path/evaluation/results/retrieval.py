@@ -1,4 +1,4 @@
-"""Frozen extractors side by side in retrieval: what their nearest images of other patients show.
+"""Retrieval with several frozen extractors: classes of the nearest images of other patients.
 
 Shape suffixes: Q queries, K neighbours, C classes.
 """
@@ -165,7 +165,7 @@ def _chance(labelled: LabelledSet, queries: Queries) -> float:
 def _notes(
     division: Division, queries: Queries, rows: Sequence[RetrievalRow], config: EvaluationConfig
 ) -> Iterator[str]:
-    """What to keep in mind, the most important first."""
+    """Notes, the most important first."""
     labelled, units = division.labelled, queries.units
     what = "the tested images" if division.num_folds is None else "all images"
     freedom = next(iter(rows[0].means.values())).balanced.left_out.freedom
@@ -211,7 +211,7 @@ def _notes(
 def _record(
     rows: Sequence[RetrievalRow], labelled: LabelledSet, queries: Queries, notes: Sequence[str]
 ) -> Mapping[str, Any]:
-    """What was found, as plain values."""
+    """The results, as plain values."""
     asked = _asked(labelled, queries)
     return {
         "units": labelled.unit_name,

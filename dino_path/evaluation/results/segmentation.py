@@ -1,4 +1,4 @@
-"""Frozen models side by side on images with masks: what their patch vectors tell about every pixel.
+"""Segmentation with several frozen models: predicting the class of every pixel from patch vectors.
 
 Shape suffixes: M tested images, C classes, H and W pixels.
 """
@@ -69,7 +69,7 @@ MPP_TOLERANCE = 0.1  # relative; beyond it a note says that model and data diffe
 
 @dataclass(frozen=True)
 class Found:
-    """What one model made of the tested images.
+    """The predictions of one model for the tested images.
 
     Attributes:
         confusion: (M, C, C) pixels of each true and predicted class, by protocol; "best" of the true shares of patches.
@@ -263,7 +263,7 @@ def _make(
 
 
 def _on_sheet(division: Division) -> list[int]:
-    """Numbers of the images that the sheet shows, chosen by their place alone: whatever any model makes of them."""
+    """Numbers of the images on the sheet, chosen only by their position, independent of the models."""
     tested = np.unique(division.tested)
     return [int(tested[round(place)]) for place in dict.fromkeys(np.linspace(0, len(tested) - 1, ON_SHEET).round())]
 
@@ -275,7 +275,7 @@ def _measured(confusion_MCC: Ints, masked: MaskedSet, division: Division, config
 
 
 def _compared(rows: Sequence[Row], is_control: Mapping[str, bool]) -> list[Row]:
-    """Each model of ours less every control and every later one of ours; where all are controls, the first is ours."""
+    """Each of the user's models (else the first control) minus every control and every later model."""
     order = list(is_control)
     controls = {
         name for name, is_one in is_control.items() if is_one and (name != order[0] or not all(is_control.values()))

@@ -1,4 +1,4 @@
-"""What becomes of each model's accuracy and features under shifts: the lines of a page, and their record."""
+"""Each model's accuracy and features under shifts: the lines of a page, and their record."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def _write_leading(folder: Path, leading: Leading, experiment: str) -> None:
 
 
 def _read_leading(folder: Path, planned: PlannedSet, experiment: str) -> Leading | None:
-    """What a finished evaluation of the same experiment left; None where it is not done."""
+    """The results of a finished evaluation of the same experiment; None if there is none."""
     file = folder / PRIMARY_FILE
     if not file.is_file() or not all((folder / kind.file).is_file() for kind in planned.works):
         return None
@@ -231,7 +231,7 @@ def _record(suite: SuiteConfig, plan: Plan, models: Mapping[str, Model], leading
 
 
 def compared(roles: Mapping[str, Role]) -> list[tuple[str, str]]:
-    """Which model is subtracted from which: mine less every control, less mine after it, less the supervised network.
+    """Pairs of models to compare: the user's minus every control, minus later models, minus the supervised network.
 
     Where all are controls, the first stands for mine.
     """

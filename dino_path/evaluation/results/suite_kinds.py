@@ -1,4 +1,4 @@
-"""How a suite runs each protocol: the one table from names to what reads the data, looks ahead, and evaluates.
+"""How a suite runs each protocol: a table from names to functions that read the data, check it, and evaluate.
 
 Nothing here imports torch before it evaluates: a suite refuses what it can before that.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What one set asks of one kind of evaluation.
+    """The work of one kind of evaluation for one set.
 
     Attributes:
         data: what the kind's `load` gave.
@@ -70,7 +70,7 @@ class Leading:
 
 @dataclass(frozen=True)
 class Described:
-    """What the suite's page says of a set's data.
+    """The description of a set's data on the suite's page.
 
     Attributes:
         num_tested: images (or slides) in all test parts, each counted once.

@@ -1,4 +1,4 @@
-"""What a suite is going to evaluate: each set's data, settings and baseline, checked before torch is imported."""
+"""The plan of a suite: each set's data, settings and baseline, checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def plan_suite(
 
 
 def look_at_suite(suite: SuiteConfig, *, root: Path, skip_missing: bool) -> None:
-    """Look at what the sets list, before a job waits for them; no image is opened.
+    """Check the sets' listings before a job waits in the queue; no image is opened.
 
     Raises:
         DataError: as `plan_suite`, as far as folders and tables tell.
@@ -200,7 +200,7 @@ def _baseline(
 
 
 def baseline_command(name: str, config: SuiteSet, evaluation: EvaluationConfig) -> str:
-    """What trains the supervised network of a set, in the folder --root."""
+    """The command that trains the supervised network of a set, in the folder --root."""
     given = evaluation.model_dump(mode="json", exclude_defaults=True)
     settings = [f"evaluation.{key}={setting_text(value)}" for key, value in given.items()]
     return shlex.join(["dino-path", "baseline", "--data", shown(config.data), "--out", f"baselines/{name}", *settings])

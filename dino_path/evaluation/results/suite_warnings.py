@@ -1,4 +1,4 @@
-"""What to keep in mind when reading a suite's table, as sentences."""
+"""Notes for reading a suite's table, as sentences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dino_path.records.suite import SuiteModelRecord, SuiteSetRecord
 def suite_warnings(
     plan: Plan, models: Mapping[str, SuiteModelRecord], sets: Sequence[SuiteSetRecord]
 ) -> tuple[str, ...]:
-    """What the table lacks, and which of its intervals promise too much."""
+    """Missing controls of the table, and intervals that are too narrow."""
     nulls = [split_kind(model.spec)[1] for model in models.values() if model.role == "null" and model.spec is not None]
     warnings = [f"{name} is left out: {why}" for name, why in plan.left_out.items()]
     if not any(spec.startswith("untrained:") for spec in nulls):
@@ -46,7 +46,7 @@ def suite_warnings(
 
 
 def _weak_nulls(plan: Plan, models: Mapping[str, SuiteModelRecord], sets: Sequence[SuiteSetRecord]) -> Iterator[str]:
-    """A control that always gives one class flatters what stands beside it."""
+    """A control that always predicts one class makes every model look good beside it."""
     for planned, one in zip(plan.sets, sets, strict=True):
         num_classes = planned.described.num_classes
         if one.metric != "balanced_accuracy" or num_classes is None:

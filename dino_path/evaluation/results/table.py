@@ -59,7 +59,7 @@ class Table:
     notes: tuple[str, ...]
 
     def markdown(self) -> str:
-        """The table for people: one line per model, then differences, then what to keep in mind."""
+        """The printed table: one line per model, then differences, then notes."""
         protocols = list(dict.fromkeys(row.protocol for row in self.rows))
         header = ["model"] + [f"{TITLES[p]} {m}" for p in protocols for m in ("balanced accuracy", "accuracy")]
         rows = []
@@ -107,7 +107,7 @@ class Table:
         return ["", *markdown_table(["balanced accuracy by number of neighbours", "protocol", *ks], cells)]
 
     def _signatures(self) -> list[str]:
-        """How much features tell about the slide (or patient): lower identity and higher robustness are better."""
+        """How much features reveal about the slide (or patient): lower identity and higher robustness are better."""
         if not self.signatures:
             return []
         rows = [

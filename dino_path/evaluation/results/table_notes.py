@@ -1,4 +1,4 @@
-"""What to keep in mind when reading a table, as sentences."""
+"""Notes for reading a table, as sentences."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def table_notes(
 
 
 def _no_better_than_the_majority(rows: Sequence[Row], division: Division) -> Iterator[str]:
-    """A probe that always gives the commonest class says nothing; as a control it flatters what stands beside it."""
+    """A probe that always predicts the most frequent class says nothing; as a control it flatters every model."""
     chance = 1 / len(np.unique(division.labels))
     for row in rows:
         score = row.metrics.balanced_accuracy

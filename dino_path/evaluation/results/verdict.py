@@ -33,7 +33,7 @@ from dino_path.run import RunFolder
 
 
 def note_start(run: RunFolder, test: RunningTest, backbone: nn.Module, step: int) -> None:
-    """Write what the weights that a run starts from answer: its end is compared with them.
+    """Test the weights from which a run starts, and write the predictions for comparison with its end.
 
     Args:
         step: updates done by then, as the run counts them.
@@ -77,7 +77,7 @@ def judge(run: RunFolder, test: RunningTest, end: Path) -> VerdictRecord | None:
 
 
 def sentence(rows: Sequence[JudgedRecord]) -> str:
-    """What the differences say: better or worse where an interval leaves out 0 and none says the opposite."""
+    """The verdict from the differences: better or worse if an interval excludes 0 and none says the opposite."""
     return " ".join(
         f"{'The end' if row.name == 'end' else f'The best checkpoint (step {row.step})'} {_against_start(row)}:"
         f" {', '.join(f'{TITLES[protocol]} {signed(score)}' for protocol, score in row.minus_start.items())}."

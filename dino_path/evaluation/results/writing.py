@@ -1,4 +1,4 @@
-"""What every evaluation leaves behind: JSON to repeat it, CSV to compute with, Markdown to read, and the split."""
+"""The files of every evaluation: JSON to repeat it, CSV to compute with, Markdown to read, and the split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUPERVISED = "supervised ResNet-50"  # by default; what it is called where there
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation gives back beside its files.
+    """The return value of an evaluation, in addition to its files.
 
     Attributes:
         text: the page of Markdown.
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def baseline_missing(fraction: float = 1.0) -> str:
-    """What stands where the supervised network would, were it there."""
+    """The text in place of a missing supervised network."""
     option = "" if fraction == 1 else f" --fraction {fraction:g}"
     return f"missing, run `dino-path baseline{option}`"
 
@@ -90,10 +90,10 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends its cell nor its row: names of classes and models are whatever their folder is called."""
+    """Text that cannot end its cell or row: names of classes and models come from folders and may contain anything."""
     return " ".join(text.replace("|", r"\|").splitlines())
 
 
 def markdown_page(title: str, lines: Iterable[str], notes: Iterable[str]) -> str:
-    """Title, what was found, and what to keep in mind when reading it."""
+    """Title, results, and notes for reading them."""
     return "\n".join([f"# {title}", "", *lines, "", *(f"- {note}" for note in notes), ""])

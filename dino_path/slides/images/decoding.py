@@ -21,6 +21,7 @@ from dino_path.slides.images.rgb import RgbImage
 from dino_path.slides.images.tiff_image import BadTiff, tiff_samples
 
 MOST_PIXELS = 80_000_000  # of one image: about 9,000 x 9,000, 240 MB as RGB
+ROWS_AT_ONCE = 256
 ORIENTATION = 274  # the EXIF and TIFF tag
 DECODERS = {"PNG": imagecodecs.png_decode, "BMP": imagecodecs.bmp_decode, "WEBP": imagecodecs.webp_decode}
 
@@ -70,8 +71,8 @@ def _decode_picture(encoded: bytes) -> RgbImage:
         with Image.open(io.BytesIO(encoded), formats=tuple(DECODERS)) as header:
             kind, (width, height), has_more = header.format, header.size, getattr(header, "is_animated", False)
             exif = header.info.get("exif", b"")
-    except Image.DecompressionBombError as error:
-        raise BadImage(str(error)) from None
+    except Image.DecompressionBombError:  # Pillow's limit is twice ours
+        raise BadImage(f"more than the {MOST_PIXELS:,} pixels of one tile") from None
     except (OSError, SyntaxError, ValueError, struct.error):
         raise BadImage(f"{len(encoded)} bytes that are not a JPEG, PNG, TIFF, BMP or WebP") from None
     _refuse_large(width, height)
@@ -101,14 +102,18 @@ def _as_rgb(
     is_premultiplied: bool,
 ) -> RgbImage:
     """8 bits, three channels, over white. `colours` (H, W, 1 or 3) and `alpha` (H, W) go from 0 to `white`."""
-    if white != 255 or alpha is not None:
-        levels = colours / (white / 255)
-        if alpha is not None:
-            weight = alpha[..., None] / white
-            levels = (levels if is_premultiplied else levels * weight) + 255 * (1 - weight)
-        colours = np.clip(np.rint(levels), 0, 255)
-    pixels = colours.astype(np.uint8)
-    return np.ascontiguousarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2))
+    rgb = np.empty((*colours.shape[:2], 3), dtype=np.uint8)
+    for top in range(0, len(colours), ROWS_AT_ONCE):  # as floats the whole of a large image takes ten times its own
+        rows = slice(top, top + ROWS_AT_ONCE)
+        levels: NDArray[Any] = colours[rows]
+        if white != 255 or alpha is not None:
+            levels = levels / (white / 255)
+            if alpha is not None:
+                weight = alpha[rows, :, None] / white
+                levels = (levels if is_premultiplied else levels * weight) + 255 * (1 - weight)
+            levels = np.clip(np.rint(levels), 0, 255)
+        rgb[rows] = levels  # one channel fills three
+    return rgb
 
 
 def _orientation(exif: bytes) -> int:

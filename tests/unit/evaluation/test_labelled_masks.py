@@ -1,6 +1,8 @@
 """Tables of images and masks: what is read, what is refused, and the split."""
 
 import csv
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -169,3 +171,14 @@ def test_the_written_split_is_the_same_experiment(tmp_path: Path) -> None:
     again = load_masked(str(tmp_path / "split.csv"), CONFIG)
     assert again.labelled.split.tolist() == masked.labelled.split.tolist()
     assert (again.digest, again.labels, again.centres) == (masked.digest, masked.labels, tuple("xxxxyyyy"))
+
+
+def test_a_mask_too_large_to_hold_is_refused_by_its_header(tmp_path: Path) -> None:
+    for edge, found in ((9_100, "9,100 x 9,100 pixels"), (30_000, "more than 80,000,000 pixels")):
+        head = struct.pack(">IIBBBBB", edge, edge, 8, 0, 0, 0, 0)
+        checksum = struct.pack(">I", zlib.crc32(b"IHDR" + head))
+        (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head + checksum)
+        with (tmp_path / "mask.png").open("ab") as stream:
+            stream.write(struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+        with pytest.raises(DataError, match=found):
+            read_picture(tmp_path / "mask.png")

@@ -1,5 +1,6 @@
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -230,3 +231,19 @@ def test_a_model_does_not_differ_from_itself(predictions):
 def test_an_interval_below_zero_reads_without_two_dashes():
     assert str(Score(-0.07, -0.09, -0.05)) == "-0.070 (-0.090 to -0.050)"
     assert str(Score(0.7, 0.6, 0.8)) == "0.700 (0.600-0.800)"
+
+
+def test_many_classes_take_little_memory_and_give_what_scikit_learn_gives() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.arange(400), rng.integers(400, size=400)])
+    scores = rng.random((800, 400)) + np.eye(400)[labels] * 0.3
+    scores /= scores.sum(axis=1, keepdims=True)
+    predicted = scores.argmax(axis=1)
+    tracemalloc.start()
+    result = measure(labels, predicted, scores, images(800), num_bootstrap=100, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e8  # one confusion matrix for each image would be 1 GB
+    assert result.balanced_accuracy.value == pytest.approx(sk.balanced_accuracy_score(labels, predicted))
+    assert result.kappa.value == pytest.approx(sk.cohen_kappa_score(labels, predicted))
+    assert result.by_class["auroc"][7].value == pytest.approx(sk.roc_auc_score(labels == 7, scores[:, 7]))

@@ -352,7 +352,7 @@ def test_huge_images_are_refused_by_their_header(kind: str) -> None:
         tifffile.imwrite(stream, shape=(30_000, 30_000, 3), dtype=np.uint8, photometric="rgb", tile=(16384, 16384),
                          compression="deflate", data=iter([b"\0"] * 4), metadata=None)  # fmt: skip
         encoded = stream.getvalue()
-    assert "30000 x 30000 pixels" in refusal(encoded) or "900000000 pixels" in refusal(encoded)
+    assert "more than the 80,000,000" in refusal(encoded)
 
 
 @pytest.mark.parametrize(

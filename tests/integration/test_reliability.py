@@ -1,0 +1,44 @@
+"""Short forms of benchmarks/reliability: a few kills, pairs and bad disks of commands that take a second."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "reliability"
+PATIENCE_S = 900
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs that the scripts make once."""
+    return tmp_path_factory.mktemp("reliability")
+
+
+def said_by(script: str, work: Path, *words: str) -> str:
+    """What a script prints when nothing is lost; else the test fails with it."""
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", str(FOLDER / script), "--work", str(work), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(FOLDER.parents[1])},
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stdout + answer.stderr[-2000:]
+    return answer.stdout
+
+
+def test_commands_that_are_killed_and_called_again_leave_what_an_undisturbed_run_leaves(work: Path) -> None:
+    said = said_by("kills.py", work, "--moments", "2", "--only", "pretrain", "export over a model", "embed")
+    assert "in all: 6 tried" in said
+
+
+def test_two_commands_at_once_on_one_output_leave_what_one_of_them_leaves(work: Path) -> None:
+    said = said_by("pairs.py", work, "--pairs", "3", "--only", "tile", "pretrain", "evaluate table")
+    assert "in all: 3 tried, 3 survived" in said
+
+
+def test_a_slow_disk_and_a_clock_that_jumps_change_nothing(work: Path) -> None:
+    said = said_by("disks.py", work, "--times", "1", "--only", "export", "--troubles", "slow", "clock back")
+    assert "clock back" in said
