@@ -68,7 +68,6 @@ def _without_fresh_processes() -> None:
     import io
 
     from dino_path.exporting import formats, reload
-
     from dino_path.features import from_slides
     from dino_path.tiles import tiling, workers
 
