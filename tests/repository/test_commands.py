@@ -167,7 +167,7 @@ def test_tile_writes_coordinate_files_on_request_and_keeps_them_in_step(run: Run
     assert "(1 judged again by new quality limits, without reading them)" in answer.out
     assert patches.read_bytes() != before
     assert not (tmp_path / "store/clam/patches/good.h5").exists()  # no tile is left
-    run("tile", slide, "--out", "other", *TILES, "--layout", "qupath").check_refused("qupath is no layout")
+    run("tile", slide, "--out", "other", *TILES, "--layout", "qupath").check_refused("qupath is not a known layout")
 
 
 def test_tile_takes_masks_from_a_folder(run: Run, slide: Path, tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_embed_asks_for_the_mpp_of_slides_where_the_model_does_not_know_it(run: 
 
 
 def test_export_refuses_an_unknown_format(run: Run, run_folder: Path) -> None:
-    run("export", run_folder, "--out", "model", "--format", "tflite").check_refused("tflite is no format")
+    run("export", run_folder, "--out", "model", "--format", "tflite").check_refused("tflite is not a known format")
 
 
 def test_attention_refuses_a_model_without_a_cls_token(run: Run, tiles_folder: Path) -> None:

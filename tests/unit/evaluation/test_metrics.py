@@ -173,7 +173,7 @@ def test_one_patient_gives_no_interval_and_null_in_json():
         "low": None,
         "high": None,
     }
-    assert "too few patients for one, 1 test patients" in result.record(("a", "b"))["interval"]
+    assert "too few patients, 1 test patients" in result.record(("a", "b"))["interval"]
     assert str(result.accuracy) == "0.750 (no interval)"
 
 

@@ -202,8 +202,8 @@ def test_all_that_is_wrong_is_refused_at_once_and_what_is_missing_can_be_left_ou
         run(suite_of(**sets), root, root / "out", skip_missing=True)
     del sets["bad"]
     record = run(suite_of(**sets), root, root / "out", specs=["mean-colour"], skip_missing=True)
-    assert record.left_out == {"gone": "mhist:nowhere is not there"}
-    assert "gone is left out: mhist:nowhere is not there" in record.warnings
+    assert record.left_out == {"gone": "mhist:nowhere does not exist"}
+    assert "gone is left out: mhist:nowhere does not exist" in record.warnings
     with pytest.raises(DataError, match="none of its 1 sets exists"):
         run(suite_of(gone=sets["gone"]), root, root / "out", skip_missing=True)
 

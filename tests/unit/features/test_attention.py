@@ -149,7 +149,7 @@ def test_a_region_of_a_slide_is_seen_at_the_mpp_of_the_training(tmp_path: Path) 
         assert np.abs(shown.astype(int) - expected).mean() < 3
         (sheet,) = draw_region_attention(extractor, slide, [(0, 0, 192)], tmp_path / "out", edge_px=48)
         assert (sheet.edge_px, sheet.seen_mpp) == (48, 2.0)
-        with pytest.raises(ConfigError, match=r"lies outside s\.tif"):
+        with pytest.raises(ConfigError, match=r"is outside s\.tif"):
             draw_region_attention(extractor, slide, [(600, 0, 64)], tmp_path / "out", edge_px=None)
         with pytest.raises(ConfigError, match="it has 3,000 x 3,000 px"):
             draw_region_attention(extractor, slide, [(0, 0, 6000)], tmp_path / "out", edge_px=None)

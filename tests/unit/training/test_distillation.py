@@ -186,7 +186,7 @@ def test_grids_that_do_not_meet_are_refused(tiles_folder: Path, tmp_path: Path) 
         "objective.distill.teacher=fixed", "it does not take views of 16 px (",
     )  # fmt: skip
     assert "cuts views of 32 px into 16 patches" in refusal.value.needed
-    assert "of its 24 px" in refusal.value.remedy
+    assert "at its 24 px" in refusal.value.remedy
 
 
 def test_a_model_of_tiles_at_another_scale_is_refused(

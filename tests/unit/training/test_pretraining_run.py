@@ -214,7 +214,7 @@ def test_a_healthy_start_is_not_called_a_collapse(tiles_folder: Path, tmp_path: 
         ("views.local_px=20", ConfigError, "it does not take views of 20 px"),
         ("model.backbone=vit_smal_patch16_224", ConfigError, "has no such model"),
         ("model.arguments={embed_dimm: 32}", ConfigError, "timm cannot build it"),
-        ("slides.split=train", TileStoreError, "slides.split=train was asked for"),
+        ("slides.split=train", TileStoreError, "slides.split=train is set"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(

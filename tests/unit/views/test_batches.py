@@ -146,7 +146,7 @@ def batches_of(source: TileSource, config: ViewsConfig) -> ViewBatches:
 
 def test_sizes_in_microns_need_tiles_whose_mpp_is_known(tiles_folder: Path) -> None:
     config = ViewsConfig(local_um=(4, 8), global_px=32, local_px=16)
-    with pytest.raises(ConfigError, match=r"views.local_um: gives sizes in microns.*not known"):
+    with pytest.raises(ConfigError, match=r"views.local_um: gives sizes in microns.*unknown"):
         batches_of(ImageFiles(image_files(tiles_folder)), config)
     known = batches_of(ImageFiles(image_files(tiles_folder), mpp=0.5), config)
     assert len(known.batch(0).local_views) == 4 * 8
@@ -157,7 +157,7 @@ def test_sizes_in_microns_need_tiles_whose_mpp_is_known(tiles_folder: Path) -> N
 def test_tiles_smaller_than_a_view_in_microns_are_refused(tiles_folder: Path) -> None:
     config = ViewsConfig(global_um=(10, 50), num_local=0, global_px=32)
     small = batches_of(ImageFiles(image_files(tiles_folder), mpp=0.5), config)
-    with pytest.raises(TileStoreError, match=r"is 24 x 24 um, but views.global_um goes to 50 um") as refusal:
+    with pytest.raises(TileStoreError, match=r"is 24 x 24 um, but views.global_um goes up to 50 um") as refusal:
         small.batch(0)
     assert "tiles.size_px" in refusal.value.remedy
 
