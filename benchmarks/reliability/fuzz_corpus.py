@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -71,8 +72,8 @@ def _without_fresh_processes() -> None:
     from dino_path.features import from_slides
     from dino_path.tiles import tiling, workers
 
-    def work_here(function: object, items: object, *, num_workers: int) -> object:
-        return workers.work_in_processes(function, items, num_workers=0)  # type: ignore[arg-type, type-var]
+    def work_here(function: object, items: object, *, num_workers: int, **limits: Any) -> object:
+        return workers.work_in_processes(function, items, num_workers=0, **limits)  # type: ignore[arg-type, type-var]
 
     @functools.wraps(reload.ask_fresh_process)
     def answer_here(script: str, path: Path, *arguments: str) -> object:

@@ -746,7 +746,8 @@ def evaluations(one: Input) -> Told:
 
 
 def _numbers(file: Path) -> Any:
-    return json.loads(file.read_text())["rows"] if file.is_file() else None
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else ()
+    return [(row["protocol"], row["metrics"]) for row in rows]
 
 
 def h5_files(one: Input) -> Told:

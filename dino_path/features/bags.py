@@ -76,7 +76,10 @@ class Bag:
         """
         with _Opened(self.path) as stored:
             for start in range(0, self.num_tiles, PIECE_TILES):
-                piece = np.asarray(stored[start : start + PIECE_TILES], np.float32)
+                try:
+                    piece = np.asarray(stored[start : start + PIECE_TILES], np.float32)
+                except (OSError, RuntimeError, TypeError, ValueError) as error:
+                    raise _bad_bag(self.path, " ".join(str(error).split())[:160]) from None
                 if not np.isfinite(piece).all():
                     row = start + int(np.argmin(np.isfinite(piece).all(axis=1)))
                     raise DataError(
@@ -99,7 +102,7 @@ class Bag:
                 coords = h5["coords"]
                 corners_N2 = np.asarray(coords, np.float64).reshape(-1, 2)
                 edge_level0 = _edge_level0(dict(coords.attrs))
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise _no_rectangles(self.path, " ".join(str(error).split())[:160]) from None
         if len(corners_N2) != self.num_tiles or edge_level0 is None:
             raise _no_rectangles(
@@ -169,7 +172,7 @@ class _Opened:
             try:
                 self._h5 = h5py.File(self.path)
                 key = next(key for key in KEYS if key in self._h5)
-            except (OSError, StopIteration) as error:
+            except (OSError, RuntimeError, StopIteration) as error:
                 self.__exit__()
                 raise _bad_bag(self.path, " ".join(str(error).split())[:160] or "no `features` in it") from None
             if "names" in self._h5:
