@@ -193,7 +193,7 @@ def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow)
     try:
         now = slide_identity(row.path, record.identity)
     except SlideError as error:
-        logger.warning("%s: its tiles stay as they were. %s", row.slide_id, without_names(row, str(error)))
+        logger.warning("%s: its tiles are kept unchanged. %s", row.slide_id, without_names(row, str(error)))
         return record
     if now == record.identity and record.path == row.recorded_path:
         return record
