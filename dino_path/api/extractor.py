@@ -121,7 +121,7 @@ class Extractor:
 
         source = source_of(images)
         if source.mpp is not None and not allow_other_mpp:
-            refuse_other_mpp(self.name, self.mpp, source.mpp, getattr(images, "path", None) or str(images))
+            refuse_other_mpp(self.name, self.mpp, source.mpp, str(getattr(images, "path", images)))
         values = extract_features(
             self._frozen, source, batch_size=batch_size or (512 if self.device.type == "cuda" else 64),
             device=self.device, num_workers=workers, what=f"embedding with {self.name}",

@@ -57,7 +57,7 @@ def test_first_features_goes_from_slides_to_a_picture_of_neighbours(
     monkeypatch.setattr(sys, "argv", ["first_features.py", str(tmp_path)])
     shown = runpy.run_path(str(EXAMPLES / "first_features.py"), run_name="__main__")
     out = capsys.readouterr().out
-    assert "6 done, 0 there before, 0 empty, 0 failed" in out
+    assert "6 done, 0 already there, 0 empty, 0 failed" in out
     assert shown["features"].values.shape == (len(shown["labelled"]), 7)
     # Its own k-NN centres the features first, which the protocol does not: they need not agree.
     assert 0.1 < shown["is_right"].mean() < 0.9

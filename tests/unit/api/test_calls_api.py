@@ -78,7 +78,7 @@ def test_tile_works_in_a_script_without_a_guard_and_continues(tmp_path: Path) ->
     """Python's own worker processes would run the script again."""
     write_slide_file(tmp_path / "slide.tif", [tissue_image()])
     (tmp_path / "script.py").write_text(WITHOUT_A_GUARD)
-    for words, counts in (((), "1 done, 0 there before"), (("again",), "0 done, 1 there before")):
+    for words, counts in (((), "1 done, 0 already there"), (("again",), "0 done, 1 already there")):
         answer = subprocess.run(
             [sys.executable, "script.py", *words], cwd=tmp_path, capture_output=True, text=True, check=False
         )
@@ -128,7 +128,7 @@ def test_a_run_from_python_is_that_of_the_command(tmp_path: Path, reload_here: N
 
     again = dino_path.pretrain(tiles, tmp_path / "whole", config=config)
     assert again.was_finished
-    assert "is finished, and nothing was done" in str(again)
+    assert "is already finished" in str(again)
 
     exported = dino_path.export(whole.run, tmp_path / "model", license="apache-2.0")
     assert exported.num_features == 32
