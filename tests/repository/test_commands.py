@@ -374,7 +374,7 @@ def test_embed_asks_for_the_mpp_of_slides_where_the_model_does_not_know_it(run: 
 
 
 def test_export_refuses_an_unknown_format(run: Run, run_folder: Path) -> None:
-    run("export", run_folder, "--out", "model", "--format", "tflite").check_refused("tflite is no format")
+    run("export", run_folder, "--out", "model", "--format", "tflite").check_refused("tflite is not a known format")
 
 
 def test_attention_refuses_a_model_without_a_cls_token(run: Run, tiles_folder: Path) -> None:

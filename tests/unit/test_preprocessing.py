@@ -19,7 +19,7 @@ DEMO = Preprocessing((0.7, 0.5, 0.6), (0.2, 0.2, 0.2), 48, mpp=1.0, tile_px=96)
         (
             {"tile_px": None},
             "tiles at 1 um/px, resized to 48 px (the original edge is not recorded, so the um/px that the network sees"
-            " is not known)",
+            " is unknown)",
             None,
         ),
         ({"mpp": None}, "tiles of 96 px of unknown um/px, resized to 48 px", None),

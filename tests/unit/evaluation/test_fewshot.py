@@ -82,7 +82,7 @@ def test_the_files_say_what_was_done_and_that_the_baseline_is_missing(class_fold
     labelled = load_labelled(str(class_folders), CONFIG)
     text = evaluate(labelled, tmp_path / "out")
     assert "| balanced accuracy | 1 per class | 3 per class |" in text
-    assert "no episodes of [50] shots" in text
+    assert "no episodes with [50] shots" in text
     assert "no group ids" in text
     record = json.loads((tmp_path / "out" / "fewshot.json").read_text())
     assert [(row["model"], row["shots"]) for row in record["rows"]] == [("mean-colour", 1), ("mean-colour", 3)]

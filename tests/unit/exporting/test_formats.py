@@ -139,7 +139,7 @@ def test_a_model_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
 def test_formats_are_read_from_text() -> None:
     assert read_formats("timm") == ("timm",)
     assert read_formats(" ONNX,pt2,onnx") == ("timm", "onnx", "pt2")
-    with pytest.raises(ConfigError, match=r"tflite is no format"):
+    with pytest.raises(ConfigError, match=r"tflite is not a known format"):
         read_formats("tflite")
 
 

@@ -70,8 +70,8 @@ def test_what_is_no_bag_is_refused_by_what_it_is(tmp_path: Path) -> None:
         (write_bag(tmp_path / "vector.h5", FEATURES[0]), "shape (3,)"),
         (write_bag(tmp_path / "other.h5", key="embeddings"), "no `features`"),
         (images, "folder of images"),
-        (tmp_path / "text.h5", "no feature file"),
-        (tmp_path / "text.pt", "no feature file"),
+        (tmp_path / "text.h5", "not a feature file"),
+        (tmp_path / "text.pt", "not a feature file"),
         (tmp_path / "dict.pt", "a dict"),
     ):
         with pytest.raises(DataError, match="is not a feature file") as refusal:

@@ -110,7 +110,7 @@ def test_called_again_it_makes_the_tokens_that_are_missing_and_keeps_the_others(
     assert embed_store(extractor, store, tmp_path, batch_size=4, world=ALONE).kept == ("a", "b")
     other = load_extractor(str(write_model_folder(tmp_path / "other" / "tiny", seed=1)), device=CPU)
     (tmp_path / FEATURES).unlink()
-    with pytest.raises(DataError, match=r"tokens_tiny/a\.h5: holds features that another model"):
+    with pytest.raises(DataError, match=r"tokens_tiny/a\.h5: holds features of another model"):
         embed_store(other, store, tmp_path, batch_size=4, world=ALONE, with_tokens=True)
 
 

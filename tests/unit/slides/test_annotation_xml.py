@@ -119,7 +119,7 @@ BOMB = "<!DOCTYPE x [<!ENTITY a 'lol'><!ENTITY b '&a;&a;&a;&a;&a;&a;'>]><Annotat
     ],
 )
 def test_what_is_no_annotation_and_what_might_do_harm_is_refused_by_name(tmp_path: Path, text: str, found: str) -> None:
-    with pytest.raises(DataError, match=rf"a\.xml: is no XML of annotations(?s:.*){found}"):
+    with pytest.raises(DataError, match=rf"a\.xml: is not an annotation XML file(?s:.*){found}"):
         read(tmp_path, text)
 
 

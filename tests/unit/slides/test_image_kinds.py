@@ -159,7 +159,7 @@ def test_smaller_copies_of_the_image_may_follow_in_a_tiff_and_other_images_may_n
         (lambda: tiff(RGB, compression="jpegxl"), "with compression JPEGXL"),
         (lambda: tiff(RGB, compression="jpegxr"), "with compression JPEGXR"),
         (lambda: tiff(np.dstack([RGB, RGB[..., :2]]), extrasamples=[0, 0]), "a TIFF of 5 channels"),
-        (lambda: tiff(RGB)[:6000], "cut short"),
+        (lambda: tiff(RGB)[:6000], "truncated"),
     ],
 )
 def test_tiffs_whose_pixels_nobody_can_vouch_for_are_refused(encoded: object, found: str) -> None:

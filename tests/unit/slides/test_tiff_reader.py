@@ -383,7 +383,7 @@ def test_a_damaged_piece_fails_alone_and_an_absent_one_is_not_covered(tmp_path: 
         stream.seek(at_second)
         stream.write(b"\0" * (counts.valuebytecount // counts.count))
     with Slide.open(path) as slide:
-        with pytest.raises(SlideError, match=r"(?s)cannot be read.*Fetch the file again"):
+        with pytest.raises(SlideError, match=r"(?s)cannot be read.*Copy the file again"):
             slide.read_region((0, 0), 0, (16, 16))
         assert not slide.read_region_and_cover((64, 0), 0, (64, 128))[1].any()
         np.testing.assert_array_equal(slide.read_region((128, 0), 0, (64, 64)), IMAGE[:64, 128:192])

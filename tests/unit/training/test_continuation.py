@@ -120,7 +120,7 @@ def test_other_tiles_begin_their_own_epochs_at_the_seam_and_lengths_in_epochs_ar
     assert [record["epoch"] for record in records] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
     assert [record["tiles_seen"] for record in records] == [44, 48, 52, 56, 60, 64]
     assert {record["num_steps"] for record in records} == {16}
-    assert says(caplog, "order and epochs begin again at step 10 (tiles (12 -> 16, or others of the same number))")
+    assert says(caplog, "order and epochs start again at step 10 (tiles (12 -> 16, or others of the same number))")
     checkpoint = read_checkpoint(new.checkpoint_file(16))
     assert checkpoint.tiles_seen == 64
     assert [(start.stream_start, start.tiles_before) for start in checkpoint.starts] == [(10, 40)]

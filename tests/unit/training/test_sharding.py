@@ -21,7 +21,7 @@ def test_one_process_has_nobody_to_share_with() -> None:
 
 def test_a_backbone_without_blocks_is_refused() -> None:
     resnet = ("model.backbone=resnet10t", "model.arguments={}", "training.sharding=fsdp2")
-    with pytest.raises(ConfigError, match="timm's resnet10t has no blocks to share"):
+    with pytest.raises(ConfigError, match="timm's resnet10t has no blocks to shard"):
         tiny_learner(tiny_config(Path("unused"), Path("unused"), *resnet), TWO)
 
 

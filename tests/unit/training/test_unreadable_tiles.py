@@ -1,4 +1,4 @@
-"""Damaged images in a run: passed over, named, bounded; and the run goes on after each of the remedies."""
+"""Damaged images in a run are skipped, named and limited in number; each remedy lets the run continue."""
 
 import json
 import shutil
@@ -97,7 +97,7 @@ def test_too_many_damaged_images_end_the_run_and_repairing_them_lets_it_go_on(fo
     second = folder / "003.png"
     whole = second.read_bytes()
     second.write_bytes(whole[:200])
-    with pytest.raises(TileStoreError, match=r"number 2 of 12 tiles that cannot be read(?s:.*)goes on from the last"):
+    with pytest.raises(TileStoreError, match=r"number 2 of 12 tiles that cannot be read(?s:.*)continues from the last"):
         pretrain(config, ALONE)
     assert run.checkpoint_files()
     second.write_bytes(whole)

@@ -94,5 +94,5 @@ def test_few_slides_stay_open_and_little_is_kept(viewer: Viewer, monkeypatch: py
 
 def test_a_slide_that_was_replaced_is_refused(viewer: Viewer) -> None:
     other = replace(viewer.records[0], content_digest="0" * 64, stamp="")
-    with pytest.raises(SlideError, match="another file now"), OpenSlides([other]).lend(0):
+    with pytest.raises(SlideError, match="is not the file that was tiled"), OpenSlides([other]).lend(0):
         pass

@@ -86,7 +86,7 @@ def test_a_heat_map_is_cut_into_steps_from_its_lowest_to_its_highest_value(
 )  # fmt: skip
 def test_what_is_no_heat_map_is_refused(viewer: Viewer, tmp_path: Path, text: str) -> None:
     (tmp_path / "a.geojson").write_text(text)
-    with pytest.raises(DataError, match="is no heat map"):
+    with pytest.raises(DataError, match="is not a heat map"):
         heat_layer(tmp_path / "a.geojson", viewer.records[0])
 
 
