@@ -257,7 +257,7 @@ def _walk_slides(folder: Path) -> Found:
     if not files and not lost and not unreadable:
         raise SlideError(
             str(folder),
-            "this folder holds no slides" + (f"  in a supported format (skipped: {passed_over})." if unread else "."),
+            "this folder holds no slides" + (f" in a supported format (skipped: {passed_over})." if unread else "."),
             f"Files that end in {', '.join(SLIDE_EXTENSIONS)} are needed, here or in subfolders.",
             "Check the path; convert other formats to pyramidal TIFF.",
         )

@@ -151,7 +151,7 @@ def test_backbones_without_patch_tokens_are_refused_for_patches_by_name_and_trai
     )  # fmt: skip
     with pytest.raises(ConfigError, match=rf"{name}: a \w+ has no patch tokens") as refusal:
         tiny_learner(tiny_config(tiles_folder, Path("unused"), *settings, *PATCHES))
-    assert "iBOT (objective.ibot.weight) needs them" in refusal.value.needed
+    assert "iBOT (objective.ibot.weight) needs patch tokens" in refusal.value.needed
     config = tiny_config(tiles_folder, Path("unused"), *settings)
     learner = tiny_learner(config)
     report = train_step(learner, [tiny_batches(config).batch(3)], tiny_schedules(config).at(3), step=3)

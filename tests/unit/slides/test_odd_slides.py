@@ -156,7 +156,7 @@ def test_slides_of_formats_that_are_not_read_are_named_and_counted(
 ) -> None:
     for name in ("a.kfb", "b.KFB", "c.sdpc", "notes.txt"):
         write_bytes(tmp_path / name, b"")
-    with pytest.raises(SlideError, match=r"holds no slides that are read \(passed over: 2 \.kfb, 1 \.sdpc\)"):
+    with pytest.raises(SlideError, match=r"holds no slides in a supported format \(skipped: 2 \.kfb, 1 \.sdpc\)"):
         find_slides([tmp_path])
     write_bytes(tmp_path / "d.svs", b"")
     assert len(find_slides([tmp_path])) == 1

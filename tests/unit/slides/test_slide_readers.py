@@ -99,8 +99,8 @@ def test_extensions_name_their_reader_once() -> None:
         ("dicom_refused/sm_image_grayscale.dcm", "16 bits per channel and 1 channel", "8-bit RGB"),
         ("dicom_folder_with_seg_ann/seg_image_sm_dots.dcm", "Segmentation Storage", "slide's own files"),
         ("dicom_folder_with_seg_ann/sm_annotations.dcm", "Annotations Storage", "slide's own files"),
-        ("mirax_alone/Mirax2-Fluorescence-2.mrxs", "no pixels of its own", "Copy Mirax2-Fluorescence-2 beside it"),
-        ("vsi/vsi-ets-test-jpg2k.vsi", "no pixels of its own", "Copy _vsi-ets-test-jpg2k_ beside it"),
+        ("mirax_alone/Mirax2-Fluorescence-2.mrxs", "no pixels of its own", "Copy Mirax2-Fluorescence-2 next to it"),
+        ("vsi/vsi-ets-test-jpg2k.vsi", "no pixels of its own", "Copy _vsi-ets-test-jpg2k_ next to it"),
     ],
 )
 def test_a_refusal_states_the_true_cause_and_what_helps(shared_data: Path, where: str, cause: str, remedy: str) -> None:

@@ -279,7 +279,7 @@ def test_a_finished_run_called_with_another_length_says_what_to_type(tiles_folde
     (tmp_path / "a run-2").mkdir()
     with pytest.raises(CheckpointError, match=r"training\.num_steps \(2 -> 4\)") as refusal:
         go(tiles_folder, old.path, "training.num_steps=4")
-    assert "To continue to the new length, give the same command" in refusal.value.remedy
+    assert "To continue to the new length, append these to the same command" in refusal.value.remedy
     words = refusal.value.remedy.rpartition(": ")[2]
     assert words == f"'out={tmp_path / 'a run-3'}' 'training.continue_from={old.path}'"
     longer = go(tiles_folder, tmp_path / "a run-3", f"training.continue_from={old.path}", "training.num_steps=4")

@@ -45,7 +45,7 @@ def test_it_listens_on_this_machine_alone_at_an_address_with_a_token(server: Vie
     assert server.server_address[0] == "127.0.0.1"
     assert len(server.token) >= 32
     assert server.address == f"http://127.0.0.1:{server.server_port}/{server.token}/"
-    with pytest.raises(ConfigError, match=f"--port {server.server_port}: cannot be obtained"):
+    with pytest.raises(ConfigError, match=f"--port {server.server_port}: is not available"):
         ViewerServer(server.answer, server.server_port)
 
 
