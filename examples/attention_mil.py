@@ -50,7 +50,7 @@ class AttentionMIL(nn.Module):
 
 
 def read_bags(features: Path, labels: Path) -> tuple[list[str], list[Tensor], np.ndarray, list[str]]:
-    """Slide ids, bags (N, D), labels 0 or 1 (1: the class that sorts last), and patients, of slides with features."""
+    """Slide ids, bags (N, D), labels 0 or 1 (1: the last class by name) and patients of slides with features."""
     with labels.open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if (features / f"{row['slide_id']}.h5").exists()]
     if not rows:

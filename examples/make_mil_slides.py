@@ -1,4 +1,4 @@
-"""Synthetic slides with a label each: half of them hold a small focus of one tissue class that the others lack.
+"""Synthetic slides with a label each: half of them contain a small focus of one tissue class.
 
     python examples/make_mil_slides.py OUT [--slides 40]
 

@@ -32,14 +32,14 @@ LEFT_BUTTON: dict[str, Any] = {"button": "left", "clickCount": 1}
 
 
 class Browser:
-    """A Chromium at the other ends of two pipes."""
+    """A Chromium that is driven through two pipes."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from, self._rest, self._number = to_browser, from_browser, b"", 0
         self._pages: dict[str, Page] = {}
 
     def call(self, method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command of the protocol; pages take note of events that come meanwhile."""
+        """The answer to one command of the protocol; events that arrive meanwhile go to their pages."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if session is not None:
@@ -99,7 +99,7 @@ class Page:
         return self._browser.call(method, session=self._session, **parameters)
 
     def note(self, event: dict[str, Any]) -> None:
-        """Keep what an event of this page says."""
+        """Record an event of this page."""
         what = event["params"]
         match event["method"]:
             case "Runtime.exceptionThrown":
@@ -119,7 +119,7 @@ class Page:
         self.wait_for("document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression; of a promise, what it comes to."""
+        """The value of a JavaScript expression; of a promise, its result."""
         answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
@@ -143,7 +143,7 @@ class Page:
         self.settle()
 
     def middle_of(self, selector: str) -> tuple[float, float]:
-        """Where the middle of the first such element is in the window, into which it is scrolled; in px."""
+        """Scroll to the first such element; returns its centre in the window, in px."""
         x, y = self.run(
             f"(() => {{ const one = document.querySelector({json.dumps(selector)});"
             " one.scrollIntoView({block: 'center'}); const box = one.getBoundingClientRect();"
@@ -162,7 +162,7 @@ class Page:
         self.settle()
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Press, move and let go, as a hand does."""
+        """Press, move and release the mouse."""
         self.mouse("mouseMoved", *start)
         self.mouse("mousePressed", *start, **LEFT_BUTTON)
         for part in (0.3, 0.6, 1.0):

@@ -22,7 +22,7 @@ def write_slide(file: Path, features: np.ndarray, *, encoder: str = "model", dig
 def write_cohort(
     folder: Path, *, num_patients: int = 24, slides_each: int = 1, gain: float = 2.0, width: int = 4, seed: int = 0
 ) -> tuple[Path, Path, Path]:
-    """A table, features that tell the class by `gain` standard deviations, and an untrained network's that do not.
+    """A table, features that separate the classes by `gain` standard deviations, and those of an untrained network.
 
     Patients are of the classes `normal` and `tumour` in turn; slides are called P003_1 and have 5 to 12 tiles.
     """

@@ -11,7 +11,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real slides and labelled tiles that lie beside a developer's checkout; a user does not have them."""
+    """Real slides and labelled tiles in a folder beside the checkout; only developers have them."""
     if not SHARED_DATA.is_dir():
         pytest.skip("the real slides and tiles (../shared/data) are not on this machine")
     return SHARED_DATA
@@ -19,7 +19,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve tiles of 48 px, to be read only."""
+    """Twelve tiles of 48 px; tests must not change them."""
     from tiny import write_tiles  # imports torch, which most tests of slides and tiles do without
 
     return write_tiles(tmp_path_factory.mktemp("tiles"))
@@ -41,7 +41,7 @@ def tab(chromium: Browser) -> Iterator[Page]:
 
 @pytest.fixture(autouse=True)
 def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process cleans a folder of abandoned files once."""
+    """Abandoned files are cleaned only once per process and folder; reset that."""
     monkeypatch.setattr("dino_path.atomic._swept", set())
 
 

@@ -1,4 +1,4 @@
-"""What a killed process leaves."""
+"""Files that a killed process leaves."""
 
 from pathlib import Path
 

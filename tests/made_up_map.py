@@ -1,4 +1,4 @@
-"""A map of features that no model has made: numbers from a seed, thumbnails of one colour each."""
+"""A synthetic map of features: numbers from a seed, thumbnails of one colour each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slides with a secret wherever one can stand: metadata, comments, what follows the pixels, label, macro, names."""
+"""Slides with a secret in every possible place: metadata, comments, what follows the pixels, label, macro, names."""
 
 import io
 from pathlib import Path
@@ -59,7 +59,7 @@ def write_planted_svs(file: Path, image: NDArray[np.uint8]) -> Path:
 
 
 def write_planted_dicom(file: Path, image: NDArray[np.uint8]) -> Path:
-    """A DICOM slide of one level at 0.5 um/px, every text of it with the word."""
+    """A DICOM slide of one level at 0.5 um/px, with the word in every text."""
     file.parent.mkdir(parents=True, exist_ok=True)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = WHOLE_SLIDE, generate_uid()

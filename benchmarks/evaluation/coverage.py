@@ -1,4 +1,4 @@
-"""How often 95 % intervals over few test patients hold the truth, for each way of making them.
+"""How often 95 % intervals over few test patients contain the true value, for each method.
 
     uv run python benchmarks/evaluation/coverage.py [--experiments 300] [--patients 3 4 6 10 20 50]
 
@@ -32,7 +32,7 @@ METRICS = ("accuracy", "balanced_accuracy", "kappa", "auroc")
 
 @dataclass(frozen=True)
 class Scenario:
-    """How patients and models are.
+    """Properties of the simulated patients and models.
 
     Attributes:
         right: share of right answers of the first model.
@@ -98,7 +98,7 @@ def draw(scenario: Scenario, num_patients: int, rng: np.random.Generator) -> Exp
 
 
 def truth(scenario: Scenario, experiment: Experiment, model: int) -> dict[str, float]:
-    """The metrics of infinitely many patients."""
+    """The metrics for infinitely many patients."""
     right = scenario.right + scenario.gain * model
     share = {"mixed": 0.4, "one": 0.5}.get(scenario.classes)
     if share is None or scenario.classes == "one":
@@ -138,7 +138,7 @@ def normal(sample: metrics.Sample, *, lowest: float | None) -> Ends:
 
 
 def pseudo_values(sample: metrics.Sample) -> np.ndarray:
-    """What each patient alone would make of the metric (Tukey 1958)."""
+    """The pseudo-value of each patient (Tukey 1958)."""
     units = sample.left_out.units
     return sample.value - (len(units) - 1) * units
 
@@ -156,7 +156,7 @@ def bootstrap_t(sample: metrics.Sample, *, lowest: float | None) -> Ends:
 
 
 def sign_flip(sample: metrics.Sample, *, lowest: float | None) -> Ends:
-    """What a sign-flip test of the pseudo-values does not refuse: percentiles of means of subsets (Hartigan 1969)."""
+    """Values not rejected by a sign-flip test of the pseudo-values: percentiles of subset means (Hartigan 1969)."""
     values = pseudo_values(sample)
     if len(values) < 6:
         return NONE
@@ -177,7 +177,7 @@ def t_all(sample: metrics.Sample, *, lowest: float | None) -> Ends:
 
 
 def t_effective(sample: metrics.Sample, *, lowest: float | None) -> Ends:
-    """The jackknife with Student's t of the degrees of freedom that the units amount to."""
+    """The jackknife with Student's t with the effective degrees of freedom of the units."""
     if not sample.left_out.freedom:
         return NONE
     arm = float(stdtrit(sample.left_out.freedom, 0.975)) * sample.left_out.standard_error()
@@ -185,7 +185,7 @@ def t_effective(sample: metrics.Sample, *, lowest: float | None) -> Ends:
 
 
 def t_logit(sample: metrics.Sample, *, lowest: float | None) -> Ends:
-    """The same on the logit scale, for scores; differences have none."""
+    """The same on the logit scale; only for scores, because differences have no logit."""
     if lowest is None:
         return NONE
     score = score_interval(sample.value, sample.left_out, lowest=lowest)
@@ -205,7 +205,7 @@ WAYS: dict[str, Callable[..., Ends]] = {
 
 
 def run(scenario: Scenario, num_patients: int, num_experiments: int) -> dict[tuple[str, str], np.ndarray]:
-    """Low and high less the truth (2, E) by way and what is measured."""
+    """Lower and upper limit minus the true value (2, E), by method and quantity."""
     rng = np.random.default_rng([SCENARIOS.index(scenario), num_patients])
     ends: dict[tuple[str, str], list[Ends]] = defaultdict(list)
     for number in range(num_experiments):

@@ -1,4 +1,4 @@
-"""How often the interval of a mean rank over several labelled sets holds the rank that it is for.
+"""How often the interval of a mean rank over several labelled sets contains the true rank.
 
     uv run python benchmarks/evaluation/ranks.py [--experiments 400]
 

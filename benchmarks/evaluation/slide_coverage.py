@@ -1,4 +1,4 @@
-"""How often the intervals of `evaluate slides` hold the truth, over few patients.
+"""How often the intervals of `evaluate slides` contain the true value, with few patients.
 
     uv run python benchmarks/evaluation/slide_coverage.py [--experiments 200] [--patients 16 30 60] [--repeats 2]
 
@@ -36,7 +36,7 @@ NEW_PATIENTS = 2000
 
 @dataclass(frozen=True)
 class Experiment:
-    """Value and interval of one cohort, and what its models are worth on average."""
+    """Value and interval of one cohort, and the average quality of its models."""
 
     value: float
     low: float

@@ -1,4 +1,4 @@
-"""Who reads our files: TRIDENT's, CLAM's and WebDataset's own classes, and the structure of the GeoJSON.
+"""Read our files with other tools: TRIDENT's, CLAM's and WebDataset's own classes, and the structure of the GeoJSON.
 
     uv run python benchmarks/interop/readers.py --trident CHECKOUT --clam CHECKOUT --python PATH
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def make_files(work: Path) -> None:
-    """Slides, a tile store, coordinate files and features below `work`, by the commands that a user would type."""
+    """Slides, a tile store, coordinate files and features below `work`, made with the commands of a user."""
     from dino_path.slides.synthetic import SyntheticSlide, make_slides
     from dino_path.tiles.store import TileStore
 
@@ -87,7 +87,7 @@ def _dino_path(*words: object) -> None:
 
 
 def read_all(work: Path, trident: Path, clam: Path) -> Iterator[tuple[str, str, str]]:
-    """One row per reader: its name, what it reads, and what came of it. Runs in the readers' Python."""
+    """One row per reader: its name, what it reads, and the result. Runs in the readers' Python."""
     counts: dict[str, int] = json.loads((work / "counts.json").read_text())
     checks: list[tuple[str, str, Callable[[], str]]] = [
         ("TRIDENT `WSIPatcherDataset`", "`patches/*_patches.h5`, slide", lambda: trident_tiles(work, counts)),
@@ -132,7 +132,7 @@ def trident_features(work: Path, counts: dict[str, int]) -> str:
     from trident import OpenSlideWSI
 
     class Mean(torch.nn.Module):
-        """The least of a slide encoder, as TRIDENT calls one."""
+        """A minimal slide encoder with the interface that TRIDENT calls."""
 
         enc_name, precision = "mean", torch.float32
 

@@ -50,7 +50,7 @@ def example_features(num_train: int, num_queries: int, num_features: int) -> tup
 
 
 class Meter:
-    """CPU and wall seconds, and peak memory in MiB, from its making on."""
+    """CPU and wall seconds, and peak memory in MiB, since it was created."""
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

@@ -1,4 +1,4 @@
-"""What a quarter of a ViT keeps of it: a student distilled from it, beside the same network trained with DINO alone.
+"""Distil a ViT into a quarter of its size, and compare with the same network trained with DINO alone.
 
     uv run python benchmarks/pretraining/distil.py TEACHER FOLDER... --out OUT [--only distilled] [KEY=VALUE]...
 
@@ -49,7 +49,7 @@ def student_settings(teacher: ModelFolder) -> list[str]:
 
 
 def distilled_settings(teacher: Path) -> list[str]:
-    """What is another than with DINO."""
+    """Settings that differ from the DINO run."""
     return [
         "objective.dino.weight=0", "objective.distill.weight=1", f"objective.distill.teacher={teacher}",
         "views.num_local=0", "optim.clip_scope=global",
@@ -57,7 +57,7 @@ def distilled_settings(teacher: Path) -> list[str]:
 
 
 def train(run: RunFolder, recipe: Path, words: list[str]) -> None:
-    """Pretrain, and export; a finished run is left as it is."""
+    """Pretrain, and export; a finished run is not repeated."""
     start_s = time.monotonic()
     subprocess.run([*DINO_PATH, "pretrain", "--config", str(recipe), f"out={run.path}", *words], check=True)
     print(f"{run.path.name}: {time.monotonic() - start_s:.0f} s in this call", flush=True)

@@ -1,4 +1,4 @@
-"""What the terms beside DINO do for a small ViT on real tiles: the same tiles seen, judged on test images.
+"""Compare loss terms added to DINO for a small ViT on real tiles: same number of tiles, evaluated on test images.
 
     OMP_NUM_THREADS=1 uv run python benchmarks/pretraining/objectives.py FOLDER... --out OUT [--tiles 16000] [--seeds 3]
 
@@ -63,7 +63,7 @@ def evaluated(models: list[Path], manifest: Path, out: Path) -> list[dict[str, o
 
 
 def table(of_sets: dict[str, list[dict[str, object]]]) -> str:
-    """Markdown: set and protocol down, variants across."""
+    """Markdown: a row for each set and protocol, a column for each variant."""
     lines = [
         "| set, protocol | " + " | ".join([*CONTROLS, *VARIANTS]) + " |",
         "|---" * (len(CONTROLS) + len(VARIANTS) + 1) + "|",

@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Tiled:
-    """What one end-to-end run took."""
+    """Time and memory of one end-to-end run."""
 
     num_candidates: int
     cpu_s: float
@@ -114,7 +114,7 @@ def jpeg_tiles(blocks: Sequence[np.ndarray], which: np.ndarray) -> Iterator[byte
 
 
 def candidate_tiles(slide: Slide, config: TilesConfig) -> tuple[TileSpec, Corners]:
-    """What would be tiled: the spec and the corners with enough tissue."""
+    """The spec, and the corners of tiles with enough tissue."""
     size_px = config.size_px
     spec = tile_spec(slide.levels, name="", mpp=config.mpp, size_px=size_px, stride_px=size_px, tolerance=0.05)
     grid = tile_grid(spec, width_level0=slide.width_level0, height_level0=slide.height_level0, edge="drop")

@@ -1,4 +1,4 @@
-"""What halving the colour resolution of stored tiles costs: mean error, bytes, and k-NN on two kinds of features.
+"""The cost of halving the colour resolution of stored tiles: mean error, bytes, and k-NN on two kinds of features.
 
     python benchmarks/tiling/chroma.py IMAGES
 

@@ -1,4 +1,4 @@
-"""Pen ink: how much of it is found, and how much real tissue is taken for it. The limits in `slides/quality.py` follow.
+"""Pen ink: how much is found, and how much tissue is mistaken for it. From this come the limits in `slides/quality.py`.
 
     python benchmarks/tiling/inks.py [--data ../shared/data]
 
@@ -60,7 +60,7 @@ def real_cells(data: Path) -> Iterator[tuple[str, Cells]]:
 
 
 def synthetic_cells() -> Cells:
-    """Tissue of the demo's kind, without its pen, in cells; six slides of different stain."""
+    """Tissue like the demo's but without pen, in cells; six slides with different stains."""
     slides = []
     for seed in SYNTHETIC_SEEDS:
         slide = SyntheticSlide("s", "train", seed, SYNTHETIC_EDGE_PX, has_pen=False, has_blur=False)
@@ -78,7 +78,7 @@ def recall(cells: Cells, inks: Sequence[tuple[int, int, int]], opacity: float) -
 
 
 def false_alarms(cells: Cells, layers: int = 1) -> tuple[float, float]:
-    """Shares of the tiles that would be refused, and of the cells that count as ink."""
+    """Shares of the tiles that would be rejected, and of the cells that count as ink."""
     thick = 255 * (cells / 255.0) ** layers
     ink = ink_pixels(_as_picture(thick)).reshape(len(cells), -1)
     limit = TilesConfig(mpp=0.5).max_pen_fraction

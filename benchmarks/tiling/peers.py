@@ -76,7 +76,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took: tiling without start-up, and start-up (the interpreter and the imports) apart."""
+    """Time of one run: tiling without start-up, and start-up (interpreter and imports) separately."""
 
     num_tiles: int
     cpu_s: float
@@ -161,7 +161,7 @@ TILERS: dict[str, Callable[[], Tiler]] = {
 
 
 def run_here(name: str, job: Sequence[str]) -> None:
-    """What a contender's process does: import, tile if there is a job (slide, mpp, folder), print the peak in MiB."""
+    """The work of a contender's process: import, tile if there is a job (slide, mpp, folder), print the peak in MiB."""
     tile = TILERS[name]()
     if job:
         slide, mpp, folder = job
@@ -187,7 +187,7 @@ def run_apart(contender: Contender, *job: str) -> tuple[float, float, float]:
 
 
 def tile_apart(contender: Contender, case: Case) -> Run:
-    """Tile one slide in a process of its own, and count the tiles that it left; start-up is measured beside it."""
+    """Tile one slide in a process of its own, and count its tiles; start-up is measured separately."""
     start_up_cpu_s, start_up_wall_s, _ = run_apart(contender)
     with tempfile.TemporaryDirectory() as folder:
         cpu_s, wall_s, peak_mib = run_apart(contender, str(case.path), str(case.mpp), folder)

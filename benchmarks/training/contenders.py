@@ -56,7 +56,7 @@ Stages = dict[str, float]
 
 @dataclass(frozen=True)
 class Work:
-    """What one step has to do."""
+    """The work of one step."""
 
     arch: str
     batch: int
@@ -82,7 +82,7 @@ class Contender:
 
 
 class Stopwatch:
-    """Seconds since the last look: CPU seconds, or wall seconds of a GPU that has caught up."""
+    """Seconds since the last look: CPU seconds, or wall seconds after waiting for the GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -103,7 +103,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def around(self, module: nn.Module, *, before: str, inside: str) -> Iterator[None]:
-        """While open, a call of `module` ends stage `before`, and is stage `inside` itself."""
+        """While open, a call of `module` ends stage `before`, and is itself the stage `inside`."""
         hooks = (
             module.register_forward_pre_hook(lambda *_: void(self.lap(before))),
             module.register_forward_hook(lambda *_: void(self.lap(inside))),
@@ -116,11 +116,11 @@ class Stopwatch:
 
 
 def void(_: object) -> None:
-    """A hook that returns something would change what it looks at."""
+    """Returns nothing: a hook's return value would replace what it observes."""
 
 
 def random_batch(work: Work, parameters: tuple[torch.Tensor, torch.Tensor] | None = None) -> ViewBatch:
-    """Noise: the arithmetic does not depend on what the views show. `parameters`: what is left to do on the device."""
+    """Noise: the arithmetic does not depend on what the views show. `parameters`: the remaining work on the device."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2 * work.batch, work.global_px), (work.num_local * work.batch, work.local_px))
     global_views, local_views = (
@@ -299,7 +299,7 @@ def peer_contender(work: Work, precision: str, peer: Path) -> Contender:
 
 @contextlib.contextmanager
 def peer_without_gpu(device: torch.device) -> Iterator[None]:
-    """Its loop says `.cuda()` and synchronises: on a CPU both do nothing. And its process group, of one."""
+    """Its loop calls `.cuda()` and synchronises: on a CPU both do nothing. Starts its process group of one."""
     if device.type == "cpu":
         torch.Tensor.cuda = lambda tensor, **_: tensor  # type: ignore[method-assign]
         torch.cuda.synchronize = lambda: None  # type: ignore[assignment]

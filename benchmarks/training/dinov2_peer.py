@@ -83,7 +83,7 @@ def settings_of(work: Work, precision: str, peer: Path) -> Settings:
 
 
 class BlockDiagonalMask:
-    """Stands for xformers': images of several sizes lie in one row of tokens, and none sees another."""
+    """Replaces xformers': images of several sizes are concatenated; attention stays within each image."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = lengths
@@ -142,7 +142,7 @@ def scaled_index_add(x: Tensor, index: Tensor, source: Tensor, *, scaling: Tenso
 
 
 class ScaledIndexAdd(torch.autograd.Function):
-    """As xformers' it keeps what it is given, where torch's operations would keep the scaled source as well."""
+    """Like xformers' it saves only its inputs; torch's operations would save the scaled source as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, source: Tensor, scaling: Tensor, alpha: float) -> Tensor:
@@ -158,7 +158,7 @@ class ScaledIndexAdd(torch.autograd.Function):
 
 
 class Unsharded(nn.Module):
-    """Stands for FullyShardedDataParallel around one of the peer's networks, in a world of one process."""
+    """Replaces FullyShardedDataParallel around one of the peer's networks, in a world of one process."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Unsharded(nn.Module):
 
 
 def import_peer(peer: Path, dtype: torch.dtype) -> Any:
-    """Its module `ssl_meta_arch`, which finds what stands for the libraries."""
+    """Its module `ssl_meta_arch`, imported with the replacements for its libraries."""
     xformers, ops, fsdp = ModuleType("xformers"), ModuleType("xformers.ops"), ModuleType("dinov2.fsdp")
     vars(ops).update(
         fmha=SimpleNamespace(BlockDiagonalMask=BlockDiagonalMask), memory_efficient_attention=attention,
@@ -211,7 +211,7 @@ def import_peer(peer: Path, dtype: torch.dtype) -> Any:
 
 
 def peer_batch(work: Work, dtype: torch.dtype) -> dict[str, Any]:
-    """What its `collate_data_and_cast` makes: our views normalised, and our masks."""
+    """The output of its `collate_data_and_cast`, with our normalised views and our masks."""
     masks = random_batch(work).masks
     assert masks is not None
     num_views, num_patches = masks.hidden.shape
@@ -280,7 +280,7 @@ def build_peer(work: Work, precision: str, peer: Path) -> Any:
 
 @contextmanager
 def stages_of(model: Any, watch: Stopwatch) -> Iterator[None]:
-    """While open, `forward_backward` tells the watch where its stages end."""
+    """While open, `forward_backward` reports the end of its stages to the watch."""
     teacher, student, backprop = model.teacher, model.student, model.backprop_loss
 
     def backprop_loss(loss: Tensor) -> None:

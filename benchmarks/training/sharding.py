@@ -33,7 +33,7 @@ def num_bytes(network: nn.Module, *, only_trained: bool = False) -> int:
 
 
 def largest_group(network: DinoNetwork) -> int:
-    """Bytes of the parameters that are gathered at once: a block, the head, or what is left."""
+    """Bytes of the parameters that are gathered at once: a block, the head, or the rest."""
     groups = [count_parameters(module) for module in (*blocks_of(network.backbone), *network.heads)]
     return 4 * max(*groups, count_parameters(network) - sum(groups))
 

@@ -83,7 +83,7 @@ def our_views(config: ViewsConfig, epoch: int, tiles: list[bytes]) -> None:
 
 
 def first_half(config: ViewsConfig, epoch: int, tiles: list[bytes]) -> None:
-    """What a worker does with views.colour_on_device."""
+    """The work of a worker with views.colour_on_device."""
     for number, encoded in enumerate(tiles):
         image = decode_tile(encoded, "tile")
         for view in draw(config, epoch, number):
@@ -146,7 +146,7 @@ def compare(tiles: list[bytes], peer: Path | None, num_rounds: int) -> None:
 
 
 def stages(tiles: list[bytes], num_rounds: int) -> None:
-    """CPU time of each stage; global and local views apart."""
+    """CPU time of each stage; global and local views separately."""
     print(f"\n{'CPU ms/tile by stage':28s}" + "".join(f"{name:>12s}" for name in RECIPES))
     table: dict[str, dict[str, float]] = {name: {} for name in RECIPES}
     for recipe, config in RECIPES.items():

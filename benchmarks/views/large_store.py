@@ -78,7 +78,7 @@ def show(name: str, values: tuple[float, ...]) -> None:
 
 
 def make_store(path: Path, num_slides: int, num_tiles: int) -> None:
-    """A store as tiling leaves it, but for the pixels."""
+    """A store as tiling writes it, but without pixels."""
     folder, config = StoreFolder(path), TilesConfig(mpp=0.5)
     folder.prepare(config)
     rng = np.random.default_rng(0)
@@ -156,7 +156,7 @@ def rank(path: Path, least: int, barrier: Barrier, number: int) -> tuple[Memory,
 
 
 class WithoutPixels:
-    """Reads the bytes of tiles, which are zeros here, and decodes none."""
+    """Reads the bytes of tiles (zeros here) without decoding them."""
 
     def __init__(self, store: TileStore) -> None:
         self.store, self.mpp, self.digest = store, store.mpp, store.digest

@@ -1,4 +1,4 @@
-"""Several ranks on this machine, as torchrun or srun would start them, out of one that has imported all."""
+"""Several ranks on this machine, as torchrun or srun would start them, forked after all imports."""
 
 import os
 import signal

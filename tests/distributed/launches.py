@@ -151,7 +151,7 @@ def play(case: str, out: Path) -> None:
 
 
 def main(out: Path) -> None:
-    """Nearly all cases at once, for they wait most of the time."""
+    """Run nearly all cases at once, because they mostly wait."""
     # Its process knocks at a port that nobody serves, which may become the port of another case's processes.
     alone = "the first is missing"
     for cases in ([case for case in CASES if case != alone], [alone]):

@@ -1,4 +1,4 @@
-"""What each of several processes does; `test_many_processes.py` starts it.
+"""The work of each of several processes; `test_many_processes.py` starts it.
 
 python many_ranks.py SIZE STORE OUT
 """
@@ -163,7 +163,7 @@ def train(
 
 
 def skip_one_step(store: Path, settings: tuple[str, ...], learner: Learner) -> dict[str, Any]:
-    """A step that is not finite on the last rank only, and a good one after it."""
+    """A step that is not finite on the last rank only, then a good step."""
     world = learner.world
     size = f"training.batch_size_per_gpu={GLOBAL_BATCH // world.size}"
     config = tiny_config(store, Path("unused"), *SETTINGS, size, *settings)

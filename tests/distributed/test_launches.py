@@ -28,7 +28,7 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What all cases came to."""
+    """The outcomes of all cases."""
     folder = tmp_path_factory.mktemp("launches")
     subprocess.run([sys.executable, str(SCRIPT), str(folder)], env=ENVIRONMENT, timeout=PATIENCE_S, check=True)
     return folder

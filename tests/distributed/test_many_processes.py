@@ -67,7 +67,7 @@ def alone(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFo
 def out(
     request: pytest.FixtureRequest, tiles_folder: Path, alone: RunFolder, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """What so many processes wrote, after all have ended well."""
+    """The files of so many processes, after all have succeeded."""
     folder: Path = tmp_path_factory.mktemp(f"{request.param}_ranks")
     shutil.copytree(alone.path, folder / "begun_by_one")
     keep_only_step(RunFolder(folder / "begun_by_one"), 2)

@@ -1,4 +1,4 @@
-"""What only a GPU can show. Everywhere else these tests are skipped; `make bench-gpu` runs them first."""
+"""Checks that need a GPU. Everywhere else these tests are skipped; `make bench-gpu` runs them first."""
 
 import socket
 from collections.abc import Iterator
@@ -182,7 +182,7 @@ def test_synchronised_batch_norms_train(nccl: None, tiles_folder: Path) -> None:
 
 
 def test_a_run_killed_halfway_ends_as_the_run_that_was_not(tiles_folder: Path, tmp_path: Path) -> None:
-    """The same steps from the same checkpoint; GPUs add in changing orders, so not to the bit."""
+    """The same steps from the same checkpoint; not bit for bit, because GPUs add in varying order."""
     losses = []
     for name, is_cut in (("whole", False), ("cut", True)):
         config = tiny_config(tiles_folder, tmp_path / name, COLOUR, "training.device=cuda", "training.num_workers=2")

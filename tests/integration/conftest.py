@@ -10,7 +10,7 @@ from slurm_cluster import Cluster, why_not
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A SLURM with two nodes, in whose environment the test stands."""
+    """A SLURM with two nodes; the test runs in its environment."""
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""A run that goes on in another folder (`training.continue_from`) is as exact as one that is resumed."""
+"""A run that continues in another folder (`training.continue_from`) is as exact as one that is resumed."""
 
 import signal
 from pathlib import Path

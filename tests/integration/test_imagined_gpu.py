@@ -1,4 +1,4 @@
-"""A step on a GPU that is imagined (benchmarks/gpu/imagined.py): what would fail or wait on a real one is seen here."""
+"""A step on a simulated GPU (benchmarks/gpu/imagined.py) shows what would fail or wait on a real one."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""What earlier versions wrote opens, resumes, exports, embeds and reports (tests/fixtures/README.md)."""
+"""Files of earlier versions can be opened, resumed, exported, embedded and reported (tests/fixtures/README.md)."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ MADE_IN = "/somewhere"
 
 @pytest.fixture(params=ARCHIVES, ids=lambda file: file.name.split(".")[0])
 def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that an earlier version left, as if it had been made here; the test stands in it."""
+    """The folder of an earlier version, as if it had been made here; it is the working folder."""
     folder = tmp_path / MADE_IN.strip("/")  # models and files of features are named by the folder they lie in
     with tarfile.open(request.param) as archive:
         archive.extractall(folder, filter="data")
@@ -32,7 +32,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def run(*words: str) -> str:
-    """What a command prints; it must end well."""
+    """The output of a command, which must succeed."""
     answer = CliRunner().invoke(app, [*words])
     if answer.exception is not None and not isinstance(answer.exception, SystemExit):
         raise answer.exception

@@ -1,4 +1,4 @@
-"""Runs that earlier versions began: they go on to the bit, are exported and reported."""
+"""Runs of earlier versions continue bit for bit, and can be exported and reported."""
 
 import json
 import shutil

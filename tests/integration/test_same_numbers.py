@@ -1,4 +1,4 @@
-"""The same settings and seed give the numbers of the release in which they were recorded, to the bit."""
+"""The same settings and seed give bit for bit the numbers of the release in which they were recorded."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM with two nodes, on this machine: what is submitted, refused, chained, and what stands where."""
+"""Jobs on a real SLURM with two nodes, on this machine: submission, refusals, chains, and the resulting files."""
 
 import re
 import subprocess

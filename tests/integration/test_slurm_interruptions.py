@@ -1,4 +1,4 @@
-"""Pretrainings on a real SLURM that are warned, preempted, or lose a node: they end as if nothing had happened."""
+"""Pretrainings on a real SLURM that are warned, preempted, or lose a node: they end with the same result."""
 
 import subprocess
 import time
@@ -48,7 +48,7 @@ def warn_of_the_time_limit(cluster: Cluster, job_id: str) -> None:
 
 
 def crash_its_node(cluster: Cluster, job_id: str) -> None:
-    """The node loses its power, SLURM is told at once, and it comes back a little later."""
+    """The node loses power, SLURM is informed at once, and the node returns a little later."""
     node = show(job_id)["NodeList"]
     cluster.crash(node)
     scontrol("update", f"nodename={node}", "state=down", "reason=test")
@@ -69,7 +69,7 @@ def submitted(config: Config) -> str:
 
 
 def check_finished(run: RunFolder, job_id: str) -> None:
-    """It was queued again, and has every step once."""
+    """The job was queued again, and the run has every step exactly once."""
     state = wait_for(job_id, timeout_s=300)
     log = (run.path / "slurm" / f"dino-pretrain-{job_id}.out").read_text()
     assert state == "COMPLETED", log

@@ -1,4 +1,4 @@
-"""The whole road over slides with secrets everywhere: nothing that is meant to be shared holds one."""
+"""All steps with slides full of secrets: no file that is meant for sharing contains one."""
 
 import gzip
 import platform
@@ -79,7 +79,7 @@ def walk_the_road(work: Path, slides: Path, *pseudonymise: str) -> None:
 
 
 def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """Every file with its bytes, and what stands in archives and compressed streams; names of files too."""
+    """Names and bytes of all files, including the content of archives and compressed streams."""
     for file in [folder, *folder.rglob("*")] if folder.is_dir() else [folder]:
         yield file, str(file.relative_to(folder.parent)).encode()
         if not file.is_file():
@@ -103,7 +103,7 @@ def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def leaks(places: list[Path], secrets: dict[str, str]) -> list[str]:
-    """Which file holds which secret."""
+    """Which file contains which secret."""
     return sorted({
         f"{file}: {what}"
         for place in places

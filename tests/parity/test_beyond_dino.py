@@ -103,7 +103,7 @@ def test_spread_terms_and_their_gradients_equal_the_published_ones(name: str, va
 
 
 def test_spread_terms_rise_as_features_collapse() -> None:
-    """One public implementation of KDE has its sign inverted: it falls here."""
+    """Both must rise. One public implementation of KDE has an inverted sign, so that it falls."""
     unit, found = F.normalize(grid(8, 6, 0.5, 0.9), dim=-1), []
     for share in (0, 0.5, 0.9, 0.99):
         mixed = F.normalize((1 - share) * unit + share * F.normalize(unit.mean(0), dim=0), dim=-1)

@@ -265,7 +265,7 @@ def test_files_are_named_as_the_readers_look_for_them_and_not_by_slide_id(tmp_pa
     assert summary.written == ("one__TCGA-1_2f", "two__b_c_ome")
     assert "files of 2 slides are named after their slide file" in summary.notes[0]
     assert "these have .svs, .tif" in summary.notes[1]
-    assert "these lie in 2" in summary.notes[2]
+    assert "these are in 2" in summary.notes[2]
     assert "one --slide_ext" not in write(store, tmp_path / "trident only", "trident").text()
 
 

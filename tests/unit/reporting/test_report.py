@@ -307,7 +307,7 @@ def test_an_unfinished_run_without_some_numbers_is_shown_as_far_as_it_goes(run: 
     assert (
         "vits16: the teacher collapsed (uniform) The monitor named it first at step 499, last at step 499" in page.text
     )
-    assert "2 step(s) had a loss that was not finite" in page.text
+    assert "2 step(s) had a non-finite loss" in page.text
 
 
 def test_a_run_before_its_first_record_can_be_reported(run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What one slide may ask for: refused by its header where it can be foreseen, ended after its time where not."""
+"""Limits of one slide: refused by its header if possible, otherwise stopped at its time limit."""
 
 import contextlib
 import struct

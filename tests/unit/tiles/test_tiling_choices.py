@@ -1,4 +1,4 @@
-"""What a user can choose: limits after the fact, settings and masks of single slides, edges, coordinates only."""
+"""What a user can choose: limits after tiling, settings and masks of single slides, edges, coordinates only."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What goes wrong on clusters: damaged slides, lost slides, full disks, killed and doubled runs."""
+"""Failures on clusters: damaged slides, lost slides, full disks, killed and doubled runs."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""Advice is given where a setting does not suit the run, and following it silences it."""
+"""Advice is given for a setting that does not suit the run, and disappears when it is followed."""
 
 import re
 from pathlib import Path

@@ -28,7 +28,7 @@ Ran = tuple[RunFolder, list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def ran(tiles_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """A run, and what W&B got of it."""
+    """A run, and its W&B records."""
     out, logged = tmp_path_factory.mktemp("all") / "run", []
     wandb_run = SimpleNamespace(log=lambda values, step: logged.append(values), finish=lambda exit_code: None)
     with pytest.MonkeyPatch.context() as patch:

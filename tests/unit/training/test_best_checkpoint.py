@@ -23,7 +23,7 @@ EVERY_TWO = ("monitor.knn_data=images", "monitor.knn_every_steps=2", "training.k
 
 
 class Killed(Exception):
-    """Stands for a SIGKILL."""
+    """Replaces a SIGKILL."""
 
 
 def says(accuracies: Sequence[float]) -> Callable[[nn.Module], float]:

@@ -18,7 +18,7 @@ from dino_path.training.loop import pretrain
 
 
 class Killed(Exception):
-    """Stands for a SIGKILL in the middle of a run."""
+    """Replaces a SIGKILL in the middle of a run."""
 
 
 def strict_records(run: Path) -> list[dict[str, object]]:

@@ -35,7 +35,7 @@ def learner(tiles_folder: Path) -> Learner:
 
 
 def with_broken_student(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let what the student projects be infinite from now on."""
+    """Make the student's projections infinite from now on."""
     study = learner.study
 
     def broken(global_views: Tensor, batch: ViewBatch, *, backbone_frozen: bool) -> NetworkOutput:
@@ -276,7 +276,7 @@ class Waits(TorchDispatchMode):
 def test_a_step_asks_the_device_for_no_number_but_the_verdict(
     tiles_folder: Path, batch: ViewBatch, monkeypatch: pytest.MonkeyPatch, extra: str
 ) -> None:
-    """On a GPU each question would let it run dry; tests/gpu asks CUDA itself, which also knows of copies."""
+    """On a GPU each such read would let it idle; tests/gpu asks CUDA itself, which also sees copies."""
     learner, reads = tiny_learner(tiny_config(tiles_folder, OUT, extra)), []
     read = _HostCopy.read
     monkeypatch.setattr(_HostCopy, "read", lambda self: reads.append(self) or read(self))

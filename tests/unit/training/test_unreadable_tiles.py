@@ -1,4 +1,4 @@
-"""Damaged images in a run: passed over, named, bounded; and the run goes on after each of the remedies."""
+"""Damaged images in a run are skipped, named and limited in number; each remedy lets the run continue."""
 
 import json
 import shutil

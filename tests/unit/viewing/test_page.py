@@ -49,7 +49,7 @@ def page(address: str, tab: Page) -> Iterator[Page]:
 
 
 def place_of(page: Page, x: float, y: float) -> tuple[float, float]:
-    """Where a level-0 place is in the window."""
+    """The position of a level-0 point in the window."""
     left, top = page.run(f"(() => {{ const r = canvas.getBoundingClientRect(); const [x, y] = toCss({x}, {y});"
                          " return [r.left + x, r.top + y]; })()")  # fmt: skip
     return left, top

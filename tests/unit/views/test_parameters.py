@@ -1,4 +1,4 @@
-"""What is drawn for each view: the distributions that the config promises."""
+"""The parameters drawn for each view follow the distributions in the config."""
 
 import itertools
 import math

@@ -146,7 +146,7 @@ def naive_pattern(grid: tuple[int, int], count: int, rng: np.random.Generator) -
 
 
 def measured(patterns: Iterable[NDArray[np.bool_]], count: int) -> dict[str, NDArray[np.float64]]:
-    """What one sees of patterns (rows, columns), each by each."""
+    """Statistics of the patterns (rows, columns), one by one."""
     seen: dict[str, list[float]] = {}
     for hidden in patterns:
         rows, columns = np.flatnonzero(hidden.any(axis=1)), np.flatnonzero(hidden.any(axis=0))

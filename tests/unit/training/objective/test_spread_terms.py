@@ -1,4 +1,4 @@
-"""KoLeo and KDE push features apart; what they do with nearly equal tiles; which features they see."""
+"""KoLeo and KDE push features apart; their behaviour for nearly equal tiles; which features they use."""
 
 import math
 from collections.abc import Callable
