@@ -44,16 +44,16 @@ TITLES = {
     cls=Command,
     epilog="""
     dino-path plan --config vits16_1gpu store=tiles
-    dino-path plan --config vits16_8gpu store=tiles out=runs/vits16 --no-measure
+    dino-path plan --config vits16_8gpu store=tiles out=runs/vits16 --estimate
     dino-path plan --config mine.yaml store=tiles out=runs/mine --json
     """,
 )
 def plan(
     settings: Overrides = None,
     config: ConfigFile = None,
-    measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="train a few steps here, if this machine has the hardware")
-    ] = True,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="train no steps here, even if this machine could")
+    ] = False,
     seconds: Annotated[float, typer.Option(min=1, help="time limit for the measured steps")] = 20.0,
     processes: Annotated[
         int | None, typer.Option(min=1, help="training processes; default: as many as 'submit pretrain' starts")
@@ -61,7 +61,7 @@ def plan(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Estimate time, memory and disk of a pretraining before it starts.
+    """Forecast the time, memory and disk of a run.
 
     It also lists the files that the run writes and what to request from SLURM. Each number says whether it was
     measured, counted or estimated. Settings that 'pretrain' refuses are refused here too. Nothing is written.
@@ -84,7 +84,7 @@ def plan(
     loading()
     from dino_path.plan.forecast import make_plan
 
-    made = make_plan(resolved, num_processes=processes, budget_s=seconds if measure else None, began_s=began_s)
+    made = make_plan(resolved, num_processes=processes, budget_s=None if estimate else seconds, began_s=began_s)
     refusal, verdict = _asked_of_slurm(resolved, made)
     if as_json:
         say_json({**asdict(made), "slurm": verdict, "slurm_refusal": str(refusal) if refusal else None})

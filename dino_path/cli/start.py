@@ -94,7 +94,7 @@ def init(
         Place | None, typer.Option("--for", help="where it will train; without it, a terminal asks")
     ] = None,
 ) -> None:
-    """Write a config to start from, with a comment on each setting.
+    """Write a commented config to start from.
 
     It is written to DIR/pretrain.yaml; an existing file is not overwritten. The next commands are printed.
     """

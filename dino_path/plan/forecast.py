@@ -188,7 +188,7 @@ def _measured(config: Config, tiles: TileSource, learner: Learner, schedules: Sc
         raise ConfigError(
             f"training.batch_size_per_gpu={size}",
             f"a step does not fit into this GPU ({' '.join(str(error).split())[:120]}).",
-            "A micro-batch must fit. `--no-measure` estimates how much it needs.",
+            "A micro-batch must fit. `--estimate` estimates how much it needs.",
             f"Set {half}, or training.activation_checkpointing=elementwise (or true).",
         ) from None
 

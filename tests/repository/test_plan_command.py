@@ -63,7 +63,7 @@ def test_a_plan_is_measured_and_adds_up_and_writes_nothing(call: Call, tiles_fol
 
 
 def test_without_measuring_every_time_is_called_an_estimate(call: Call, tiles_folder: Path) -> None:
-    words = [f"store={tiles_folder}", *TINY, "training.device=cuda", "cluster.gpus_per_node=h100:8", "--no-measure"]
+    words = [f"store={tiles_folder}", *TINY, "training.device=cuda", "cluster.gpus_per_node=h100:8", "--estimate"]
     told = call(*words)
     assert "32 tiles" in told  # 8 processes of 4
     assert "35% of the 989 TFLOP/s of an H100" in told
@@ -88,7 +88,7 @@ def test_a_run_that_has_begun_is_planned_to_its_end_and_one_of_other_settings_is
 ) -> None:
     run = tmp_path / "run"
     keep = ("training.checkpoint_every_steps=2", "training.keep_checkpoints=2")
-    words = [f"store={tiles_folder}", f"out={run}", *TINY, *keep, "--no-measure"]
+    words = [f"store={tiles_folder}", f"out={run}", *TINY, *keep, "--estimate"]
     before = planned(call, *words)
     pretrain(tiny_config(tiles_folder, run, *keep), ALONE)
     files = {one["path"]: one for one in before["files"]}
