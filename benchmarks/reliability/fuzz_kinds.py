@@ -356,7 +356,7 @@ def settings(one: Input) -> Told:
     text = as_yaml(config)
     file.write_text(text, encoding="utf-8", errors="surrogateescape")
     again = load_config(file)
-    if repr(again) != repr(config):
+    if again != config:
         raise Find("a setting that is written and read back is another", f"{text}\n{again!r}\n{config!r}")
     return "right"
 
@@ -378,7 +378,7 @@ def yaml_files(one: Input) -> Told:
     if not is_suite:  # a suite is never written back
         file.write_text(as_yaml(config), encoding="utf-8", errors="surrogateescape")
         again = load_config(file)
-        if repr(again) != repr(config):
+        if again != config:
             raise Find("a setting that is written and read back is another", f"{again!r}\n{config!r}")
     return "right"
 
