@@ -37,7 +37,7 @@ TINY = (
 TILES = ("tiles.mpp=0.5", "tiles.size_px=64", "tiles.mask_mpp=4", "tiles.min_area_um2=500")
 FEW = ("evaluation.num_bootstrap=100",)
 PATIENCE_S = 240.0
-WITHOUT_TORCH = {"tile", "tile, 2 workers"}
+WITHOUT_TORCH = {"tile"}
 SPOTS = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "link")
 UNTOLD = {".lock", "log.txt"}  # says who writes; lines with the time of day
 # Of a window of batches that a resumed run does not have yet (docs/pretraining.md, `dino_path/training/best.py`).
@@ -101,7 +101,8 @@ def commands(inputs: Path) -> dict[str, Command]:
         )  # fmt: skip
 
     return {
-        "tile": tile("--workers", "0", "--layout", "trident,clam"),
+        "tile": tile("--workers", "0"),
+        "tile, layouts": tile("--workers", "0", "--layout", "trident,clam"),
         "tile, 2 workers": tile("--workers", "2"),
         "pretrain": pretrain("training.num_workers=0"),
         "pretrain, 1 worker": pretrain("training.num_workers=1"),
@@ -195,6 +196,11 @@ def commands(inputs: Path) -> dict[str, Command]:
 def prepare(work: Path, names: Collection[str] = ()) -> Path:
     """Import what these commands need (none: all), and make WORK/inputs where they are not yet there; returns it."""
     inputs, needs_models = work / "inputs", not names or not {*names} <= WITHOUT_TORCH
+    import dino_path.slides.find
+    import dino_path.slides.quality
+    import dino_path.tiles.summary
+    import dino_path.tiles.tiling  # noqa: F401
+
     if needs_models:
         load()
     if (inputs / "ready").exists():
