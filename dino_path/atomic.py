@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
+
+logger = logging.getLogger(__name__)
 
 TEMPORARY = re.compile(r"^\..+\.\d+(-(?P<host>[0-9a-f]{4})[0-9a-f]*)?\.tmp$")
 LONGEST_NAME_BYTES = 220  # of a file, within the name of its temporary file: file systems take 255
@@ -51,7 +54,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 def _name_in(error: OSError, path: Path, temporary: Path) -> None:
     """Put the target's name into the error: a full disk names none, and the temporary name would mean nothing."""
-    if error.errno is not None and (error.filename is None or error.filename == str(temporary)):
+    name = error.filename
+    if error.errno is not None and (name is None or (isinstance(name, str) and Path(name).is_relative_to(temporary))):
         error.filename, error.filename2 = str(path), None
 
 
@@ -86,6 +90,9 @@ def whole_folder(path: Path, *, replaced: Collection[str]) -> Iterator[Path]:
             _exchange(building, path, aside)
         else:
             building.replace(path)
+    except OSError as error:
+        _name_in(error, path, building)
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)  # by now the older folder, or a half-filled one
         os.close(descriptor)
@@ -190,13 +197,30 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     process in.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # who waits has it open, and who comes later makes a new one
+    while True:
+        with path.open("ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("%s: waiting for another process", path.parent)
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            except OSError:
+                pass
+            if not _is_at(stream, path):
+                continue  # its last holder has removed it, and who came later has another one
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(stream: IO[Any], path: Path) -> bool:
+    """Whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, record: Any) -> None:

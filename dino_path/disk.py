@@ -87,14 +87,16 @@ def refuse_unwritable(folder: Path) -> None:
         nearest = next(place for place in (path, *path.parents) if _is_there(place))
         if not nearest.is_dir():
             what = (
-                "a file" if nearest.is_file() else "a link that leads nowhere" if nearest.is_symlink() else "a device"
+                "a file"
+                if nearest.is_file()
+                else "a link that leads nowhere"
+                if nearest.is_symlink()
+                else "a device or pipe"
             )
             raise _unwritable(folder, f"{nearest} is {what}.")
         for part in path.relative_to(nearest).parts:
             if len(os.fsencode(part)) > os.pathconf(nearest, "PC_NAME_MAX"):
                 raise OSError(errno.ENAMETOOLONG, "", str(folder))
-        if not os.access(nearest, os.W_OK):
-            raise _unwritable(folder, f"{nearest} is not ours to write in.")
         with tempfile.TemporaryFile(dir=nearest) as probe:
             probe.write(b"0")
     except ValueError:  # a zero byte in the name

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from dino_path.errors import ConfigError, DinoPathError
 
@@ -201,27 +202,28 @@ def _h5(files: list[Path]) -> Verified:
 
 
 def _sealed(what: str, files: Iterable[Path]) -> Verified:
-    from zipfile import BadZipFile, ZipFile
+    from zipfile import ZipFile
 
     import numpy as np
 
     from dino_path.checksum import has_checksum, is_intact
 
-    damaged, unchecked = [], 0
-    found = sorted(files)
-    for file in found:
+    unchecked = 0
+
+    def read(file: Path) -> None:
+        nonlocal unchecked
         if has_checksum(file):
-            damaged += [] if is_intact(file) else [f"{file}: its checksum is wrong"]
-            continue
-        try:
-            if file.suffix == ".npz":
-                ZipFile(file).close()
-            else:
-                np.load(file, mmap_mode="r", allow_pickle=False)
+            if not is_intact(file):
+                raise ValueError("its checksum is wrong")
+        elif file.suffix == ".npz":
+            ZipFile(file).close()
             unchecked += 1
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            damaged.append(f"{file}: {' '.join(str(error).split())}")
-    return Verified(what, len(found), tuple(damaged), unchecked)
+        else:
+            np.load(file, mmap_mode="r", allow_pickle=False)
+            unchecked += 1
+
+    found = _each(what, sorted(files), read)
+    return Verified(what, found.count, found.damaged, unchecked)
 
 
 def _each(what: str, files: Iterable[Path], read: Callable[[Path], object]) -> Verified:
@@ -234,6 +236,6 @@ def _each(what: str, files: Iterable[Path], read: Callable[[Path], object]) -> V
             read(file)
         except DinoPathError as error:
             damaged.append(f"{error.thing}: {error.found}")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             damaged.append(f"{file}: {' '.join(str(error).split())}")
     return Verified(what, count, tuple(damaged))

@@ -77,7 +77,7 @@ for row, query in zip(axes, queries, strict=True):
     wanted = labelled.labels[numbers[query]]
     for axis, number in zip(row, [numbers[query], *training[neighbours[query, :6]]], strict=True):
         image, label = labelled[int(number)]
-        axis.imshow(image.permute(1, 2, 0))
+        axis.imshow(image.permute(1, 2, 0).numpy())
         axis.set_title(labelled.classes[label], fontsize=8, color="black" if label == wanted else "red")
         axis.axis("off")
 figure.suptitle("test tile, and its nearest training tiles (red: another class)", fontsize=9)

@@ -1,13 +1,13 @@
 """Hostile and damaged inputs of every kind: each must give the right result or a clear refusal.
 
     uv run python benchmarks/reliability/fuzz.py --inputs 10000 --seconds 1800 --seed 0
-    uv run python benchmarks/reliability/fuzz.py --seed 0 --case settings/17          # one input again, with its traceback
+    uv run python benchmarks/reliability/fuzz.py --seed 0 --case settings/17    # one input again, with its traceback
 
 A find is everything else: a traceback, exit code 1, a refusal that does not say what to do, a result that differs from
 that of the undamaged input, more than 20 s, more than 2 GB. Each is printed with what repeats it. Inputs are drawn from
 the seed alone, so two versions of the code get the same ones.
 
-`fuzz_corpus.py` makes the undamaged files once (a minute; `--corpus` keeps them), `fuzz_kinds.py` damages copies of them.
+`fuzz_corpus.py` makes the undamaged files once (a minute; `--corpus` keeps them); `fuzz_kinds.py` damages copies.
 Inputs run in a forked process, through the command line's own `main` or the library's reader; a watchdog ends one that
 takes too long. The kind `process` starts real processes.
 """
@@ -80,7 +80,7 @@ def try_input(name: str, seed: int, corpus: Corpus | None, scratch: Path) -> Out
         return Outcome(name, told, one.note)
     except Find as find:
         return Outcome(name, find.told, one.note, find.details)
-    except BaseException as error:  # a find, whatever it is
+    except BaseException as error:  # noqa: BLE001  (a find, whatever it is)
         return Outcome(name, _where(error), one.note, traceback.format_exc())
     finally:
         os.chdir("/")
@@ -94,9 +94,10 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__}{last}"
 
 
-def _serve(pipe: Connection, seed: int, corpus: Corpus | None, scratch: Path) -> None:
+def _serve(pipe: Connection, far_end: Connection, seed: int, corpus: Corpus | None, scratch: Path) -> None:
     """Run inputs whose names come through the pipe, in a process of its own."""
     os.setsid()
+    far_end.close()  # so that this process ends when the other one does
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(quiet, stream)
@@ -114,7 +115,7 @@ def run_all(
     waiting = list(reversed(names))
     while waiting and time.monotonic() < deadline:
         pipe, other = context.Pipe()
-        worker = context.Process(target=_serve, args=(other, seed, corpus, scratch))
+        worker = context.Process(target=_serve, args=(other, pipe, seed, corpus, scratch))
         worker.start()
         other.close()
         for _ in range(BATCH):
@@ -167,7 +168,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS), help="some of them, with commas between")
-    parser.add_argument("--case", help="KIND/NUMBER: this input alone, with everything that was seen")
+    parser.add_argument("--case", help="KIND/NUMBER,...: these inputs alone, with everything that was seen")
     parser.add_argument("--corpus", type=Path, help="where the undamaged files are kept")
     parser.add_argument("--log", type=Path, help="file for the details of every find")
     arguments = parser.parse_args()
@@ -178,7 +179,7 @@ def main() -> int:
         scratch = Path(temporary) / "scratch"
         names = names_of_inputs(arguments.seed, arguments.inputs, arguments.kinds.split(","))
         if arguments.case:
-            names = [arguments.case]
+            names = arguments.case.split(",")
         print(f"seed {arguments.seed}: {len(names):,} inputs, at most {arguments.seconds:.0f} s", flush=True)
         outcomes: list[Outcome] = []
         start = time.monotonic()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -23,6 +25,15 @@ TINY = (
     "evaluation.num_bootstrap=100",
 )  # fmt: skip
 IMAGES_PER_CLASS = 12
+# What takes seconds to import; inputs run in processes that are forked after it.
+NEEDED = (
+    "faiss", "sklearn.linear_model", "timm", "imagecodecs", "pyarrow.parquet", "pydicom", "openslide", "plotly.io",
+    "matplotlib.figure", "dino_path.cli", "dino_path.evaluation.results.table", "dino_path.evaluation.cohorts.slides",
+    "dino_path.evaluation.labelled.regions", "dino_path.evaluation.labelled.published_masks",
+    "dino_path.exporting.checkpoint", "dino_path.features.embed", "dino_path.reporting.report",
+    "dino_path.training.loop", "dino_path.tiles.tiling",
+    "dino_path.viewing.viewer", "dino_path.slides.readers.wsidicom_reader", "dino_path.features.attention",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,17 +47,10 @@ class Corpus:
 
     def warm_up(self) -> None:
         """Import what takes seconds before the processes are forked that need it."""
-        import dino_path.export.checkpoint
-        import faiss  # noqa: F401
-        import sklearn.linear_model  # noqa: F401
-        import timm  # noqa: F401
         import torch
 
-        import dino_path.cli
-        import dino_path.evaluation.results.table
-        import dino_path.features.embed
-        import dino_path.reporting.report
-        import dino_path.training.loop  # noqa: F401
+        for name in NEEDED:
+            importlib.import_module(name)
 
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
@@ -63,8 +67,7 @@ def _without_fresh_processes() -> None:
     import functools
     import io
 
-    from dino_path.export import formats, reload
-
+    from dino_path.exporting import formats, reload
     from dino_path.features import from_slides
     from dino_path.tiles import tiling, workers
 
@@ -93,10 +96,7 @@ def build_corpus(path: Path) -> Corpus:
     """The corpus at `path`; made there where it is not complete."""
     corpus = Corpus(path)
     if not (path / "complete").exists():
-        path.mkdir(parents=True, exist_ok=True)
-        _write_slides(corpus)
-        _write_images(corpus)
-        _write_tables(corpus)
+        write_inputs(corpus)
         _call("tile", corpus.slides / "a.tif", corpus.slides / "b.tif", "--out", corpus.store, "tiles.mpp=0.5",
               "tiles.size_px=64", "tiles.min_tissue_fraction=0.2", "--workers", "0")  # fmt: skip
         knn = f"monitor.knn_data={corpus.path / 'manifest.csv'}"
@@ -112,6 +112,14 @@ def build_corpus(path: Path) -> Corpus:
     return corpus
 
 
+def write_inputs(corpus: Corpus) -> None:
+    """Slides, annotations, labelled images and tables: what needs no command of the program."""
+    corpus.path.mkdir(parents=True, exist_ok=True)
+    _write_slides(corpus)
+    _write_images(corpus)
+    _write_tables(corpus)
+
+
 def _call(*words: object) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dino_path", *map(str, words)], capture_output=True, text=True, check=False
@@ -120,6 +128,7 @@ def _call(*words: object) -> None:
         raise SystemExit(f"the corpus cannot be made: {' '.join(map(str, words))}\n{done.stderr}")
 
 
+@cache
 def tissue(seed: int, edge_px: int) -> np.ndarray:
     """(edge_px, edge_px, 3) uint8 RGB: pink tissue with purple dots on white glass."""
     rng = np.random.default_rng(seed)
@@ -217,7 +226,7 @@ def _write_images(corpus: Corpus) -> None:
     for number, name in enumerate(("normal", "tumour")):
         (corpus.images / name).mkdir(parents=True, exist_ok=True)
         for index in range(IMAGES_PER_CLASS):
-            tile = tissue(100 * number + index, 64)
+            tile = tissue(100 * number + index, 64).copy()
             tile[..., 0] = np.clip(tile[..., 0].astype(int) - 40 * number, 0, 255)
             ending = ".jpg" if index % 2 else ".png"
             cv2.imwrite(str(corpus.images / name / f"{index:02d}{ending}"), tile[..., ::-1])

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -318,6 +319,7 @@ def hostile_text(rng: random.Random, text: str) -> tuple[bytes, str]:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
+@cache
 def _keys(section: Any, prefix: str = "") -> list[str]:
     from dino_path.config import Section
 
@@ -509,7 +511,7 @@ def jpeg(one: Input) -> Told:
         return "refused"
     try:
         other = imagecodecs.jpeg8_decode(stream)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (imagecodecs has an error of its own for every codec)
         raise Find("pixels where another decoder refuses", str(error)) from None
     other = np.dstack([other] * 3) if other.ndim == 2 else other[..., :3]
     if other.shape == pixels.shape and np.abs(other.astype(int) - pixels).max() > 4:
@@ -614,7 +616,7 @@ def _damage_dicom(one: Input, file: Path) -> None:
         else:
             element.value = value
         content.save_as(file)
-    except Exception:  # pydicom cannot write it: the file stays whole
+    except Exception:  # noqa: BLE001  (pydicom cannot write it: the file stays whole)
         return
 
 
@@ -744,7 +746,7 @@ def evaluations(one: Input) -> Told:
 
 
 def _numbers(file: Path) -> Any:
-    return [row for row in json.loads(file.read_text())["rows"]] if file.is_file() else None
+    return json.loads(file.read_text())["rows"] if file.is_file() else None
 
 
 def h5_files(one: Input) -> Told:
@@ -858,8 +860,17 @@ def _writing_command(one: Input, out: Path) -> list[object]:
         ["embed", corpus.model, corpus.images, "--out", out, "--workers", "0", "--allow-other-mpp"],
         ["evaluate", "knn", corpus.model, "--data", manifest, "--out", out, "evaluation.num_bootstrap=100"],
         ["evaluate", "retrieval", corpus.model, "--data", manifest, "--out", out, "evaluation.num_bootstrap=100"],
-        ["evaluate", "slides", corpus.bags, "--labels", corpus.path / "labels.csv", "--out", out, "cohort.folds=3",
-         "cohort.aggregators=[mean]"],
+        [
+            "evaluate",
+            "slides",
+            corpus.bags,
+            "--labels",
+            corpus.path / "labels.csv",
+            "--out",
+            out,
+            "cohort.folds=3",
+            "cohort.aggregators=[mean]",
+        ],
         ["map", corpus.model, "--store", corpus.store, "--out", out, "--method", "pca"],
         ["export", corpus.run, "--out", out],
         ["import-checkpoint", corpus.model / "model.safetensors", "--out", out],
@@ -867,7 +878,7 @@ def _writing_command(one: Input, out: Path) -> list[object]:
         ["baseline", "--data", manifest, "--out", out, "baseline.num_epochs=0"],
         ["view", corpus.store, "--export", out],
         ["submit", "tile", corpus.slides / "a.tif", "--out", out, "tiles.mpp=0.5", "--dry-run"],
-    ]  # fmt: skip
+    ]
     return one.rng.choice(commands)
 
 
@@ -881,12 +892,20 @@ def inputs(one: Input) -> Told:
     one.note = what if bad is place else repr(bad)[:60]
     out = one.folder / "result"
     commands: list[list[object]] = [
-        ["tile", bad, "--out", out, "tiles.mpp=0.5"], ["views", bad, "--out", out], ["status", bad], ["verify", bad],
-        ["report", bad, "--out", out], ["report", corpus.run, "--store", bad, "--out", out],
-        ["report", corpus.run, "--model", bad, "--out", out], ["report", corpus.run, "--evaluation", bad, "--out", out],
-        ["report", corpus.run, "--map", bad, "--out", out], ["figures", bad, "--out", out],
-        ["export", bad, "--out", out], ["import-checkpoint", bad, "--out", out],
-        ["embed", corpus.model, bad, "--out", out], ["embed", bad, corpus.store, "--out", out],
+        ["tile", bad, "--out", out, "tiles.mpp=0.5"],
+        ["views", bad, "--out", out],
+        ["status", bad],
+        ["verify", bad],
+        ["report", bad, "--out", out],
+        ["report", corpus.run, "--store", bad, "--out", out],
+        ["report", corpus.run, "--model", bad, "--out", out],
+        ["report", corpus.run, "--evaluation", bad, "--out", out],
+        ["report", corpus.run, "--map", bad, "--out", out],
+        ["figures", bad, "--out", out],
+        ["export", bad, "--out", out],
+        ["import-checkpoint", bad, "--out", out],
+        ["embed", corpus.model, bad, "--out", out],
+        ["embed", bad, corpus.store, "--out", out],
         ["evaluate", "knn", bad, "--data", corpus.path / "manifest.csv", "--out", out],
         ["evaluate", "knn", corpus.model, "--data", bad, "--out", out],
         ["evaluate", "knn", corpus.model, "--data", f"store:{bad}", "--out", out],
@@ -895,14 +914,19 @@ def inputs(one: Input) -> Told:
         ["evaluate", "suite", corpus.model, "--suite", bad, "--out", out],
         ["evaluate", "slides", bad, "--labels", corpus.path / "labels.csv", "--out", out],
         ["evaluate", "slides", corpus.bags, "--labels", bad, "--out", out],
-        ["attention", corpus.model, bad, "--out", out], ["attention", bad, corpus.images / "normal" / "00.png", "--out", out],
-        ["map", bad, "--store", corpus.store, "--out", out], ["map", corpus.model, "--store", bad, "--out", out],
-        ["view", bad, "--export", out], ["view", corpus.store, "--overlay", bad, "--export", out],
+        ["attention", corpus.model, bad, "--out", out],
+        ["attention", bad, corpus.images / "normal" / "00.png", "--out", out],
+        ["map", bad, "--store", corpus.store, "--out", out],
+        ["map", corpus.model, "--store", bad, "--out", out],
+        ["view", bad, "--export", out],
+        ["view", corpus.store, "--overlay", bad, "--export", out],
         ["pretrain", f"store={bad}", f"out={out}", "training.num_steps=1"],
         ["pretrain", "--config", bad, f"store={corpus.store}", f"out={out}"],
-        ["submit", "pretrain", "--config", bad, "--dry-run"], ["submit", "tile", bad, "--out", out, "--dry-run"],
-        ["baseline", "--data", bad, "--out", out], ["models", bad],
-    ]  # fmt: skip
+        ["submit", "pretrain", "--config", bad, "--dry-run"],
+        ["submit", "tile", bad, "--out", out, "--dry-run"],
+        ["baseline", "--data", bad, "--out", out],
+        ["models", bad],
+    ]
     code, _ = called(one, *rng.choice(commands))
     return judged(code)
 
@@ -916,29 +940,59 @@ def options(one: Input) -> Told:
     attention = ["attention", corpus.model, corpus.images / "normal" / "00.png", "--out", out]
     mapped = ["map", corpus.model, "--store", corpus.store, "--out", out, "--method", "pca"]
     commands: list[list[object]] = [
-        [*attention, "--px", value], [*attention, "--point", value], [*attention, "--mass", value],
+        [*attention, "--px", value],
+        [*attention, "--point", value],
+        [*attention, "--mass", value],
         ["attention", corpus.model, corpus.slides / "a.tif", "--out", out, "--region", value],
-        [*mapped, "--max-tiles", value], [*mapped, "--clusters", value], [*mapped, "--seed", value],
-        [*mapped, "--split", value], [*mapped, "--columns", value],
+        [*mapped, "--max-tiles", value],
+        [*mapped, "--clusters", value],
+        [*mapped, "--seed", value],
+        [*mapped, "--split", value],
+        [*mapped, "--columns", value],
         ["tile", corpus.slides / "a.tif", "--out", out, "tiles.mpp=0.5", "--shard", value],
         ["tile", corpus.slides / "a.tif", "--out", out, "tiles.mpp=0.5", "--layout", value],
-        ["views", corpus.store, "--out", out, "--num-tiles", value], ["views", corpus.store, "--out", out, "--seed", value],
-        ["export", corpus.run, "--out", out, "--license", value], ["export", corpus.run, "--out", out, "--input-px", value],
+        ["views", corpus.store, "--out", out, "--num-tiles", value],
+        ["views", corpus.store, "--out", out, "--seed", value],
+        ["export", corpus.run, "--out", out, "--license", value],
+        ["export", corpus.run, "--out", out, "--input-px", value],
         ["export", corpus.run, "--out", out, "--format", value],
-        ["embed", corpus.model, corpus.store, "--out", out, "--batch-size", value, "--allow-other-mpp", "--workers", "0"],
+        [
+            "embed",
+            corpus.model,
+            corpus.store,
+            "--out",
+            out,
+            "--batch-size",
+            value,
+            "--allow-other-mpp",
+            "--workers",
+            "0",
+        ],
         ["embed", corpus.model, corpus.store, "--out", out, "--layout", value, "--allow-other-mpp", "--workers", "0"],
         ["embed", corpus.model, corpus.store, "--out", out, "--device", value],
         ["figures", corpus.run, "--out", out, "--format", value],
         ["baseline", "--data", manifest, "--out", out, "--fraction", value, "baseline.num_epochs=0"],
-        ["evaluate", "table", corpus.model, "--data", manifest, "--out", out, "--fractions", value,
-         "evaluation.num_bootstrap=100", "evaluation.protocols=[knn]"],
+        [
+            "evaluate",
+            "table",
+            corpus.model,
+            "--data",
+            manifest,
+            "--out",
+            out,
+            "--fractions",
+            value,
+            "evaluation.num_bootstrap=100",
+            "evaluation.protocols=[knn]",
+        ],
         ["evaluate", "knn", corpus.model, "--data", manifest, "--out", out, f"evaluation.knn_k={value}"],
         ["evaluate", "fewshot", corpus.model, "--data", manifest, "--out", out, f"evaluation.fewshot_shots={value}"],
-        ["view", corpus.store, "--export", out, "--slide", value], ["view", corpus.store, "--export", out, "--clusters", value],
+        ["view", corpus.store, "--export", out, "--slide", value],
+        ["view", corpus.store, "--export", out, "--clusters", value],
         ["import-checkpoint", corpus.model / "model.safetensors", "--out", out, "--arch", value],
         ["import-checkpoint", corpus.model / "model.safetensors", "--out", out, "--mpp", value],
         ["models", value],
-    ]  # fmt: skip
+    ]
     code, _ = called(one, *rng.choice(commands))
     return judged(code)
 
@@ -970,19 +1024,25 @@ def process(one: Input) -> Told:
     rng, corpus = one.rng, one.corpus
     out = one.folder / "result"
     commands: list[list[object]] = [
-        ["status", bad], ["verify", bad], ["tile", bad, "--out", out, "tiles.mpp=0.5"],
+        ["status", bad],
+        ["verify", bad],
+        ["tile", bad, "--out", out, "tiles.mpp=0.5"],
         ["tile", corpus.slides / "a.tif", "--out", bad, "tiles.mpp=0.5", "tiles.size_px=64", "--workers", "0"],
-        ["views", bad, "--out", out], ["pretrain", f"store={bad}", f"out={out}", "training.num_steps=1"],
-        ["pretrain", "--config", bad], ["tile", corpus.slides / "a.tif", "--out", out, f"tiles.mpp={rng.choice(TEXTS[:30])}"],
-        ["evaluate", "knn", "mean-colour", "--data", bad, "--out", out], ["submit", "tile", bad, "--out", out, "--dry-run"],
-    ]  # fmt: skip
+        ["views", bad, "--out", out],
+        ["pretrain", f"store={bad}", f"out={out}", "training.num_steps=1"],
+        ["pretrain", "--config", bad],
+        ["tile", corpus.slides / "a.tif", "--out", out, f"tiles.mpp={rng.choice(TEXTS[:30])}"],
+        ["evaluate", "knn", "mean-colour", "--data", bad, "--out", out],
+        ["submit", "tile", bad, "--out", out, "--dry-run"],
+    ]
     code, _ = called(one, *rng.choice(commands), real=True)
     return judged(code)
 
 
 KINDS: Mapping[str, Kind] = {
     "settings": Kind(26, settings), "yaml": Kind(9, yaml_files), "tables": Kind(10, tables),
-    "annotations": Kind(9, annotations), "masks": Kind(2, masks), "jpeg": Kind(10, jpeg), "images": Kind(3, image_files),
+    "annotations": Kind(9, annotations), "masks": Kind(2, masks), "jpeg": Kind(10, jpeg),
+    "images": Kind(3, image_files),
     "slides": Kind(8, slides), "stores": Kind(4, stores), "runs": Kind(5, runs), "models": Kind(2, models),
     "evaluations": Kind(2, evaluations), "h5": Kind(2.5, h5_files), "outs": Kind(3, outs), "inputs": Kind(2.5, inputs),
     "options": Kind(1, options), "training": Kind(0.7, training), "process": Kind(0.3, process),

@@ -23,6 +23,7 @@ from dino_path.records.labelled import ScoreRecord
 
 if TYPE_CHECKING:
     from dino_path.evaluation.labelled.datasets import LabelledSet
+    from dino_path.evaluation.results.earlier import Evaluation as Planned
     from dino_path.evaluation.results.earlier import TableStem
 
 logger = logging.getLogger(__name__)
@@ -147,9 +148,10 @@ def evaluate_together(
     shares = parse_fractions(fractions) if fractions is not None else []
     supervised = None if baseline is None else Path(baseline)
     folder = None if out is None else Path(out)
-    labelled, folder = _check(protocol, specs, data, folder, resolved, supervised, shares)
+    labelled, folder, planned = _check(protocol, specs, data, folder, resolved, supervised, shares)
     logger.info("loading torch and timm")
     from dino_path.distributed import open_world
+    from dino_path.evaluation.results.earlier import only_evaluation
     from dino_path.evaluation.results.table import extract_together
 
     with open_world(device, timeout_s=EXTRACTION_TIMEOUT_S) as world:
@@ -164,7 +166,8 @@ def evaluate_together(
     common: dict[str, Any] = {
         "device": world.device, "out": folder, "baseline": supervised, "num_workers": workers,
     }  # fmt: skip
-    text = _evaluate(stem, specs, labelled, resolved, _wanted(protocol, resolved), shares, common)
+    with only_evaluation(folder, planned, labelled, resolved.evaluation):
+        text = _evaluate(stem, specs, labelled, resolved, _wanted(protocol, resolved), shares, common)
     file = folder / f"{stem}.json"
     return Evaluation(read_evaluation(file), file, text)
 
@@ -207,8 +210,11 @@ def _check(
     config: Config,
     baseline: Path | None,
     shares: list[float],
-) -> tuple[LabelledSet, Path]:
-    """The data, and the folder for the results: all that can be refused is refused here, before torch is imported."""
+) -> tuple[LabelledSet, Path, Planned]:
+    """The data, the folder for the results, and what they will be.
+
+    All that can be refused is refused here, before torch is imported.
+    """
     check_models(specs)
     if out is not None:
         refuse_unwritable(out)
@@ -226,7 +232,7 @@ def _check(
         _stem(protocol, shares), specs, _wanted(protocol, config), shares, has_baseline=baseline is not None
     )
     refuse_to_lose(out, planned, labelled, config.evaluation)
-    return labelled, out
+    return labelled, out, planned
 
 
 def _evaluate(

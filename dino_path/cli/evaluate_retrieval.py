@@ -62,7 +62,7 @@ def retrieval(
     from dino_path.evaluation.labelled.datasets import load_labelled
     from dino_path.evaluation.labelled.division import divide
     from dino_path.evaluation.labelled.queries import queries_of
-    from dino_path.evaluation.results.earlier import Evaluation, refuse_to_lose, results_folder
+    from dino_path.evaluation.results.earlier import Evaluation, only_evaluation, refuse_to_lose, results_folder
 
     labelled = load_labelled(data, resolved.evaluation)
     queries_of(divide(labelled, resolved.evaluation))
@@ -83,9 +83,10 @@ def retrieval(
             )
     if not world.is_first:
         return
-    outcome = evaluate_retrieval(
-        specs, labelled, resolved.evaluation, device=world.device, out=out, num_workers=workers
-    )
+    with only_evaluation(out, planned, labelled, resolved.evaluation):
+        outcome = evaluate_retrieval(
+            specs, labelled, resolved.evaluation, device=world.device, out=out, num_workers=workers
+        )
     if as_json:
         say_json(json.loads((out / "retrieval.json").read_text(encoding="utf-8")))
         return

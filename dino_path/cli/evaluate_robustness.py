@@ -62,7 +62,7 @@ def robustness(
     announce(f"reading {data}")
     from dino_path.evaluation.labelled.datasets import load_labelled
     from dino_path.evaluation.labelled.division import divide
-    from dino_path.evaluation.results.earlier import Evaluation, refuse_to_lose, results_folder
+    from dino_path.evaluation.results.earlier import Evaluation, only_evaluation, refuse_to_lose, results_folder
 
     labelled = load_labelled(data, resolved.evaluation)
     divide(labelled, resolved.evaluation)
@@ -85,12 +85,14 @@ def robustness(
             )
     if not world.is_first:
         return
-    outcome = evaluate_robustness(
-        specs, labelled, resolved.evaluation, with_shifts=with_shifts, device=world.device, out=out, num_workers=workers
-    )
     file = out / "robustness.json"
-    if with_shifts:
-        draw_shifts(ROBUSTNESS.read(file), out / "robustness.png")
+    with only_evaluation(out, planned, labelled, resolved.evaluation):
+        outcome = evaluate_robustness(
+            specs, labelled, resolved.evaluation, with_shifts=with_shifts, device=world.device, out=out,
+            num_workers=workers,
+        )  # fmt: skip
+        if with_shifts:
+            draw_shifts(ROBUSTNESS.read(file), out / "robustness.png")
     if as_json:
         say_json(json.loads(file.read_text(encoding="utf-8")))
         return

@@ -69,9 +69,13 @@ def segmentation(
     masked, out = _check(specs, data, out, resolved)
     loading()
     from dino_path.distributed import choose_device
+    from dino_path.evaluation.labelled.division import divide
+    from dino_path.evaluation.results.earlier import refuse_to_lose_masks
     from dino_path.evaluation.results.segmentation import evaluate_segmentation
 
     with only_writer(out):
+        labelled = divide(masked.labelled, resolved.evaluation).labelled
+        refuse_to_lose_masks(out, specs, labelled, masked.digest, resolved.evaluation)  # another may have written since
         outcome = evaluate_segmentation(
             specs, masked, resolved.evaluation, device=choose_device(device, 0), out=out, num_workers=workers
         )

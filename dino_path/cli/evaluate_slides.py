@@ -96,6 +96,7 @@ def evaluate_slides_command(
     from dino_path.evaluation.cohorts.slides import evaluate_slides
 
     with only_writer(out):
+        refuse_to_lose_slides(out, cohort, sources, folds, cohort_config)  # another may have written since
         record = evaluate_slides(
             cohort, sources, folds, cohort_config, out=out, mapped=heatmap or [], slides=slide_files,
             device=choose_device(device, 0),

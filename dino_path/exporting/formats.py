@@ -94,7 +94,12 @@ def _write(kind: Format, file: Path, graph: nn.Module, example_BCHW: Tensor) -> 
     graph.eval()
     shapes = ({0: torch.export.Dim("batch")},)
     if kind == "pt2":
-        torch.export.save(torch.export.export(graph, (example_BCHW,), dynamic_shapes=shapes), file)
+        exported = torch.export.export(graph, (example_BCHW,), dynamic_shapes=shapes)
+        for module in exported.graph_module.modules():
+            if isinstance(module, torch.fx.GraphModule):
+                for node in module.graph.nodes:
+                    node.meta.pop("stack_trace", None)  # it names the folders of our source files
+        torch.export.save(exported, file)
         return
     program = torch.onnx.export(
         graph,
@@ -106,6 +111,8 @@ def _write(kind: Format, file: Path, graph: nn.Module, example_BCHW: Tensor) -> 
         verbose=False,
     )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     program.save(str(file))  # weights inside, up to the 2 GB that the format allows
 
 

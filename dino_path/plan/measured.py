@@ -106,6 +106,10 @@ def measure_steps(
         timed += clock.steps(size, num_untimed=num_untimed, num_timed=MOST_STEPS, end_s=end_s)
     value, low, high = mean_or_line([one.num_tiles for one in timed], [one.seconds for one in timed], whole)
     largest = [one for one in timed if one.num_tiles == sizes[-1]]
+    if sizes != [whole]:
+        # More tiles take no less time, and at most in proportion: what noise says beyond that is wrong.
+        mean_s, _, high_s = mean_or_line([1.0] * len(largest), [one.seconds for one in largest], 1.0)
+        value, low, high = (min(max(one, mean_s), high_s * whole / sizes[-1]) for one in (value, low, high))
     how = f"measured: {len(timed)} steps of {' and '.join(map(str, sizes))} tiles"
     return Measured(
         step=Figure(value, "s", how + (f", drawn on to {whole}" if sizes != [whole] else ""), max(low, 0.0), high),

@@ -208,6 +208,8 @@ def _parse_yaml(text: str, troubles: list[str]) -> Plain:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # `!!int x` and its like
         troubles.append(f"config.yaml cannot be read ({' '.join(str(error).split())})")
         return {}
+    if not isinstance(tree, dict | None):
+        troubles.append("config.yaml cannot be read (it holds no settings)")
     return lift_settings(tree)[0] if isinstance(tree, dict) else {}
 
 

@@ -172,6 +172,8 @@ def kept_private(files: PseudonymFiles) -> Iterator[Callable[[str], None]]:
             yield logger.warning
         finally:
             log.handlers = shown
+    if files.notes.stat().st_size == 0:
+        files.notes.unlink(missing_ok=True)
     if counted.number:
         logger.warning("%d notes on the search for slides name files: they are in %s", counted.number, files.notes)
 
@@ -223,14 +225,15 @@ def _renamed(
     patients = {entry.patient_pseudonym: entry.patient_id for entry in before if entry.patient_id}
     renamed = []
     for row in rows:
-        known = by_path.get(str(row.path))
+        path = os.fsencode(row.path).decode(errors="backslashreplace")  # a name in no encoding can be written too
+        known = by_path.get(path)
         slide_id = known.slide_id if known is not None else row.slide_id
         name = pseudonym(key, "slide", slide_id)
         patient_id = row.patient_id or ""
         patient = pseudonym(key, "patient", patient_id) if patient_id else ""
         if (other := patients.setdefault(patient, patient_id)) != patient_id:
             raise _two_of_one_name("patient", patient, other, patient_id)
-        entry = Entry(name, slide_id, patient, patient_id, str(row.path))
+        entry = Entry(name, slide_id, patient, patient_id, path)
         if (there := mapping.get(name)) is not None and (
             there.slide_id != slide_id or (there.path != entry.path and os.path.exists(there.path))  # noqa: PTH110
         ):

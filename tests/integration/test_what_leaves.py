@@ -17,6 +17,7 @@ from slide_files import tissue_image
 from tiny import TINY, write_tiles
 
 from dino_path.cli import main
+from dino_path.exporting.reload import ReloadCheck
 
 NAMED = "ZIRKUSPFERD"  # in the slides' file names alone; WORD is in all else of them, and in their folder
 MACHINE = "SCHLAUCHBOOT"  # its host, user, environment and commands
@@ -37,6 +38,8 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder on a machine whose host, user and environment are secret."""
     import wandb
 
+    # Loading the model folder back in a fresh process takes ten seconds, and writes nothing.
+    monkeypatch.setattr("dino_path.exporting.model_folder.check_reload", lambda *_, **__: ReloadCheck(0.0, "timm"))
     monkeypatch.setattr("socket.gethostname", lambda: MACHINE)
     monkeypatch.setattr("platform.node", lambda: MACHINE)
     for name in ("USER", "LOGNAME", "SLURM_JOB_ACCOUNT", "TOKEN", "WANDB_HOST"):
@@ -51,28 +54,27 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def walk_the_road(work: Path, slides: Path, *pseudonymise: str) -> None:
-    """Every step from slides to shared files, with absolute paths everywhere."""
+    """Every step from slides to shared files, by absolute paths; with pseudonyms only steps that read slides."""
     write_planted_svs(slides / f"{NAMED} a.svs", tissue_image(1536, 1280))
     write_planted_dicom(slides / f"{NAMED} b.dcm", np.ascontiguousarray(tissue_image(1536, 1280)[::-1]))
-    tile = ("tiles.mpp=0.5", "tiles.size_px=256", "tiles.copy_native_jpeg=true")
-    store, run, model = work / "store", work / "run", work / "model"
-    call("tile", str(slides), "--out", str(store), "--workers", "0", "--layout", "trident,clam", *tile, *pseudonymise)
-    call("pretrain", f"store={store}", f"out={run}", *TINY, "training.num_steps=2", "wandb.mode=offline",
-         "monitor.tensorboard=false")  # fmt: skip
-    labelled = work / "labelled"
-    for name in ("a", "b"):
-        write_tiles(labelled / name, 8)
-    call("evaluate", "knn", "mean-colour", "--data", str(labelled), "--out", str(run / "eval/knn"), "--device", "cpu",
-         "evaluation.num_bootstrap=100")  # fmt: skip
-    shutil.copytree(run / "eval/knn", work / "results", ignore=shutil.ignore_patterns("split.csv"))
-    call("export", str(run), "--out", str(model))
-    call("embed", str(model), str(store), "--out", str(work / "features"), "--layout", "trident,clam",
-         "--workers", "0", "--tokens", "--device", "cpu")  # fmt: skip
-    call("embed", "mean-colour", str(slides), "--out", str(work / "features2"), "--workers", "0", *tile[:2],
-         *pseudonymise)  # fmt: skip
-    call("report", str(run), "--out", str(work / "report.html"), "--store", str(store), "--model", str(model))
-    call("figures", str(run), "--out", str(work / "figures"), "--format", "svg")
-    call("map", "mean-colour", "--store", str(store), "--out", str(work / "map.html"), "--device", "cpu")
+    store, run, model, cpu = work / "store", work / "run", work / "model", ("--device", "cpu")
+    tiles, alone = ("tiles.mpp=0.5", "tiles.size_px=256"), ("--workers", "0")
+    call("tile", str(slides), "--out", str(store), "--layout", "trident,clam", *tiles, *alone, *pseudonymise)
+    call("pretrain", f"store={store}", f"out={run}", *TINY, "training.num_steps=2", "wandb.mode=offline")
+    call("embed", "mean-colour", str(slides), "--out", str(work / "straight"), *tiles, *alone, *cpu, *pseudonymise)
+    if not pseudonymise:
+        for name in ("a", "b"):
+            write_tiles(work / "labelled" / name, 8)
+        call("evaluate", "knn", "mean-colour", "--data", str(work / "labelled"), "--out", str(run / "eval/knn"), *cpu,
+             "evaluation.num_bootstrap=100")  # fmt: skip
+        shutil.copytree(run / "eval/knn", work / "results", ignore=shutil.ignore_patterns("split.csv"))
+        call("export", str(run), "--out", str(model))
+        call("embed", str(model), str(store), "--out", str(work / "features"), "--layout", "trident,clam", "--tokens",
+             *alone, *cpu)  # fmt: skip
+        call("figures", str(run), "--out", str(work / "figures"), "--format", "svg")
+    of_model = ("--model", str(model)) if model.exists() else ()
+    call("report", str(run), "--out", str(work / "report.html"), "--store", str(store), *of_model)
+    call("map", "mean-colour", "--store", str(store), "--out", str(work / "map.html"), *cpu)
     call("view", str(store), "--export", str(work / "view"))
 
 
@@ -132,8 +134,8 @@ def test_nothing_that_is_shared_holds_a_secret_and_with_pseudonyms_nothing_does(
     slides = away.parent / f"{WORD} folder"
     walk_the_road(away, slides, *mapping)
     wandb_files = [*away.glob("run/wandb/offline-run-*/run-*.wandb"), *away.glob("run/wandb/offline-run-*/files")]
-    shared = [*(away / name for name in SHARED), *wandb_files]
-    assert all(place.exists() for place in shared)
+    shared = [*(away / name for name in SHARED if (away / name).exists()), *wandb_files]
+    assert is_pseudonymised or len(shared) == len(SHARED) + len(wandb_files)
     assert wandb_files[0].suffix == ".wandb"
     secrets = {
         "the word": WORD,
@@ -143,7 +145,7 @@ def test_nothing_that_is_shared_holds_a_secret_and_with_pseudonyms_nothing_does(
         "kernel": platform.release(),
     }
     assert leaks(shared, secrets) == []
-    assert leaks([away / "model", *wandb_files], {"a slide": NAMED}) == []
+    assert leaks([*away.glob("model"), *wandb_files], {"a slide": NAMED}) == []
     if is_pseudonymised:
         assert leaks([away], {"the word": WORD, "a slide": NAMED}) == []
         told = "".join(capfd.readouterr())

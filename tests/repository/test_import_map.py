@@ -164,6 +164,10 @@ def test_a_rooms_door_plate_is_one_docstring(room: str) -> None:
     assert isinstance(body[0], ast.Expr)
 
 
+def test_the_python_interface_stands_below_the_command_line() -> None:
+    assert [pair for pair in PAIRS if pair[0] == "api" and pair[1] in ABOVE_THE_ROOMS] == []
+
+
 def test_only_the_command_line_ends_the_process() -> None:
     calls = {
         owner_of(file)

@@ -6,12 +6,30 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from chromium import open_browser
+
+from dino_path.cli import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 QUERY = "document.querySelector('[data-md-component=search-query]')"
 RESULTS = "document.querySelectorAll('.md-search-result__item')"
+
+
+def test_every_command_has_a_section_in_the_page_of_commands() -> None:
+    def names(group: typer.core.TyperGroup, *before: str) -> set[str]:
+        found: set[str] = set()
+        for name, command in group.commands.items():
+            words = (*before, name)
+            found |= names(command, *words) if isinstance(command, typer.core.TyperGroup) else {" ".join(words)}
+        return found
+
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    together = {f"evaluate {name}" for name in ("knn-uni", "linear", "logistic", "linear-uni", "linear-dino")}
+    assert {name for name in names(group) - together if f"\n### {name}\n" not in page} == set()
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from leftovers import left_by_a_kill
 
 from dino_path import atomic
-from dino_path.atomic import atomic_write, is_abandoned, remove_abandoned, whole_folder, write_json
+from dino_path.atomic import atomic_write, is_abandoned, one_at_a_time, remove_abandoned, whole_folder, write_json
 
 KILLED = """
 import os, signal, sys
@@ -119,6 +120,23 @@ def test_a_temporary_file_that_is_taken_for_abandoned_before_it_is_locked_is_mad
         stream.write("whole")
     assert (tmp_path / "a.txt").read_text() == "whole"
     assert len(calls) == 2
+
+
+def test_of_many_that_wait_for_a_lock_one_at_a_time_is_inside(tmp_path: Path) -> None:
+    inside, most, turns = set[int](), [0], 40
+
+    def enter(number: int) -> None:
+        for _ in range(turns):
+            with one_at_a_time(tmp_path / ".lock"):
+                inside.add(number)
+                most[0] = max(most[0], len(inside))
+                time.sleep(0.0005)
+                inside.discard(number)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert len([*pool.map(enter, range(6))]) == 6
+    assert most == [1]
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.fixture

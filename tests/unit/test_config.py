@@ -102,6 +102,26 @@ def test_files_that_are_no_tree_of_plain_data_are_refused(tmp_path: Path, text: 
     assert fault in faults_of(file=written(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        *((f"!!{tag}", "tags such as !!int are not used here") for tag in (
+            "int x", "int ''", "float x", "bool x", "timestamp x", "binary x", "set {a}", "omap [a]", "str 1", "x y",
+        )),
+        ("[" * 2000, "more than 20 deep"), ("{a: " * 2000, "more than 20 deep"),
+        ("9" * 5000, "a number of more than 300 digits"), ("-" + "9" * 301, "a number of more than 300 digits"),
+    ],
+)  # fmt: skip
+def test_what_makes_the_yaml_library_raise_errors_of_its_own_is_refused(tmp_path: Path, text: str, fault: str) -> None:
+    assert fault in faults_of(f"optim.base_lr={text}")
+    assert fault in faults_of(file=written(tmp_path, f"optim:\n  base_lr: {text}\n"))
+
+
+def test_twenty_levels_and_three_hundred_digits_are_read() -> None:
+    assert "more than" not in faults_of("model.arguments={a: " + "[" * 17 + "]" * 17 + "}", "nothing=1")
+    assert load_config(None, ["model.arguments={a: " + "9" * 300 + "}"]).model.arguments == {"a": int("9" * 300)}
+
+
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     assert "cannot be read" in faults_of(file=tmp_path / "missing.yaml")
     assert "cannot be read" in faults_of(file=tmp_path)

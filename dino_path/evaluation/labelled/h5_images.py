@@ -45,7 +45,7 @@ class H5Images:
                 if file not in self._open:
                     self._open[file] = h5py.File(self.files[file], "r", rdcc_nbytes=CHUNK_CACHE_BYTES)[self.dataset]
                 return np.asarray(self._open[file][row], np.uint8)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise TileStoreError(
                 self.name(index),
                 f"cannot be read ({' '.join(str(error).split())[:200]}).",
@@ -77,13 +77,13 @@ def read_h5(file: Path, dataset: str, *, with_values: bool = False) -> tuple[tup
     """Shape of a dataset, and its values if requested (else an empty array of its type).
 
     Raises:
-        DataError: the file is no HDF5, or has no such dataset.
+        DataError: the file is no HDF5, or has no such dataset of numbers.
     """
     try:
         with h5py.File(file, "r") as stream:
             found = stream[dataset]
-            return tuple(found.shape), found[:] if with_values else np.empty(0, found.dtype)
-    except (OSError, KeyError, AttributeError) as error:
+            return tuple(found.shape), np.asarray(found[()]) if with_values else np.empty(0, found.dtype)
+    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise DataError(
             str(file),
             f"cannot be read ({' '.join(str(error).split())[:200]}).",

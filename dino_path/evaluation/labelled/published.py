@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.h5_images import H5Images, read_h5
 from dino_path.evaluation.labelled.layouts import Listing, join_parts, no_such_path, read_folder
@@ -102,7 +104,7 @@ def read_pcam(folder: Path) -> Listing:
     notes = ["the label is that of the central 32 x 32 px: a crop or a shift makes it wrong"]
     for part in parts:
         file = folder / f"{PCAM_NAME.format(part=part, what='y')}.h5"
-        of_part = [PCAM_CLASSES[int(value > 0)] for value in read_h5(file, "y", with_values=True)[1].ravel()]
+        of_part = [PCAM_CLASSES[number] for number in _pcam_labels(file)]
         labels += of_part
         split += [PCAM_PARTS[part]] * len(of_part)
         of_slides, note = _pcam_slides(folder / f"{PCAM_NAME.format(part=part, what='meta')}.csv", of_part)
@@ -268,6 +270,19 @@ def _wilds_image(root: Path, row: tuple[str, ...]) -> Path:
     patient, node, x, y = row[0].zfill(3), *row[1:4]
     name = WILDS_NAME.format(patient=patient, node=node, x=x, y=y)
     return root / "patches" / f"patient_{patient}_node_{node}" / name
+
+
+def _pcam_labels(file: Path) -> list[int]:
+    """0 or 1 for every image.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    values = read_h5(file, "y", with_values=True)[1].ravel()
+    if values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
+        raise DataError(str(file), f"'y' holds {values.dtype} other than 0 and 1.", "Labels 0 and 1 are needed.",
+                        "Fetch it again.")  # fmt: skip
+    return [int(value) for value in values]
 
 
 def _pcam_slides(file: Path, labels: list[str]) -> tuple[list[str] | None, str | None]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.atomic import atomic_write
+from dino_path.atomic import atomic_write, one_at_a_time
 from dino_path.checksum import has_checksum, is_intact, seal
 from dino_path.config import EvaluationConfig
 from dino_path.errors import ConfigError
@@ -79,12 +79,15 @@ class FeatureCache:
             ConfigError: the model does not take images of this edge.
             TileStoreError: an image cannot be read.
         """
-        file = self._file(extractor, images)
-        if (kept := _read(file, (len(images.source), extractor.num_features))) is not None:
+        file, shape = self._file(extractor, images), (len(images.source), extractor.num_features)
+        if (kept := _read(file, shape)) is None:
+            with one_at_a_time(file.with_suffix(".lock")):  # evaluations that share the folder may want the same
+                if (kept := _read(file, shape)) is None:
+                    self.extract_share(extractor, images, rank=0, size=1)
+                    self._join(extractor, images)
+        if kept is not None:
             logger.info("%s: %s from %s", extractor.name, images.what, file)
             return kept
-        self.extract_share(extractor, images, rank=0, size=1)
-        self._join(extractor, images)
         features_ND: Features = np.load(file, mmap_mode="r", allow_pickle=False)
         return features_ND
 

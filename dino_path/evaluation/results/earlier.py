@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.division import divide
+from dino_path.lock import only_writer
 from dino_path.records.evaluation import (
     FEWSHOT,
     FRACTIONS,
@@ -98,6 +100,20 @@ def refuse_to_lose(out: Path, evaluation: Evaluation, labelled: LabelledSet, con
         if stem == evaluation.stem:
             lost += [*_other_settings(record.config, config), *_left_out(record, evaluation)]
         _refuse_lost(file, lost)
+
+
+@contextmanager
+def only_evaluation(
+    out: Path, evaluation: Evaluation, labelled: LabelledSet, config: EvaluationConfig
+) -> Iterator[None]:
+    """Inside, no other process writes results to `out`, and none has since `refuse_to_lose` was asked first.
+
+    Raises:
+        FolderInUse: another does. DataError: as `refuse_to_lose`.
+    """
+    with only_writer(out):
+        refuse_to_lose(out, evaluation, labelled, config)
+        yield
 
 
 def refuse_to_lose_masks(

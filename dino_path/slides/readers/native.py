@@ -28,6 +28,7 @@ from dino_path.slides.images.jpeg import (
     whole_jpeg,
     without_metadata,
 )
+from dino_path.slides.readers.damage import DECODER_ERRORS
 from dino_path.slides.slide import RgbImage, Slide
 
 VENDORS = ("aperio", "generic-tiff")  # the others overlap tiles, leave gaps, or have no tiles
@@ -227,8 +228,8 @@ def native_reader(slide: Slide, level: int) -> NativeReader:
             # same size (focal planes, or a second scan), nothing says which one OpenSlide shows.
             if len(fitting) != 1:
                 raise NotNative(f"{len(fitting)} tiled pages have the size of level {level}")
-            return NativeReader(slide.path, _native_level(fitting[0]))
-    except (OSError, tifffile.TiffFileError, BadJpeg) as error:
+            return NativeReader(slide.path, _native_level(fitting[0], file.filehandle.size))
+    except DECODER_ERRORS as error:
         raise NotNative(f"its TIFF directory cannot be read ({' '.join(str(error).split())})") from None
 
 
@@ -244,7 +245,7 @@ def decode_tile(jpeg: bytes, shrink: int) -> RgbImage:
         raise NotNative(f"a native tile cannot be decoded ({error})") from None
 
 
-def _native_level(page: Any) -> NativeLevel:
+def _native_level(page: Any, file_bytes: int) -> NativeLevel:
     if page.compression != TIFF_JPEG:
         raise NotNative(f"its tiles are compressed as {getattr(page.compression, 'name', page.compression)}")
     if page.photometric not in (TIFF_RGB, TIFF_YCBCR):
@@ -259,6 +260,8 @@ def _native_level(page: Any) -> NativeLevel:
     )  # fmt: skip
     if len(offsets) != level.columns * level.rows or len(lengths) != len(offsets):
         raise NotNative("its TIFF directory lists a different number of tiles than the level has")
+    if (lengths < 0).any() or (lengths > file_bytes).any():
+        raise NotNative("its TIFF directory lists tiles that are longer than the file")
     return level
 
 

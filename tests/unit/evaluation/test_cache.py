@@ -1,4 +1,5 @@
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -66,6 +67,17 @@ def test_a_killed_extraction_goes_on_after_its_last_whole_piece(cache, extractor
     features = cache.features(again, images)
     assert again.module.seen == 16
     assert np.array_equal(features, extract_features(extractor, images.source, batch_size=36, device=CPU))
+
+
+def test_of_two_evaluations_at_once_that_share_the_folder_one_waits_for_the_features_of_the_other(
+    cache, extractor, images
+):
+    both = [mortal(extractor) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(lambda one: cache.features(one, images), both)]
+    assert sorted(one.module.seen for one in both) == [0, 36]
+    assert np.array_equal(*found)
+    assert [path.name for path in cache.folder.iterdir()] == [cache._file(extractor, images).name]
 
 
 def test_a_piece_that_was_damaged_is_made_again(cache, extractor, images):

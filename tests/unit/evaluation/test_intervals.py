@@ -84,7 +84,7 @@ def test_two_patients_allow_no_interval():
     metrics = by_patient([9, 8])
     assert math.isnan(metrics.accuracy.low)
     assert math.isnan(paired_difference(metrics, metrics)["accuracy"].low)
-    assert "too few patients for one, 2 test patients" in metrics.interval
+    assert "too few patients, 2 test patients" in metrics.interval
 
 
 def test_a_patient_with_nearly_all_images_makes_the_interval_wide():

@@ -250,3 +250,21 @@ def test_a_folder_of_something_else_is_refused_with_what_is_needed(tmp_path, nam
         load_labelled(f"{name}:{tmp_path}", CONFIG)
     with pytest.raises(DataError, match="no such file or folder"):
         load_labelled(f"{name}:{tmp_path / 'nowhere'}", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (np.array([0, 2] * 4, np.uint8), "other than 0 and 1"), (np.array([0.0, np.nan] * 4), "other than 0 and 1"),
+        (np.array([b"0", b"1"] * 4), "other than 0 and 1"), ("text", "other than 0 and 1"), (None, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_pcam_labels_that_are_not_0_and_1_are_refused(pcam, labels, found):
+    with h5py.File(pcam / "camelyonpatch_level_2_split_train_y.h5", "r+") as stream:
+        del stream["y"]
+        if labels is None:
+            stream.create_group("y")
+        else:
+            stream["y"] = labels
+    with pytest.raises(DataError, match=found):
+        load_labelled(f"pcam:{pcam}", CONFIG)

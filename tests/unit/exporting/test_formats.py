@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def test_onnx_and_pt2_give_the_features_of_the_training_graph_for_any_batch(ever
             np.testing.assert_allclose(program(images).numpy(), expected, rtol=1e-4, atol=1e-5)
         (found,) = session.run(["features"], {"images": images.numpy()})
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_no_graph_names_a_source_file_or_folder_of_the_machine_that_wrote_it(every_format: ExportResult) -> None:
+    contents = [(every_format.folder / "model.onnx").read_bytes()]
+    with zipfile.ZipFile(every_format.folder / "model.pt2") as archive:
+        contents += [archive.read(name) for name in archive.namelist()]
+    for content in contents:
+        assert b".py" not in content
+        assert str(Path(torch.__file__).parents[1]).encode() not in content
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ RESULTS_RECORD = ResultsRecord.model_validate({
             "differences": {"supervised resnet50": {"balanced_accuracy": {"value": 0.08, "low": 0.01, "high": 0.15}}},
         }
     ],
-    "notes": ["41 test patients"],
+    "notes": ["41 test patients", "2 slides without regions left out: Doe_1, Doe_2"],  # as version 0.1 wrote it
 })  # fmt: skip
 
 
@@ -174,7 +174,8 @@ def test_results_are_told_in_the_card_when_there_are_any(folder: Path, tmp_path:
     row = "| vits\\|16 | linear probe | 0.900 (0.850 to 0.950) | 0.910 |  | +0.080 (+0.010 to +0.150) |"
     assert row in card
     assert "### polyps" in card
-    assert "- 41 test patients" in card
+    assert "- 41 test patients\n- 2 slides without regions left out\n" in card
+    assert "Doe" not in card
     write_card(copy, [])
     assert (copy / "README.md").read_bytes() == (folder / "README.md").read_bytes()
 

@@ -172,3 +172,18 @@ def test_what_qupath_drew_is_counted_from_the_slides_bounds_and_what_others_drew
         (one,) = read_objects(tmp_path / "a.geojson", qupath_origin=(1000, 500))
         assert one.polygons[0].bounds == ((1101, 507, 1112, 580) if is_qupaths else (101, 7, 112, 80))
         assert one.polygons[0].rings[0][0].tolist() == ([1101, 507] if is_qupaths else [101, 7])
+
+
+@pytest.mark.parametrize("name", [True, 3, ["a"], {"a": 1}, [["a"]]])
+def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path, name: object) -> None:
+    file = write(tmp_path / "a.geojson", polygon([[0, 0], [9, 0], [9, 9]]), classification={"name": name})
+    with pytest.raises(DataError, match="is not text"):
+        read_objects(file, qupath_origin=(0, 0))
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_coordinate_larger_than_any_number_is_refused(tmp_path: Path, digits: int) -> None:
+    file = tmp_path / "a.geojson"
+    file.write_text('{"type": "Polygon", "coordinates": [[[0, 0], [%s, 0], [9, 9]]]}' % ("9" * digits))
+    with pytest.raises(DataError, match="is not GeoJSON"):
+        read_objects(file, qupath_origin=(0, 0))

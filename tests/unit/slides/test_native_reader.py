@@ -122,3 +122,12 @@ def test_a_reader_survives_pickling_and_closing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader.read((100, 100), (300, 300), shrink=1), before)
     reader.close()
     copy.close()
+
+
+def test_a_tile_that_claims_more_bytes_than_the_file_has_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
+    path = write_jpeg_slide(tmp_path / "a.tif", [IMAGE])
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        lengths = list(file.pages[0].databytecounts)
+        file.pages[0].tags["TileByteCounts"].overwrite([2**31, *lengths[1:]])
+    with pytest.raises(NotNative, match="longer than the file"):
+        reader_of(path)

@@ -191,3 +191,9 @@ def test_decimal_commas_count_in_the_settings_of_one_slide_too(tmp_path: Path) -
     (tmp_path / "t.csv").write_text("path;tiles.min_saturation;tiles.mask_classes\na.svs;0,05;[T,N,S]\n")
     (row,) = find_slides([tmp_path / "t.csv"])
     assert row.overrides == {"tiles.min_saturation": "0.05", "tiles.mask_classes": "[T,N,S]"}
+
+
+def test_a_dicom_series_in_which_wsidicom_finds_no_level_is_a_slide_that_cannot_be_read(tmp_path: Path) -> None:
+    reader = pytest.importorskip("dino_path.slides.readers.wsidicom_reader")
+    with pytest.raises(SlideError, match="cannot be read"):
+        reader.WsidicomReader(write_dicom(tmp_path / "a.dcm"))

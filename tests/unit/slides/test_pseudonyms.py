@@ -9,10 +9,13 @@ import pytest
 from slide_files import tissue_image, write_jpeg_slide, write_slide_file
 
 from dino_path.cli import main
+from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, SlideError
 from dino_path.records.pseudonyms import Entry, read_mapping
+from dino_path.records.slide import SlideRecord
 from dino_path.slides.find import SlideRow
 from dino_path.slides.pseudonyms import PseudonymFiles, pseudonym, pseudonymise, without_names
+from dino_path.tiles.layout import StoreFolder, write_record
 
 KEY = bytes(range(32))
 
@@ -70,6 +73,13 @@ def test_a_slide_keeps_its_name_when_the_search_begins_elsewhere_and_when_it_mov
     ((moved,), _) = pseudonymise([SlideRow(tmp_path / "y/a.svs", "x__a")], files)
     assert first.slide_id == again.slide_id == moved.slide_id
     assert [entry.path for entry in read_mapping(files.mapping)] == [str(tmp_path / "y/a.svs")]
+
+
+def test_a_file_name_in_no_encoding_has_its_row_and_keeps_its_pseudonym(tmp_path: Path) -> None:
+    files, slide = files_in(tmp_path), SlideRow(Path(os.fsdecode(b"/slides/M\xfcller.svs")), "M_ller")
+    first, again = (pseudonymise([slide], files)[0][0].slide_id for _ in range(2))
+    assert first == again
+    assert [entry.path for entry in read_mapping(files.mapping)] == ["/slides/M\\xfcller.svs"]
 
 
 def test_two_slides_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -181,6 +191,7 @@ def test_slides_with_their_own_names_and_stores_of_coordinates_are_refused(
     assert call(*words, "--key", "key") == 2
     assert "goes with --pseudonymise" in capfd.readouterr().err
     assert not os.path.exists("map.csv")  # noqa: PTH110
-    assert call(*words) == 0
+    StoreFolder(Path("store")).prepare(TilesConfig(mpp=0.5))
+    write_record(StoreFolder(Path("store")), SlideRecord("a", str(tmp_path / "a.tif"), "failed", "of an earlier call"))
     assert call(*words, "--pseudonymise", "map.csv") == 2
     assert "have their own names" in capfd.readouterr().err

@@ -1,0 +1,178 @@
+"""Memory and open files over many short steps, many slides, and one very large slide.
+
+python benchmarks/reliability/flat.py --work DIR [--steps 100000] [--slides 10000] [--edge 100000] [--seconds 600]
+
+Steps and slides stop after the seconds, and the table says how many there were. The last half must not grow: at most
+5 MB and no open file more than at the half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tifffile
+from commands import TINY, prepare, program, start, wait
+
+GROWTH_MB = 5.0
+TILE_PX = 512
+LARGE_MB, LARGE_S = 1500.0, 300.0  # bounds for the large slide
+MB = 1e6
+
+
+def memory_mb(process: int) -> float:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / MB
+
+
+class Sampler(threading.Thread):
+    """Memory and open files of a process, every half second."""
+
+    def __init__(self, process: int) -> None:
+        super().__init__(daemon=True)
+        self.process, self.samples = process, list[tuple[float, int]]()
+
+    def run(self) -> None:
+        while True:
+            try:
+                number = len([*Path(f"/proc/{self.process}/fd").iterdir()])
+                self.samples.append((memory_mb(self.process), number))
+            except (OSError, IndexError):
+                return
+            time.sleep(0.5)
+
+    def growth(self) -> tuple[float, int]:
+        """Of the largest memory and number of files, from the third quarter to the fourth."""
+        half = self.samples[len(self.samples) // 2 :]
+        before, after = half[: len(half) // 2], half[len(half) // 2 :]
+        return (
+            max(memory for memory, _ in after) - max(memory for memory, _ in before),
+            max(files for _, files in after) - max(files for _, files in before),
+        )
+
+
+def sampled(body: Callable[[], int], said: Path, seconds: float) -> tuple[int, Sampler]:
+    """Run in a forked process, which is stopped after so many seconds (SIGINT); its exit code, and what was seen."""
+    child = start(body, said)
+    sampler = Sampler(child)
+    sampler.start()
+    timer = threading.Timer(seconds, os.kill, (child, 2))
+    timer.start()
+    code = wait(child, seconds + 120)
+    timer.cancel()
+    sampler.join()
+    return code, sampler
+
+
+def write_small_slides(folder: Path, count: int) -> None:
+    """Slides of 512 px with one blot of tissue each, all different."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    base = np.clip(rng.normal((200, 110, 170), 25, (512, 512, 3)), 0, 255).astype(np.uint8)
+    for number in range(len([*folder.iterdir()]), count):
+        image = base.copy()
+        cv2.putText(image, str(number), (20, 250), cv2.FONT_HERSHEY_SIMPLEX, 3, (60, 20, 90), 8)
+        with tifffile.TiffWriter(folder / f"{number:05d}.tif") as file:
+            file.write(
+                image, tile=(256, 256), photometric="rgb", compression="jpeg", resolution=(20000, 20000),
+                resolutionunit="CENTIMETER", metadata=None,
+            )  # fmt: skip
+
+
+def write_large_slide(file: Path, edge_px: int) -> None:
+    """A pyramid whose level 0 has edges of `edge_px`: glass, and tissue in the middle tenth of each edge."""
+    rng = np.random.default_rng(0)
+    tissue = np.clip(rng.normal((200, 110, 170), 25, (TILE_PX, TILE_PX, 3)), 0, 255).astype(np.uint8)
+    glass = np.clip(rng.normal((243, 243, 243), 1, (TILE_PX, TILE_PX, 3)), 0, 255).astype(np.uint8)
+    streams = [
+        cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x221111])[
+            1
+        ].tobytes()
+        for image in (glass, tissue)
+    ]
+
+    def tiles(edge: int) -> Iterator[bytes]:
+        count = -(-edge // TILE_PX)
+        for row in range(count):
+            for column in range(count):
+                yield streams[all(0.45 <= place / count < 0.55 for place in (row, column))]
+
+    with tifffile.TiffWriter(file, bigtiff=True) as tiff:
+        for factor in (1, 4, 16, 64):
+            edge = edge_px // factor
+            per_cm = 1e4 / (0.5 * factor)
+            tiff.write(
+                tiles(edge), shape=(edge, edge, 3), dtype=np.uint8, tile=(TILE_PX, TILE_PX), photometric="ycbcr",
+                subsampling=(2, 2), compression="jpeg", resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
+                subfiletype=int(factor > 1), metadata=None,
+            )  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--slides", type=int, default=10_000)
+    parser.add_argument("--edge", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=600)
+    options = parser.parse_args()
+    work = options.work.resolve()
+    inputs, arena = prepare(work), work / "flat"
+    shutil.rmtree(arena, ignore_errors=True)
+    arena.mkdir()
+    is_flat = True
+    if options.steps:
+        settings = [
+            setting for setting in TINY
+            if not setting.startswith(("training.num_steps", "training.checkpoint_every", "monitor.log_every"))
+        ]  # fmt: skip
+        words = [
+            "pretrain", f"store={inputs / 'images'}", f"out={arena / 'run'}", *settings, "training.num_workers=0",
+            f"training.num_steps={options.steps}", "training.checkpoint_every_steps=500", "monitor.log_every_steps=10",
+        ]  # fmt: skip
+        code, sampler = sampled(program(words), work / "said" / "steps.txt", options.seconds)
+        lines = (arena / "run" / "metrics.jsonl").read_text().count("\n")
+        memory, files = sampler.growth()
+        is_flat = is_flat and code in (0, 85) and memory < GROWTH_MB and files <= 0
+        print(f"{10 * lines:,} steps: {memory:+.1f} MB, {files:+d} files in the last quarter of the time, code {code}")
+    if options.slides:
+        write_small_slides(work / "small", options.slides)
+        words = [
+            "tile", str(work / "small"), "--out", str(arena / "store"), "tiles.mpp=0.5", "tiles.size_px=256",
+            "tiles.mask_mpp=4", "tiles.min_area_um2=500", "--workers", "1", "--quiet",
+        ]  # fmt: skip
+        code, sampler = sampled(program(words), work / "said" / "slides.txt", options.seconds)
+        count = len([*(arena / "store" / "slides").glob("*.json")])
+        memory, files = sampler.growth()
+        is_flat = is_flat and code in (0, 130) and memory < GROWTH_MB and files <= 0
+        print(f"{count:,} slides: {memory:+.1f} MB, {files:+d} files in the last quarter of the time, code {code}")
+    if options.edge:
+        write_large_slide(work / "large.tif", options.edge)
+        words = [
+            "tile", str(work / "large.tif"), "--out", str(arena / "large"), "tiles.mpp=0.5", "tiles.size_px=256",
+            "--workers", "1", "--quiet",
+        ]  # fmt: skip
+        start_s = time.monotonic()
+        code, sampler = sampled(program(words), work / "said" / "large.txt", options.seconds)
+        seconds, peak = time.monotonic() - start_s, max(memory for memory, _ in sampler.samples)
+        print(
+            f"{options.edge:,} x {options.edge:,} px: code {code}, {seconds:.0f} s, {peak:.0f} MB at most,"
+            f" {sampler.samples[0][0]:.0f} MB before it began"
+        )
+        is_flat = is_flat and code == 0 and peak - sampler.samples[0][0] < LARGE_MB and seconds < LARGE_S
+    shutil.rmtree(arena, ignore_errors=True)
+    return int(not is_flat)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
