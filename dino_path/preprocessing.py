@@ -50,7 +50,7 @@ class Preprocessing:
             if self.seen_mpp is not None:
                 text += f": the network sees {self.seen_mpp:.4g} um/px"
             elif self.mpp is not None:
-                text += "  (the original edge is not recorded, so the um/px that the network sees is unknown)"
+                text += " (the original edge is not recorded, so the um/px that the network sees is unknown)"
         return text + (f"; {self.stain_normalisation} stain normalisation" if self.stain_normalisation else "")
 
 

@@ -75,7 +75,7 @@ def test_lines_are_those_of_the_file_whatever_stands_between_the_rows(tmp_path: 
         (b"path\na\n\x81\xff\n", "line 3 is neither UTF-8 nor Windows-1252"),
         (b"path\na\0b\n", "line 2 holds zero bytes"),
         (b"PK\x03\x04\x14", "workbook"),
-        (codecs.BOM_UTF16_LE + b"p\0a", "no whole UTF-16"),
+        (codecs.BOM_UTF16_LE + b"p\0a", "is not valid UTF-16"),
     ],
 )
 def test_what_is_no_table_is_refused_with_cause_and_line(tmp_path: Path, content: bytes, complaint: str) -> None:

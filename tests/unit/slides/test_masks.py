@@ -237,7 +237,7 @@ def test_a_missing_mask_is_named_with_the_names_looked_for_and_what_lies_there(
     assert "a_tif.png: the mask does not exist" in message
     assert "a_tissue.png" in message
     assert re.search(r"lie a_tissue\.png, .* and \d+ more\.", message)
-    assert "looked for as a or a.tif or a_tif" in message
+    assert "must be named a or a.tif or a_tif" in message
     with pytest.raises(SlideError, match="There is no folder"):
         read_mask(tmp_path / "none" / "a.png", slide, overview, values=None, classes=None)
 
