@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 SCRIPT, TESTS = Path(__file__).with_name("launches.py"), Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
 PATIENCE_S = 400  # of which most is importing torch on a busy machine
-WITHIN_S = 60.0  # the watch needs 1 + 5 s on an idle machine; what hangs would do so for 100 s
+WITHIN_S = 90.0  # the watch needs 20 + 12 s on an idle machine; what hangs would do so for 100 s
 REFUSED, FAILED = 2, 1
 
 
@@ -99,14 +99,14 @@ def test_one_that_is_stopped_or_killed_is_named_by_the_others_which_end_within_t
 def test_when_the_first_is_stopped_the_others_say_so_and_end_though_its_store_answers_nothing(folder: Path) -> None:
     stopped = Outcome(folder, "the first is stopped")
     assert stopped.codes == [-9, REFUSED, REFUSED]
-    assert stopped.said.count("rank 0, which serves the meeting point, has not answered for 6 s: it is stopped") == 2
+    assert stopped.said.count("rank 0, which serves the meeting point, has not answered for 20 s: it is stopped") == 2
     assert stopped.seconds < WITHIN_S
 
 
 def test_one_that_hangs_is_named_with_the_line_where_it_hangs_and_all_end(folder: Path) -> None:
     hangs = Outcome(folder, "one hangs")
     assert hangs.codes == [REFUSED] * 3
-    place = r"rank 1 on \S+ has kept the others waiting for 6 s: rank 1 is at \S+launches.py:\d+ \(hangs_on_1\)"
+    place = r"rank 1 on \S+ has kept the others waiting for 20 s: rank 1 is at \S+launches.py:\d+ \(hangs_on_1\)"
     assert len(re.findall(place, hangs.said)) == 3
     assert hangs.seconds < WITHIN_S
 
