@@ -284,8 +284,8 @@ def _write_published(inputs: Path) -> None:
 
 def load() -> None:
     """Import once what the commands need: their processes are forked from this one."""
-    import dino_path.export.checkpoint
-    import dino_path.export.model_folder
+    import dino_path.exporting.checkpoint
+    import dino_path.exporting.model_folder
     import faiss  # noqa: F401
     import sklearn.linear_model  # noqa: F401
     import timm
