@@ -349,7 +349,7 @@ def program(words: Sequence[str]) -> Callable[[], int]:
     def body() -> int:
         from concurrent.futures import ThreadPoolExecutor
 
-        from dino_path.export import reload
+        from dino_path.exporting import reload
 
         from dino_path.tiles import workers
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Features = NDArray[np.float32]
 
 PIECE_TILES = 4096  # read at a time: 25 MB of 1536 features
+# What h5py raises at damaged files.
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, AttributeError, ValueError, TypeError)
 KEYS = ("features", "feats")
 INNER_FOLDERS = ("h5_files", "pt_files")  # CLAM's, below the folder of an encoder
 LOOK_BELOW = ("*", "*/*", "*/*/*")  # where the folder that was meant may lie
@@ -102,8 +104,8 @@ class Bag:
                 coords = h5["coords"]
                 corners_N2 = np.asarray(coords, np.float64).reshape(-1, 2)
                 edge_level0 = _edge_level0(dict(coords.attrs))
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise _no_rectangles(self.path, " ".join(str(error).split())[:160]) from None
+        except HDF5_ERRORS as error:
+            raise _no_rectangles(self.path, _one_line(error)) from None
         if len(corners_N2) != self.num_tiles or edge_level0 is None:
             raise _no_rectangles(
                 self.path, "no edge of the tiles" if edge_level0 is None else f"{len(corners_N2)} rows"
@@ -152,7 +154,10 @@ def open_bag(path: Path) -> Bag:
     with _Opened(path) as stored:
         if len(stored.shape) != 2:
             raise _bad_bag(path, f"its features have the shape {tuple(stored.shape)}")
-        attributes = dict(stored.attributes)
+        try:
+            attributes = dict(stored.attributes)
+        except HDF5_ERRORS as error:
+            raise _bad_bag(path, _one_line(error)) from None
         num_tiles, num_features = map(int, stored.shape)
     return Bag(path, num_tiles, num_features, *(_text(attributes.get(key)) for key in ("encoder", "encoder_digest")))
 
@@ -171,14 +176,17 @@ class _Opened:
         else:
             try:
                 self._h5 = h5py.File(self.path)
-                key = next(key for key in KEYS if key in self._h5)
-            except (OSError, RuntimeError, StopIteration) as error:
+                key = next((key for key in KEYS if key in self._h5), None)
+                is_of_images = "names" in self._h5
+                self._stored = None if key is None else self._h5[key]
+            except HDF5_ERRORS as error:
                 self.__exit__()
-                raise _bad_bag(self.path, " ".join(str(error).split())[:160] or "no `features` in it") from None
-            if "names" in self._h5:
+                raise _bad_bag(self.path, _one_line(error)) from None
+            if is_of_images or not isinstance(self._stored, h5py.Dataset) or self._stored.shape is None:
                 self.__exit__()
-                raise _bad_bag(self.path, "the features of a folder of images")
-            self._stored = self._h5[key]
+                raise _bad_bag(
+                    self.path, "the features of a folder of images" if is_of_images else "no `features` in it"
+                )
             self.attributes = self._stored.attrs
         shape = tuple(self._stored.shape)
         self._is_nested = len(shape) == 3 and shape[0] == 1
@@ -199,7 +207,7 @@ def _read_tensor(path: Path) -> torch.Tensor:
     try:
         tensor = load_torch_file(path)
     except UNREADABLE as error:
-        raise _bad_bag(path, " ".join(str(error).split())[:160]) from None
+        raise _bad_bag(path, _one_line(error)) from None
     if getattr(tensor, "ndim", None) is None:
         raise _bad_bag(path, f"a {type(tensor).__name__}, no tensor")
     plain: torch.Tensor = tensor.detach().float()
@@ -217,6 +225,10 @@ def _edge_level0(attributes: Mapping[str, Any]) -> float | None:
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value.decode() if isinstance(value, bytes) else value)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _bad_bag(path: Path, found: str) -> DataError:

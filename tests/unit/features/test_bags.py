@@ -90,3 +90,31 @@ def test_tiles_without_places_have_no_map(tmp_path: Path) -> None:
     for file in (write_bag(tmp_path / "a.h5"), write_bag(tmp_path / "b.h5", name="b")):
         with pytest.raises(DataError, match="does not give the positions"):
             open_bag(file).rectangles()
+
+
+def test_a_feature_file_is_read_or_refused_whatever_byte_of_it_is_damaged(tmp_path: Path) -> None:
+    whole = write_bag(tmp_path / "whole.h5").read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for number in range(150):
+        damaged = bytearray(whole)
+        start = int(random.integers(len(whole)))
+        damaged[start : start + 200] = random.bytes(len(damaged[start : start + 200]))
+        file = tmp_path / f"{number}.h5"
+        file.write_bytes(damaged)
+        try:
+            open_bag(file)
+        except DataError as refusal:
+            refused += "is not a feature file" in str(refusal)
+    assert 10 < refused < 150
+
+
+def test_features_that_are_a_group_or_without_values_are_refused(tmp_path: Path) -> None:
+    for name, value in (("group.h5", None), ("empty.h5", h5py.Empty("f4"))):
+        with h5py.File(tmp_path / name, "w") as h5:
+            if value is None:
+                h5.create_group("features")
+            else:
+                h5["features"] = value
+        with pytest.raises(DataError, match="no `features` in it"):
+            open_bag(tmp_path / name)
