@@ -80,8 +80,8 @@ class Bag:
             for start in range(0, self.num_tiles, PIECE_TILES):
                 try:
                     piece = np.asarray(stored[start : start + PIECE_TILES], np.float32)
-                except (OSError, RuntimeError, TypeError, ValueError) as error:
-                    raise _bad_bag(self.path, " ".join(str(error).split())[:160]) from None
+                except HDF5_ERRORS as error:
+                    raise _bad_bag(self.path, _one_line(error)) from None
                 if not np.isfinite(piece).all():
                     row = start + int(np.argmin(np.isfinite(piece).all(axis=1)))
                     raise DataError(
