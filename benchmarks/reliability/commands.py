@@ -284,8 +284,6 @@ def _write_published(inputs: Path) -> None:
 
 def load() -> None:
     """Import once what the commands need: their processes are forked from this one."""
-    import dino_path.exporting.checkpoint
-    import dino_path.exporting.model_folder
     import faiss  # noqa: F401
     import sklearn.linear_model  # noqa: F401
     import timm
@@ -296,6 +294,8 @@ def load() -> None:
     import dino_path.evaluation.cohorts.slides
     import dino_path.evaluation.results.segmentation
     import dino_path.evaluation.results.table
+    import dino_path.exporting.checkpoint
+    import dino_path.exporting.model_folder
     import dino_path.features.embed
     import dino_path.reporting.report
     import dino_path.training.loop  # noqa: F401
@@ -350,12 +350,12 @@ def program(words: Sequence[str]) -> Callable[[], int]:
         from concurrent.futures import ThreadPoolExecutor
 
         from dino_path.exporting import reload
-
         from dino_path.tiles import workers
 
         reload.ask_fresh_process = _ask_forked_process
         if "2" not in words:
             workers._pool = lambda *_: ThreadPoolExecutor(1)
+            workers._in_time = lambda function, seconds, item: function(item)  # its alarm is for a main thread
         sys.argv = ["dino-path", *words]
         cli.main()
         return 0

@@ -5,9 +5,9 @@ Written when the run starts, with the predictions of its start, and again at its
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dino_path.errors import DataError
 from dino_path.records.format import Format, Record
@@ -56,6 +56,13 @@ class VerdictRecord(Record):
     interval: str = ""
     rows: tuple[JudgedRecord, ...] = Field(())
     sentence: str = ""
+
+    @model_validator(mode="after")
+    def _one_class_per_image(self) -> Self:
+        for protocol, classes in self.start.items():
+            if len(classes) != self.num_images or min(classes, default=0) < 0:
+                raise ValueError(f"start: {protocol} has {len(classes)} classes for {self.num_images} images")
+        return self
 
 
 VERDICT = Format(

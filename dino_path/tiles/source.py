@@ -82,7 +82,7 @@ def open_tiles(path: Path, *, split: str | None = None, exclude: Sequence[str] =
     Raises:
         TileStoreError: neither is there, it is damaged, nothing is left, or a folder in it cannot be read.
     """
-    if (path / "store.json").exists():
+    if _is_store(path):
         return TileStore.open(path, split=split, exclude=exclude)
     _refuse_no_folder(path)
     _refuse_split_of_images(path, split)
@@ -91,7 +91,7 @@ def open_tiles(path: Path, *, split: str | None = None, exclude: Sequence[str] =
 
 def open_readable_tiles(path: Path) -> tuple[TileSource, Sequence[Unreadable]]:
     """As `open_tiles`, with what could not be looked at in a folder of images instead of a refusal."""
-    if (path / "store.json").exists():
+    if _is_store(path):
         return TileStore.open(path), ()
     _refuse_no_folder(path)
     found = search_images(path)
@@ -104,7 +104,7 @@ def refuse_no_tiles(path: Path, *, split: str | None = None, exclude: Sequence[s
     Raises:
         TileStoreError: see `open_tiles`.
     """
-    if (path / "store.json").exists():
+    if _is_store(path):
         TileStore.open(path, split=split, exclude=exclude)
         return
     _refuse_no_folder(path)
@@ -112,6 +112,11 @@ def refuse_no_tiles(path: Path, *, split: str | None = None, exclude: Sequence[s
     names = (name for _, _, names in os.walk(path, followlinks=True) for name in names)
     if not any(Path(name).suffix.lower() in IMAGE_EXTENSIONS for name in names):
         raise _no_images(path)
+
+
+def _is_store(path: Path) -> bool:
+    """Whether this is a tile store, also one whose store.json is lost: its pictures of slides are no tiles."""
+    return any(os.path.lexists(path / name) for name in ("store.json", "expected.json"))
 
 
 def _refuse_no_folder(path: Path) -> None:

@@ -12,7 +12,7 @@ from dino_path.errors import SlideError
 # One changed byte of a TIFF's directory gives any of these. tifffile's own errors are ValueErrors, those of imagecodecs
 # and slideio RuntimeErrors.
 DECODER_ERRORS: tuple[type[Exception], ...] = (
-    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
+    OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
     struct.error,
 )  # fmt: skip
 

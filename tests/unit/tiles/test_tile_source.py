@@ -1,4 +1,5 @@
 import pickle
+import shutil
 from pathlib import Path
 
 import cv2
@@ -7,7 +8,7 @@ import pytest
 
 from dino_path.errors import TileStoreError
 from dino_path.tiles.images import ImageFiles, decode_tile, image_files
-from dino_path.tiles.source import Subset, TileSource, open_readable_tiles, open_tiles
+from dino_path.tiles.source import Subset, TileSource, open_readable_tiles, open_tiles, refuse_no_tiles
 from dino_path.tiles.store import TileStore
 
 
@@ -113,3 +114,17 @@ def test_an_unreadable_image_is_refused_by_name_and_never_half_grey(spoil: str, 
     encoded = {"empty": b"", "text": b"no image at all", "cut": whole[: len(whole) // 2]}[spoil]
     with pytest.raises(TileStoreError, match=r"cohort/7\.img: cannot be read"):
         decode_tile(encoded, "cohort/7.img")
+
+
+@pytest.mark.parametrize("is_link", [False, True], ids=["lost", "a loop of links"])
+def test_a_store_without_its_first_file_is_not_taken_for_a_folder_of_images(
+    store_path: Path, tmp_path: Path, is_link: bool
+) -> None:
+    """Its contact sheets and overlays are images too."""
+    path = shutil.copytree(store_path, tmp_path / "store")
+    (path / "store.json").unlink()
+    if is_link:
+        (path / "store.json").symlink_to("store.json")
+    for opened in (open_tiles, open_readable_tiles, refuse_no_tiles):
+        with pytest.raises((TileStoreError, OSError), match=r"store\.json"):
+            opened(path)
