@@ -80,11 +80,16 @@ class FeatureCache:
             TileStoreError: an image cannot be read.
         """
         file, shape = self._file(extractor, images), (len(images.source), extractor.num_features)
+        pieces, lock = file.with_suffix(""), file.with_suffix(".lock")
         if (kept := _read(file, shape)) is None:
-            with one_at_a_time(file.with_suffix(".lock")):  # evaluations that share the folder may want the same
+            with one_at_a_time(lock):  # evaluations that share the folder may want the same
                 if (kept := _read(file, shape)) is None:
                     self.extract_share(extractor, images, rank=0, size=1)
                     self._join(extractor, images)
+        elif pieces.exists() or lock.exists():  # of a process that was killed when the features were complete
+            with one_at_a_time(lock):
+                if pieces.exists():
+                    shutil.rmtree(pieces)
         if kept is not None:
             logger.info("%s: %s from %s", extractor.name, images.what, file)
             return kept

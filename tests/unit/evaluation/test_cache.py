@@ -69,6 +69,16 @@ def test_a_killed_extraction_goes_on_after_its_last_whole_piece(cache, extractor
     assert np.array_equal(features, extract_features(extractor, images.source, batch_size=36, device=CPU))
 
 
+def test_what_a_killed_process_left_beside_complete_features_is_removed(cache, extractor, images):
+    cache.features(extractor, images)
+    file = cache._file(extractor, images)
+    file.with_suffix("").mkdir()
+    (file.with_suffix("") / "000000.npy").touch()
+    file.with_suffix(".lock").touch()
+    cache.features(mortal(extractor, until=0), images)
+    assert [path.name for path in cache.folder.iterdir()] == [file.name]
+
+
 def test_of_two_evaluations_at_once_that_share_the_folder_one_waits_for_the_features_of_the_other(
     cache, extractor, images
 ):
