@@ -487,6 +487,13 @@ def _of_file(file: Path) -> Iterator[tuple[str, Any]]:
                 yield from ((f"{name}@{key}", str(value)) for key, value in h5[name].attrs.items())
                 if isinstance(h5[name], h5py.Dataset):
                     yield name, hashlib.sha256(np.asarray(h5[name][()]).tobytes()).hexdigest()
+    elif file.suffix == ".safetensors":  # its writer puts the metadata in any order
+        from safetensors import safe_open
+
+        with safe_open(file, "np") as tensors:
+            yield "metadata", str(sorted((tensors.metadata() or {}).items()))
+            for name in sorted(tensors.keys()):
+                yield name, hashlib.sha256(tensors.get_tensor(name).tobytes()).hexdigest()
     elif file.suffix == ".pt" and file.parent.name == "checkpoints":
         import torch
 
