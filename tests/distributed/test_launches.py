@@ -23,7 +23,9 @@ class Outcome:
     def __init__(self, folder: Path, case: str) -> None:
         *codes, seconds = (folder / f"{case}.outcome").read_text().split()
         self.codes, self.seconds = [int(code) for code in codes], float(seconds)
-        self.said = (folder / f"{case}.said").read_text()
+        said = (folder / f"{case}.said").read_text()
+        # torch's own remark, where no name server answers.
+        self.said = "".join(line for line in said.splitlines(keepends=True) if "client socket cannot be" not in line)
 
 
 @pytest.fixture(scope="module")

@@ -71,5 +71,5 @@ def test_a_users_type_checker_sees_the_types(tmp_path: Path) -> None:
     first = SCRIPT.count("\n") + 1
     assert len(found) == len(MISTAKES), answer.stdout + answer.stderr
     for number, (line, message) in enumerate(zip(found, MISTAKES.values(), strict=True), first):
-        assert line.startswith(f"{script}:{number}: ")
+        assert f"{script.name}:{number}: " in line  # the folder is that of the run which filled the cache
         assert message in line

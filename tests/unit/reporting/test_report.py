@@ -464,8 +464,9 @@ def test_the_best_checkpoint_and_the_verdict_on_a_run_are_shown(tmp_path: Path) 
         JudgedRecord(name="end", step=1200, accuracy=accuracy, minus_start=gain),
     )
     started = VerdictRecord(
-        data="polyps", digest="x", num_neighbours=80, num_images=20, start_step=0, start={"knn": (0,), "linear": (1,)}
-    )
+        data="polyps", digest="x", num_neighbours=80, num_images=20, start_step=0,
+        start={"knn": (0,) * 20, "linear": (1,) * 20},
+    )  # fmt: skip
     write_verdict(run, started)
     assert "against its start" not in report(run.path, out=tmp_path).text, "it has not ended"
     write_verdict(run, started.model_copy(update={"rows": rows, "interval": "over images", "sentence": "It gains."}))
