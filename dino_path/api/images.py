@@ -21,9 +21,6 @@ from dino_path.errors import DataError, TileStoreError
 from dino_path.tiles.images import IMAGE_EXTENSIONS, decode_tile
 from dino_path.tiles.source import TileSource, open_tiles
 
-if TYPE_CHECKING:
-    pass
-
 OneImage = PathLike | Pil.Image | NDArray[np.uint8]
 if TYPE_CHECKING:
     from dino_path.api.dataset import TileDataset  # it imports torch

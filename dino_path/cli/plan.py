@@ -76,15 +76,20 @@ def plan(
 
     check_pretraining(resolved)
     if resolved.out is not None:
-        from dino_path.training.finished import finished_checkpoint, finished_text
+        from dino_path.training.finished import finished_checkpoint
 
         if (finished := finished_checkpoint(resolved)) is not None:
-            say(finished_text(RunFolder(resolved.out), finished))
+            _tell_finished(resolved.out, finished, as_json=as_json)
             return
     loading()
     from dino_path.plan.forecast import make_plan
 
     made = make_plan(resolved, num_processes=processes, budget_s=None if estimate else seconds, began_s=began_s)
+    if resolved.out is not None and made.steps_done >= made.num_steps:  # known only now where tiles give the length
+        last = RunFolder(resolved.out).checkpoint_file(made.num_steps)
+        if last.is_file():
+            _tell_finished(resolved.out, last, as_json=as_json)
+            return
     refusal, verdict = _asked_of_slurm(resolved, made)
     if as_json:
         say_json({**asdict(made), "slurm": verdict, "slurm_refusal": str(refusal) if refusal else None})
@@ -94,6 +99,16 @@ def plan(
         say(verdict)
     if refusal is not None:
         say(f"! SLURM: {refusal.found}")
+
+
+def _tell_finished(out: Path, checkpoint: Path, *, as_json: bool) -> None:
+    from dino_path.training.finished import finished_text
+
+    text = finished_text(RunFolder(out), checkpoint)
+    if as_json:
+        say_json({"finished": checkpoint, "text": text})
+    else:
+        say(text)
 
 
 def _asked_of_slurm(config: Config, made: Plan) -> tuple[DinoPathError | None, str | None]:

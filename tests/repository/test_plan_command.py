@@ -98,6 +98,7 @@ def test_a_run_that_has_begun_is_planned_to_its_end_and_one_of_other_settings_is
     assert len(written) in (2, 3)  # the best may be one of the newest
     assert written == pytest.approx([size] * len(written), rel=0.3)  # names and settings weigh in so small a file
     assert "finished" in call(*words)
+    assert planned(call, *words)["finished"].endswith("step_00000010.pt")
     (run / "checkpoints/step_00000010.pt").unlink()
     rest = planned(call, *words)
     assert (rest["steps_done"], rest["num_steps"]) == (8, 10)
