@@ -69,7 +69,7 @@ class DemoFolder:
 
     @property
     def model(self) -> Path:
-        return self.path / "dino-vit"
+        return self.path / "dino"
 
     @property
     def baseline(self) -> Path:

@@ -13,7 +13,7 @@ from dino_path.settings import as_plain, load_config
 
 # What differs from the shipped config that a start is made after, and why.
 AFTER = {
-    "laptop": ("vit192_cpu_1h", {"training.precision"}),  # not every laptop has bf16
+    "laptop": ("resnet10t_cpu_15min", {"training.precision"}),  # not every laptop has bf16
     "gpu": ("vits16_1gpu", {"cluster.cpus_per_gpu", "cluster.time", "cluster.array_tasks"}),  # it has no such section
     "cluster": ("vits16_8gpu", {"cluster.time", "cluster.stages"}),  # stages without a GPU need fewer cores
 }
@@ -84,7 +84,7 @@ def test_without_a_terminal_the_choices_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("typed", "backbone"), [("laptop", "vit_tiny_patch16_224"), ("GPU ", "vit_small_patch16_224")])
+@pytest.mark.parametrize(("typed", "backbone"), [("laptop", "resnet10t"), ("GPU ", "vit_small_patch16_224")])
 def test_in_a_terminal_it_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, backbone: str) -> None:
     monkeypatch.setattr(start.sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(start.sys.stdout, "isatty", lambda: True, raising=False)
