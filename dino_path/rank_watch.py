@@ -39,7 +39,9 @@ class Progress:
 
     @property
     def count(self) -> int:
-        return self._arrived + (self.group._get_sequence_number_for_group() if self.group is not None else 0)
+        if self.group is None:
+            return self._arrived
+        return self._arrived + int(self.group._get_sequence_number_for_group())  # type: ignore[attr-defined]
 
     def arrive(self) -> None:
         """Note that an exchange, or a part of the work that all have in common, begins."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 
 import h5py
 
 from dino_path.atomic import atomic_write
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def new_hdf5(file: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
 class _Disk:
     """Keeps the first failure from HDF5, which would write again, and print a traceback, for every object it closes."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._failure: OSError | None = None
 
@@ -41,11 +43,11 @@ class _Disk:
         if self._failure is not None:
             raise self._failure
 
-    def read(self, size: int = -1) -> bytes:
-        return self._stream.read(size)
+    def read(self, size: int) -> bytes:
+        return self._tried(self._stream.read, size, otherwise=b"")
 
     def readinto(self, target: Any) -> int:
-        return self._tried(self._stream.readinto, target, otherwise=len(target))  # type: ignore[attr-defined]
+        return self._tried(self._stream.readinto, target, otherwise=len(target))
 
     def write(self, data: Any) -> int:
         return self._tried(self._stream.write, data, otherwise=len(data))
@@ -62,7 +64,7 @@ class _Disk:
     def flush(self) -> None:
         self._tried(self._stream.flush, otherwise=None)
 
-    def _tried(self, call: Callable[..., Any], *arguments: Any, otherwise: Any) -> Any:
+    def _tried(self, call: Callable[..., T], *arguments: Any, otherwise: T) -> T:
         if self._failure is None:
             try:
                 return call(*arguments)
