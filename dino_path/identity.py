@@ -12,14 +12,25 @@ import errno
 import hashlib
 import os
 import re
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 WHOLE_UP_TO_BYTES = 2**20
 SAMPLE_BYTES = 2**16
 NUM_SAMPLES = 8
 DIGITS = 32  # hexadecimal
+MOST_DIRECTORIES = 1000
+LONGEST_VALUE = 2**16  # bytes: a description, a colour profile; not the places of a hundred thousand tiles
+# By the first bytes of a TIFF: byte order, place of the first directory, and the formats of an entry's count, of a
+# directory's number of entries, and of places.
+_TIFFS = {
+    b"II*\0": ("<", 4, "I", "H"), b"MM\0*": (">", 4, "I", "H"),
+    b"II+\0": ("<", 8, "Q", "Q"), b"MM\0+": (">", 8, "Q", "Q"),
+}  # fmt: skip
+_BYTES_OF_TYPE = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # TIFF's types of values, from 0
 DICOM_EXTENSIONS = (".dcm", ".dicom")
 
 # SeriesInstanceUID (0020,000E) in either encoding: with its type and a length of two bytes, or a length of four.
@@ -37,19 +48,28 @@ class Identity:
 def content_digest(path: Path) -> str:
     """32 hex digits of a SHA-256 over the sizes and bytes of a file, and of those that belong to it (`files_of`).
 
+    A large TIFF has eight more, of its directories: they lie anywhere, and say how large its pixels are.
+
     A file of up to 1 MiB is read whole. Of a larger one, eight samples of 64 KiB are: its head, its tail, and six
     evenly spread between, at places that its size alone decides. A slide of any size takes half a megabyte of reading.
-    Another scan, another compression, a file cut short or grown, and pixels changed all over show. What it can miss is
-    a change in a few places of a large file that leaves its size as it was, such as an edited label or one tile
-    painted over. Names and times play no part: a copy, a link and a renamed file have the digest of the original.
+    Another scan, another compression, another header, a file cut short or grown, and pixels changed all over show. What
+    it can miss is a change in a few places of a large file that leaves its size as it was, such as an edited label or
+    one tile painted over. Names and times play no part: a copy, a link and a renamed file have the digest of the
+    original. Compare with `is_same_content`.
 
     Raises:
         OSError: a file is missing or cannot be read.
     """
-    digests = sorted(_digest_of_one(file) for file in files_of(path))
-    if len(digests) == 1:
-        return digests[0].hex()[:DIGITS]
-    return hashlib.sha256(b"".join(digests)).hexdigest()[:DIGITS]
+    digests, directories = zip(*sorted(map(_digests_of_one, files_of(path))), strict=True)
+    digest = digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
+    if not any(directories):
+        return digest[:DIGITS]
+    return f"{digest[:DIGITS]}-{hashlib.sha256(b''.join(directories)).hexdigest()[:8]}"
+
+
+def is_same_content(one: str, other: str) -> bool:
+    """Whether two digests are of the same content; those of earlier versions knew nothing of a TIFF's directories."""
+    return one == other or (one[:DIGITS] == other[:DIGITS] and DIGITS in (len(one), len(other)))
 
 
 def stamp_of(path: Path) -> str:
@@ -102,16 +122,48 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
-def _digest_of_one(path: Path) -> bytes:
+def _digests_of_one(path: Path) -> tuple[bytes, bytes]:
+    """Of the content, and of a large TIFF's directories."""
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         content = hashlib.sha256(f"{size};".encode())
         if size <= WHOLE_UP_TO_BYTES:
             content.update(stream.read())
-            return content.digest()
+            return content.digest(), b""
         for number in range(NUM_SAMPLES):
             stream.seek(number * (size - SAMPLE_BYTES) // (NUM_SAMPLES - 1))
             content.update(stream.read(SAMPLE_BYTES))
+        return content.digest(), _digest_of_directories(stream)
+
+
+def _digest_of_directories(stream: BinaryIO) -> bytes:
+    """Of all entries of a TIFF's directories, with their values unless these are long; empty of another file.
+
+    It ends where a damaged directory does: what was read until then counts.
+    """
+    stream.seek(0)
+    start = stream.read(16)
+    if start[:4] not in _TIFFS:
+        return b""
+    order, at, place, number = _TIFFS[start[:4]]
+    content, seen = hashlib.sha256(), set[int]()
+    entry = struct.Struct(f"{order}HH{place}{place}")
+    try:
+        (directory,) = struct.unpack_from(f"{order}{place}", start, at)
+        while directory and directory not in seen and len(seen) < MOST_DIRECTORIES:
+            seen.add(directory)
+            stream.seek(directory)
+            (count,) = struct.unpack(f"{order}{number}", stream.read(struct.calcsize(number)))
+            entries = stream.read(min(count, 2**16) * entry.size)
+            (directory,) = struct.unpack(f"{order}{place}", stream.read(struct.calcsize(place)))
+            content.update(entries)
+            for _, kind, length, where in entry.iter_unpack(entries):
+                size = length * _BYTES_OF_TYPE[kind] if kind < len(_BYTES_OF_TYPE) else 0
+                if struct.calcsize(place) < size <= LONGEST_VALUE:
+                    stream.seek(where)
+                    content.update(stream.read(size))
+    except (struct.error, OSError, ValueError, OverflowError):  # the last three: places beyond any file
+        pass
     return content.digest()
 
 

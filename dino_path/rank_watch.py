@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import ProcessGroup, Store
 
 CHECK_EVERY_S = 1.0
 LISTEN_S = 3.0  # for lines of others: who writes none is dead or stopped
@@ -33,11 +33,19 @@ class Progress:
     """How many exchanges this process has come to; the same number on all that keep up with each other."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self._arrived = 0
+        self.group: ProcessGroup | None = None
+        """torch's, which counts every exchange, also those that FSDP makes within a step."""
+
+    @property
+    def count(self) -> int:
+        if self.group is None:
+            return self._arrived
+        return self._arrived + int(self.group._get_sequence_number_for_group())  # type: ignore[attr-defined]
 
     def arrive(self) -> None:
         """Note that an exchange, or a part of the work that all have in common, begins."""
-        self.count += 1
+        self._arrived += 1
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,10 @@ class RankWatch(threading.Thread):
                     store.set(f"told_{self.rank}", "")
                     break
                 self.beat += 1
-                store.set(f"line_{self.rank}", str(Line(self.beat, self.progress.count, _place())))
-                if self.progress.count != waited_for:
-                    waited_for, waits_since = self.progress.count, self.beat
+                count = self.progress.count
+                store.set(f"line_{self.rank}", str(Line(self.beat, count, _place())))
+                if count != waited_for:
+                    waited_for, waits_since = count, self.beat
                 elif (self.beat - waits_since) * CHECK_EVERY_S > self.timeout_s:
                     self._accuse(store, self._late(store, waited_for))
                     waits_since = self.beat

@@ -204,6 +204,7 @@ def process_group(
     watch.start()
     try:
         _init(backend, store, rank, size, timeout_s=timeout_s + BACKEND_S)
+        progress.group = dist.group.WORLD
         yield
     except StoppedBySignal:  # of all of them, in order
         _leave(point, store, watch)

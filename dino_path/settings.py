@@ -18,6 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from dino_path.config import Config, Section, SuiteConfig
+from dino_path.config.durations import length_text
 from dino_path.errors import ConfigError
 from dino_path.moved_settings import MOVED, lift_settings
 
@@ -370,7 +371,7 @@ def digest_of_plain(tree: Tree) -> str:
 def _shorten_durations(tree: Any) -> Any:
     if isinstance(tree, dict):
         if set(tree) == {"amount", "unit"}:
-            return f"{tree['amount']:g} {tree['unit']}"
+            return length_text(tree["amount"], tree["unit"])
         return {key: _shorten_durations(value) for key, value in tree.items()}
     return tree
 

@@ -42,7 +42,7 @@ SPOTS = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "link")
 UNTOLD = {".lock", "log.txt"}  # says who writes; lines with the time of day
 # Of a window of batches that a resumed run does not have yet (docs/pretraining.md, `dino_path/training/best.py`).
 OF_THE_WINDOW = (".feature_std", ".rankme", "best.json: .value")
-OF_THE_CALL = re.compile(r"\.seconds$|/embed_\w+\.json: \.(kept|written)\b")  # what it found, and how long it took
+OF_THE_CALL = re.compile(r"[. ]seconds$|/embed_\w+\.json: \.(kept|written)\b")  # what it found, and how long it took
 
 
 @dataclass(frozen=True)

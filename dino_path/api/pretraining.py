@@ -20,6 +20,7 @@ from dino_path.config import Config
 from dino_path.disk import refuse_unwritable
 from dino_path.journal import journal
 from dino_path.launch import is_first, world_shape
+from dino_path.lock import only_writer
 from dino_path.records.best import BestRecord, read_best
 from dino_path.records.metrics import read_metrics
 from dino_path.records.verdict import TITLES, VerdictRecord, interval, read_verdict, signed
@@ -131,9 +132,19 @@ def pretrain(
     check_pretraining(resolved)
     if apply_advice:
         resolved = _with_advice(resolved)
-    from dino_path.training.finished import finished_checkpoint, unlearned_text
+    from dino_path.training.finished import (
+        delete_old_checkpoints,
+        finished_checkpoint,
+        old_checkpoints,
+        unlearned_text,
+    )
 
     if (finished := finished_checkpoint(resolved)) is not None:
+        assert resolved.training is not None
+        keep = resolved.training.keep_checkpoints
+        if is_first() and old_checkpoints(run, finished, keep=keep):  # a kill just before the last deletion left them
+            with only_writer(run.path):
+                delete_old_checkpoints(run, finished, keep=keep)
         verdict = read_verdict(run)
         known = verdict if verdict is not None and verdict.rows else None
         return Pretraining(run.path, finished, read_best(run), known, was_finished=True)

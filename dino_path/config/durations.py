@@ -29,7 +29,13 @@ class Duration(Section):
         return round(self.amount * per_unit[self.unit])
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {self.unit}"
+        return length_text(self.amount, self.unit)
+
+
+def length_text(amount: float, unit: str) -> str:
+    """`10 %`, `12345678 tiles`: read back, it is the same number."""
+    number = int(amount) if amount.is_integer() else amount
+    return f"{number} {unit}"
 
 
 class Clock(Section):

@@ -16,7 +16,7 @@ import torch
 from dino_path.errors import TileStoreError
 from dino_path.features.extractor import Extractor, extract_features
 from dino_path.features.files import FeatureFile, Origin, other_features, read_feature_file, write_image_features
-from dino_path.identity import Identity, identity_of
+from dino_path.identity import Identity, identity_of, is_same_content
 from dino_path.tiles.images import ImageFiles
 from dino_path.tiles.source import Subset
 
@@ -90,7 +90,8 @@ def _changed(before: FeatureFile | None, now: Sequence[Identity]) -> np.ndarray[
     if before is None or before.identities is None:
         return np.arange(len(now), dtype=np.int64)
     pairs = zip(before.identities, now, strict=True)
-    return np.array([number for number, (then, one) in enumerate(pairs) if then.digest != one.digest], np.int64)
+    changed = [number for number, (then, one) in enumerate(pairs) if not is_same_content(then.digest, one.digest)]
+    return np.array(changed, np.int64)
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from dino_path.atomic import atomic_write
 from dino_path.errors import DataError
 from dino_path.features.coordinates import ROWS_PER_CHUNK, Coordinates, add_coordinates
+from dino_path.features.hdf5 import new_hdf5
 from dino_path.features.layouts import Attributes
-from dino_path.identity import Identity
+from dino_path.identity import Identity, is_same_content
 
 Features = NDArray[np.float32]
 
@@ -47,7 +48,7 @@ class Origin:
         """Whether these features are of a slide that another has replaced since; False where a digest is not known."""
         if self.encoder_digest != now.encoder_digest or not (self.slide_digest and now.slide_digest):
             return False
-        return self.slide_digest != now.slide_digest
+        return not is_same_content(self.slide_digest, now.slide_digest)
 
     def is_same(self, now: Origin) -> bool:
         """Whether these features are those that would be made now; an older file does not know its slide's digest."""
@@ -76,7 +77,7 @@ def write_slide_features(
 ) -> None:
     """One slide's `features` and `coords`, row by row the same tiles; complete or not there at all."""
     assert len(features_ND) == len(coords_N2)
-    with atomic_write(file, "w+b") as stream, h5py.File(stream, "w") as h5:
+    with new_hdf5(file) as (h5, _):
         _write_features(h5, features_ND, origin, name=str(attributes["name"]))
         add_coordinates(h5, coords_N2, attributes)
 
@@ -92,7 +93,7 @@ def write_image_features(
 ) -> None:
     """`features` and `names` of a folder of images, and by `digests` and `stamps` which contents they are of."""
     assert len(features_ND) == len(names) == len(identities)
-    with atomic_write(file, "w+b") as stream, h5py.File(stream, "w") as h5:
+    with new_hdf5(file) as (h5, _):
         _write_features(h5, features_ND, origin, name="")
         columns = {
             "names": names,

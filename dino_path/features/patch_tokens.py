@@ -12,16 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_path.atomic import atomic_write
 from dino_path.errors import ConfigError
 from dino_path.features.coordinates import Coordinates, add_coordinates
 from dino_path.features.extractor import Extractor, Forward
 from dino_path.features.files import Origin, origin_attributes
+from dino_path.features.hdf5 import new_hdf5
 from dino_path.features.layouts import Attributes
 from dino_path.model.tokens import refuse_no_patch_tokens
 
@@ -99,7 +98,7 @@ def token_file(
     and what made it. `coords` is as in the feature file. Memory holds one batch.
     """
     start, shape_NPD = 0, (len(coords_N2), shape.num_patches, shape.width)
-    with atomic_write(file, "w+b") as stream, h5py.File(stream, "w") as h5:
+    with new_hdf5(file) as (h5, check):
         stored = h5.create_dataset("tokens", shape_NPD, np.float16, chunks=(1, *shape_NPD[1:]), fletcher32=True)
         stored.attrs.update(origin_attributes(origin, name=str(attributes["name"])))
         stored.attrs.update({"grid": shape.grid, "patch_px": shape.patch_px})
@@ -108,6 +107,7 @@ def token_file(
         def append(tokens_BPD: Tokens) -> None:
             nonlocal start
             stored[start : start + len(tokens_BPD)] = tokens_BPD
+            check()
             start += len(tokens_BPD)
 
         yield append

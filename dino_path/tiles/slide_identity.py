@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dino_path.errors import SlideError, TileStoreError
-from dino_path.identity import Identity, identity_of
+from dino_path.identity import Identity, identity_of, is_same_content
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.slides.find import SlideRow
 from dino_path.tiles.layout import StoreFolder
@@ -32,7 +32,7 @@ def slide_identity(path: Path, known: Identity | None = None) -> Identity:
 def is_slide_of(record: SlideRecord, path: Path, now: Identity) -> bool:
     """Whether the file at `path`, whose identity is `now`, is the slide that the record was made from."""
     if record.content_digest:
-        return record.content_digest == now.digest
+        return is_same_content(record.content_digest, now.digest)
     return record.file_bytes == file_bytes(path)
 
 

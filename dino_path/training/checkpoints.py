@@ -13,12 +13,13 @@ from dino_path.atomic import atomic_write
 from dino_path.config import Config
 from dino_path.errors import CheckpointError
 from dino_path.model.checkpoint import Checkpoint, Start, as_record, read_checkpoint
-from dino_path.records.best import BestRecord, read_best, write_best
+from dino_path.records.best import BestRecord, write_best
 from dino_path.run import RunFolder
 from dino_path.settings import as_plain
 from dino_path.tiles.contents import contents_digest
 from dino_path.tiles.source import TileSource
 from dino_path.tiles.store import TileStore
+from dino_path.training.finished import delete_old_checkpoints
 from dino_path.training.learner import Learner
 from dino_path.training.objective.total import StateDifference
 from dino_path.training.same_run import refuse_other_run
@@ -87,12 +88,7 @@ def save_checkpoint(
         ) from error
     if best is not None:
         write_best(run, best)
-    best = read_best(run)
-    # A later file is a damaged one that `restore` passed over: it must not count as one of the newest.
-    written = [file for file in run.checkpoint_files() if file <= path]
-    for old in written[: -learner.training.keep_checkpoints]:
-        if best is None or old != run.checkpoint_file(best.step):
-            old.unlink()
+    delete_old_checkpoints(run, path, keep=learner.training.keep_checkpoints)
     return path
 
 

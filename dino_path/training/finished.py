@@ -1,4 +1,4 @@
-"""Messages at the end of a run, and for a run that had already ended, without torch."""
+"""The end of a run, and a run that had already ended, without torch: what stays of it, and the messages."""
 
 from __future__ import annotations
 
@@ -26,13 +26,34 @@ def finished_checkpoint(config: Config) -> Path | None:
     run = RunFolder(config.out)
     best = read_best(run) if config.monitor.keep_best else None
     last = best.last_step if best and is_exhausted(best, config.monitor.stop_after) else config.training.num_steps
-    if last is None or not run.config_file.is_file() or not run.checkpoint_file(last).is_file():
+    if last is None or not run.checkpoint_file(last).is_file():
         return None
     if best is not None and best.last_step < last:  # a comparison that a kill left out is still to be made
         return None
     if config.monitor.knn_data is not None and (verdict := read_verdict(run)) is not None and not verdict.rows:
         return None  # and so is the verdict
-    return run.checkpoint_file(last) if load_config(run.config_file) == config else None
+    return run.checkpoint_file(last) if has_config(run, config) else None
+
+
+def has_config(run: RunFolder, config: Config) -> bool:
+    """Whether the run was begun, or last continued, with exactly this config."""
+    return run.config_file.is_file() and load_config(run.config_file) == config
+
+
+def old_checkpoints(run: RunFolder, newest: Path, *, keep: int) -> list[Path]:
+    """The checkpoints that a run deletes when it has written `newest`: all but the last `keep` up to it, and the best.
+
+    A later file is a damaged one that was passed over: it does not count as one of the last, and stays.
+    """
+    best = read_best(run)
+    kept = run.checkpoint_file(best.step) if best is not None else None
+    return [old for old in [file for file in run.checkpoint_files() if file <= newest][:-keep] if old != kept]
+
+
+def delete_old_checkpoints(run: RunFolder, newest: Path, *, keep: int) -> None:
+    """Delete those. The caller is the folder's only writer."""
+    for old in old_checkpoints(run, newest, keep=keep):
+        old.unlink()
 
 
 def finished_text(run: RunFolder, checkpoint: Path) -> str:

@@ -32,7 +32,7 @@ from dino_path.training.best import Comparison
 from dino_path.training.checkpoints import restore, save_checkpoint
 from dino_path.training.continuation import start_from_other_run
 from dino_path.training.distill_settings import check_distillation
-from dino_path.training.finished import finished_text
+from dino_path.training.finished import delete_old_checkpoints, finished_text, has_config
 from dino_path.training.guide import open_guide
 from dino_path.training.guide_features import keep_features
 from dino_path.training.learner import Learner
@@ -109,6 +109,8 @@ def _train(
     clock = schedules.clock
     comparison = Comparison(run, config, world, start=start, num_steps=clock.num_steps)
     if start >= clock.num_steps or comparison.has_ended():
+        if world.is_first and has_config(run, config):  # a kill just before the last deletion left them
+            delete_old_checkpoints(run, run.checkpoint_file(start), keep=training.keep_checkpoints)
         logger.info("%s", finished_text(run, run.checkpoint_file(start)))
         return run.checkpoint_file(start)
 

@@ -61,7 +61,7 @@ def train_step(
         wants_stop: this rank asks all to stop after this step; see `StepReport.is_stopping`.
     """
     training, world, objective = learner.training, learner.world, learner.objective
-    world.progress.arrive()  # where FSDP exchanges parts of the networks, nothing else says who is late
+    world.progress.arrive()
     torch.manual_seed(_step_seed(training.seed, step, world.rank))
     set_schedules(learner.optimizer, settings)
     learner.optimizer.zero_grad(set_to_none=True)

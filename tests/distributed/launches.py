@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 from forked import run_ranks
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from dino_path.distributed import World, open_world
 from dino_path.errors import StoppedBySignal
@@ -58,6 +61,18 @@ def hangs_on_1(world: World) -> None:
     if world.rank == 1:
         time.sleep(HANG_S)
     world.barrier()
+
+
+def hangs_on_1_in_a_sharded_pass(world: World) -> None:
+    """Where FSDP alone exchanges: all have come to the same of our own exchanges."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    mesh = init_device_mesh("cpu", (world.size,))
+    for layer in (first, second):
+        fully_shard(layer, mesh=mesh)
+    between = first(torch.ones(2, 8))
+    between.register_hook(lambda _: time.sleep(HANG_S) if world.rank == 1 else None)
+    second(between).sum().backward()
 
 
 def stopped_on_0(world: World) -> None:
@@ -108,7 +123,8 @@ def stops(world: World) -> None:
 
 
 OF_TIME = (
-    hangs_on_1, stopped_on_0, stopped_on_1, stopped_on_1_while_others_work, killed_on_1, works_on_while_1_has_left,
+    hangs_on_1, hangs_on_1_in_a_sharded_pass, stopped_on_0,
+    stopped_on_1, stopped_on_1_while_others_work, killed_on_1, works_on_while_1_has_left,
 )  # fmt: skip
 # (who comes, of how many, what they do, variables of single ones)
 CASES: dict[str, tuple[list[int], int, Callable[[World], None], Mapping[int, Mapping[str, str]]]] = {
@@ -123,6 +139,7 @@ CASES: dict[str, tuple[list[int], int, Callable[[World], None], Mapping[int, Map
     "the first raises, others hang": ([0, 1, 2], 3, raises_on_0_while_others_hang, {}),
     "the first is killed, others hang": ([0, 1, 2], 3, killed_on_0_while_others_hang, {}),
     "one hangs": ([0, 1, 2], 3, hangs_on_1, {}),
+    "one hangs in a sharded pass": ([0, 1, 2], 3, hangs_on_1_in_a_sharded_pass, {}),
     "one is stopped": ([0, 1, 2], 3, stopped_on_1, {}),
     "one is stopped, others work": ([0, 1, 2], 3, stopped_on_1_while_others_work, {}),
     "the first is stopped": ([0, 1, 2], 3, stopped_on_0, {}),

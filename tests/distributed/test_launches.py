@@ -105,10 +105,15 @@ def test_when_the_first_is_stopped_the_others_say_so_and_end_though_its_store_an
     assert stopped.seconds < WITHIN_S
 
 
-def test_one_that_hangs_is_named_with_the_line_where_it_hangs_and_all_end(folder: Path) -> None:
-    hangs = Outcome(folder, "one hangs")
+@pytest.mark.parametrize(
+    ("case", "function"), [("one hangs", "hangs_on_1"), ("one hangs in a sharded pass", "<lambda>")]
+)
+def test_one_that_hangs_is_named_with_the_line_where_it_hangs_and_all_end(
+    folder: Path, case: str, function: str
+) -> None:
+    hangs = Outcome(folder, case)
     assert hangs.codes == [REFUSED] * 3
-    place = r"rank 1 on \S+ has kept the others waiting for 20 s: rank 1 is at \S+launches.py:\d+ \(hangs_on_1\)"
+    place = rf"rank 1 on \S+ has kept the others waiting for 20 s: rank 1 is at \S+launches.py:\d+ \({function}\)"
     assert len(re.findall(place, hangs.said)) == 3
     assert hangs.seconds < WITHIN_S
 

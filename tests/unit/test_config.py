@@ -161,10 +161,19 @@ def test_words_that_old_yaml_would_convert_stay_words(text: str) -> None:
         ("2e6 tiles", Duration(amount=2e6, unit="tiles")),
         ("10 %", Duration(amount=10, unit="%")),
         ("{amount: 3, unit: steps}", Duration(amount=3, unit="steps")),
+        ("12345678 tiles", Duration(amount=12345678, unit="tiles")),
+        ("0.1234567 epochs", Duration(amount=0.1234567, unit="epochs")),
+        ("1e-7 epochs", Duration(amount=1e-7, unit="epochs")),
     ],
 )
-def test_durations_have_an_amount_and_a_unit(text: str, duration: Duration) -> None:
-    assert load_config(None, [f"optim.lr_warmup={text}"]).optim.lr_warmup == duration
+def test_durations_have_an_amount_and_a_unit_and_are_written_to_the_last_digit(
+    tmp_path: Path, text: str, duration: Duration
+) -> None:
+    config = load_config(None, [f"optim.lr_warmup={text}"])
+    assert config.optim.lr_warmup == duration
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    assert load_config(None, [f"optim.lr_warmup={duration}"]) == config
 
 
 @pytest.mark.parametrize("text", ["500", "ten epochs", "-5 steps", "3 hours", "1.2.3 steps", "epochs", "null", "[1]"])

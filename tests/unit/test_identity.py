@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from dino_path.identity import (
+    DIGITS,
     WHOLE_UP_TO_BYTES,
     Identity,
     content_digest,
     files_of,
     identity_of,
+    is_same_content,
     stamp_of,
 )
+from dino_path.slides.duplicates import same_slides
 
 
 def is_unchanged(file: Path, known: Identity) -> bool:
@@ -57,6 +61,41 @@ def test_a_file_cut_short_or_with_another_end_has_another_digest(tmp_path: Path,
     cut = content_digest(file)
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert len({before, cut, content_digest(file)}) == 3
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize(("tag", "value"), [("NewSubfileType", 0), ("ImageDescription", "0.2500 um per pixel")])
+def test_a_header_that_lies_between_the_samples_counts(tmp_path: Path, bigtiff: bool, tag: str, value: object) -> None:
+    """As Aperio's: the directory follows the pixels. Digests of earlier versions do not know it, and stay valid."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
+    slide, copy = tmp_path / "a.tif", tmp_path / "b.tif"
+    with tifffile.TiffWriter(slide, bigtiff=bigtiff) as file:
+        for level, description in ((pixels[:600], None), (pixels, "0.5000 um per pixel")):
+            file.write(level, description=description, subfiletype=1, metadata=None)
+    before = content_digest(slide)
+    shutil.copy(slide, copy)
+    assert content_digest(copy) == before
+    assert {*same_slides([slide, copy])} == {copy}
+    with tifffile.TiffFile(copy, mode="r+b") as file:
+        file.pages[1].tags[tag].overwrite(value)
+    after = content_digest(copy)
+    assert copy.stat().st_size == slide.stat().st_size
+    assert after[:DIGITS] == before[:DIGITS]
+    assert not is_same_content(before, after)
+    assert not same_slides([slide, copy])
+    assert is_same_content(before[:DIGITS], after)
+
+
+def test_a_damaged_directory_of_a_large_tiff_is_no_obstacle(tmp_path: Path) -> None:
+    file = noise(tmp_path / "a.tif", 2 * WHOLE_UP_TO_BYTES)
+    for start in (
+        b"II*\0\xff\xff\xff\xff",
+        b"MM\0+\0\x08\0\0" + b"\xff" * 8,
+        b"II*\0\x08\0\0\0\xff\xff" + b"\xff" * 12,
+    ):
+        file.write_bytes(start + file.read_bytes()[len(start) :])
+        assert content_digest(file) == content_digest(file)
+        assert len(content_digest(file)) > DIGITS
 
 
 def test_a_large_file_is_not_read_whole(tmp_path: Path) -> None:

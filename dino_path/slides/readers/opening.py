@@ -11,7 +11,7 @@ import tifffile
 
 from dino_path.errors import SlideError
 from dino_path.slides.quiet import silence_decoders
-from dino_path.slides.readers.damage import DECODER_ERRORS
+from dino_path.slides.readers.damage import DECODER_ERRORS, damaged
 from dino_path.slides.readers.dicom import is_dicom, refuse_dicom_without_colour
 from dino_path.slides.readers.kinds import NEEDS_EXTRA, ReaderName
 from dino_path.slides.readers.openslide_reader import NotOpened, OpenSlideReader, detect_vendor
@@ -36,7 +36,7 @@ def open_slide_file(path: Path) -> tuple[ReaderName, Reader]:
         name = _reader_name(path)
         if name is None:
             try:
-                return "openslide", OpenSlideReader(path)
+                return "openslide", _opened_by_openslide(path)
             except NotOpened as reason:
                 name = _reader_beyond_openslide(path, str(reason))
     return name, open_reader(name, path)
@@ -56,7 +56,7 @@ def _opened(name: ReaderName, path: Path) -> Reader:
     match name:
         case "openslide":
             try:
-                return OpenSlideReader(path)
+                return _opened_by_openslide(path)
             except NotOpened as reason:
                 raise why_not_opened(path, str(reason)) from None
         case "tifffile":
@@ -76,6 +76,20 @@ def _opened(name: ReaderName, path: Path) -> Reader:
             return WsidicomReader(path)
         case _:
             assert_never(name)
+
+
+def _opened_by_openslide(path: Path) -> OpenSlideReader:
+    """OpenSlide takes as much memory for a tile as the TIFF says that it has; where there is less, the process ends."""
+    if _is_tiff(path):
+        try:
+            with tifffile.TiffFile(path) as file:
+                longest = max((max(page.databytecounts, default=0) for page in file.pages if page.is_tiled), default=0)
+                size = file.filehandle.size
+        except DECODER_ERRORS:
+            longest = size = 0  # OpenSlide says what is damaged
+        if longest > size:
+            raise damaged(path, f"its directory lists a tile of {longest:,} bytes, but the file has {size:,}")
+    return OpenSlideReader(path)
 
 
 @contextmanager

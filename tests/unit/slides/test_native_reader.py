@@ -1,4 +1,5 @@
 import pickle
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -7,8 +8,10 @@ import pytest
 import tifffile
 from slide_files import stained_image, write_jpeg_slide, write_slide_file
 
+from dino_path.errors import SlideError
 from dino_path.slides.readers import native
 from dino_path.slides.readers.native import NativeReader, NotNative, native_reader
+from dino_path.slides.readers.opening import open_reader, open_slide_file
 from dino_path.slides.slide import Slide
 
 IMAGE = stained_image(900, 700)
@@ -126,8 +129,12 @@ def test_a_reader_survives_pickling_and_closing(tmp_path: Path) -> None:
 
 def test_a_tile_that_claims_more_bytes_than_the_file_has_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
     path = write_jpeg_slide(tmp_path / "a.tif", [IMAGE])
-    with tifffile.TiffFile(path, mode="r+b") as file:
-        lengths = list(file.pages[0].databytecounts)
-        file.pages[0].tags["TileByteCounts"].overwrite([2**31, *lengths[1:]])
-    with pytest.raises(NotNative, match="longer than the file"):
-        reader_of(path)
+    with Slide.open(path) as slide:
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            lengths = list(file.pages[0].databytecounts)
+            file.pages[0].tags["TileByteCounts"].overwrite([2**31, *lengths[1:]])
+        with pytest.raises(NotNative, match="longer than the file"):
+            native_reader(slide, 0)
+    for open_file in (reader_of, open_slide_file, partial(open_reader, "openslide")):
+        with pytest.raises(SlideError, match=r"its directory lists a tile of 2,147,483,648 bytes, but the file has"):
+            open_file(path)

@@ -10,16 +10,20 @@ from runs import keep_only_step, state_in
 from tiny import ALONE, differences, tiny_config
 from torch import nn
 
+import dino_path
 from dino_path.config import Config
-from dino_path.errors import CheckpointError, ConfigError
+from dino_path.errors import CheckpointError, ConfigError, FolderInUse
+from dino_path.lock import only_writer
 from dino_path.records.best import best_checkpoint, read_best
 from dino_path.records.metrics import read_metrics
 from dino_path.run import RunFolder
 from dino_path.training import checkpoints, loop
-from dino_path.training.finished import finished_checkpoint
+from dino_path.training.finished import delete_old_checkpoints, finished_checkpoint
 from dino_path.training.loop import pretrain
 
 EVERY_TWO = ("monitor.knn_data=images", "monitor.knn_every_steps=2", "training.keep_checkpoints=1")
+
+FEW = ("training.checkpoint_every_steps=2", "training.keep_checkpoints=2")
 
 
 class Killed(Exception):
@@ -108,6 +112,35 @@ def test_a_kill_at_any_moment_of_a_comparison_loses_and_repeats_none(
     best = read_best(run)
     assert best is not None
     assert (best.step, best.value, best.num_without_gain, names(run)) == (4, 0.7, 3, [4, 10])
+
+
+@pytest.mark.parametrize("caller", ["the loop", "without torch"])
+def test_a_kill_before_the_last_deletion_keeps_no_checkpoint_for_ever(
+    tiles_folder: Path, tmp_path: Path, caller: str
+) -> None:
+    config, run = tiny_config(tiles_folder, tmp_path / "run", *FEW), RunFolder(tmp_path / "run")
+
+    def dying(run: RunFolder, newest: Path, *, keep: int) -> None:
+        if newest == run.checkpoint_file(10):
+            raise Killed
+        delete_old_checkpoints(run, newest, keep=keep)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "delete_old_checkpoints", dying)
+        with pytest.raises(Killed):
+            pretrain(config, ALONE)
+    pretrain(tiny_config(tiles_folder, tmp_path / "whole", *FEW), ALONE)
+    kept = names(RunFolder(tmp_path / "whole"))
+    assert {*kept} < {*names(run)}
+    pretrain(tiny_config(tiles_folder, run.path, *FEW[:1], "training.keep_checkpoints=1"), ALONE)
+    assert {*kept} < {*names(run)}  # a finished run loses none by other settings
+    if caller == "the loop":
+        assert pretrain(config, ALONE) == run.checkpoint_file(10)
+    else:
+        with only_writer(run.path), pytest.raises(FolderInUse):
+            dino_path.pretrain(config=config)
+        assert dino_path.pretrain(config=config).was_finished
+    assert names(run) == kept
 
 
 def test_a_run_that_goes_back_to_an_older_checkpoint_counts_no_comparison_twice(
