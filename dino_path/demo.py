@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 NUM_TRAIN_SLIDES, NUM_TEST_SLIDES = 12, 8
 PIPED_WIDTH = 150  # characters, where no terminal says how many there are
 EDGE_PX = 2560  # of a slide, at 0.5 um per pixel
-INPUT_PX = 64  # of export, evaluation and embedding; chosen by validation slides: benchmarks/demo/README.md
+INPUT_PX = 96  # of export, evaluation and embedding; chosen by validation slides: benchmarks/demo/README.md
 # Two free cores: benchmarks/demo/README.md. Beside other work the same two cores took several times as long.
 HOW_LONG = (
     "5 to 8 minutes on two free cores, several times that on a busy machine; you can stop it at any time: the same"

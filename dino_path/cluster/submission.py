@@ -21,6 +21,7 @@ from dino_path.settings import as_yaml
 TEMPLATES: dict[Stage, str] = {"tile": "tile", "pretrain": "pretrain"}  # the others: command
 HAS_CONFIG = ("tile", "pretrain", "baseline", "evaluate")
 HAS_PROCESSES = ("pretrain", "embed", "evaluate")  # one for each GPU; the others use one
+NO_ANSWER = ("Unable to contact slurm controller", "Could not establish a configuration source")
 HAS_WORKERS = ("embed", "baseline", "evaluate")  # tile.sbatch says it itself
 
 # `#SBATCH --option=value   # why`, or switched off by a second #
@@ -251,10 +252,18 @@ def _sbatch(options: Sequence[str], script_file: Path, *, text: str | None = Non
             "SLURM's commands are needed to submit.",
             "Submit from a login node of the cluster. `--dry-run` shows the script anywhere; torchrun needs no SLURM.",
         ) from None
+    said = " ".join((answer.stderr or answer.stdout).split())
+    if answer.returncode != 0 and any(words in said for words in NO_ANSWER):
+        raise LaunchError(
+            "sbatch",
+            f"reaches no SLURM from this machine ({said.rpartition('sbatch: ')[2]}).",
+            "The commands of SLURM are installed, but no cluster answers them.",
+            "Submit from a login node of the cluster, or see what `sinfo` says. `--dry-run` shows the script anywhere.",
+        )
     if answer.returncode != 0:
         raise LaunchError(
             str(script_file),
-            f"SLURM refuses the job: {' '.join((answer.stderr or answer.stdout).split())}",
+            f"SLURM refuses the job: {said}",
             "The cluster must be able to grant the requested resources.",
             "Change the config's `cluster` section (see `sinfo`; settings for one stage, or for all without a GPU,"
             " are under cluster.stages), or the #SBATCH lines of the script.",

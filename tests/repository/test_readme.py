@@ -55,7 +55,7 @@ def test_the_demo_walks_the_whole_road_in_its_fast_form(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dino_path", "demo", "--fast", "--out", str(out)]
     first = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert first.returncode == 0, first.stderr[-3000:]
-    for row in ("mean-colour", "untrained", "dino", "supervised"):
+    for row in ("mean-colour", "untrained-dino", " dino ", "supervised"):
         assert row in first.stdout
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     assert (out / "dino" / "model.safetensors").is_file()

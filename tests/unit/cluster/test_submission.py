@@ -43,7 +43,7 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(
         "#!/bin/sh\n"
         f'echo "$@" >> {note}\n'
-        'if [ -n "$REFUSE" ]; then echo "sbatch: error: Invalid partition name specified" >&2; exit 1; fi\n'
+        'if [ -n "$REFUSE" ]; then echo "$REFUSE" >&2; exit 1; fi\n'
         f'if [ "$1" = --test-only ]; then cat >> {note}; echo "sbatch: Job 9 to start at noon" >&2; exit 0; fi\n'
         'echo "4711;lab"\n'
     )
@@ -156,12 +156,22 @@ def test_a_dry_run_asks_slurm_and_leaves_nothing(sbatch: Path, tmp_path: Path) -
 
 
 def test_a_refusal_has_slurms_own_words(sbatch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REFUSE", "yes")
+    monkeypatch.setenv("REFUSE", "sbatch: error: Invalid partition name specified")
     with pytest.raises(LaunchError, match="Invalid partition name specified"):
         submit("tile", Config(), ["s"], out=tmp_path / "store", dry_run=False)
     dry = submit("tile", Config(), ["s"], out=tmp_path / "store", dry_run=True)
     assert "Invalid partition name specified" in str(dry.refusal)
     assert dry.text().startswith("#!/bin/bash")
+
+
+def test_a_machine_that_reaches_no_slurm_is_told_so(
+    sbatch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "sbatch: error: fetch_config: lookup failed\nsbatch: fatal: Could not establish a configuration source"
+    monkeypatch.setenv("REFUSE", lines)
+    with pytest.raises(LaunchError, match=r"no SLURM from this machine \(fatal: Could not establish") as caught:
+        submit("tile", Config(), ["s"], out=tmp_path / "store", dry_run=False)
+    assert "login node" in str(caught.value)
 
 
 def test_without_slurm_a_dry_run_shows_the_script_and_a_submission_is_refused(
