@@ -38,10 +38,19 @@ TILES = ("tiles.mpp=0.5", "tiles.size_px=64", "tiles.mask_mpp=4", "tiles.min_are
 FEW = ("evaluation.num_bootstrap=100",)
 PATIENCE_S = 240.0
 WITHOUT_TORCH = {"tile"}
+WITHOUT_MODELS = {
+    *WITHOUT_TORCH,
+    "tile, layouts",
+    "tile, 2 workers",
+    "pretrain",
+    "pretrain, 1 worker",
+    "evaluate slides",
+}
 SPOTS = ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "link")
 UNTOLD = {".lock", "log.txt"}  # says who writes; lines with the time of day
-# Of a window of batches that a resumed run does not have yet (docs/pretraining.md, `dino_path/training/best.py`).
-OF_THE_WINDOW = (".feature_std", ".rankme", "best.json: .value")
+# Of a window of batches that a resumed run does not have yet (docs/pretraining.md, `dino_path/training/best.py`). The
+# best checkpoint by RankMe differs with it, so it is chosen by k-NN here.
+OF_THE_WINDOW = (".feature_std", ".rankme")
 OF_THE_CALL = re.compile(r"[. ]seconds$|/embed_\w+\.json: \.(kept|written)\b")  # what it found, and how long it took
 
 
@@ -88,6 +97,7 @@ def commands(inputs: Path) -> dict[str, Command]:
         return Command(
             lambda out, which: [
                 "pretrain", f"store={images}", f"out={out}", *TINY, *more, f"training.seed={int(which == 'b')}",
+                f"monitor.knn_data={inputs / 'labelled.csv'}", "monitor.knn_every_steps=2",  # see OF_THE_WINDOW
             ]
         )  # fmt: skip
 
@@ -195,20 +205,20 @@ def commands(inputs: Path) -> dict[str, Command]:
 
 def prepare(work: Path, names: Collection[str] = ()) -> Path:
     """Import what these commands need (none: all), and make WORK/inputs where they are not yet there; returns it."""
-    inputs, needs_models = work / "inputs", not names or not {*names} <= WITHOUT_TORCH
+    inputs = work / "inputs"
     import dino_path.slides.find
     import dino_path.slides.quality
     import dino_path.tiles.summary
     import dino_path.tiles.tiling  # noqa: F401
 
-    if needs_models:
+    if not names or not {*names} <= WITHOUT_TORCH:
         load()
     if (inputs / "ready").exists():
         return inputs
     if not (inputs / "slides").exists():
         inputs.mkdir(parents=True, exist_ok=True)
         _paint(inputs)
-    if not needs_models:
+    if names and {*names} <= WITHOUT_MODELS:
         return inputs
     call(_write_published, inputs)
     known = commands(inputs)

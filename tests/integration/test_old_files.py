@@ -62,7 +62,7 @@ def test_a_run_stopped_halfway_ends_where_it_would_have_ended(old: Path) -> None
     for name, value in expected.items():
         # Equal to the bit on the machine that made it; other processors and versions of torch round otherwise.
         torch.testing.assert_close(
-            resumed[name], value, rtol=1e-3, atol=1e-7, msg=lambda text, at=name: f"{at}: {text}"
+            resumed[name], value, rtol=1e-3, atol=1e-6, msg=lambda text, at=name: f"{at}: {text}"
         )
     assert sum(not torch.equal(halfway[name], resumed[name]) for name in halfway) > len(halfway) // 2
 
