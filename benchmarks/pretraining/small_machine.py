@@ -53,6 +53,7 @@ RECIPES = {
     "resnet10t-native": (*RESNET, *MILD, *NATIVE),
     "resnet10t-lr": (*RESNET, *MILD, "optim.base_lr=1.2e-2"),
 }
+FRACTIONS = ("0.1", "0.01")
 CONTROLS = ("mean-colour", "colour-statistics")
 
 
@@ -152,21 +153,24 @@ def evaluated(models: Iterable[str], manifest: Path, out: Path, *words: str) -> 
     return found
 
 
-def choose(data: Path, out: Path, names: Iterable[str], num_tiles: int) -> None:
-    """Each recipe with one seed, judged on the validation parts."""
+def choose(data: Path, out: Path, names: Sequence[str], num_tiles: int) -> None:
+    """Each recipe with one seed, judged on the validation parts beside the untrained networks and the colours."""
     tiles, _, manifests = pool(data, out)
-    parts = [write_validation(one, out / "validation") for one in manifests if one.stem in CHOOSING]
-    for name in names:
-        of_recipe = (f"training.num_tiles={num_tiles}", *RECIPES[name])
-        model = trained(f"{name}-{num_tiles}", out, tiles, VIT, of_recipe)
-        cells = []
-        for part in parts:
+    models = [
+        trained(f"{name}-{num_tiles}", out, tiles, VIT, (f"training.num_tiles={num_tiles}", *RECIPES[name]))
+        for name in names
+    ]
+    untrained = {name.partition("-")[0]: f"untrained:{model}" for name, model in zip(names, models, strict=True)}
+    for manifest in manifests:
+        if manifest.stem in CHOOSING:
+            part = write_validation(manifest, out / "validation")
             rows = evaluated(
-                [str(model), f"untrained:{model}", "colour-statistics"], part,
-                out / "eval" / "validation" / model.name / part.stem, "evaluation.protocols=[knn,logistic]",
+                [*map(str, models), *untrained.values(), "colour-statistics"], part,
+                out / "eval" / f"validation-{part.stem}-{'-'.join(names)}", "evaluation.protocols=[knn,logistic]",
+                "evaluation.input_px=64",
             )  # fmt: skip
-            cells += [f"{part.stem}: " + ", ".join(f"{row['model']} {row['protocol']} {balanced(row)}" for row in rows)]
-        print(name, *cells, sep="\n  ", flush=True)
+            for row in rows:
+                print(f"{part.stem}, {row['model']} {row['protocol']}: {balanced(row)}", flush=True)
 
 
 def balanced(row: dict[str, object]) -> str:
@@ -186,21 +190,28 @@ def test(data: Path, out: Path, num_seeds: int, settings: Sequence[str]) -> None
     ]
     specs = [*map(str, models), f"untrained:{models[0]}", *CONTROLS]
     for manifest in manifests:
-        base = out / "baselines" / manifest.stem
-        for fraction in ("1", "0.1", "0.01"):
-            if not list(base.glob("*.json" if fraction == "1" else f"fraction_{fraction}/**/*.json")):
-                dino_path(
-                    "baseline", "--data", str(manifest), "--out", str(base), "--fraction", fraction,
-                    "baseline.input_px=64", f"baseline.num_epochs={5 if fraction == '1' else 20}",
-                )  # fmt: skip
-        shared = ("--baseline", str(base))
-        rows = evaluated(specs, manifest, out / "eval" / manifest.stem, *shared)
-        rows += evaluated(
-            specs, manifest, out / "eval" / f"{manifest.stem}-few", *shared, "--fractions", "0.1,0.01",
-        )  # fmt: skip
+        rows = evaluated(specs, manifest, out / "eval" / manifest.stem)
+        if manifest.stem in CHOOSING:  # of the fourth, a tenth of the labels is one image of a class
+            base = out / "baselines" / manifest.stem
+            for fraction in FRACTIONS:
+                train_supervised(manifest, base, fraction)
+            words = ("--baseline", str(base), "--fractions", ",".join(FRACTIONS))
+            rows += evaluated(specs, manifest, out / "eval" / f"{manifest.stem}-few", *words)
         for row in rows:
             share = f" {row['fraction']:.0%} of the labels" if "fraction" in row else ""
             print(f"{manifest.stem}{share}, {row['model']} {row['protocol']}: {balanced(row)}", flush=True)
+
+
+def train_supervised(manifest: Path, base: Path, fraction: str) -> None:
+    """ResNet-50 from scratch on five draws of so many labels; 20 epochs of fewer than 200 images, else 10."""
+    if (base / f"fraction_{fraction}" / "draw_4" / "result.json").exists():
+        return
+    with manifest.open(newline="") as file:
+        num_labels = float(fraction) * sum(row["split"] == "train" for row in csv.DictReader(file))
+    dino_path(
+        "baseline", "--data", str(manifest), "--out", str(base), "--fraction", fraction, "baseline.input_px=64",
+        f"baseline.num_epochs={20 if num_labels < 200 else 10}",
+    )  # fmt: skip
 
 
 def main() -> None:

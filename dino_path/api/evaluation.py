@@ -227,7 +227,7 @@ def _check(
     out = out or results_folder(specs, labelled, "fractions" if shares else protocol)
     refuse_unwritable(out)
     if baseline is not None:
-        check_baseline(baseline, labelled, config)
+        check_baseline(baseline, labelled, config, shares)
     planned = Planned(
         _stem(protocol, shares), specs, _wanted(protocol, config), shares, has_baseline=baseline is not None
     )

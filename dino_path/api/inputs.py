@@ -111,13 +111,14 @@ def check_images(paths: Sequence[Path]) -> None:
             )
 
 
-def check_baseline(folder: Path, labelled: LabelledSet, config: Config) -> None:
-    """There is a finished baseline for the data."""
+def check_baseline(folder: Path, labelled: LabelledSet, config: Config, fractions: Sequence[float] = ()) -> None:
+    """There is a finished baseline for the data: of all labels, or of one of these fractions."""
     from dino_path.evaluation.baseline.files import BaselineFolder
     from dino_path.evaluation.labelled.division import divide
 
-    first = divide(labelled, config.evaluation).folders(folder)[0]
-    BaselineFolder(first).read_result()
+    first = BaselineFolder(divide(labelled, config.evaluation).folders(folder)[0])
+    if not any(first.of_draw(share, 0).is_finished() for share in fractions):
+        first.read_result()
 
 
 def check_continued_run(config: Config) -> None:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from dino_path.config import BaselineConfig, EvaluationConfig
+from dino_path.api.inputs import check_baseline
+from dino_path.config import BaselineConfig, Config, EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.baseline.files import BaselineFolder
 from dino_path.evaluation.baseline.training import train_baseline
@@ -135,6 +136,15 @@ def test_the_supervised_network_stands_beside_with_the_same_labels(labelled, tmp
 def test_a_folder_without_any_baseline_is_refused(labelled, tmp_path):
     with pytest.raises(DataError, match=r"no result\.json here"):
         run(labelled, tmp_path / "out", baseline=tmp_path / "nowhere", specs=["mean-colour"])
+
+
+def test_a_baseline_of_a_fraction_alone_will_do(labelled, tmp_path):
+    folder = BaselineFolder(tmp_path / "baseline")
+    train(labelled.label_draws(0.25, 5, seed=0)[0], folder.of_draw(0.25, 0).path)
+    config = Config(evaluation=CONFIG)
+    check_baseline(folder.path, labelled, config, [1.0, 0.25])
+    with pytest.raises(DataError, match=r"no result\.json here"):
+        check_baseline(folder.path, labelled, config, [0.1])
 
 
 def test_fits_that_did_not_converge_are_counted(labelled, tmp_path, monkeypatch):
