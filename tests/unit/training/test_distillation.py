@@ -241,7 +241,7 @@ def test_kept_features_are_those_that_the_model_gives_in_every_step(
         )
         states.append(state_in(RunFolder(tmp_path / out).checkpoint_file(4)))
         assert sum(calls) == (12 if cached == "true" else 4 * 8)  # every tile once; two views of four tiles a step
-    tolerance = {"rtol": 1e-3, "atol": 2e-4} if patches else {"rtol": 1e-5, "atol": 1e-6}  # patches lie there in fp16
+    tolerance = {"rtol": 1e-3, "atol": 2e-4} if patches else {"rtol": 1e-5, "atol": 1e-5}  # patches lie there in fp16
     names = [name for name in states[0] if name.startswith("student_backbone")]
     for name in names:
         torch.testing.assert_close(states[0][name], states[1][name], **tolerance)
