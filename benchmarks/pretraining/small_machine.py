@@ -2,7 +2,7 @@
 
     export OMP_NUM_THREADS=1
     uv run python benchmarks/pretraining/small_machine.py choose DATA --out OUT [--only NAME ...] [--tiles 9000]
-    uv run python benchmarks/pretraining/small_machine.py test DATA --out OUT [--tiles 36000] [--seeds 3]
+    uv run python benchmarks/pretraining/small_machine.py test DATA --out OUT [--seeds 3]
 
 DATA has the folders of `SETS`, `nuinsseg-dev` and `slides`. The pool has no labels: all of it that is in no test part.
 `choose` trains each recipe of `RECIPES` on the labelled sets' part of the pool, and evaluates it on validation parts (a
@@ -18,15 +18,14 @@ import csv
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
 from curve import prepare
+from objectives import dino_path
 
-import dino_path as dp
+from dino_path import TileStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "resnet10t_cpu_15min.yaml"
 VIT = Path(__file__).parents[2] / "configs" / "vit192_cpu_1h.yaml"
@@ -55,10 +54,6 @@ RECIPES = {
 }
 FRACTIONS = ("0.1", "0.01")
 CONTROLS = ("mean-colour", "colour-statistics")
-
-
-def dino_path(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "dino_path", *words], check=True)
 
 
 def pool(data: Path, out: Path) -> tuple[Path, Path, list[Path]]:
@@ -109,7 +104,7 @@ def write_tiles(slides: Path, mpp: str, pool: Path, work: Path) -> None:
         )
     )  # fmt: skip
     dino_path("tile", str(table), "--out", str(work / "store"), f"tiles.mpp={mpp}", "tiles.size_px=128", "--quiet")
-    store = dp.TileStore(work / "store")
+    store = TileStore(work / "store")
     of_slide = [str(slide) for slide in store.table["slide_id"].to_pylist()]
     for slide in sorted(set(of_slide)):
         numbers = [number for number, other in enumerate(of_slide) if other == slide]
@@ -147,9 +142,10 @@ def trained(name: str, out: Path, tiles: Path, config: Path, settings: Sequence[
 
 def evaluated(models: Iterable[str], manifest: Path, out: Path, *words: str) -> list[dict[str, object]]:
     """The rows of `evaluate table`."""
-    if not list(out.glob("*.json")):
+    file = out / ("fractions.json" if "--fractions" in words else "results.json")
+    if not file.exists():
         dino_path("evaluate", "table", *models, "--data", str(manifest), "--out", str(out), *words)
-    found: list[dict[str, object]] = json.loads(next(iter(out.glob("[rf]*s.json"))).read_text())["rows"]
+    found: list[dict[str, object]] = json.loads(file.read_text())["rows"]
     return found
 
 
