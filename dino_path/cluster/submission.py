@@ -21,8 +21,8 @@ from dino_path.settings import as_yaml
 TEMPLATES: dict[Stage, str] = {"tile": "tile", "pretrain": "pretrain"}  # the others: command
 HAS_CONFIG = ("tile", "pretrain", "baseline", "evaluate")
 HAS_PROCESSES = ("pretrain", "embed", "evaluate")  # one for each GPU; the others use one
-NO_ANSWER = ("Unable to contact slurm controller", "Could not establish a configuration source")
 HAS_WORKERS = ("embed", "baseline", "evaluate")  # tile.sbatch says it itself
+NO_ANSWER = ("Unable to contact slurm controller", "Could not establish a configuration source")
 
 # `#SBATCH --option=value   # why`, or switched off by a second #
 OPTION = re.compile(r"#?#SBATCH (?P<name>--[a-z-]+)(=\S*)?(?P<why> +# .*)?")
