@@ -250,24 +250,34 @@ def test_a_gigantic_slide_of_one_level_is_tiled_in_little_memory(tmp_path: Path)
 
 
 # Python imports this module when it starts, in worker processes too.
-A_LIBRARY_RAISES = """
+ON_OPENING_A = """
+import os, signal
 from dino_path.slides.slide import Slide
 opened = Slide.open
-def open_or_raise(path, **settings):
+def fail_or_open(path, **settings):
     if path.name == "a.tif":
-        raise TypeError("from a library")
+        {fault}
     return opened(path, **settings)
-Slide.open = open_or_raise
+Slide.open = fail_or_open
 """
 
 
 def with_an_error_that_nobody_foresaw(path: Path) -> None:
+    on_opening(path, 'raise TypeError("from a library")')
+
+
+def with_a_crash_of_its_process(path: Path) -> None:
+    """As the kernel ends a process that wants too much memory, or a decoder written in C ends its own."""
+    on_opening(path, "os.kill(os.getpid(), signal.SIGKILL)")
+
+
+def on_opening(path: Path, fault: str) -> None:
     (path.parent / "python").mkdir()
-    (path.parent / "python/sitecustomize.py").write_text(A_LIBRARY_RAISES)
+    (path.parent / "python/sitecustomize.py").write_text(ON_OPENING_A.format(fault=fault))
 
 
 def with_a_byte_count_of_a_terabyte(path: Path) -> None:
-    """Allocating as much for a tile, a library written in C ends the process."""
+    """A library that allocates what a tile is said to need would end the process."""
     write_jpeg_slide(path, [tissue_image()], tile_px=64, bigtiff=True)
     with tifffile.TiffFile(path) as file:
         tag = file.pages[0].tags["TileByteCounts"]  # type: ignore[union-attr]
@@ -288,7 +298,8 @@ def write_into(path: Path, at: int, data: bytes) -> None:
     [
         (with_an_error_that_nobody_foresaw, 0, ("unexpected TypeError", "Traceback", "from a library")),
         (with_an_error_that_nobody_foresaw, 2, ("unexpected TypeError", "Traceback", "from a library")),
-        (with_a_byte_count_of_a_terabyte, 1, (DIED,)),
+        (with_a_crash_of_its_process, 1, (DIED,)),
+        (with_a_byte_count_of_a_terabyte, 0, ("lists a tile of 1,099,511,627,776 bytes",)),
     ],
 )
 def test_whatever_one_slide_does_it_is_a_failed_slide_and_the_others_are_tiled(
