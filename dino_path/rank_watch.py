@@ -22,6 +22,7 @@ from torch._C._distributed_c10d import ProcessGroup, Store
 
 CHECK_EVERY_S = 1.0
 LISTEN_S = 3.0  # for lines of others: who writes none is dead or stopped
+END_S = 10.0  # for which the last answer of the store is awaited; a busy machine may take seconds
 GRACE_S = 5.0  # from the news that another process has failed to the end of this one
 SILENT_S = 120.0  # without a line: a process is dead or stopped (one that reads a disk which hangs goes on writing)
 EXIT_LOST = 2  # as a refusal: the process that failed has said more
@@ -137,9 +138,13 @@ class RankWatch(threading.Thread):
 
     def leave(self, store: Store) -> None:
         """Stop writing lines, and record that this process has ended normally, so that nobody waits for it."""
-        self.done.set()
-        self.join(2 * CHECK_EVERY_S)
+        self.end()
         store.set(f"line_{self.rank}", str(LEFT))
+
+    def end(self) -> None:
+        """Wait for the answer that this thread may be waiting for: while Python ends, it would abort the process."""
+        self.done.set()
+        self.join(END_S)
 
     def name_silent(self, store: Store) -> str:
         """Who writes no lines now, in words, or nothing: the end of a connection says that some process has died."""

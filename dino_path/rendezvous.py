@@ -226,7 +226,7 @@ def process_group(
     else:
         _leave(point, store, watch)
     finally:
-        watch.done.set()
+        watch.end()
 
 
 @contextmanager

@@ -43,6 +43,9 @@ MILDER = (
     "views.saturation=0.1", "views.hue=0.02", "views.grey_prob=0",
 )  # fmt: skip
 NATIVE = ("views.global_scale=[0.25,0.7]", "views.local_scale=[0.05,0.25]")
+TEMPERATURES = ("teacher_temp", "warmup_teacher_temp")
+VIT_ARGUMENTS = "embed_dim: 192, depth: 6, num_heads: 6, patch_size: 8, img_size: 64"
+LOCALITY = "shifted_patch_tokenization: true, locality_self_attention: true"
 RECIPES = {
     "vit": (),
     "resnet10t": RESNET,
@@ -51,6 +54,16 @@ RECIPES = {
     "resnet10t-milder": (*RESNET, *MILDER),
     "resnet10t-native": (*RESNET, *MILD, *NATIVE),
     "resnet10t-lr": (*RESNET, *MILD, "optim.base_lr=1.2e-2"),
+    # Each of these beside resnet10t-native.
+    "resnet10t-momentum95": (*RESNET, *MILD, *NATIVE, "training.momentum=0.95"),
+    "resnet10t-momentum996": (*RESNET, *MILD, *NATIVE, "training.momentum=0.996"),
+    "resnet10t-temp06": (*RESNET, *MILD, *NATIVE, *(f"objective.dino.{name}=0.06" for name in TEMPERATURES)),
+    "resnet10t-locals2": (*RESNET, *MILD, *NATIVE, "views.num_local=2"),
+    "convnext": ("model.backbone=convnext_atto", "model.arguments={}", *MILD, *NATIVE),
+    "resnet18": ("model.backbone=resnet18", "model.arguments={}", *MILD, *NATIVE),
+    # And these beside vit.
+    "vit-native": (*MILD, *NATIVE),
+    "vit-locality": (f"model.arguments={{{VIT_ARGUMENTS}, {LOCALITY}}}",),
 }
 FRACTIONS = ("0.1", "0.01")
 CONTROLS = ("mean-colour", "colour-statistics")
