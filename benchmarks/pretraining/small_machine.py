@@ -33,6 +33,7 @@ SETS = ("pcam-dev", "lc25000-lung-dev", "oral-oscc", "nct-crc-108")
 CHOOSING = SETS[:3]  # the fourth has 72 images outside its test part
 SLIDE_TILES = 2000  # at most, of a slide at one scale
 NUCLEI_PX = 256  # fields of 512 px are cut into quarters
+NUCLEI_SCALE = 2.0  # for the segmentation: the ResNet's last feature map then has a vector per 16 px of the field
 MILD = (
     "views.stain_sigma=0.2", "views.stain_bias=0.05", "views.brightness=0.2", "views.contrast=0.2",
     "views.saturation=0.2", "views.hue=0.05", "views.grey_prob=0",
@@ -54,14 +55,14 @@ RECIPES = {
     "resnet10t-milder": (*RESNET, *MILDER),
     "resnet10t-native": (*RESNET, *MILD, *NATIVE),
     "resnet10t-lr": (*RESNET, *MILD, "optim.base_lr=1.2e-2"),
-    # Each of these beside resnet10t-native.
+    # Beside resnet10t-native:
     "resnet10t-momentum95": (*RESNET, *MILD, *NATIVE, "training.momentum=0.95"),
     "resnet10t-momentum996": (*RESNET, *MILD, *NATIVE, "training.momentum=0.996"),
     "resnet10t-temp06": (*RESNET, *MILD, *NATIVE, *(f"objective.dino.{name}=0.06" for name in TEMPERATURES)),
     "resnet10t-locals2": (*RESNET, *MILD, *NATIVE, "views.num_local=2"),
     "convnext": ("model.backbone=convnext_atto", "model.arguments={}", *MILD, *NATIVE),
     "resnet18": ("model.backbone=resnet18", "model.arguments={}", *MILD, *NATIVE),
-    # And these beside vit.
+    # Beside vit:
     "vit-native": (*MILD, *NATIVE),
     "vit-locality": (f"model.arguments={{{VIT_ARGUMENTS}, {LOCALITY}}}",),
 }
@@ -209,6 +210,13 @@ def test(data: Path, out: Path, num_seeds: int, settings: Sequence[str]) -> None
         for row in rows:
             share = f" {row['fraction']:.0%} of the labels" if "fraction" in row else ""
             print(f"{manifest.stem}{share}, {row['model']} {row['protocol']}: {balanced(row)}", flush=True)
+    nuclei = out / "eval" / "nuclei"
+    if not (nuclei / "segmentation.json").exists():
+        dino_path(
+            "evaluate", "segmentation", *specs, "--data", str(out / "nuclei.csv"),
+            "--out", str(nuclei), f"evaluation.segmentation_scale={NUCLEI_SCALE}",
+        )  # fmt: skip
+    print((nuclei / "segmentation.md").read_text(), flush=True)
 
 
 def train_supervised(manifest: Path, base: Path, fraction: str) -> None:
