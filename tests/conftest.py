@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,9 +41,14 @@ def tab(chromium: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture(autouse=True)
-def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Abandoned files are cleaned only once per process and folder; reset that."""
+def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Abandoned files are cleaned only once per process and folder, and a command configures the log: reset both."""
     monkeypatch.setattr("dino_path.atomic._swept", set())
+    logger = logging.getLogger("dino_path")
+    before = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
