@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +45,20 @@ def tab(chromium: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture(autouse=True)
-def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Abandoned files are cleaned only once per process and folder; reset that."""
+def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Abandoned files are cleaned only once per process and folder, and a command configures the log: reset both."""
     monkeypatch.setattr("dino_path.atomic._swept", set())
+    logger = logging.getLogger("dino_path")
+    before = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])
+
+
+def pytest_configure() -> None:
+    """Shells start what runs in the background with Ctrl-C ignored, and all that it starts: tests send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -144,10 +144,10 @@ def main() -> int:
     chosen = options.only or [*known]
     print(f"seed {options.seed}; {options.moments} moments each, {options.seconds:g} s in all")
     print(f"{'command':24}{'tried':>7}{'killed':>8}{'survived':>10}{'lost':>6}{'spots':>7}{'s':>7}  not compared")
-    total = Tally()
+    total, end_s = Tally(), time.monotonic() + options.seconds
     for number, name in enumerate(chosen):
         begun_s = time.monotonic()
-        deadline_s = begun_s + options.seconds / len(chosen)
+        deadline_s = begun_s + (end_s - begun_s) / (len(chosen) - number)  # what one leaves over goes to the others
         arena = Arena(options.work.resolve(), name, known[name], known)
         undisturbed = arena.undisturbed()
         rng = random.Random(f"{options.seed} {number} {name}")

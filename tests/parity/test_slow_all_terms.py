@@ -20,7 +20,7 @@ SETTINGS = (
     "objective.dino.weight=0.75", "objective.dino.num_prototypes=12", "objective.ibot.num_prototypes=9",
     "objective.dino.teacher_temp=0.07", "objective.dino.teacher_temp_warmup=3 steps", "objective.kde.weight=0.5",
     "optim.base_lr=0.05", "optim.lr_scaling=sqrt", "optim.lr_warmup=0 steps", "optim.final_lr=0.0001",
-    "optim.layer_decay=0.8", "optim.patch_embed_lr=0.2", "optim.clip_scope=module", "optim.clip_norm=8",
+    "optim.layer_decay=0.8", "optim.patch_embed_lr=0.2", "optim.clip_scope=module", "optim.clip_norm=20",
     "optim.freeze_by=zero_lr",
 )  # fmt: skip
 CASES = {

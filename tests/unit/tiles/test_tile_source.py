@@ -101,7 +101,8 @@ def test_transparent_pixels_are_white_and_grey_and_16_bit_images_are_rgb() -> No
 
 @pytest.mark.parametrize("kind", [np.float32, np.int16])
 def test_pixels_that_are_no_colours_are_refused_and_not_taken_for_black(kind: type) -> None:
-    encoded = cv2.imencode(".tiff", np.full((4, 4, 3), 0.5 if kind is np.float32 else -3, dtype=kind))[1].tobytes()
+    pixels = np.full((4, 4, 3), 0.5 if kind is np.float32 else -3, dtype=kind)
+    encoded = cv2.imencode(".tiff", pixels, [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()  # 1: none
     with pytest.raises(TileStoreError, match=rf"(?s)cohort/7\.tif: cannot be read \(its pixels are {kind.__name__}"):
         decode_tile(encoded, "cohort/7.tif")
 
