@@ -40,9 +40,14 @@ class Progress:
 
     @property
     def count(self) -> int:
-        if self.group is None:
+        group = self.group  # the watch's thread reads this while the main thread may leave
+        if group is None:
             return self._arrived
-        return self._arrived + int(self.group._get_sequence_number_for_group())  # type: ignore[attr-defined]
+        return self._arrived + int(group._get_sequence_number_for_group())  # type: ignore[attr-defined]
+
+    def leave(self) -> None:
+        """Keep the count, and let go of the group: its threads end only with it, and must before Python does."""
+        self._arrived, self.group = self.count, None
 
     def arrive(self) -> None:
         """Note that an exchange, or a part of the work that all have in common, begins."""
@@ -100,6 +105,8 @@ class RankWatch(threading.Thread):
         self.gone = f"{server}, which served the meeting point, is gone."
         self.failed = ""
         self.done = threading.Event()
+        self.is_open = threading.Event()
+        """The connection stands, or failed: from now on the death of the server is noticed at once."""
         self.beat = 0
         self._neighbour = (rank + 1) % size
 
@@ -111,7 +118,10 @@ class RankWatch(threading.Thread):
         waited_for, neighbour_line = -1, b""
         waits_since = silent_since = 0
         try:
-            store = self.open_store()
+            try:
+                store = self.open_store()
+            finally:
+                self.is_open.set()
             while not self.done.wait(CHECK_EVERY_S):
                 if store.check(["failed"]):
                     self.failed = store.get("failed").decode()

@@ -205,6 +205,7 @@ def process_group(
     try:
         _init(backend, store, rank, size, timeout_s=timeout_s + BACKEND_S)
         progress.group = dist.group.WORLD
+        watch.is_open.wait(timeout_s)  # else one that connects to a server that has just died tries for `timeout_s`
         yield
     except StoppedBySignal:  # of all of them, in order
         _leave(point, store, watch)
@@ -260,6 +261,7 @@ def _init(backend: str, store: Store, rank: int, size: int, *, timeout_s: float)
 
 def _leave(point: MeetingPoint, store: Store, watch: RankWatch) -> None:
     """End the process group in order. Rank 0 serves the store, and so goes last."""
+    watch.progress.leave()
     dist.destroy_process_group()
     watch.leave(store)
     store.add("gone", 1)
