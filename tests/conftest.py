@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 from chromium import Browser, Page, open_browser
 
-# A shell that starts this in the background without job control has Ctrl-C ignored, in every process begun here too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
