@@ -39,7 +39,7 @@ EDGE_PX = 2560  # of a slide, at 0.5 um per pixel
 INPUT_PX = 96  # of export, evaluation and embedding; chosen by validation slides: benchmarks/demo/README.md
 # Two free cores: benchmarks/demo/README.md. Beside other work the same two cores took several times as long.
 HOW_LONG = (
-    "5 minutes on two free cores, several times that on a busy machine; you can stop it at any time: the same"
+    "5 to 6 minutes on two free cores, several times that on a busy machine; you can stop it at any time: the same"
     " command continues"
 )
 # The minute's version walks the same road on fewer slides and a few steps; its numbers mean nothing.
