@@ -118,20 +118,23 @@ def test_a_signal_to_all_processes_ends_the_step_saves_it_and_loses_nothing(
 
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_ranks_stops_both_after_the_same_step(tiles_folder: Path, tmp_path: Path) -> None:
-    settings = (*LONG, "training.batch_size_per_gpu=2", "training.checkpoint_every_steps=50")
+    num_steps = 80
+    settings = (
+        *LONG, f"training.num_steps={num_steps}", "training.batch_size_per_gpu=2", "training.checkpoint_every_steps=20"
+    )  # fmt: skip
     ranks = two_ranks(tiles_folder, tmp_path / "run", *settings)
     ranks[0].wait_for_checkpoints(1)
     ranks[1].process.send_signal(signal.SIGTERM)
     ends = [rank.end() for rank in ranks]
     assert [code for code, _, _ in ends] == [EXIT_STOPPED, EXIT_STOPPED], ends
     stopped = ranks[0].run.checkpoint_files()[-1]
-    assert stopped != ranks[0].run.checkpoint_file(NUM_STEPS)
+    assert stopped != ranks[0].run.checkpoint_file(num_steps)
     assert "stopped by another process after step" in ends[0][2]
     assert "stopped by SIGTERM after step" in ends[1][2]
     for out in ("run", "whole"):
         ends = [rank.end() for rank in two_ranks(tiles_folder, tmp_path / out, *settings)]
         assert [code for code, _, _ in ends] == [0, 0], ends
-    whole, resumed = (RunFolder(tmp_path / out).checkpoint_file(NUM_STEPS) for out in ("whole", "run"))
+    whole, resumed = (RunFolder(tmp_path / out).checkpoint_file(num_steps) for out in ("whole", "run"))
     assert differences(state_in(whole), state_in(resumed)) == []
 
 
