@@ -93,10 +93,10 @@ def licence_of(installed: Distribution) -> str:
 
     Of a License field that is the whole text of a licence the first line stands, where there are no classifiers.
     """
-    expression = installed.metadata["License-Expression"]
+    expression = _field(installed, "License-Expression")
     if expression:
-        return str(expression)
-    field = str(installed.metadata["License"] or "").strip()
+        return expression
+    field = _field(installed, "License").strip()
     if NO_NAME.fullmatch(field):
         field = ""
     if field and "\n" not in field and len(field) <= LONGEST_NAME:
@@ -109,6 +109,11 @@ def licence_of(installed: Distribution) -> str:
     if classifiers:
         return "; ".join(classifiers)
     return field.splitlines()[0].strip()[:LONGEST_NAME] if field else UNKNOWN
+
+
+def _field(installed: Distribution, name: str) -> str:
+    """A field of the metadata, or "": asking for a missing one by `[name]` is deprecated since Python 3.13."""
+    return next(iter(installed.metadata.get_all(name) or ()), "")
 
 
 def note_of(licence: str) -> Note:

@@ -11,7 +11,7 @@ from dino_path.licences import Licence, licences, note_of
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Writes the metadata of an installed package."""
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
 
     def write(name: str, *lines: str, text: str = "") -> None:
         folder = tmp_path / f"{name.replace('-', '_')}-1.0.dist-info"
