@@ -24,6 +24,7 @@ from scipy.stats import beta
 from dino_path.evaluation.measures import metrics
 from dino_path.evaluation.measures.confusion import summarise
 from dino_path.evaluation.measures.intervals import score_interval
+from dino_path.evaluation.measures.sample import Sample, Units
 
 NUM_RESAMPLES = 300
 MEAN_IMAGES = 20
@@ -64,7 +65,7 @@ SCENARIOS = (
 class Experiment:
     """What was tested: patient, true and predicted classes (2, N) of both models, and class scores (2, N, 2)."""
 
-    units: metrics.Units
+    units: Units
     labels: np.ndarray
     predicted: np.ndarray
     scores: np.ndarray
@@ -93,7 +94,7 @@ def draw(scenario: Scenario, num_patients: int, rng: np.random.Generator) -> Exp
     # How sure a model is has nothing to do with being right: the area under the ROC curve is the share right.
     sure = rng.uniform(0.5, 1, (2, len(patient)))
     positive = np.where(predicted == 1, sure, 1 - sure)
-    units = metrics.Units("patients", patient.astype(np.int64))
+    units = Units("patients", patient.astype(np.int64))
     return Experiment(units, labels, predicted, np.stack([1 - positive, positive], axis=2))
 
 
@@ -111,14 +112,14 @@ Ends = tuple[float, float]
 NONE: Ends = (np.nan, np.nan)
 
 
-def percentile(sample: metrics.Sample, *, lowest: float | None) -> Ends:
+def percentile(sample: Sample, *, lowest: float | None) -> Ends:
     """Percentiles of the bootstrap over patients."""
     draws = sample.draws[~np.isnan(sample.draws)]
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
 
-def bca(sample: metrics.Sample, *, lowest: float | None) -> Ends:
+def bca(sample: Sample, *, lowest: float | None) -> Ends:
     """Bias-corrected and accelerated (Efron 1987)."""
     draws, left_out = sample.draws[~np.isnan(sample.draws)], -sample.left_out.units
     share = ((draws < sample.value).sum() + 0.5 * (draws == sample.value).sum()) / len(draws)
@@ -131,19 +132,19 @@ def bca(sample: metrics.Sample, *, lowest: float | None) -> Ends:
     return float(low), float(high)
 
 
-def normal(sample: metrics.Sample, *, lowest: float | None) -> Ends:
+def normal(sample: Sample, *, lowest: float | None) -> Ends:
     """The jackknife's standard error times 1.96."""
     arm = 1.959964 * sample.left_out.standard_error()
     return sample.value - arm, sample.value + arm
 
 
-def pseudo_values(sample: metrics.Sample) -> np.ndarray:
+def pseudo_values(sample: Sample) -> np.ndarray:
     """The pseudo-value of each patient (Tukey 1958)."""
     units = sample.left_out.units
     return sample.value - (len(units) - 1) * units
 
 
-def bootstrap_t(sample: metrics.Sample, *, lowest: float | None) -> Ends:
+def bootstrap_t(sample: Sample, *, lowest: float | None) -> Ends:
     """Studentised bootstrap of the pseudo-values (Efron 1981)."""
     values = pseudo_values(sample)
     drawn = values[np.random.default_rng(0).integers(len(values), size=(NUM_RESAMPLES, len(values)))]
@@ -155,7 +156,7 @@ def bootstrap_t(sample: metrics.Sample, *, lowest: float | None) -> Ends:
     return values.mean() - low, values.mean() - high
 
 
-def sign_flip(sample: metrics.Sample, *, lowest: float | None) -> Ends:
+def sign_flip(sample: Sample, *, lowest: float | None) -> Ends:
     """Values not rejected by a sign-flip test of the pseudo-values: percentiles of subset means (Hartigan 1969)."""
     values = pseudo_values(sample)
     if len(values) < 6:
@@ -169,14 +170,14 @@ def sign_flip(sample: metrics.Sample, *, lowest: float | None) -> Ends:
     return means[rank - 1], means[-rank]
 
 
-def t_all(sample: metrics.Sample, *, lowest: float | None) -> Ends:
+def t_all(sample: Sample, *, lowest: float | None) -> Ends:
     """The jackknife with Student's t of G - 1 degrees of freedom."""
     units = sample.left_out.units
     arm = float(stdtrit(len(units) - 1, 0.975) * np.sqrt((len(units) - 1) / len(units) * (units**2).sum()))
     return sample.value - arm, sample.value + arm
 
 
-def t_effective(sample: metrics.Sample, *, lowest: float | None) -> Ends:
+def t_effective(sample: Sample, *, lowest: float | None) -> Ends:
     """The jackknife with Student's t with the effective degrees of freedom of the units."""
     if not sample.left_out.freedom:
         return NONE
@@ -184,7 +185,7 @@ def t_effective(sample: metrics.Sample, *, lowest: float | None) -> Ends:
     return sample.value - arm, sample.value + arm
 
 
-def t_logit(sample: metrics.Sample, *, lowest: float | None) -> Ends:
+def t_logit(sample: Sample, *, lowest: float | None) -> Ends:
     """The same on the logit scale; only for scores, because differences have no logit."""
     if lowest is None:
         return NONE

@@ -17,7 +17,7 @@ import numpy as np
 
 from dino_path.evaluation.measures.across_sets import _ranks, mean_ranks
 from dino_path.evaluation.measures.intervals import LeftOut
-from dino_path.evaluation.measures.metrics import Sample
+from dino_path.evaluation.measures.sample import Sample
 
 NUM_RESAMPLES = 400
 SCENARIOS = {  # true scores, in standard errors of one score

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dino_path.config import CaseUnit, CohortConfig, Task
 from dino_path.errors import ConfigError, DataError
 from dino_path.evaluation.measures.confusion import Floats, Ints
-from dino_path.evaluation.measures.metrics import Units
+from dino_path.evaluation.measures.sample import Units
 from dino_path.features.bags import Bag, BagFolder, Features, open_bag
 from dino_path.features.layouts import TridentLayout
 from dino_path.features.specs import CONTROL_NAMES

@@ -16,15 +16,10 @@ from dino_path.config import CohortConfig
 from dino_path.evaluation.cohorts.cohort import Cohort
 from dino_path.evaluation.cohorts.folds import Folds
 from dino_path.evaluation.measures.confusion import Floats, Ints, Margins, class_scores, mean_where_known, summarise
+from dino_path.evaluation.measures.counts import confusion_samples
 from dino_path.evaluation.measures.intervals import LEAST_FREEDOM, Score, degrees_of_freedom
-from dino_path.evaluation.measures.metrics import (
-    BOOTSTRAP_FREEDOM,
-    Sample,
-    confusion_samples,
-    mean_sample,
-    pair_sample,
-)
-from dino_path.evaluation.measures.pairs import class_pairs, survival_pairs
+from dino_path.evaluation.measures.pairs import class_pairs, pair_sample, survival_pairs
+from dino_path.evaluation.measures.sample import BOOTSTRAP_FREEDOM, Sample, mean_sample
 
 TITLES = {
     "auroc": "AUROC",

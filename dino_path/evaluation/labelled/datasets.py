@@ -35,7 +35,7 @@ from dino_path.evaluation.labelled.published import (
 )
 from dino_path.evaluation.labelled.regions import read_store
 from dino_path.evaluation.labelled.splits import Ints, draw_labelled, draw_part, linked_units
-from dino_path.evaluation.measures.metrics import Units
+from dino_path.evaluation.measures.sample import Units
 from dino_path.progress import meter
 from dino_path.records.tables import LABELLED
 from dino_path.tiles.images import ImageFiles

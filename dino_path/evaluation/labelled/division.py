@@ -19,7 +19,7 @@ from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import GIVEN_SPLIT, LabelledSet, digest_of_split
 from dino_path.evaluation.labelled.splits import draw_folds
 from dino_path.evaluation.measures.confusion import Ints
-from dino_path.evaluation.measures.metrics import Units
+from dino_path.evaluation.measures.sample import Units
 from dino_path.records.tables import LABELLED
 
 FEW_UNITS = 10  # tested by a drawn split: then every table suggests a cross-validation

@@ -12,7 +12,7 @@ import numpy as np
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.division import Division
 from dino_path.evaluation.labelled.splits import Ints
-from dino_path.evaluation.measures.metrics import Units
+from dino_path.evaluation.measures.sample import Units
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dino_path.evaluation.measures.intervals import (
     difference_interval,
     score_interval,
 )
-from dino_path.evaluation.measures.metrics import BOOTSTRAP_FREEDOM, Sample
+from dino_path.evaluation.measures.sample import BOOTSTRAP_FREEDOM, Sample
 
 NORMAL_QUANTILE = 1.959964
 

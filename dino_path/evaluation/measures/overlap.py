@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dino_path.evaluation.measures.confusion import Floats, Ints, mean_where_known
 from dino_path.evaluation.measures.intervals import LeftOut, Score, degrees_of_freedom
-from dino_path.evaluation.measures.metrics import Sample, Units, interval_in_words
+from dino_path.evaluation.measures.sample import Sample, Units, interval_in_words
 
 Average = Literal["image", "patient", "pooled"]
 Measure = Literal["dice", "iou"]

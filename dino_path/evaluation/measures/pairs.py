@@ -8,12 +8,15 @@ Shape suffixes: N cases of the cohort, M cases of one test part, G units, B rows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.evaluation.measures.confusion import Floats, Ints
+from dino_path.evaluation.measures.intervals import LeftOut
+from dino_path.evaluation.measures.sample import Sample, Units, resamples
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,31 @@ def _block(members: Ints, pairs_MM: NDArray[np.bool_], score_M: Floats) -> PairB
     difference_MM = score_M[:, None] - score_M
     wins_MM = np.where(pairs_MM, (difference_MM > 0) + 0.5 * (difference_MM == 0), 0.0)
     return PairBlock(members, wins_MM, pairs_MM)
+
+
+def pair_sample(blocks: Sequence[PairBlock], units: Units, freedom: float, *, num_bootstrap: int, seed: int) -> Sample:
+    """The share of correctly ordered pairs, over all blocks, with its variation with the tested units.
+
+    NaN where there is no pair.
+    """
+    wins, pairs = (np.array([getattr(block, name).sum() for block in blocks]).sum() for name in ("wins", "pairs"))
+    value = _share(wins, pairs)
+    deviations = []
+    for of_image, count in ((units.index, units.count), (np.arange(len(units.index)), len(units.index))):
+        lost_wins, lost_pairs = np.zeros(count), np.zeros(count)
+        for block in blocks:
+            lost = block.lost_with(of_image, count)
+            lost_wins, lost_pairs = lost_wins + lost[0], lost_pairs + lost[1]
+        deviations.append(_share(wins - lost_wins, pairs - lost_pairs) - value)
+    draws = []
+    for weights_BG in resamples(units, num_bootstrap, seed):
+        weights_BN = weights_BG[:, units.index].astype(np.float64)
+        drawn = np.array([block.weighted(weights_BN) for block in blocks]).sum(axis=0)
+        draws.append(_share(*drawn))
+    return Sample(float(value), np.concatenate(draws), LeftOut(deviations[0], deviations[1], freedom))
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share: Floats = np.where(np.asarray(whole) > 0, part / whole, np.nan)
+    return share

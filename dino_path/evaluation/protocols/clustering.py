@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from dino_path.evaluation.measures.confusion import Floats, Ints
 from dino_path.evaluation.measures.intervals import degrees_of_freedom
-from dino_path.evaluation.measures.metrics import Sample
+from dino_path.evaluation.measures.sample import Sample
 from dino_path.evaluation.protocols.knn import unit_length
 from dino_path.evaluation.protocols.makers import Cohort, of_unit_deviations
 

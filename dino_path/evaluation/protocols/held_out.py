@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from dino_path.errors import DataError
 from dino_path.evaluation.labelled.splits import draw_folds
 from dino_path.evaluation.measures.confusion import Floats, Ints, confusion_matrix, summarise
-from dino_path.evaluation.measures.metrics import Metrics, Units, measure
+from dino_path.evaluation.measures.metrics import Metrics, measure
+from dino_path.evaluation.measures.sample import Units
 from dino_path.evaluation.protocols.linear import logistic
 from dino_path.evaluation.protocols.makers import Cohort
 

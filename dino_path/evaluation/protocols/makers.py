@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.measures.confusion import Floats, Ints, confusion_matrix, summarise
 from dino_path.evaluation.measures.intervals import LeftOut
-from dino_path.evaluation.measures.metrics import Sample, Units, sample_of_mean
+from dino_path.evaluation.measures.means import sample_of_mean
+from dino_path.evaluation.measures.sample import Sample, Units
 
 MAX_IMAGES = 10_000  # 10,000 x 384 features: some 15 CPU seconds
 KS = (5, 11, 21, 51, 101)

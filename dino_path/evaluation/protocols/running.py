@@ -18,7 +18,7 @@ from dino_path.config import Config
 from dino_path.distributed import usable_cores
 from dino_path.evaluation.labelled.datasets import VALIDATION_FRACTION, LabelledSet, load_labelled
 from dino_path.evaluation.measures.confusion import Ints
-from dino_path.evaluation.measures.metrics import Units
+from dino_path.evaluation.measures.sample import Units
 from dino_path.evaluation.protocols.knn import knn_classify
 from dino_path.evaluation.protocols.linear import logistic
 from dino_path.features.extractor import Extractor, iterate_features

@@ -23,7 +23,9 @@ from dino_path.config import EvaluationConfig
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.division import Division
 from dino_path.evaluation.measures.confusion import Floats, Ints
-from dino_path.evaluation.measures.metrics import Metrics, Sample, Units, measure, sample_of_mean
+from dino_path.evaluation.measures.means import sample_of_mean
+from dino_path.evaluation.measures.metrics import Metrics, measure
+from dino_path.evaluation.measures.sample import Sample, Units
 from dino_path.evaluation.protocols.cache import Features, Images
 from dino_path.evaluation.protocols.knn import NeighbourIndex, unit_length
 from dino_path.evaluation.protocols.linear import logistic

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.measures.intervals import Score
-from dino_path.evaluation.measures.metrics import Units, mean_score
+from dino_path.evaluation.measures.means import mean_score
+from dino_path.evaluation.measures.sample import Units
 from dino_path.evaluation.protocols.knn import NeighbourIndex, sum_votes
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from dino_path.evaluation.baseline.supervised import Supervised, read_supervised
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.division import Division, divide
 from dino_path.evaluation.measures.confusion import Ints, confusion_matrix, summarise
-from dino_path.evaluation.measures.metrics import LOWER, UPPER
+from dino_path.evaluation.measures.sample import LOWER, UPPER
 from dino_path.evaluation.protocols.cache import FeatureCache, Features, Images, load_models
 from dino_path.evaluation.results.input_notes import input_notes
 from dino_path.evaluation.results.writing import (

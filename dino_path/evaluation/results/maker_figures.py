@@ -14,7 +14,7 @@ import numpy as np
 from dino_path.config import EvaluationConfig
 from dino_path.errors import DataError
 from dino_path.evaluation.measures.intervals import Score
-from dino_path.evaluation.measures.metrics import Sample
+from dino_path.evaluation.measures.sample import Sample
 from dino_path.evaluation.protocols.cache import Features
 from dino_path.evaluation.protocols.clustering import clustering_score
 from dino_path.evaluation.protocols.held_out import leave_one_maker_out, maker_predictability

@@ -19,7 +19,7 @@ from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.division import Division, divide
 from dino_path.evaluation.labelled.queries import Queries, queries_of
 from dino_path.evaluation.measures.intervals import LEAST_FREEDOM, Score
-from dino_path.evaluation.measures.metrics import ClassMeans, class_means
+from dino_path.evaluation.measures.means import ClassMeans, class_means
 from dino_path.evaluation.protocols.cache import FeatureCache, Images, load_models
 from dino_path.evaluation.protocols.retrieval import NUM_NEIGHBOURS, Retrieved, retrieve, scores_of_queries, units_among
 from dino_path.evaluation.results.input_notes import input_notes

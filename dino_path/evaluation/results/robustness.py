@@ -16,7 +16,7 @@ from dino_path.config import EvaluationConfig
 from dino_path.distributed import World
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.division import Division, divide
-from dino_path.evaluation.measures.metrics import Sample
+from dino_path.evaluation.measures.sample import Sample
 from dino_path.evaluation.protocols.cache import FeatureCache, Images, load_models
 from dino_path.evaluation.protocols.makers import MAX_IMAGES, Cohort, cohorts
 from dino_path.evaluation.protocols.shifts import (

@@ -28,7 +28,6 @@ from dino_path.evaluation.labelled.division import Division, divide
 from dino_path.evaluation.labelled.masks import Mask, MaskedSet
 from dino_path.evaluation.measures.confusion import Ints
 from dino_path.evaluation.measures.intervals import Score
-from dino_path.evaluation.measures.metrics import Sample
 from dino_path.evaluation.measures.overlap import (
     MEASURES,
     Average,
@@ -39,6 +38,7 @@ from dino_path.evaluation.measures.overlap import (
     measure_overlap,
     overlap_difference,
 )
+from dino_path.evaluation.measures.sample import Sample
 from dino_path.evaluation.protocols.cache import load_models
 from dino_path.evaluation.protocols.dense import (
     MAX_ITERATIONS,

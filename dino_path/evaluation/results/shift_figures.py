@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dino_path.evaluation.measures.metrics import Sample, mean_sample
+from dino_path.evaluation.measures.sample import Sample, mean_sample
 from dino_path.evaluation.protocols.shifts import ShiftCurve
 from dino_path.evaluation.results.writing import markdown_table
 from dino_path.features.shifts import LEVELS, MEANINGS, STRENGTHS, Shift

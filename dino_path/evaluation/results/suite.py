@@ -28,7 +28,7 @@ from dino_path.config import COMPARISON_SPECS, SuiteConfig
 from dino_path.distributed import World
 from dino_path.evaluation.measures.across_sets import mean_difference, mean_over_sets, mean_ranks
 from dino_path.evaluation.measures.intervals import LeftOut, Score
-from dino_path.evaluation.measures.metrics import Sample
+from dino_path.evaluation.measures.sample import Sample
 from dino_path.evaluation.protocols.cache import load_models
 from dino_path.evaluation.results.earlier import NOT_DECISIVE
 from dino_path.evaluation.results.suite_kinds import Leading

@@ -19,7 +19,8 @@ from dino_path.evaluation.labelled.division import divide
 from dino_path.evaluation.labelled.masks import MaskedSet, MaskListing
 from dino_path.evaluation.labelled.published_masks import list_masked, load_masked
 from dino_path.evaluation.labelled.queries import queries_of
-from dino_path.evaluation.measures.metrics import LOWEST, Metrics, Sample, interval_in_words
+from dino_path.evaluation.measures.metrics import LOWEST, Metrics
+from dino_path.evaluation.measures.sample import Sample, interval_in_words
 from dino_path.evaluation.results.earlier import Evaluation, Stem, refuse_to_lose, refuse_to_lose_masks
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 from dino_path.atomic import atomic_write
 from dino_path.config import EvaluationConfig
 from dino_path.evaluation.labelled.division import Division
-from dino_path.evaluation.measures.metrics import Sample
+from dino_path.evaluation.measures.sample import Sample
 from dino_path.evaluation.results.earlier import FORMATS, Stem
 from dino_path.features.extractor import Extractor
 from dino_path.records.environment import shared_environment

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dino_path.evaluation.measures.metrics import Units
+from dino_path.evaluation.measures.sample import Units
 from dino_path.evaluation.protocols.makers import Cohort
 
 

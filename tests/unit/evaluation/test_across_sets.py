@@ -8,7 +8,7 @@ from scipy.stats import binom, norm, t
 
 from dino_path.evaluation.measures.across_sets import mean_difference, mean_over_sets, mean_ranks
 from dino_path.evaluation.measures.intervals import LeftOut
-from dino_path.evaluation.measures.metrics import Sample
+from dino_path.evaluation.measures.sample import Sample
 
 MANY = 1000.0
 

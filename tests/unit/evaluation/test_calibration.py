@@ -6,7 +6,8 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from dino_path.evaluation.measures.calibration import NUM_BINS, ece_if_calibrated, reliability
-from dino_path.evaluation.measures.metrics import Units, measure, paired_difference
+from dino_path.evaluation.measures.metrics import measure, paired_difference
+from dino_path.evaluation.measures.sample import Units
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from dino_path.evaluation.measures.intervals import (
     difference_interval,
     score_interval,
 )
-from dino_path.evaluation.measures.metrics import Units, measure, paired_difference
+from dino_path.evaluation.measures.metrics import measure, paired_difference
+from dino_path.evaluation.measures.sample import Units
 
 
 def left_out(values, freedom=None):

@@ -8,7 +8,8 @@ from sklearn import metrics as sk
 
 from dino_path.evaluation.measures.confusion import areas, confusion_matrix, summarise
 from dino_path.evaluation.measures.intervals import Score
-from dino_path.evaluation.measures.metrics import Units, mean_over_draws, measure, paired_difference
+from dino_path.evaluation.measures.metrics import mean_over_draws, measure, paired_difference
+from dino_path.evaluation.measures.sample import Units
 
 
 @pytest.fixture

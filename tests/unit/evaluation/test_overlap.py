@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, jaccard_score
 
-from dino_path.evaluation.measures.metrics import Units
 from dino_path.evaluation.measures.overlap import (
     UNKNOWN,
     class_overlap,
@@ -12,6 +11,7 @@ from dino_path.evaluation.measures.overlap import (
     measure_overlap,
     overlap_difference,
 )
+from dino_path.evaluation.measures.sample import Units
 
 NUM_CLASSES = 3
 

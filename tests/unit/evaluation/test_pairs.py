@@ -8,8 +8,8 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from dino_path.evaluation.cohorts.measuring import quadratic_kappa
 from dino_path.evaluation.measures.confusion import confusion_matrix
 from dino_path.evaluation.measures.intervals import degrees_of_freedom
-from dino_path.evaluation.measures.metrics import Sample, Units, pair_sample
-from dino_path.evaluation.measures.pairs import class_pairs, survival_pairs
+from dino_path.evaluation.measures.pairs import class_pairs, pair_sample, survival_pairs
+from dino_path.evaluation.measures.sample import Sample, Units
 
 RNG = np.random.default_rng(0)
 PATIENTS = RNG.integers(0, 20, 60)

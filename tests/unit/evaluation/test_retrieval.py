@@ -18,7 +18,8 @@ from dino_path.errors import DataError
 from dino_path.evaluation.labelled.datasets import LabelledSet
 from dino_path.evaluation.labelled.division import Division
 from dino_path.evaluation.labelled.queries import queries_of
-from dino_path.evaluation.measures.metrics import Units, class_means, mean_score
+from dino_path.evaluation.measures.means import class_means, mean_score
+from dino_path.evaluation.measures.sample import Units
 from dino_path.evaluation.protocols.retrieval import (
     NONE,
     NUM_NEIGHBOURS,
