@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
+GB = 1e9
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +16,13 @@ from dino_path.errors import ConfigError
 from dino_path.model.checkpoint import Start
 from dino_path.plan.counted import StepCount, count_step
 from dino_path.plan.estimated import step_on_cpu, step_on_gpu, views_of_core
-from dino_path.plan.figure import Figure
+from dino_path.plan.figure import GB, Figure
 from dino_path.plan.measured import Measured, disk_bytes_per_s, measure_steps, measure_views
+from dino_path.plan.memory import memory_figures
+from dino_path.plan.remarks import plan_notes, plan_warnings
 from dino_path.plan.request import ClusterLine, cluster_lines
+from dino_path.plan.storage import PlannedFile, num_saves, planned_files
 from dino_path.run import RunFolder
-from dino_path.tiles.images import ImageFiles
 from dino_path.tiles.source import TileSource, open_tiles
 from dino_path.tiles.store import TileStore
 from dino_path.training.advice import advice
@@ -41,27 +41,8 @@ from dino_path.training.unreadable import tiles_as_begun
 
 logger = logging.getLogger(__name__)
 
-GB = 1e9
-# What the main process holds beside networks and views: Python, torch, timm; with CUDA its libraries too. The first was
-# measured on Linux with torch 2.15, the second is a guess on the safe side. A worker's own memory was measured.
-HOST_BYTES, HOST_BYTES_WITH_CUDA, WORKER_BYTES = 0.8e9, 4.0e9, 0.25e9
-GPU_CONTEXT_BYTES, GPU_CACHE_SHARE = 0.6e9, 0.1  # usual, not measured by us: context and libraries; allocator's cache
-AHEAD = 2  # batches that each worker keeps ready
-RECORD_BYTES, LOG_LINE_BYTES, OFFLINE_BYTES = 900, 160, 1_500  # of one record: metrics.jsonl, log.txt, W&B offline
-IMAGE_LINE_BYTES = 60  # of images.csv, which lists a folder of images
-SMALL_FILES_BYTES = 100_000  # config.yaml, environment.json, log.txt's first lines, W&B's own files
 START_S, START_SPREAD = 30.0, 3.0  # of a start that was not measured
 DISK_BYTES_PER_S = 0.3e9  # where it was not measured
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """What the run writes: bytes at its end, and the most on the way."""
-
-    path: str
-    num_bytes: int
-    most_bytes: int
-    note: str
 
 
 @dataclass(frozen=True)
@@ -222,9 +203,9 @@ def _added_up(
     steps_left = max(clock.num_steps - steps_done, 0)
 
     # What is written, and when.
-    saves = _num_saves(config, steps_done, clock.num_steps)
+    saves = num_saves(config, steps_done, clock.num_steps)
     num_records = -(-steps_left // config.monitor.log_every_steps)
-    files = _files(config, tiles, count, saves, num_records, guide)
+    files = planned_files(config, tiles, count, saves, num_records, guide)
     place = config.out or Path()
     disk_rate = disk_bytes_per_s(place) if is_measuring else DISK_BYTES_PER_S
     record_s = measured.record_s if measured is not None else 0.05
@@ -245,7 +226,7 @@ def _added_up(
         "views_of_one_core": core_views,
         "operations": Figure(count.flops / tiles_each / GB, "GFLOP/tile", "counted: student, teacher and heads"),
     }
-    figures |= _memory(config, count, measured, num_processes, num_workers, is_gpu=is_gpu)
+    figures |= memory_figures(config, count, measured, num_processes, num_workers, is_gpu=is_gpu)
     figures["disk"] = Figure(
         sum(one.most_bytes for one in files) / GB, "GB",
         f"counted: the most at once; {sum(one.num_bytes for one in files) / GB:.2g} GB at the end",
@@ -271,10 +252,12 @@ def _added_up(
         files=files,
         schedules=tuple(schedules.lines()),
         cluster=lines,
-        warnings=tuple(_warnings(config, figures, measured, core_views, num_workers, is_gpu=is_gpu, compute=compute)),
+        warnings=tuple(
+            plan_warnings(config, figures, measured, core_views, num_workers, is_gpu=is_gpu, compute=compute)
+        ),
         notes=(
             *(f"advice: {one}" for one in advice(config, clock, num_tiles=len(tiles))),
-            *_notes(config, measured, num_processes, is_gpu=is_gpu, saves=saves),
+            *plan_notes(config, measured, num_processes, is_gpu=is_gpu, saves=saves),
         ),
     )
 
@@ -291,177 +274,3 @@ def _with_views(compute: Figure, core: Figure, num_tiles: int, num_workers: int)
     )
     limit = "; the CPU's views are the limit" if num_workers and views[0] > compute.value else ""
     return Figure(value, "s", compute.how + limit, low, high)
-
-
-def _num_saves(config: Config, done: int, num_steps: int) -> int:
-    """Checkpoints that are still to be written."""
-    assert config.training is not None
-    every = {config.training.checkpoint_every_steps}
-    if config.monitor.keep_best and config.monitor.knn_data is not None:
-        every.add(config.monitor.knn_every_steps)
-    steps = {step for period in every for step in range(done - done % period + period, num_steps + 1, period)}
-    return len(steps | ({num_steps} if num_steps > done else set()))
-
-
-def _files(
-    config: Config, tiles: TileSource, count: StepCount, saves: int, num_records: int, guide: LiveGuide | None
-) -> tuple[PlannedFile, ...]:
-    assert config.training is not None
-    keep, size = config.training.keep_checkpoints, count.checkpoint_bytes
-    best = 1 if config.monitor.keep_best and saves > keep else 0
-    at_end, most = min(saves, keep) + best, min(saves, keep + 1) + best
-    note = f"{saves} are written; the newest {min(saves, keep)} stay{', and the best' if best else ''}"
-    numbers = num_records * (RECORD_BYTES + LOG_LINE_BYTES) + SMALL_FILES_BYTES
-    found = [
-        PlannedFile("checkpoints/", at_end * size, most * size, f"{note}; {size / GB:.3g} GB each (counted)"),
-        PlannedFile("metrics.jsonl, log.txt, config.yaml, ...", numbers, numbers, f"{num_records} records (estimate)"),
-    ]
-    if isinstance(tiles, ImageFiles):
-        listed = IMAGE_LINE_BYTES * len(tiles)
-        found.append(PlannedFile("images.csv", listed, listed, f"{len(tiles):,} images (estimate)"))
-    if config.wandb.mode != "disabled":
-        offline = num_records * OFFLINE_BYTES + SMALL_FILES_BYTES
-        found.append(PlannedFile("wandb/", offline, offline, f"wandb.mode={config.wandb.mode} (estimate)"))
-    if config.objective.distill.cached and guide is not None:
-        facts = guide.facts
-        of_tile = 4 * facts.num_features + 2 * facts.num_features * (facts.num_patches or 0)
-        of_all = len(tiles) * of_tile
-        found.append(PlannedFile("guide_features/", of_all, of_all, f"of {len(tiles):,} tiles (counted)"))
-    return tuple(found)
-
-
-def _memory(
-    config: Config, count: StepCount, measured: Measured | None, num_processes: int, num_workers: int, *, is_gpu: bool
-) -> dict[str, Figure]:
-    """Of the GPU, of a process, of all processes of a node with their workers, and of what workers share."""
-    assert config.training is not None
-    views, batch_size = config.views, config.training.batch_size_per_gpu
-    batch_bytes = batch_size * 3 * (2 * views.global_px**2 + views.num_local * views.local_px**2)
-    shared_bytes = num_workers * AHEAD * batch_bytes
-    found = {"gpu_memory": _gpu_memory(count, measured)} if is_gpu else {}
-    found["host_memory"] = host = _host_memory(count, measured, batch_size, is_gpu=is_gpu, batch_bytes=batch_bytes)
-    worker_bytes = measured.worker_bytes if measured is not None else None
-    of_worker = f"{(worker_bytes or WORKER_BYTES) / GB:.2g} GB ({'measured' if worker_bytes else 'assumed'})"
-    here = min(num_processes, max(resources_of("pretrain", config.cluster).num_gpus, 1))
-    beside = here * (num_workers * (worker_bytes or WORKER_BYTES) + shared_bytes) / GB
-    node = host.scaled(here, "GB", offset=beside)
-    each = f", each with {num_workers} worker(s) of {of_worker}" if num_workers else ""
-    found["node_memory"] = replace(node, how=f"{here} such process(es){each}")
-    how = f"counted: {AHEAD} batches of each worker in /dev/shm"
-    found["shared_memory"] = Figure(here * shared_bytes / GB, "GB", how)
-    return found
-
-
-def _gpu_memory(count: StepCount, measured: Measured | None) -> Figure:
-    if measured is not None and measured.device_bytes is not None:
-        return Figure(measured.device_bytes / GB, "GB", "measured: what torch's allocator took, without the context")
-    low = count.peak_bytes + GPU_CONTEXT_BYTES
-    return Figure(
-        (low + GPU_CACHE_SHARE * count.peak_bytes) / GB, "GB",
-        f"counted: {count.peak_bytes / GB:.3g} GB of tensors; with a usual context and cache (estimate)",
-        low / GB, (low + 2 * GPU_CACHE_SHARE * count.peak_bytes) / GB,
-    )  # fmt: skip
-
-
-def _host_memory(
-    count: StepCount, measured: Measured | None, batch_size: int, *, is_gpu: bool, batch_bytes: int
-) -> Figure:
-    """GB of the main process."""
-    if measured is not None:
-        further = 0.0 if is_gpu else (batch_size - measured.largest) * count.tile_bytes / GB
-        how = "measured" + (f" with {measured.largest} tiles, and counted for {batch_size}" if further else "")
-        value = measured.host_bytes / GB + further
-        return Figure(value, "GB", how, value - further / 10, value + further / 3)
-    value = (HOST_BYTES_WITH_CUDA + 3 * batch_bytes if is_gpu else HOST_BYTES + count.peak_bytes) / GB
-    how = "estimate: libraries and a few batches" if is_gpu else "estimate: libraries (0.8 GB) and the counted peak"
-    return Figure(value, "GB", how, 0.7 * value, 1.3 * value)
-
-
-def _warnings(
-    config: Config,
-    figures: dict[str, Figure],
-    measured: Measured | None,
-    core_views: Figure,
-    num_workers: int,
-    *,
-    is_gpu: bool,
-    compute: Figure,
-) -> list[str]:
-    """What does not fit into this machine or the section `cluster`."""
-    assert config.training is not None
-    found = []
-    is_here = measured is not None
-    place = next(one for one in (config.out or Path()).absolute().parents if one.exists())
-    free = shutil.disk_usage(place).free / GB
-    if config.out is not None and figures["disk"].value > free:
-        found.append(f"disk: {figures['disk'].value:.3g} GB are needed at {place}, and {free:.3g} GB are free")
-    shared = Path("/dev/shm")
-    if is_here and num_workers and shared.is_dir():
-        size = shutil.disk_usage(shared).free / GB
-        if figures["shared_memory"].value > size:
-            found.append(
-                f"shared memory: the workers need {figures['shared_memory'].value:.2g} GB in /dev/shm, which has"
-                f" {size:.2g} GB: enlarge it (docker run --shm-size), or lower training.num_workers"
-            )
-    free_memory = _free_memory()
-    if is_here and free_memory is not None and figures["node_memory"].most() * GB > free_memory:
-        found.append(
-            f"memory: {figures['node_memory'].most():.3g} GB are needed, and {free_memory / GB:.3g} GB are free here:"
-            " lower training.batch_size_per_gpu and raise training.accumulate_steps"
-        )
-    if is_gpu and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory / GB
-        if figures["gpu_memory"].value > total:
-            found.append(
-                f"GPU memory: {figures['gpu_memory'].value:.3g} GB are needed, and this GPU has {total:.3g} GB: lower"
-                " training.batch_size_per_gpu and raise training.accumulate_steps, or set"
-                " training.activation_checkpointing=elementwise"
-            )
-    tiles_each = config.training.batch_size_per_gpu * config.training.accumulate_steps
-    if measured is not None and measured.wait > 0.1 and num_workers:
-        found.append(
-            f"views: {measured.wait:.0%} of the time is spent waiting for views: raise training.num_workers"
-            f" ({num_workers} now), or set views.colour_on_device=true"
-        )
-    if measured is None and num_workers and num_workers * core_views.value < tiles_each / compute.value:
-        could, makes = tiles_each / compute.value, num_workers * core_views.value
-        needed = math.ceil(could / core_views.value)
-        found.append(
-            f"views: {num_workers} worker(s) make {makes:,.0f} tiles/s, and the {'GPU' if is_gpu else 'CPU'} could take"
-            f" {could:,.0f}: training.num_workers={needed}, or views.colour_on_device=true"
-        )
-    return found
-
-
-def _free_memory() -> int | None:
-    """Bytes of available memory as /proc/meminfo gives them; None if it cannot be read."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    return 1024 * int(text.split("MemAvailable:")[1].split()[0])
-
-
-def _notes(config: Config, measured: Measured | None, num_processes: int, *, is_gpu: bool, saves: int) -> list[str]:
-    """What the figures leave out."""
-    training, found = config.training, []
-    assert training is not None
-    if measured is not None:
-        found.append("the range comes from the measured steps: it does not include other users of this machine later")
-    if is_gpu and measured is None:
-        found.append(
-            "this machine has no GPU: times and GPU memory are estimates. Run this on a GPU node to measure them"
-        )
-    if num_processes > 1:
-        found.append("the time that processes wait for each other is not included (docs/scaling.md)")
-    if training.accumulate_steps == 1 and training.sharding is not None:
-        found.append("training.sharding: memory is counted without it; the run will need less")
-    if training.compile:
-        found.append("training.compile: neither the minutes of compiling at the start nor the later gain is included")
-    if config.monitor.knn_data is not None:
-        found.append("the time does not include the running k-NN (monitor.knn_data)")
-    if config.objective.distill.cached and config.objective.distill.weight > 0:
-        found.append("the time does not include computing the teacher model's features (objective.distill.cached)")
-    if training.continue_from is not None and num_processes > 1:
-        found.append("training.continue_from was not read: steps are counted from 0")
-    return found
