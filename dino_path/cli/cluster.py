@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,7 +26,10 @@ from dino_path.cli.program import (
     split_arguments,
 )
 from dino_path.cli.terminal import say, say_json, say_table
-from dino_path.errors import DinoPathError
+from dino_path.errors import ConfigError, DinoPathError
+
+if TYPE_CHECKING:
+    from dino_path.config import Config
 
 # What each stage requires, and the default folder below `out` for its results.
 NEEDS = {
@@ -61,14 +64,13 @@ def submit(
     """Run a stage, or all of them, as SLURM jobs.
 
     The resources come from the config's section "cluster". 'submit pipeline SLIDES... --data SPEC [--embed]' chains
-    tile, pretrain, export, baseline, evaluate and report, and with --embed also embeds the store. Submitted again,
-    every stage continues.
+    tile, pretrain, export, baseline, evaluate and report, and with --embed also embeds the store. It also takes
+    --pseudonymise and --key, as tile does. Submitted again, every stage continues.
     """
     from dino_path.cli.inputs import check_stage_inputs
     from dino_path.cluster.submission import submit as submit_stage
     from dino_path.config import SuiteConfig
     from dino_path.settings import load_config
-    from dino_path.tiles.layout import StoreFolder
 
     if stage == "pipeline":
         _submit_pipeline(list(arguments or ()), out, config, dry_run=dry_run)
@@ -89,8 +91,7 @@ def submit(
     given = check_command([stage, *words])
     refusals = _refusals(partial(check_stage_inputs, command, given, resolved), dry_run=dry_run)
     if stage == "tile" and not dry_run:
-        assert resolved.tiles is not None
-        StoreFolder(folder).prepare(resolved.tiles)
+        _prepare_tiling(given, resolved)
     submission = submit_stage(
         stage, resolved, words, out=folder, dry_run=dry_run,
         has_config=are_slides(given["inputs"]) if stage == "embed" else "config" in given,
@@ -104,25 +105,30 @@ def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None
     from dino_path.api.inputs import check_continued_run, check_labelled, check_slides, check_store
     from dino_path.cluster.pipeline import pipeline_stages, submit_pipeline
     from dino_path.settings import load_config
-    from dino_path.tiles.layout import StoreFolder
 
     has_features = "--embed" in arguments
     arguments, data = _without_option([word for word in arguments if word != "--embed"], "--data")
+    of_tile: list[str] = []
+    for name in ("--pseudonymise", "--key"):
+        arguments, value = _without_option(arguments, name)
+        of_tile += [name, value] if value is not None else []
     slides, overrides = split_arguments(arguments)
+    if of_tile and not slides:
+        raise ConfigError(
+            of_tile[0], "goes with slides.", "Slides get their pseudonyms when they are tiled.", "Name the slides."
+        )
     needs = ("tiles", "store", "out", "training") if slides else ("store", "out", "training")
     resolved = load_config(config, overrides, needs=needs, settings={"out": out} if out else None)
-    for one in pipeline_stages(resolved, slides, data, has_features=has_features):
-        check_command([one.stage, *one.words])
+    stages = pipeline_stages(resolved, [*slides, *of_tile], data, has_features=has_features)
+    given = {one.stage: check_command([one.stage, *one.words]) for one in stages}
     coming_store = resolved.store if slides else None
     checks = [partial(check_slides, slides, resolved) if slides else partial(check_store, resolved)]
     checks += [partial(check_continued_run, resolved)]
     checks += [partial(check_labelled, data, resolved, coming_store=coming_store)] if data is not None else []
     refusals = [refusal for check in checks for refusal in _refusals(check, dry_run=dry_run)]
     if slides and not dry_run:
-        assert resolved.tiles is not None
-        assert resolved.store is not None
-        StoreFolder(resolved.store).prepare(resolved.tiles)
-    submissions = submit_pipeline(resolved, slides, data, dry_run=dry_run, has_features=has_features)
+        _prepare_tiling(given["tile"], resolved)
+    submissions = submit_pipeline(resolved, [*slides, *of_tile], data, dry_run=dry_run, has_features=has_features)
     for submission in submissions:
         say(submission.text() if dry_run else submission.line())
         if submission.refusal is not None:
@@ -132,6 +138,24 @@ def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None
     _raise_first([*refusals, *(submission.refusal for submission in submissions)])
     if not dry_run:
         say(f"watch: dino-path status {shlex.quote(str(resolved.out))}")
+
+
+def _prepare_tiling(given: Mapping[str, Any], config: Config) -> None:
+    """What all tasks of the array share is made before they start: the store's settings, the mapping and the key.
+
+    Args:
+        given: the parameters of `tile`.
+    """
+    from dino_path.api.named_slides import pseudonym_files, search_named
+    from dino_path.tiles.layout import StoreFolder
+
+    assert config.tiles is not None
+    folder = StoreFolder(Path(given["out"]))
+    mapping, key = (None if given[name] is None else Path(given[name]) for name in ("pseudonymise", "key"))
+    names = pseudonym_files(mapping, key, folder.path)
+    if names is not None:
+        search_named(split_arguments(given["slides"])[0], config.slides, names, folder)
+    folder.prepare(config.tiles)
 
 
 def _refusals(check: Callable[[], None], *, dry_run: bool) -> list[DinoPathError]:

@@ -28,7 +28,7 @@ def pipeline_stages(
     """The stages, in their order.
 
     Args:
-        slides: files, folders or a CSV; none if the store already exists.
+        slides: files, folders or a CSV, and options of `tile`; none if the store already exists.
         data: the labelled images of the evaluation; None: it is left out.
         has_features: also embed the store's tiles. No other stage waits for this one.
     """

@@ -111,6 +111,23 @@ def test_a_mistake_anywhere_in_the_chain_is_refused_before_the_first_job(slurm: 
     assert not (slurm / "s").exists()
 
 
+def test_slides_get_their_pseudonyms_when_the_chain_is_submitted(slurm: Path, slides: list[str]) -> None:
+    """Before the array starts, whose tasks would each make a key."""
+    private = slurm / "private"
+    private.mkdir(mode=0o700)
+    words = [f"store={slurm}/store", f"out={slurm}/run", "--pseudonymise", "private/mapping.csv", "--key=private/key"]
+    assert CliRunner().invoke(app, ["submit", "pipeline", *slides, *words, "--dry-run"]).exit_code == 0
+    assert list(private.iterdir()) == []
+    result = CliRunner().invoke(app, ["submit", "pipeline", *slides, *words])
+    assert result.exit_code == 0, result.output
+    assert "a.tif" in (private / "mapping.csv").read_text()
+    assert {oct(file.stat().st_mode & 0o777) for file in private.iterdir() if file.name[0] != "."} == {"0o600"}
+    script = (slurm / "run/slurm/tile.sbatch").read_text()
+    assert f"a.tif --pseudonymise private/mapping.csv --key private/key --out {slurm}/store " in script
+    without = CliRunner().invoke(app, ["submit", "pipeline", *SETTINGS, *words])
+    assert "Name the slides" in str(without.exception)
+
+
 def test_features_are_a_job_beside_the_chain(slurm: Path, slides: list[str]) -> None:
     words = [*slides, f"store={slurm}/store", f"out={slurm}/run", "--embed"]
     result = CliRunner().invoke(app, ["submit", "pipeline", *words])
