@@ -85,6 +85,8 @@ def sampled(body: Callable[[], int], said: Path, seconds: float) -> tuple[int, S
     code = wait(child, seconds + 120)
     timer.cancel()
     sampler.join()
+    with said.with_suffix(".csv").open("w") as stream:  # what to look at where it is not flat
+        stream.writelines(["mb,files\n", *(f"{memory:.1f},{files}\n" for memory, files in sampler.samples)])
     return code, sampler
 
 

@@ -30,7 +30,7 @@ from dino_path.features.layouts import (
     layouts_of,
     refuse_shared_names,
 )
-from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.records.slide import SlideRecord
 from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 
@@ -85,7 +85,7 @@ def write_coordinate_files(store: Path, layouts: Sequence[LayoutName], out: Path
         TileStoreError: no store, or a damaged one.
     """
     config = StoreFolder(store).read_config()
-    records = [read_slide_record(file) for file in StoreFolder(store).record_files()]
+    records = StoreFolder(store).records()
     refuse_shared_names(
         ((record.path, None) for record in records), layouts
     )  # failed ones too: they would be given tiles

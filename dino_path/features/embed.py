@@ -44,7 +44,7 @@ from dino_path.features.patch_tokens import TokenShape, refuse_too_large, token_
 from dino_path.features.specs import LARGEST_MPP_DIFFERENCE, refuse_other_mpp
 from dino_path.progress import Meter, meter
 from dino_path.records.embedding import EmbeddingRecord, write_embedding
-from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.records.slide import SlideRecord
 from dino_path.tiles.layout import StoreFolder
 from dino_path.tiles.store import TileStore
 
@@ -165,7 +165,7 @@ def embed_store(
     )
     chosen = layouts_of(layouts, StoreFolder(store.path).read_config())
     slides = [_plan(extractor, store, out, chosen, number) for number in range(len(store.slides))]
-    records = [read_slide_record(file) for file in StoreFolder(store.path).record_files()]
+    records = StoreFolder(store.path).records()
     standing = _look(extractor, out, chosen, slides, records, with_tokens=with_tokens)
     done = standing.finished
     shape = token_shape(extractor, world.device) if with_tokens else None

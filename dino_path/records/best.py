@@ -60,7 +60,7 @@ def read_best(run: RunFolder) -> BestRecord | None:
     Raises:
         DataError: damaged. NewerFormat: a later dino_path wrote it.
     """
-    return BEST.read(run.best_file) if run.best_file.exists() else None
+    return BEST.find(run.best_file)
 
 
 def is_exhausted(record: BestRecord | None, stop_after: int | None) -> bool:

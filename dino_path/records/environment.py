@@ -58,4 +58,4 @@ def read_environment(file: Path) -> EnvironmentRecord | None:
     Raises:
         DataError: damaged. NewerFormat: a later dino_path wrote it.
     """
-    return ENVIRONMENT.read(file) if file.exists() else None
+    return ENVIRONMENT.find(file)

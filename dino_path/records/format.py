@@ -88,10 +88,17 @@ class Format(Generic[R]):
             DinoPathError: of the kind `error`: the file is missing, damaged, or another kind of file.
             NewerFormat: a later dino_path wrote it.
         """
+        record = self.find(file)
+        if record is None:
+            raise self.error(str(file.parent), f"no {file.name} here.", self.needed, self.remedy)
+        return record
+
+    def find(self, file: Path) -> R | None:
+        """As `read`; None if there is no such file, which another process may have removed a moment ago."""
         try:
             tree = parse_json(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise self.error(str(file.parent), f"no {file.name} here.", self.needed, self.remedy) from None
+            return None
         except (OSError, ValueError) as error:
             raise self.damaged(file, str(error)) from None
         return self.parse(tree, file)

@@ -123,7 +123,16 @@ def read_slide_record(file: Path) -> SlideRecord:
         TileStoreError: missing, damaged, or of another slide: its id names the files that `tile` writes and deletes.
         NewerFormat: a later dino_path wrote it.
     """
-    record = SLIDE.read(file)
+    return _of_this_name(SLIDE.read(file), file)
+
+
+def find_slide_record(file: Path) -> SlideRecord | None:
+    """As `read_slide_record`; None if there is none: another task may remove it, to tile the slide anew."""
+    record = SLIDE.find(file)
+    return None if record is None else _of_this_name(record, file)
+
+
+def _of_this_name(record: SlideRecord, file: Path) -> SlideRecord:
     if record.slide_id != file.stem:
         raise SLIDE.damaged(file, f"slide_id {record.slide_id!r} in a file of another name")
     return record

@@ -36,4 +36,4 @@ def read_start(file: Path) -> StartRecord | None:
     Raises:
         DataError: damaged. NewerFormat: a later dino_path wrote it.
     """
-    return START.read(file) if file.exists() else None
+    return START.find(file)

@@ -85,7 +85,7 @@ def read_verdict(run: RunFolder) -> VerdictRecord | None:
     Raises:
         DataError: damaged. NewerFormat: a later dino_path wrote it.
     """
-    return VERDICT.read(run.verdict_file) if run.verdict_file.exists() else None
+    return VERDICT.find(run.verdict_file)
 
 
 def interval(score: ScoreRecord) -> str:

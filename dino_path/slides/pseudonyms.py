@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal
 
@@ -163,19 +164,25 @@ def kept_private(files: PseudonymFiles) -> Iterator[Callable[[str], None]]:
     """What is logged inside names files: it goes to `files.notes` alone, and a line says so. Gives what notes more."""
     log, counted = logging.getLogger("dino_path"), _Counter()
     files.notes.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(files.notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, ONLY_OWNER)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
-        journal = logging.StreamHandler(stream)
-        journal.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        shown, log.handlers = log.handlers, [journal, counted]
-        try:
-            yield logger.warning
-        finally:
-            log.handlers = shown
-    if files.notes.stat().st_size == 0:
-        files.notes.unlink(missing_ok=True)
+    # Opened by the first note, not removed where there was none: another task may be about to write to it.
+    journal = _PrivateFile(files.notes, delay=True, encoding="utf-8")
+    journal.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    shown, log.handlers = log.handlers, [journal, counted]
+    try:
+        yield logger.warning
+    finally:
+        log.handlers = shown
+        journal.close()
     if counted.number:
         logger.warning("%d notes on the search for slides name files: they are in %s", counted.number, files.notes)
+
+
+class _PrivateFile(logging.FileHandler):
+    """A log that its owner alone may read."""
+
+    def _open(self) -> TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, ONLY_OWNER)
+        return os.fdopen(descriptor, "a", encoding=self.encoding)
 
 
 class _Counter(logging.Handler):

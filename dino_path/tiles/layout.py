@@ -25,7 +25,7 @@ from dino_path.atomic import remove_abandoned
 from dino_path.config import TilesConfig
 from dino_path.errors import ConfigError, TileStoreError
 from dino_path.records.deciding_settings import deciding_settings
-from dino_path.records.slide import SlideRecord, write_slide_record
+from dino_path.records.slide import SlideRecord, find_slide_record, write_slide_record
 from dino_path.records.store import StoreRecord, read_store_record, write_store_record
 from dino_path.settings import as_plain, digest_of_plain, section_from_file, section_with
 from dino_path.tiles.tile_table import LIMITS, limits_of
@@ -98,6 +98,10 @@ class StoreFolder:
     def record_files(self) -> list[Path]:
         """The records of all finished slides, in the order of their ids."""
         return files_like(self.path / "slides", "[!.]*.json")
+
+    def records(self) -> list[SlideRecord]:
+        """Those records, without the ones that other tasks remove meanwhile, to tile their slides anew."""
+        return [record for file in self.record_files() if (record := find_slide_record(file)) is not None]
 
     def remove_leftovers(self) -> None:
         """Delete temporary files that killed processes left."""

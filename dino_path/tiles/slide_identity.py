@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dino_path.errors import SlideError, TileStoreError
 from dino_path.identity import Identity, identity_of, is_same_content
-from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.records.slide import SlideRecord, find_slide_record
 from dino_path.slides.find import SlideRow
 from dino_path.tiles.layout import StoreFolder
 
@@ -47,7 +47,7 @@ def refuse_known_contents(store: Path, rows: Sequence[SlideRow]) -> None:
     folder, ids = StoreFolder(store), {row.slide_id for row in rows}
     by_size: dict[int, list[SlideRecord]] = {}
     for file in folder.record_files():
-        if file.stem not in ids and (record := read_slide_record(file)).content_digest:
+        if file.stem not in ids and (record := find_slide_record(file)) is not None and record.content_digest:
             by_size.setdefault(record.file_bytes, []).append(record)
     for row in rows if by_size else ():
         candidates = by_size.get(file_bytes(row.path), [])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.errors import TileStoreError
-from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.records.slide import SlideRecord
 from dino_path.slides.find import SlideRow
 from dino_path.slides.images.decoding import BadImage, decode_image
 from dino_path.slides.slide import RgbImage
@@ -83,7 +83,7 @@ class TileStore:
         """
         folder = StoreFolder(path)
         folder.read_config()
-        records = [read_slide_record(file) for file in folder.record_files()]
+        records = folder.records()
         done = [record for record in records if record.status == "done"]
         chosen = [
             record

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 
 from dino_path.atomic import atomic_write
-from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.records.slide import SlideRecord
 from dino_path.records.tables import SLIDES
 from dino_path.slides.images.jpeg import BadJpeg, decode_jpeg
 from dino_path.slides.resolution import FROM_CSV
@@ -42,7 +43,7 @@ def write_summary(folder: StoreFolder) -> None:
     seen: dict[Path, int] | None = None
     while not _is_current(folder) and (times := _record_times(folder)) != seen:  # another task may have ended meanwhile
         seen = times
-        records = [read_slide_record(file) for file in times]
+        records = folder.records()
         _write_sheets(folder, records)
         _write_table(folder, records)
 
@@ -56,7 +57,11 @@ def _is_current(folder: StoreFolder) -> bool:
 
 def _record_times(folder: StoreFolder) -> dict[Path, int]:
     """When each record was written, ns."""
-    return {file: file.stat().st_mtime_ns for file in folder.record_files()}
+    times: dict[Path, int] = {}
+    for file in folder.record_files():
+        with suppress(FileNotFoundError):  # another task has just removed it, to tile the slide anew
+            times[file] = file.stat().st_mtime_ns
+    return times
 
 
 def _write_table(folder: StoreFolder, records: Sequence[SlideRecord]) -> None:
@@ -92,8 +97,8 @@ def _cell(folder: StoreFolder, record: SlideRecord) -> RgbImage:
     overlay = folder.overlay_file(record.slide_id)
     if record.status == "failed":
         _write_reason(cell, record.reason)
-    elif overlay.is_file():
-        _paste(cell, _marked_slide(overlay, record))
+    elif (picture := _marked_slide(overlay, record)) is not None:
+        _paste(cell, picture)
     lines = (record.slide_id, f"{record.status}  {record.num_tiles:,} tiles  {'; '.join(record.flags)}")
     for number, (text, colour) in enumerate(zip(lines, ((0, 0, 0), STATUS_COLOURS[record.status]), strict=True)):
         at = (4, CELL_HEIGHT_PX - CELL_TEXT_PX + 13 + LINE_PX * number)
@@ -111,10 +116,12 @@ def _write_reason(cell: RgbImage, reason: str) -> None:
         cv2.putText(cell, line, (4, LINE_PX * number), FONT, 0.38, STATUS_COLOURS["failed"], 1, cv2.LINE_AA)
 
 
-def _marked_slide(overlay: Path, record: SlideRecord) -> RgbImage:
-    """The slide's part of an overlay, decoded at a quarter; what is below it is left out."""
+def _marked_slide(overlay: Path, record: SlideRecord) -> RgbImage | None:
+    """The slide's part of an overlay, decoded at a quarter; what is below it is left out. None: no such file."""
     try:
         small = decode_jpeg(overlay.read_bytes(), shrink=4)
+    except FileNotFoundError:
+        return None
     except BadJpeg as error:
         raise damaged_slide(overlay, str(error)) from None
     width_level0, height_level0 = record.pictured_part[2:]

@@ -11,7 +11,7 @@ from pathlib import Path
 from dino_path.config import TilesConfig
 from dino_path.errors import SlideError, TileStoreError
 from dino_path.progress import meter
-from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.records.slide import SlideRecord, find_slide_record
 from dino_path.settings import as_plain
 from dino_path.slides.find import SlideRow
 from dino_path.slides.masks import mask_digest
@@ -143,8 +143,8 @@ def _refuse_second_ids(folder: StoreFolder, rows: Sequence[SlideRow]) -> None:
     for file in folder.record_files():
         if file.stem in ids:
             continue
-        record = read_slide_record(file)
-        if record.path in paths:
+        record = find_slide_record(file)
+        if record is not None and record.path in paths:
             raise TileStoreError(
                 str(folder.path),
                 f"has {record.path} under the id {record.slide_id!r}; now its id would be {paths[record.path]!r}.",
@@ -217,7 +217,7 @@ def _brought_up_to_date(folder: StoreFolder, record: SlideRecord, row: SlideRow)
 def _record_or_none(file: Path) -> SlideRecord | None:
     """The record of a slide; None if it is missing or unreadable, so that the slide is tiled again."""
     try:
-        return read_slide_record(file) if file.exists() else None
+        return find_slide_record(file)
     except TileStoreError as error:
         logger.warning("%s is tiled again: %s", file.stem, error)
         return None

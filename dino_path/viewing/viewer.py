@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_path.errors import DataError, SlideError, TileStoreError
-from dino_path.records.slide import SlideRecord, read_slide_record
+from dino_path.records.slide import SlideRecord
 from dino_path.slides.region import read_scaled
 from dino_path.tiles.layout import StoreFolder, damaged_slide
 from dino_path.tiles.pictures import read_contours
@@ -53,7 +53,7 @@ class Viewer:
         """
         self.folder = StoreFolder(store)
         self.config = self.folder.read_config()
-        self.records = [read_slide_record(file) for file in self.folder.record_files()]
+        self.records = self.folder.records()
         if not self.records:
             raise TileStoreError(
                 str(store),

@@ -16,6 +16,7 @@ from dino_path.cluster.pipeline import submit_pipeline
 from dino_path.cluster.status import job_lines, run_status
 from dino_path.cluster.submission import submit
 from dino_path.errors import LaunchError
+from dino_path.records.pseudonyms import read_mapping
 from dino_path.run import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -86,7 +87,9 @@ def test_a_pipeline_walks_the_whole_road_and_a_failed_stage_stops_what_depends_o
         "tiles.min_area_um2=500", "cluster.array_tasks=2", "baseline.num_epochs=1", "baseline.input_px=32",
         "baseline.backbone=resnet10t", "evaluation.num_bootstrap=100", "evaluation.allow_duplicates=true", *ON_A_CPU,
     )  # fmt: skip
-    slides = [str(tmp_path / "slides")]
+    (tmp_path / "private").mkdir(mode=0o700)
+    mapping = tmp_path / "private" / "mapping.csv"
+    slides = [str(tmp_path / "slides"), "--pseudonymise", str(mapping)]  # both tasks of the array want to write it
     jobs = submit_pipeline(config, slides, labelled, dry_run=False)
     assert [show(str(job.job_id))["JobState"] for job in jobs[1:]] == ["PENDING"] * 5
     with pytest.raises(LaunchError, match="still waits or runs"):
@@ -96,6 +99,9 @@ def test_a_pipeline_walks_the_whole_road_and_a_failed_stage_stops_what_depends_o
     assert state == "COMPLETED", logs
     tiling = [log for name, log in logs.items() if name.startswith("dino-tile")]
     assert sorted(len(re.findall("^ *(?:done|failed)  ", log, re.MULTILINE)) for log in tiling) == [1, 2], tiling
+    pseudonyms = {entry.pseudonym for entry in read_mapping(mapping)}
+    assert len(pseudonyms) == 3
+    assert {file.stem for file in (tmp_path / "store" / "slides").glob("*.json")} == pseudonyms
     states = {stage.stage: stage.state for stage in run_status(tmp_path / "run")}
     assert states.pop("embed") == "-"  # it was not asked for
     assert [*states.values()] == ["3", "done", "done", "done", "done", "done"]

@@ -14,7 +14,7 @@ from dino_path.errors import ConfigError, SlideError
 from dino_path.records.pseudonyms import Entry, read_mapping
 from dino_path.records.slide import SlideRecord
 from dino_path.slides.find import SlideRow
-from dino_path.slides.pseudonyms import PseudonymFiles, pseudonym, pseudonymise, without_names
+from dino_path.slides.pseudonyms import PseudonymFiles, kept_private, pseudonym, pseudonymise, without_names
 from dino_path.tiles.layout import StoreFolder, write_record
 
 KEY = bytes(range(32))
@@ -176,6 +176,19 @@ def test_a_store_keeps_to_its_key_and_the_files_and_messages_hold_no_name(
     assert call(*words, "--pseudonymise", "private/other.csv") == 2
     assert "another key" in capfd.readouterr().err
     assert not (tmp_path / "private/other.csv").exists()
+
+
+def test_notes_of_two_tasks_at_once_are_all_kept_and_there_is_no_file_without_a_note(tmp_path: Path) -> None:
+    files = files_in(tmp_path)
+    with kept_private(files) as note:
+        with kept_private(files):
+            pass
+        assert not files.notes.exists()
+        note("SECRET one")
+        with kept_private(files) as other:
+            other("SECRET two")
+    assert [line.partition("SECRET ")[2] for line in files.notes.read_text().splitlines()][:2] == ["one", "two"]
+    assert stat.S_IMODE(files.notes.stat().st_mode) == 0o600
 
 
 def test_slides_with_their_own_names_and_stores_of_coordinates_are_refused(

@@ -14,11 +14,13 @@ from slide_files import PINK, tissue_image, write_jpeg_slide, write_slide_file
 
 from dino_path.config import TilesConfig
 from dino_path.errors import TileStoreError
+from dino_path.features.coordinates import write_coordinate_files
 from dino_path.records.slide import SlideRecord, read_slide_record
 from dino_path.slides.find import SlideRow, find_slides
 from dino_path.slides.slide import Slide
 from dino_path.tiles.layout import StoreFolder, write_record
 from dino_path.tiles.store import TileStore
+from dino_path.tiles.summary import write_summary
 from dino_path.tiles.tiling import TilingSummary, tile_slides
 from dino_path.tiles.workers import DIED, Failure, work_in_processes
 
@@ -106,6 +108,24 @@ def test_shards_share_the_slides_out_and_make_the_same_store(
     done = [tile_slides(rows, TILES, tmp_path / "s", shard=(i, 2), num_workers=0).records for i in (0, 1)]
     assert [[record.slide_id for record in records] for records in done] == [["a", "glass"], ["b"]]
     assert contents(tmp_path / "s") == contents(store_path)
+
+
+def test_a_task_ends_well_while_another_tiles_slides_anew(
+    rows: list[SlideRow], store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other removes a record that was in the list a moment ago, and then the slide's files."""
+    shutil.copytree(store_path, tmp_path / "store")
+    folder = StoreFolder(tmp_path / "store")
+    listed = folder.record_files()
+    folder.record_file("a").unlink()
+    folder.remove_outputs("a")
+    monkeypatch.setattr(StoreFolder, "record_files", lambda _: listed)
+    summary = tile_slides([one for one in rows if one.slide_id != "a"], TILES, folder.path, num_workers=0)
+    assert [record.slide_id for record in summary.records] == ["b", "glass"]
+    folder.summary_file.unlink()
+    write_summary(folder)
+    assert [line.split(",")[1] for line in folder.summary_file.read_text().splitlines()] == ["slide_id", "b", "glass"]
+    assert write_coordinate_files(folder.path, ["clam"], tmp_path / "clam").written == ("b",)
 
 
 def test_a_killed_task_is_continued_and_leaves_nothing_behind(
