@@ -164,7 +164,7 @@ def main() -> int:
         metrics = arena / "run" / "metrics.jsonl"
         lines = metrics.read_text().count("\n")
         memory, files, at_end = sampler.growth(metrics.stat().st_mtime)
-        is_flat = is_flat and code in (0, 85) and max(memory, at_end) < GROWTH_MB and files <= 0
+        is_flat = is_flat and code in (0, 85) and memory < GROWTH_MB and files <= 0
         print(
             f"{10 * lines:,} steps: {memory:+.1f} MB, {files:+d} files in the last quarter; at the end"
             f" {at_end:+.1f} MB; code {code}"
