@@ -32,7 +32,7 @@ bench:
 BUDGET_S ?= inf
 RUN ?= uv run
 bench-gpu:
-	$(RUN) python -m pytest -n 0 tests/gpu
+	$(RUN) python -m pytest -o addopts=-q tests/gpu  # without pytest-xdist, which a lent machine may lack
 	$(RUN) python benchmarks/training/loss.py --batches 64 256 512 --piece-mb 16 64 256
 	$(RUN) python benchmarks/gpu/bench.py --out bench-gpu --budget-s $(BUDGET_S) $(if $(PEER),--peer $(PEER))
 

@@ -30,6 +30,7 @@ from dino_path.errors import ConfigError, DinoPathError
 
 if TYPE_CHECKING:
     from dino_path.config import Config
+    from dino_path.slides.pseudonyms import PseudonymFiles
 
 # What each stage requires, and the default folder below `out` for its results.
 NEEDS = {
@@ -90,6 +91,7 @@ def submit(
         words += ["--out", str(folder)]
     given = check_command([stage, *words])
     refusals = _refusals(partial(check_stage_inputs, command, given, resolved), dry_run=dry_run)
+    refusals += _refusals(partial(_pseudonyms_of, given), dry_run=dry_run) if stage == "tile" else []
     if stage == "tile" and not dry_run:
         _prepare_tiling(given, resolved)
     submission = submit_stage(
@@ -122,7 +124,10 @@ def _submit_pipeline(arguments: list[str], out: Path | None, config: Path | None
     stages = pipeline_stages(resolved, [*slides, *of_tile], data, has_features=has_features)
     given = {one.stage: check_command([one.stage, *one.words]) for one in stages}
     coming_store = resolved.store if slides else None
-    checks = [partial(check_slides, slides, resolved) if slides else partial(check_store, resolved)]
+    checks: list[Callable[[], object]] = [
+        partial(check_slides, slides, resolved) if slides else partial(check_store, resolved)
+    ]
+    checks += [partial(_pseudonyms_of, given["tile"])] if slides else []
     checks += [partial(check_continued_run, resolved)]
     checks += [partial(check_labelled, data, resolved, coming_store=coming_store)] if data is not None else []
     refusals = [refusal for check in checks for refusal in _refusals(check, dry_run=dry_run)]
@@ -146,19 +151,25 @@ def _prepare_tiling(given: Mapping[str, Any], config: Config) -> None:
     Args:
         given: the parameters of `tile`.
     """
-    from dino_path.api.named_slides import pseudonym_files, search_named
+    from dino_path.api.named_slides import search_named
     from dino_path.tiles.layout import StoreFolder
 
     assert config.tiles is not None
-    folder = StoreFolder(Path(given["out"]))
-    mapping, key = (None if given[name] is None else Path(given[name]) for name in ("pseudonymise", "key"))
-    names = pseudonym_files(mapping, key, folder.path)
+    folder, names = StoreFolder(Path(given["out"])), _pseudonyms_of(given)
     if names is not None:
         search_named(split_arguments(given["slides"])[0], config.slides, names, folder)
     folder.prepare(config.tiles)
 
 
-def _refusals(check: Callable[[], None], *, dry_run: bool) -> list[DinoPathError]:
+def _pseudonyms_of(given: Mapping[str, Any]) -> PseudonymFiles | None:
+    """The mapping and the key in the parameters of `tile`, which may lie there. Raises as `pseudonym_files`."""
+    from dino_path.api.named_slides import pseudonym_files
+
+    mapping, key = (None if given[name] is None else Path(given[name]) for name in ("pseudonymise", "key"))
+    return pseudonym_files(mapping, key, Path(given["out"]))
+
+
+def _refusals(check: Callable[[], object], *, dry_run: bool) -> list[DinoPathError]:
     """The refusals of a check of the inputs; a dry run shows its scripts before it ends with them.
 
     Raises:
@@ -180,9 +191,15 @@ def _raise_first(refusals: Sequence[DinoPathError | None]) -> None:
 
 
 def _without_option(arguments: list[str], name: str) -> tuple[list[str], str | None]:
-    """The arguments without `NAME VALUE` or `NAME=VALUE`, and that value (None if absent)."""
+    """The arguments without `NAME VALUE` or `NAME=VALUE`, and that value (None if absent).
+
+    Raises:
+        ConfigError: the name stands last, without a value.
+    """
     for number, argument in enumerate(arguments):
-        if argument == name and number + 1 < len(arguments):
+        if argument == name:
+            if number + 1 == len(arguments):
+                raise ConfigError(name, "stands last.", "It needs a value.", f"Write {name} VALUE.")
             return arguments[:number] + arguments[number + 2 :], arguments[number + 1]
         if argument.startswith(f"{name}="):
             return arguments[:number] + arguments[number + 1 :], argument.partition("=")[2]

@@ -118,6 +118,9 @@ def test_slides_get_their_pseudonyms_when_the_chain_is_submitted(slurm: Path, sl
     words = [f"store={slurm}/store", f"out={slurm}/run", "--pseudonymise", "private/mapping.csv", "--key=private/key"]
     assert CliRunner().invoke(app, ["submit", "pipeline", *slides, *words, "--dry-run"]).exit_code == 0
     assert list(private.iterdir()) == []
+    for wrong, said in (("--key=private/key", "goes with --pseudonymise"), ("--pseudonymise", "needs a value")):
+        refused = CliRunner().invoke(app, ["submit", "pipeline", *slides, *words[:2], "--dry-run", wrong])
+        assert said in str(refused.exception)
     result = CliRunner().invoke(app, ["submit", "pipeline", *slides, *words])
     assert result.exit_code == 0, result.output
     assert "a.tif" in (private / "mapping.csv").read_text()
